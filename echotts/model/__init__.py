@@ -1,0 +1,6 @@
+"""The velocity network: arrays in, arrays out. It knows no mesh, file or process."""
+
+from echotts.model.dit import BlockDiT, Conditions
+from echotts.model.parameters import Params, build, count_parameters, merge, no_decay, split
+
+__all__ = ["BlockDiT", "Conditions", "Params", "build", "count_parameters", "merge", "no_decay", "split"]

@@ -1,0 +1,117 @@
+"""Attention: the one softmax, self-attention of the encoders, joint attention of the decoder."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float
+
+from echotts.model.layers import Linear, RMSNorm, rotate
+
+MASKED_SCORE = -1e30  # finite: a row with no visible key attends evenly instead of giving NaN
+
+
+def attend(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    mask: Bool[Array, "#b #t s"],
+) -> Float[Array, "b t h d"]:
+    """Softmax attention with scale 1/sqrt(d), softmax in float32; `mask` is True where a key may be read."""
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+class ConditionKeysValues(NamedTuple):
+    """What one decoder layer reads of text and speaker: (b n h d) and (b p h d); with a layer axis first when stacked."""
+
+    text_keys: Any
+    text_values: Any
+    speaker_keys: Any
+    speaker_values: Any
+
+
+class SelfAttention(nnx.Module):
+    """Encoder self-attention: q/k norm per head, RoPE on all heads, sigmoid output gate."""
+
+    def __init__(self, width: int, heads: int, *, eps: float, rngs: nnx.Rngs):
+        self.heads = heads
+        self.wq = Linear(width, width, rngs=rngs)
+        self.wk = Linear(width, width, rngs=rngs)
+        self.wv = Linear(width, width, rngs=rngs)
+        self.wgate = Linear(width, width, rngs=rngs)
+        self.wo = Linear(width, width, rngs=rngs)
+        self.q_norm = RMSNorm(heads, width // heads, eps=eps)
+        self.k_norm = RMSNorm(heads, width // heads, eps=eps)
+
+    def __call__(
+        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], angles: Float[Array, "s i"]
+    ) -> Float[Array, "b s e"]:
+        q = rotate(self.q_norm(_split_heads(self.wq(x), self.heads)), angles)
+        k = rotate(self.k_norm(_split_heads(self.wk(x), self.heads)), angles)
+        v = _split_heads(self.wv(x), self.heads)
+        return self.wo(_join_heads(attend(q, k, v, mask)) * jax.nn.sigmoid(self.wgate(x)))
+
+
+class JointAttention(nnx.Module):
+    """Latents attend to [themselves, text, speaker] in one softmax.
+
+    RoPE turns the first half of the heads of q and of the latents' own keys; condition keys are not turned.
+    One k_norm serves all three kinds of keys. The latents' own keys are all visible.
+    """
+
+    def __init__(self, width: int, heads: int, text_width: int, speaker_width: int, *, eps: float, rngs: nnx.Rngs):
+        self.heads = heads
+        self.wq = Linear(width, width, rngs=rngs)
+        self.wgate = Linear(width, width, rngs=rngs)
+        self.wk_self = Linear(width, width, rngs=rngs)
+        self.wv_self = Linear(width, width, rngs=rngs)
+        self.wk_text = Linear(text_width, width, rngs=rngs)
+        self.wv_text = Linear(text_width, width, rngs=rngs)
+        self.wk_speaker = Linear(speaker_width, width, rngs=rngs)
+        self.wv_speaker = Linear(speaker_width, width, rngs=rngs)
+        self.wo = Linear(width, width, rngs=rngs)
+        self.q_norm = RMSNorm(heads, width // heads, eps=eps)
+        self.k_norm = RMSNorm(heads, width // heads, eps=eps)
+
+    def project_conditions(
+        self, text_state: Float[Array, "b n e"], speaker_state: Float[Array, "b p f"]
+    ) -> ConditionKeysValues:
+        """This layer's keys (normed) and values of both conditions; they depend on neither x nor t."""
+        return ConditionKeysValues(
+            text_keys=self.k_norm(_split_heads(self.wk_text(text_state), self.heads)),
+            text_values=_split_heads(self.wv_text(text_state), self.heads),
+            speaker_keys=self.k_norm(_split_heads(self.wk_speaker(speaker_state), self.heads)),
+            speaker_values=_split_heads(self.wv_speaker(speaker_state), self.heads),
+        )
+
+    def __call__(
+        self,
+        y: Float[Array, "b t w"],
+        conditions: ConditionKeysValues,
+        mask: Bool[Array, "b s"],
+        angles: Float[Array, "t i"],
+    ) -> Float[Array, "b t w"]:
+        """`mask` covers the concatenated keys [latents, text, speaker]: s = t + n + p."""
+        q = self._rotate_half(self.q_norm(_split_heads(self.wq(y), self.heads)), angles)
+        k = self._rotate_half(self.k_norm(_split_heads(self.wk_self(y), self.heads)), angles)
+        v = _split_heads(self.wv_self(y), self.heads)
+        keys = jnp.concatenate([k, conditions.text_keys, conditions.speaker_keys], axis=1)
+        values = jnp.concatenate([v, conditions.text_values, conditions.speaker_values], axis=1)
+        heard = _join_heads(attend(q, keys, values, mask[:, None]))
+        return self.wo(heard * jax.nn.sigmoid(self.wgate(y)))
+
+    def _rotate_half(self, x: Float[Array, "b t h d"], angles: Float[Array, "t i"]) -> Float[Array, "b t h d"]:
+        half = self.heads // 2
+        return jnp.concatenate([rotate(x[:, :, :half], angles), x[:, :, half:]], axis=2)
+
+
+def _split_heads(x: Float[Array, "b t w"], heads: int) -> Float[Array, "b t h d"]:
+    return x.reshape(*x.shape[:2], heads, -1)
+
+
+def _join_heads(x: Float[Array, "b t h d"]) -> Float[Array, "b t w"]:
+    return x.reshape(*x.shape[:2], -1)

@@ -1,0 +1,223 @@
+"""BlockDiT, the velocity network: noisy latents, a time and two conditions in, a velocity out.
+
+Architecture: docs/model.md; the closest public code is christophschuhmann/dacvae-echo.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from echotts.config import ModelConfig
+from echotts.model import layers
+from echotts.model.attention import ConditionKeysValues, JointAttention
+from echotts.model.encoders import SpeakerEncoder, TextEncoder
+from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normalise, timestep_embedding
+
+
+class Modulation(NamedTuple):
+    """What time says to every block, shared by all: three vectors (b, 1, w), or (1, 1, w) for one common time."""
+
+    shift: Array
+    scale: Array
+    gate: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Conditions:
+    """Text and speaker as the decoder reads them, computed once per utterance.
+
+    A dropped condition is a mask of False: keys and values stay as they are. Fields are arrays (or what a tree map
+    puts in their place): keys and values (l, b, n, h, d) for text and (l, b, p, h, d) for speaker patches.
+    """
+
+    text_keys: Any
+    text_values: Any
+    speaker_keys: Any
+    speaker_values: Any
+    text_mask: Any  # (b, n) bool
+    speaker_mask: Any  # (b, p) bool
+
+    @property
+    def keys_values(self) -> ConditionKeysValues:
+        """The per-layer part, layer axis first."""
+        return ConditionKeysValues(self.text_keys, self.text_values, self.speaker_keys, self.speaker_values)
+
+
+class LowRankAdaLN(nnx.Module):
+    """RMS norm without gain, shifted and scaled by the time: z = up(down(SiLU(g))) + g for shift, scale and gate."""
+
+    def __init__(self, width: int, rank: int, *, eps: float, rngs: nnx.Rngs):
+        self.eps = eps
+        self.adaln_rank_shift = Linear(width, rank, rngs=rngs)
+        self.adaln_rank_scale = Linear(width, rank, rngs=rngs)
+        self.adaln_rank_gate = Linear(width, rank, rngs=rngs)
+        self.shift = Linear(rank, width, bias=True, zero=True, rngs=rngs)
+        self.scale = Linear(rank, width, bias=True, zero=True, rngs=rngs)
+        self.gate = Linear(rank, width, bias=True, zero=True, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t w"], modulation: Modulation) -> tuple[Array, Array]:
+        """The normed, modulated input and the gate of the branch that reads it, both in the dtype of x."""
+        shift = self.shift(self.adaln_rank_shift(jax.nn.silu(modulation.shift))) + modulation.shift
+        scale = self.scale(self.adaln_rank_scale(jax.nn.silu(modulation.scale))) + modulation.scale
+        gate = self.gate(self.adaln_rank_gate(jax.nn.silu(modulation.gate))) + modulation.gate
+        y = rms_normalise(x, self.eps) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
+        return y.astype(x.dtype), jnp.tanh(gate)
+
+
+class DecoderBlock(nnx.Module):
+    """Joint attention, then SwiGLU, each behind its own AdaLN and gate."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        eps = config.norm_eps
+        self.attn_adaln = LowRankAdaLN(config.width, config.adaln_rank, eps=eps, rngs=rngs)
+        self.attention = JointAttention(
+            config.width, config.heads, config.text.width, config.speaker.width, eps=eps, rngs=rngs
+        )
+        self.mlp_adaln = LowRankAdaLN(config.width, config.adaln_rank, eps=eps, rngs=rngs)
+        self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t w"],
+        modulation: Modulation,
+        conditions: ConditionKeysValues,
+        mask: Bool[Array, "b s"],
+        angles: Float[Array, "t i"],
+    ) -> Float[Array, "b t w"]:
+        y, gate = self.attn_adaln(x, modulation)
+        x = x + gate * self.attention(y, conditions, mask, angles)
+        y, gate = self.mlp_adaln(x, modulation)
+        return x + gate * self.mlp(y)
+
+
+class BlockDiT(nnx.Module):
+    """The velocity network. Layers are stacked along a first axis and scanned: one compiled block.
+
+    `constrain` is applied to activations at block boundaries; it is where a sharding may enter.
+    A fresh model returns zeros (its output projection starts at zero).
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: Constrain = layers.identity):
+        width, eps = config.width, config.norm_eps
+        self.config = config
+        self.constrain = constrain
+        self.text_encoder = TextEncoder(config, rngs=rngs, constrain=constrain)
+        self.text_norm = RMSNorm(config.text.width, eps=eps)
+        self.speaker_encoder = SpeakerEncoder(config, rngs=rngs, constrain=constrain)
+        self.speaker_norm = RMSNorm(config.speaker.width, eps=eps)
+        self.cond_dense_0 = Linear(config.timestep_width, width, rngs=rngs)
+        self.cond_dense_1 = Linear(width, width, rngs=rngs)
+        self.cond_dense_global_shift = Linear(width, width, rngs=rngs)
+        self.cond_dense_global_scale = Linear(width, width, rngs=rngs)
+        self.cond_dense_global_gate = Linear(width, width, rngs=rngs)
+        self.in_proj = Linear(config.latent_channels, width, bias=True, rngs=rngs)
+        self.blocks = layers.stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.depth, rngs)
+        self.norm = RMSNorm(width, eps=eps)
+        self.out_proj = Linear(width, config.latent_channels, bias=True, zero=True, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t c"],
+        t: Float[Array, "#b"],
+        text_ids: Int[Array, "b n"],
+        text_mask: Bool[Array, "b n"],
+        speaker_latent: Float[Array, "b m c"],
+        speaker_mask: Bool[Array, "b m"],
+    ) -> Float[Array, "b t c"]:
+        """The velocity at time t (0 = data, 1 = noise), float32. Masks are True where a token or frame is real.
+
+        Condition keys are computed inside each layer, so that rematerialisation forgets them too (training).
+        """
+        text_state = self.encode_text(text_ids, text_mask)
+        speaker_state = self.encode_speaker(speaker_latent)
+        mask = _joint_mask(x, text_mask, self.patch_mask(speaker_mask))
+        modulation = self.modulation(self.embed_time(t))
+        angles = self._angles(x)
+
+        def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
+            conditions = block.attention.project_conditions(text_state, speaker_state)
+            return self.constrain(block(x, modulation, conditions, mask, angles)), None
+
+        hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), remat=self.config.remat)
+        return self.read_out(hidden)
+
+    def encode_conditions(
+        self,
+        text_ids: Int[Array, "b n"],
+        text_mask: Bool[Array, "b n"],
+        speaker_latent: Float[Array, "b m c"],
+        speaker_mask: Bool[Array, "b m"],
+    ) -> Conditions:
+        """Both encoders and every layer's keys and values, for `velocity` at any x and t."""
+        text_state = self.encode_text(text_ids, text_mask)
+        speaker_state = self.encode_speaker(speaker_latent)
+
+        def step(block: DecoderBlock, carry: None, _: None) -> tuple[None, ConditionKeysValues]:
+            return carry, block.attention.project_conditions(text_state, speaker_state)
+
+        _, stacked = layers.scan_layers(self.blocks, step, None, remat="none")
+        return Conditions(*stacked, text_mask=text_mask, speaker_mask=self.patch_mask(speaker_mask))
+
+    def velocity(
+        self, x: Float[Array, "b t c"], t: Float[Array, "#b"], conditions: Conditions
+    ) -> Float[Array, "b t c"]:
+        """The velocity at (x, t), float32, from conditions encoded before."""
+        mask = _joint_mask(x, conditions.text_mask, conditions.speaker_mask)
+        modulation = self.modulation(self.embed_time(t))
+        angles = self._angles(x)
+
+        def step(block: DecoderBlock, x: Array, keys_values: ConditionKeysValues) -> tuple[Array, None]:
+            return self.constrain(block(x, modulation, keys_values, mask, angles)), None
+
+        hidden = self.embed_latent(x)
+        hidden, _ = layers.scan_layers(self.blocks, step, hidden, conditions.keys_values, remat=self.config.remat)
+        return self.read_out(hidden)
+
+    def encode_text(self, text_ids: Int[Array, "b n"], text_mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
+        """Normed text states."""
+        return self.text_norm(self.text_encoder(text_ids, text_mask))
+
+    def encode_speaker(self, speaker_latent: Float[Array, "b m c"]) -> Float[Array, "b p e"]:
+        """Normed speaker states, one per patch; the number of frames must be a multiple of the patch."""
+        return self.speaker_norm(self.speaker_encoder(speaker_latent))
+
+    def patch_mask(self, speaker_mask: Bool[Array, "b m"]) -> Bool[Array, "b p"]:
+        """A patch is visible if its first frame is."""
+        return speaker_mask[:, :: self.config.patch]
+
+    def embed_time(self, t: Float[Array, " b"]) -> Float[Array, "b w"]:
+        """The time vector before the shift, scale and gate heads."""
+        embedding = timestep_embedding(t, self.config.timestep_width).astype(self.config.compute_dtype)
+        return self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
+
+    def modulation(self, time: Float[Array, "b w"]) -> Modulation:
+        """The three global heads, computed once and shared by all blocks."""
+        active = jax.nn.silu(time)[:, None]
+        return Modulation(
+            shift=self.cond_dense_global_shift(active),
+            scale=self.cond_dense_global_scale(active),
+            gate=self.cond_dense_global_gate(active),
+        )
+
+    def embed_latent(self, x: Float[Array, "b t c"]) -> Float[Array, "b t w"]:
+        """Latents into the decoder's width and compute dtype."""
+        return self.constrain(self.in_proj(x.astype(self.config.compute_dtype)))
+
+    def read_out(self, hidden: Float[Array, "b t w"]) -> Float[Array, "b t c"]:
+        """Final norm and output projection, in float32."""
+        return self.out_proj(self.norm(hidden.astype(jnp.float32)))
+
+    def _angles(self, x: Float[Array, "b t c"]) -> Float[Array, "t i"]:
+        return layers.rope_angles(x.shape[1], self.config.head_dim, self.config.rope_theta)
+
+
+def _joint_mask(
+    x: Float[Array, "b t c"], text_mask: Bool[Array, "b n"], patch_mask: Bool[Array, "b p"]
+) -> Bool[Array, "b s"]:
+    """Visible keys of [latents, text, speaker]: latents always are, there is no padding mask on their side."""
+    return jnp.concatenate([jnp.ones(x.shape[:2], dtype=bool), text_mask, patch_mask], axis=1)

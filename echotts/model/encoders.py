@@ -1,0 +1,83 @@
+"""The two condition encoders: text (bidirectional, masked) and speaker (causal over patches of frames)."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from echotts.config import EncoderConfig, ModelConfig
+from echotts.model import layers
+from echotts.model.attention import SelfAttention
+from echotts.model.layers import Embedding, Linear, RMSNorm, SwiGLU
+
+
+class EncoderBlock(nnx.Module):
+    """Pre-norm self-attention, then SwiGLU; plain residuals."""
+
+    def __init__(self, config: EncoderConfig, *, eps: float, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.width, eps=eps)
+        self.attention = SelfAttention(config.width, config.heads, eps=eps, rngs=rngs)
+        self.mlp_norm = RMSNorm(config.width, eps=eps)
+        self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
+
+    def __call__(
+        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], angles: Float[Array, "s i"]
+    ) -> Float[Array, "b s e"]:
+        x = x + self.attention(self.attention_norm(x), mask, angles)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class TextEncoder(nnx.Module):
+    """Token ids to text states. A row without a visible token gives finite states that the decoder never reads."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: layers.Constrain = layers.identity):
+        self.config = config
+        self.constrain = constrain
+        self.text_embedding = Embedding(config.vocabulary, config.text.width, rngs=rngs)
+        self.blocks = layers.stack(
+            lambda rngs: EncoderBlock(config.text, eps=config.norm_eps, rngs=rngs), config.text.depth, rngs
+        )
+
+    def __call__(self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
+        x = self.text_embedding(ids, jnp.dtype(self.config.compute_dtype))
+        return run_encoder(self.blocks, x, mask[:, None], self.config, self.config.text, self.constrain)
+
+
+class SpeakerEncoder(nnx.Module):
+    """Reference latents, cut in patches of frames, to speaker states.
+
+    Causal and without a padding mask: padding stands at the end, so causality keeps it out of the real patches.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: layers.Constrain = layers.identity):
+        self.config = config
+        self.constrain = constrain
+        self.in_proj = Linear(config.patch * config.latent_channels, config.speaker.width, bias=True, rngs=rngs)
+        self.blocks = layers.stack(
+            lambda rngs: EncoderBlock(config.speaker, eps=config.norm_eps, rngs=rngs), config.speaker.depth, rngs
+        )
+
+    def __call__(self, latent: Float[Array, "b m c"]) -> Float[Array, "b p e"]:
+        rows, frames, channels = latent.shape
+        patch = self.config.patch
+        if frames % patch:
+            raise ValueError(f"speaker latent has {frames} frames: pad it to a multiple of the patch, {patch}")
+        patches = latent.astype(self.config.compute_dtype).reshape(rows, frames // patch, patch * channels)
+        causal = jnp.tril(jnp.ones((1, frames // patch, frames // patch), dtype=bool))
+        return run_encoder(self.blocks, self.in_proj(patches), causal, self.config, self.config.speaker, self.constrain)
+
+
+def run_encoder(
+    blocks: EncoderBlock,
+    x: Float[Array, "b s e"],
+    mask: Bool[Array, "#b #s s"],
+    config: ModelConfig,
+    encoder: EncoderConfig,
+    constrain: layers.Constrain,
+) -> Float[Array, "b s e"]:
+    """Scans the stacked encoder blocks over x; RoPE counts positions from the first entry."""
+    angles = layers.rope_angles(x.shape[1], encoder.head_dim, config.rope_theta)
+
+    def step(block: EncoderBlock, x: Array, _: None) -> tuple[Array, None]:
+        return constrain(block(x, mask, angles)), None
+
+    return layers.scan_layers(blocks, step, constrain(x), remat=config.remat)[0]

@@ -1,0 +1,151 @@
+"""The parts every network of the model is made of, and how layers are stacked and scanned.
+
+Parameters are float32 masters; a layer computes in the dtype of its input, norms and rotations in float32.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from echotts.config import RematName
+
+INITIAL_STD = 0.02
+ROPE_PAIR = 2  # adjacent channels (2i, 2i+1) are the real and imaginary part
+
+kernel_init = jax.nn.initializers.truncated_normal(INITIAL_STD)
+zero_init = jax.nn.initializers.zeros
+
+Constrain: TypeAlias = Callable[[Array], Array]
+Block = TypeVar("Block", bound=nnx.Module)
+
+
+def identity(x: Any) -> Any:
+    """The default activation constraint: none."""
+    return x
+
+
+class Linear(nnx.Module):
+    """x @ kernel (+ bias), in the dtype of x. The kernel is stored (in, out)."""
+
+    def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, bias: bool = False, zero: bool = False):
+        self.kernel = nnx.Param((zero_init if zero else kernel_init)(rngs.params(), (width_in, width_out)))
+        self.bias = nnx.Param(jnp.zeros((width_out,))) if bias else None
+
+    def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table of vectors, one per token id."""
+
+    def __init__(self, vocabulary: int, width: int, *, rngs: nnx.Rngs):
+        self.embedding = nnx.Param(kernel_init(rngs.params(), (vocabulary, width)))
+
+    def __call__(self, ids: Array, dtype: Any) -> Array:
+        return jnp.take(self.embedding[...], ids, axis=0).astype(dtype)
+
+
+def rms_normalise(x: Float[Array, "*rows c"], eps: float) -> Float[Array, "*rows c"]:
+    """x / sqrt(mean(x^2) + eps) over the last axis; the result is float32."""
+    x = x.astype(jnp.float32)
+    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+
+
+class RMSNorm(nnx.Module):
+    """RMS norm over the last axis with a gain of the given shape, computed in float32, returned in the input's dtype."""
+
+    def __init__(self, *shape: int, eps: float):
+        self.weight = nnx.Param(jnp.ones(shape))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*rows c"]) -> Float[Array, "*rows c"]:
+        return (rms_normalise(x, self.eps) * self.weight[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """w2(SiLU(w1 x) * (w3 x))."""
+
+    def __init__(self, width: int, hidden: int, *, rngs: nnx.Rngs):
+        self.w1 = Linear(width, hidden, rngs=rngs)
+        self.w2 = Linear(hidden, width, rngs=rngs)
+        self.w3 = Linear(width, hidden, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
+        return self.w2(jax.nn.silu(self.w1(x)) * self.w3(x))
+
+
+def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
+    """[cos(t f), sin(t f)] with f_k = 1000 exp(-ln(10000) k / half); float32, t in [0, 1].
+
+    The arguments reach 1000, so the frequencies are built in float32 in exactly this order of operations.
+    """
+    half = width // 2
+    k = np.arange(half, dtype=np.float32)
+    frequencies = np.float32(1000) * np.exp(np.float32(-np.log(10000.0)) * k / np.float32(half))
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def rope_angles(positions: int, head_dim: int, theta: float) -> Float[Array, "t i"]:
+    """Rotation angle of each position and channel pair: position * theta^(-2i/head_dim), float32."""
+    exponents = np.arange(0, head_dim, ROPE_PAIR, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(theta) ** exponents
+    return jnp.arange(positions, dtype=jnp.float32)[:, None] * frequencies
+
+
+def rotate(x: Float[Array, "b t h d"], angles: Float[Array, "t i"]) -> Float[Array, "b t h d"]:
+    """Turns each adjacent channel pair of every head by its angle, in float32."""
+    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
+    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, ROPE_PAIR)
+    real, imaginary = pairs[..., 0], pairs[..., 1]
+    turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=-1)
+    return turned.reshape(x.shape).astype(x.dtype)
+
+
+def stack(create: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
+    """One module whose parameters hold `depth` independently initialised layers along a new first axis."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def create_all(rngs: nnx.Rngs) -> Block:
+        return create(rngs)
+
+    return create_all(rngs)
+
+
+def scan_layers(
+    blocks: nnx.Module,
+    apply: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+    *,
+    remat: RematName,
+) -> tuple[Any, Any]:
+    """Runs `apply(block, carry, x) -> (carry, y)` through stacked layers as one compiled body.
+
+    `xs` has the layer axis first, as the returned ys have. `remat` says what the backward pass keeps of each layer:
+    everything ("none"), the results of matrix products with weights ("dots") or its input alone ("full").
+    """
+    graphdef, params = nnx.split(blocks)
+
+    def body(carry: Any, layer: Any) -> tuple[Any, Any]:
+        layer_params, x = layer
+        return apply(nnx.merge(graphdef, layer_params), carry, x)
+
+    return lax.scan(_rematerialised(body, remat), carry, (params, xs))
+
+
+def _rematerialised(body: Callable[..., Any], remat: RematName) -> Callable[..., Any]:
+    # inside a scan the loop itself keeps XLA from merging the two computations, so prevent_cse would only cost
+    if remat == "none":
+        return body
+    if remat == "dots":
+        return jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+    return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)

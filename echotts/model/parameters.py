@@ -1,0 +1,77 @@
+"""Parameters as plain nested dicts of arrays: between a module and the pure functions that train, save and load it."""
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import jax
+from flax import nnx
+
+from echotts.config import ModelConfig
+from echotts.model import layers
+from echotts.model.dit import BlockDiT
+
+Params: TypeAlias = dict[str, Any]  # nested; leaves are arrays, layers stacked along their first axis
+
+NO_DECAY = frozenset({"bias", "scale", "weight", "gate", "shift", "out_proj"})
+NO_DECAY_PREFIX = "adaln_rank_"
+
+
+def split(model: BlockDiT) -> tuple[Any, Params]:
+    """(structure, parameters). The structure is static and hashable; parameters are a nested dict of arrays."""
+    graphdef, state = nnx.split(model)
+    return graphdef, nnx.to_pure_dict(state)
+
+
+def merge(graphdef: Any, params: Params) -> BlockDiT:
+    """The model of this structure with these parameters; works under jit, grad and scan."""
+    return nnx.merge(graphdef, params)
+
+
+def build(config: ModelConfig, params: Params, constrain: layers.Constrain = layers.identity) -> BlockDiT:
+    """A model with the given parameters; none is initialised on the way."""
+    return merge(structure(config, constrain), params)
+
+
+def structure(config: ModelConfig, constrain: layers.Constrain = layers.identity) -> Any:
+    """The static structure of a model of this config, made without allocating a parameter."""
+    return split(abstract(config, constrain))[0]
+
+
+def abstract(config: ModelConfig, constrain: layers.Constrain = layers.identity) -> BlockDiT:
+    """A model whose parameters are shapes only (jax.ShapeDtypeStruct)."""
+    return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), constrain=constrain))
+
+
+def count_parameters(params: Any) -> int:
+    """How many numbers a parameter tree (or a model) holds; shapes are enough."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dict -> {"blocks/attention/wq/kernel": leaf, ...}, in the order of the tree."""
+    flat: dict[str, Any] = {}
+    for name, value in params.items():
+        path = f"{prefix}/{name}" if prefix else str(name)
+        flat.update(flatten(value, path) if isinstance(value, Mapping) else {path: value})
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    params: Params = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return params
+
+
+def no_decay(path: str) -> bool:
+    """Whether weight decay leaves the parameter at this '/'-joined path alone; published and stacked paths alike.
+
+    True for biases, norm gains, all of AdaLN and the output projection; components are matched whole, so
+    `wgate` and `cond_dense_global_gate` do decay.
+    """
+    return any(part in NO_DECAY or part.startswith(NO_DECAY_PREFIX) for part in path.split("/"))

@@ -1,0 +1,204 @@
+"""BlockDiT against its golden vectors, and the properties it must keep."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from echotts.config import echo_1b3, echo_840m
+from echotts.interop import expected_shapes, params_to_published, published_path
+from echotts.model import BlockDiT, build, count_parameters, layers, merge, split
+from echotts.model.parameters import flatten
+from tests.blockdit_golden import GOLDEN, Golden, assert_golden, config_of, relative_rms
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Golden:
+    return Golden("tiny_forward")
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny: Golden) -> BlockDiT:
+    return tiny.model()
+
+
+@jax.jit
+def forward(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> Any:
+    return model(x, t, *conditions)
+
+
+def test_the_parameters_are_filled_as_the_golden_file_says(tiny: Golden):
+    leaves = [leaf.astype(np.float64) for leaf in jax.tree.leaves(tiny.params())]
+    assert sum(leaf.size for leaf in leaves) == tiny.meta["num_params"]
+    np.testing.assert_allclose(sum(leaf.sum() for leaf in leaves), tiny.meta["param_sum"], rtol=1e-9)
+    np.testing.assert_allclose(sum((leaf**2).sum() for leaf in leaves), tiny.meta["param_sumsq"], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["tiny_forward", "tiny_shared_t", "medium_forward"])
+def test_velocity_equals_the_golden_vector(name: str):
+    golden = Golden(name)
+    actual = forward(golden.model(), golden["in_x"], golden["in_t"], *golden.conditions())
+    assert actual.dtype == jnp.float32
+    assert_golden(actual, golden["out_velocity"])
+
+
+@jax.jit
+def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str, Any]:
+    """What the golden file keeps on the way: encoder states, time, and the first decoder block."""
+    text_ids, text_mask, speaker_latent, speaker_mask = conditions
+    text_state, speaker_state = model.encode_text(text_ids, text_mask), model.encode_speaker(speaker_latent)
+    time = model.embed_time(t)
+    graphdef, stacked = nnx.split(model.blocks)
+    block = nnx.merge(graphdef, jax.tree.map(lambda leaf: leaf[0], stacked))
+    hidden = model.embed_latent(x)
+    visible = jnp.ones(x.shape[:2], dtype=bool)
+    mask = jnp.concatenate([visible, text_mask, model.patch_mask(speaker_mask)], axis=1)
+    angles = layers.rope_angles(x.shape[1], model.config.head_dim, model.config.rope_theta)
+    keys_values = block.attention.project_conditions(text_state, speaker_state)
+    y, _ = block.attn_adaln(hidden, model.modulation(time))
+    return {
+        "mid_text_state": text_state,
+        "mid_speaker_state": speaker_state,
+        "mid_timestep_embedding": layers.timestep_embedding(t, model.config.timestep_width),
+        "mid_cond_embed": time,
+        "mid_block0": block(hidden, model.modulation(time), keys_values, mask, angles),
+        "mid_block0_attention": block.attention(y, keys_values, mask, angles),
+    }
+
+
+@pytest.mark.parametrize("name", ["tiny_forward", "medium_forward"])
+def test_intermediates_equal_the_golden_vectors(name: str):
+    golden = Golden(name)
+    actual = intermediates(golden.model(), golden["in_x"], golden["in_t"], *golden.conditions())
+    defined = np.asarray(golden["in_text_mask"]).any(axis=1)  # a text row with no visible token is not defined
+    for key, value in actual.items():
+        rows = defined if key == "mid_text_state" else slice(None)
+        assert_golden(value[rows], golden[key][rows])
+
+
+def test_the_1_3b_preset_has_the_published_tensors_shape_by_shape():
+    manifest = json.loads((GOLDEN / "blockdit_manifest.json").read_text())
+    preset = echo_1b3().model
+    assert preset == dataclasses.replace(
+        config_of(manifest["config"]), compute_dtype=preset.compute_dtype, remat=preset.remat
+    )
+    ours = dict(published_shapes(expected_shapes(preset)))
+    assert ours == {path: tuple(shape) for path, shape in manifest["params"].items()}
+    assert count_parameters(expected_shapes(preset)) == manifest["total"] == 1_303_763_072
+
+
+def published_shapes(shapes: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, leaf in shapes.items():
+        stacked = published_path(path) != published_path(path, 0)
+        for layer in range(leaf.shape[0]) if stacked else [None]:
+            yield published_path(path, layer), leaf.shape[1:] if stacked else leaf.shape
+
+
+def test_the_840m_preset_has_840m_parameters():
+    assert count_parameters(expected_shapes(echo_840m().model)) == 840_536_960
+
+
+def test_a_fresh_model_returns_zeros_and_its_layers_differ(tiny: Golden):
+    model = BlockDiT(tiny.config, rngs=nnx.Rngs(0))
+    velocity = forward(model, tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    np.testing.assert_array_equal(velocity, 0)
+    kernels = np.asarray(model.blocks.attention.wq.kernel[...])
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+    assert 0.015 < kernels.std() < 0.02  # truncated at two standard deviations of 0.02
+    assert float(jnp.abs(model.blocks.attn_adaln.gate.kernel[...]).max()) == 0
+
+
+def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, tiny_model: BlockDiT):
+    @jax.jit
+    def cached(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> Any:
+        return model.velocity(x, t, model.encode_conditions(*conditions))
+
+    actual = cached(tiny_model, tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    assert_golden(actual, tiny["out_velocity"])
+
+
+def test_padding_of_either_condition_changes_nothing(tiny: Golden, tiny_model: BlockDiT):
+    ids, text_mask, latent, speaker_mask = tiny.conditions()
+    padded = (
+        jnp.pad(ids, ((0, 0), (0, 9)), constant_values=77),
+        jnp.pad(text_mask, ((0, 0), (0, 9))),
+        jnp.pad(latent, ((0, 0), (0, 8), (0, 0)), constant_values=3.0),
+        jnp.pad(speaker_mask, ((0, 0), (0, 8))),
+    )
+    actual = forward(tiny_model, tiny["in_x"], tiny["in_t"], *padded)
+    assert_golden(actual, tiny["out_velocity"])
+
+
+def test_a_row_with_both_conditions_masked_is_finite_forward_and_backward(tiny: Golden, tiny_model: BlockDiT):
+    ids, text_mask, latent, speaker_mask = tiny.conditions()
+    graphdef, params = split(tiny_model)
+
+    @jax.jit
+    def loss_and_gradient(params: Any) -> Any:
+        def loss(params: Any) -> Any:
+            masked = (ids, jnp.zeros_like(text_mask), latent, jnp.zeros_like(speaker_mask))
+            return jnp.sum(merge(graphdef, params)(tiny["in_x"], tiny["in_t"], *masked) ** 2)
+
+        return jax.value_and_grad(loss)(params)
+
+    for leaf in jax.tree.leaves(loss_and_gradient(params)):
+        assert np.isfinite(leaf).all()
+
+
+def unrolled(blocks: Any, apply: Any, carry: Any, xs: Any = None, *, remat: str) -> tuple[Any, Any]:
+    """`layers.scan_layers` as a plain Python loop."""
+    graphdef, params = nnx.split(blocks)
+    ys = []
+    for layer in range(jax.tree.leaves(params)[0].shape[0]):
+        layer_params, x = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params, xs))
+        carry, y = apply(nnx.merge(graphdef, layer_params), carry, x)
+        ys.append(y)
+    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def test_scanned_layers_equal_unrolled_ones(tiny: Golden, tiny_model: BlockDiT, monkeypatch: pytest.MonkeyPatch):
+    arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    scanned = forward(tiny_model, *arguments)
+    monkeypatch.setattr(layers, "scan_layers", unrolled)
+    actual = jax.jit(lambda model, *arguments: model(*arguments))(tiny_model, *arguments)
+    np.testing.assert_allclose(actual, scanned, rtol=0, atol=2e-5)
+
+
+def test_remat_policies_give_equal_gradients(tiny: Golden):
+    params = tiny.params()
+    arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
+
+    def gradients(remat: str) -> Any:
+        graphdef, _ = split(build(dataclasses.replace(tiny.config, remat=remat), params))
+        return jax.jit(jax.grad(lambda params: jnp.mean(merge(graphdef, params)(*arguments) ** 2)))(params)
+
+    expected = flatten(gradients("none"))
+    for remat in ("dots", "full"):
+        for path, leaf in flatten(gradients(remat)).items():
+            np.testing.assert_allclose(leaf, expected[path], rtol=1e-3, atol=1e-6, err_msg=f"{remat} {path}")
+
+
+def test_bfloat16_compute_is_close_to_float32(tiny: Golden):
+    model = build(dataclasses.replace(tiny.config, compute_dtype="bfloat16"), tiny.params())
+    actual = forward(model, tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    assert actual.dtype == jnp.float32
+    assert relative_rms(actual, tiny["out_velocity"]) < 0.03
+
+
+def test_reference_frames_that_make_no_whole_patch_are_refused(tiny: Golden, tiny_model: BlockDiT):
+    ids, text_mask, latent, speaker_mask = tiny.conditions()
+    with pytest.raises(ValueError, match="15 frames: pad it to a multiple of the patch, 4"):
+        tiny_model(tiny["in_x"], tiny["in_t"], ids, text_mask, latent[:, :15], speaker_mask[:, :15])
+
+
+def test_stacking_keeps_every_value_in_its_place(tiny: Golden):
+    published = flatten(params_to_published(tiny.params()))
+    kernel = tiny.params()["text_encoder"]["blocks"]["attention"]["wgate"]["kernel"]
+    name = "text_encoder/TextTransformerBlock_2/attention/wgate/Dense_0/kernel"
+    np.testing.assert_array_equal(published[name], kernel[2])

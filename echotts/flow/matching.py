@@ -1,0 +1,118 @@
+"""Flow matching: where on the path a row is trained, what is dropped, and the loss.
+
+Time 0 is data and 1 is noise; the path is x_t = (1 - t) x0 + t n and the velocity to learn is n - x0
+(docs/training.md; the recipe of LAION's README and of christophschuhmann/dacvae-echo).
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from echotts.config import FlowConfig, LossName
+
+LOSS_EPS = 1e-6  # published: keeps a batch without a valid frame finite
+
+VelocityFn = Callable[[Array, Array, Array, Array, Array, Array], Array]
+
+
+@runtime_checkable
+class TrainingBatch(Protocol):
+    """What the loss reads of a batch; a frozen dataclass of arrays (echotts.data.batch.Batch)."""
+
+    latent: Any  # (b, t, c) float32
+    latent_mask: Any  # (b, t) bool; a row that only fills the batch has none
+    text_ids: Any  # (b, n) int32
+    text_mask: Any  # (b, n) bool
+    speaker_latent: Any  # (b, m, c) float32
+    speaker_mask: Any  # (b, m) bool
+
+
+SomeBatch = TypeVar("SomeBatch", bound=TrainingBatch)
+
+
+def stratified_timesteps(key: Key[Array, ""], global_batch: int) -> Float[Array, " b"]:
+    """Logit-normal timesteps, one per row of the global batch, one from each of its equal strata.
+
+    The key must be the same on all processes; a process with some of the rows takes its part of the result.
+    """
+    offset_key, shift_key = jax.random.split(key)
+    offset = jax.random.uniform(offset_key)
+    return timesteps_at(offset, jax.random.randint(shift_key, (), 0, global_batch), global_batch)
+
+
+def timesteps_at(offset: Float[Array, ""], mod_offset: Int[Array, ""], global_batch: int) -> Float[Array, " b"]:
+    """t_i = sigmoid(Phi^-1(q_i)) with q_i = ((i + mod_offset) mod b + offset) / b.
+
+    `mod_offset` rolls the strata, so that a fixed row does not always see the same range of t.
+    """
+    stratum = (jnp.arange(global_batch) + mod_offset) % global_batch
+    quantile = (stratum + offset.astype(jnp.float32)) / global_batch
+    return jax.nn.sigmoid(jax.scipy.special.ndtri(quantile))
+
+
+def path_and_target(
+    x0: Float[Array, "b t c"], noise: Float[Array, "b t c"], t: Float[Array, " b"]
+) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"]]:
+    """(x_t, target velocity): x_t = (1 - t) x0 + t noise, target = noise - x0."""
+    t = t[:, None, None]
+    return (1 - t) * x0 + t * noise, noise - x0
+
+
+def condition_dropout(key: Key[Array, ""], batch: SomeBatch, config: FlowConfig) -> SomeBatch:
+    """Drops text and speaker of random rows, independently, so that guidance has an unconditional branch."""
+    text_key, speaker_key = jax.random.split(key)
+    rows = batch.text_mask.shape[:1]
+    text_keep = jax.random.bernoulli(text_key, 1 - config.text_dropout, rows)
+    return drop_conditions(batch, text_keep, jax.random.bernoulli(speaker_key, 1 - config.speaker_dropout, rows))
+
+
+def drop_conditions(batch: SomeBatch, text_keep: Bool[Array, " b"], speaker_keep: Bool[Array, " b"]) -> SomeBatch:
+    """A dropped text loses its mask (ids stay); a dropped speaker loses its mask and its latents."""
+    return dataclasses.replace(  # pyright: ignore[reportArgumentType]
+        batch,
+        text_mask=batch.text_mask & text_keep[:, None],
+        speaker_mask=batch.speaker_mask & speaker_keep[:, None],
+        speaker_latent=jnp.where(speaker_keep[:, None, None], batch.speaker_latent, 0),
+    )
+
+
+def flow_loss(
+    velocity_fn: VelocityFn, batch: TrainingBatch, key: Key[Array, ""], config: FlowConfig, train: bool
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Loss of one batch at random times and noise; conditions are dropped only when `train`.
+
+    Everything random is a function of `key` and of the row's place in the global batch. For aux see `velocity_loss`.
+    """
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    t = stratified_timesteps(time_key, batch.latent.shape[0])
+    noise = jax.random.normal(noise_key, batch.latent.shape)
+    if train:
+        batch = condition_dropout(dropout_key, batch, config)
+    return velocity_loss(velocity_fn, batch, t, noise, config.loss)
+
+
+def velocity_loss(
+    velocity_fn: VelocityFn, batch: TrainingBatch, t: Float[Array, " b"], noise: Float[Array, "b t c"], loss: LossName
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The loss at given times and noise.
+
+    "published": squared error summed over every frame of the kept rows, padding included, per valid frame.
+    "frame": mean squared error of the valid frames. Rows without a valid frame count in neither.
+
+    aux: "t" (b,), "row_loss" (b,) each row's mean squared error over the frames that count, "kept" (b,) bool, and
+    "weight" (): the loss of a batch dealt in equal parts is exactly sum(weight * loss) / sum(weight) over the parts.
+    """
+    x_t, target = path_and_target(batch.latent.astype(jnp.float32), noise, t)
+    velocity = velocity_fn(x_t, t, batch.text_ids, batch.text_mask, batch.speaker_latent, batch.speaker_mask)
+    frame_error = jnp.mean(jnp.square(velocity.astype(jnp.float32) - target), axis=-1)
+    valid = batch.latent_mask.astype(jnp.float32)
+    kept = batch.latent_mask.any(axis=1)
+    counted = jnp.broadcast_to(kept[:, None], valid.shape).astype(jnp.float32) if loss == "published" else valid
+    weight = jnp.mean(valid) + LOSS_EPS
+    row_loss = jnp.sum(frame_error * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
+    aux = {"t": t, "row_loss": row_loss, "kept": kept, "weight": weight}
+    return jnp.mean(frame_error * counted) / weight, aux

@@ -43,7 +43,7 @@ _QUIET_LOCK = threading.Lock()
 logger = logging.getLogger(__name__)
 
 
-def duration_s(source: str | Path | io.BufferedIOBase, *, name: str = "") -> float:
+def duration_s(source: str | Path | io.BytesIO | io.BufferedReader, *, name: str = "") -> float:
     """Length of a recording in seconds, from its header. Errors as `read_audio`."""
     name = name or _name(source)
     with _open(source, name) as file:
@@ -51,7 +51,11 @@ def duration_s(source: str | Path | io.BufferedIOBase, *, name: str = "") -> flo
 
 
 def read_audio(
-    source: str | Path | io.BufferedIOBase, sample_rate: int, *, limit_s: float | None = None, name: str = ""
+    source: str | Path | io.BytesIO | io.BufferedReader,
+    sample_rate: int,
+    *,
+    limit_s: float | None = None,
+    name: str = "",
 ) -> Samples:
     """A recording (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any channels) as mono float32 at `sample_rate`.
 
@@ -238,7 +242,7 @@ def _scaled(samples: Samples, gain: float) -> Samples:
     return (samples * min(gain, 1.0 / peak)).astype(np.float32)
 
 
-def _open(source: str | Path | io.BufferedIOBase, name: str) -> soundfile.SoundFile:
+def _open(source: str | Path | io.BytesIO | io.BufferedReader, name: str) -> soundfile.SoundFile:
     if isinstance(source, str | Path):
         if not Path(source).exists():
             raise FileNotFoundError(f"{name}: no such recording")
@@ -271,7 +275,7 @@ def _quiet(mpeg: bool) -> Iterator[None]:
             os.close(error_output)
 
 
-def _name(source: str | Path | io.BufferedIOBase) -> str:
+def _name(source: str | Path | io.BytesIO | io.BufferedReader) -> str:
     return str(source) if isinstance(source, str | Path) else "recording"
 
 

@@ -5,13 +5,28 @@ entry per layer), `opt_state`, `step`, `samples_seen`; a file may also hold the 
 restricted reader of `echotts.pickles` only. Every size is read off the array shapes, never taken from a preset.
 """
 
+import dataclasses
+import json
+import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
-from echotts.config import EncoderConfig, ModelConfig
-from echotts.model.parameters import Params, abstract, flatten, unflatten
+from echotts.config import DtypeName, EncoderConfig, ModelConfig, to_dict
+from echotts.files import atomic_write
+from echotts.model.dit import BlockDiT
+from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
+
+EXPORT_FORMAT = "echotts 1"
+SILENCE = "silence"
+PUBLISHED_PICKLE_PROTOCOL = 4
 
 # stacked prefix (ours) -> prefix of the numbered blocks (published)
 STACKS = {
@@ -32,6 +47,15 @@ def published_path(path: str, layer: int | None = None) -> str:
     return f"{owner}/Dense_0/{leaf}" if parent.endswith("attention") and name.startswith("w") else path
 
 
+def published_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Published path -> shape of every tensor of a model of this config."""
+    return {
+        published_path(path, layer): leaf.shape if layer is None else leaf.shape[1:]
+        for path, leaf in expected_shapes(config).items()
+        for layer in _layers(path, leaf)
+    }
+
+
 def params_to_published(params: Mapping[str, Any]) -> Params:
     """Our stacked parameters (or a tree of their shape, such as Adam's moments) as the published nested dict."""
     published = {}
@@ -43,24 +67,16 @@ def params_to_published(params: Mapping[str, Any]) -> Params:
 
 def params_from_published(tree: Mapping[str, Any]) -> Params:
     """The published nested dict as our stacked parameters; dtypes stay. ValueError names what does not fit."""
-    config = infer_config(tree)
     theirs = {path: np.asarray(leaf) for path, leaf in flatten(_unboxed(tree)).items()}
     params = {}
-    for path, shape in expected_shapes(config).items():
-        names = [published_path(path, layer) for layer in _layers(path, shape)]
-        wanted = shape.shape if names == [published_path(path)] else shape.shape[1:]
-        leaves = [_take(theirs, name, wanted) for name in names]
-        params[path] = leaves[0] if wanted == shape.shape else np.stack(leaves)
+    for path, whole in expected_shapes(infer_config(tree)).items():
+        layers = list(_layers(path, whole))
+        wanted = whole.shape if layers == [None] else whole.shape[1:]
+        leaves = [_take(theirs, published_path(path, layer), wanted) for layer in layers]
+        params[path] = leaves[0] if layers == [None] else np.stack(leaves)
     if theirs:
         raise ValueError(f"parameters: {len(theirs)} tensors belong to no BlockDiT, the first is {next(iter(theirs))}")
     return unflatten(params)
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, Any]:
-    """Our path -> jax.ShapeDtypeStruct of every parameter of a model of this config."""
-    from flax import nnx
-
-    return flatten(nnx.to_pure_dict(nnx.state(abstract(config))))
 
 
 def infer_config(tree: Mapping[str, Any]) -> ModelConfig:
@@ -103,6 +119,157 @@ def infer_config(tree: Mapping[str, Any]) -> ModelConfig:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A published checkpoint. `opt_state` is what the file holds, as plain containers; None in a params-only file."""
+
+    model: BlockDiT
+    config: ModelConfig
+    params: Params  # ours: stacked, float32
+    step: int
+    samples_seen: int
+    opt_state: Any
+
+    def moments(self) -> tuple[Params, Params] | None:
+        """Adam's (mu, nu), stacked as our parameters are; None if the file has no optimizer state."""
+        return find_moments(self.opt_state, self.config)
+
+
+def load_published(path: str | Path, dtype: DtypeName | None = None) -> Published:
+    """Reads a published pickle; the model computes in float32 unless a dtype is given.
+
+    A file may hold the parameters alone, and in float16 or bfloat16: they become float32. Raises FileNotFoundError,
+    RestrictedPickleError for a file that asks for anything but arrays and containers, ValueError for another content.
+    """
+    from echotts.pickles import read_pickle
+
+    path = Path(path)
+    content = read_pickle(path)
+    try:
+        tree, state = _params_and_state(content)
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params_from_published(tree))
+        config = dataclasses.replace(infer_config(tree), compute_dtype=dtype or "float32")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return Published(
+        model=build(config, params),
+        config=config,
+        params=params,
+        step=int(state.get("step", 0)),
+        samples_seen=int(state.get("samples_seen", 0)),
+        opt_state=state.get("opt_state"),
+    )
+
+
+def save_published(path: str | Path, params: Params, *, step: int, samples_seen: int, opt_state: Any = None) -> None:
+    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`."""
+    content = {
+        "params": params_to_published(params),
+        "opt_state": jax.tree.map(np.asarray, opt_state),
+        "step": int(step),
+        "samples_seen": int(samples_seen),
+    }
+    with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
+        pickle.dump(content, file, protocol=PUBLISHED_PICKLE_PROTOCOL)
+
+
+def published_opt_state(count: int, mu: Params, nu: Params) -> dict[str, Any]:
+    """Adam's state under the published names of the parameters."""
+    return {"count": np.int32(count), "mu": params_to_published(mu), "nu": params_to_published(nu)}
+
+
+def find_moments(opt_state: Any, config: ModelConfig) -> tuple[Params, Params] | None:
+    """Adam's (mu, nu) in a published optimizer state, stacked. Found by their shape, not by class or position.
+
+    The pickled classes of that state are not documented: any tree with the parameters' paths and shapes counts,
+    and the first of two is mu.
+    """
+    found = list(_trees_like(_unboxed(opt_state), published_shapes(config)))
+    if not found:
+        return None
+    if len(found) != 2:
+        raise ValueError(f"opt_state: {len(found)} trees have the parameters' shapes, Adam has 2 (mu, nu)")
+    return params_from_published(found[0]), params_from_published(found[1])
+
+
+def save_export(
+    path: str | Path,
+    params: Params,
+    config: ModelConfig,
+    metadata: Mapping[str, Any],
+    storage: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes the file that inference loads: one safetensors, parameters under our stacked names.
+
+    `metadata` is JSON-ready (weights, codec, tokenizer, step, buckets, ...) and goes to the header beside `config`;
+    its optional entry "silence", the codec's silence latent (1, c), becomes a float32 tensor.
+    """
+    tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(params).items()}
+    header = {name: value for name, value in metadata.items() if name != SILENCE}
+    if SILENCE in metadata:
+        tensors[SILENCE] = np.ascontiguousarray(metadata[SILENCE], np.float32)
+    header |= {"format": EXPORT_FORMAT, "config": to_dict(config)}
+    with atomic_write(Path(path)) as temporary:
+        save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
+
+
+def load_export(path: str | Path) -> tuple[Params, ModelConfig, dict[str, Any]]:
+    """(params as float32 numpy arrays, config, metadata with "silence" where present) of an export.
+
+    Raises FileNotFoundError, and ValueError for a file that is cut, no export, or does not fit its own config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors written by `echotts export`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a whole export ({error}); copy or export it again") from error
+    if header.pop("format", None) != EXPORT_FORMAT:
+        raise ValueError(f"{path}: no export of echotts (its header does not say {EXPORT_FORMAT!r})")
+    try:
+        config = _model_config(header.pop("config"))
+        if SILENCE in tensors:
+            header[SILENCE] = tensors.pop(SILENCE)
+        wanted = expected_shapes(config)
+        params = {name: _take(tensors, name, leaf.shape).astype(np.float32) for name, leaf in wanted.items()}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: the export does not fit its own config: {error}") from error
+    return unflatten(params), config, header
+
+
+def _model_config(sizes: Mapping[str, Any]) -> ModelConfig:
+    encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}
+    return ModelConfig(**{**sizes, **encoders})
+
+
+def _params_and_state(content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """(published parameter tree, the rest) of a whole checkpoint or of a params-only file."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a checkpoint is a dict, this file holds a {type(content).__name__}")
+    if "params" not in content:
+        return content, {}
+    tree = content["params"]
+    if isinstance(tree, Mapping) and set(tree) == {"params"}:  # Flax's collection of variables
+        tree = tree["params"]
+    if not isinstance(tree, Mapping):
+        raise ValueError(f"its params are a {type(tree).__name__}, not a nested dict of arrays")
+    return tree, content
+
+
+def _trees_like(node: Any, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Params]:
+    if isinstance(node, Mapping):
+        if {path: getattr(leaf, "shape", None) for path, leaf in flatten(node).items()} == wanted:
+            yield dict(node)
+            return
+        node = list(node.values())
+    if isinstance(node, list | tuple):
+        for child in node:
+            yield from _trees_like(child, wanted)
+
+
 def _layers(path: str, leaf: Any) -> Iterator[int | None]:
     if any(path.startswith(stack) for stack in STACKS):
         yield from range(leaf.shape[0])
@@ -125,6 +292,8 @@ def _count_blocks(flat: Mapping[str, Any], prefix: str) -> int:
 
 def _unboxed(tree: Any) -> Any:
     """Leaves may be boxed (Flax's LogicallyPartitioned, read as a dict with its array under `value`)."""
+    if isinstance(tree, list | tuple):
+        return [_unboxed(item) for item in tree]
     if not isinstance(tree, Mapping):
         return tree
     if "value" in tree and not isinstance(tree["value"], Mapping):

@@ -1,4 +1,4 @@
-"""The BlockDiT golden vectors (tests/golden/README_blockdit.md): inputs, outputs, and models filled as they were made."""
+"""The BlockDiT golden vectors (tests/golden/README_blockdit.md) and models filled as theirs were."""
 
 import json
 import zlib
@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from echotts.config import EncoderConfig, ModelConfig
-from echotts.interop import expected_shapes, params_from_published, params_to_published
+from echotts.interop import params_from_published, published_shapes
 from echotts.model import BlockDiT, Params, build
-from echotts.model.parameters import flatten, unflatten
+from echotts.model.parameters import unflatten
 
 GOLDEN = Path(__file__).parent / "golden"
 ATOL = 1e-4
@@ -81,8 +81,8 @@ def config_of(sizes: dict[str, Any]) -> ModelConfig:
 
 def filled_params(config: ModelConfig, seed: int) -> Params:
     """Every parameter a function of its published path, its shape and the seed."""
-    shapes = flatten(params_to_published(unflatten(_zeros(config))))
-    return params_from_published(unflatten({path: _fill(path, leaf.shape, seed) for path, leaf in shapes.items()}))
+    filled = {path: _fill(path, shape, seed) for path, shape in published_shapes(config).items()}
+    return params_from_published(unflatten(filled))
 
 
 def assert_golden(actual: Any, expected: Any) -> None:
@@ -96,10 +96,6 @@ def relative_rms(actual: Any, expected: Any) -> float:
     """RMS of the difference over RMS of what is expected."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
-
-
-def _zeros(config: ModelConfig) -> dict[str, np.ndarray]:
-    return {path: np.zeros(leaf.shape, np.float32) for path, leaf in expected_shapes(config).items()}
 
 
 def _fill(path: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

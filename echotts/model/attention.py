@@ -26,7 +26,7 @@ def attend(
 
 
 class ConditionKeysValues(NamedTuple):
-    """What one decoder layer reads of text and speaker: (b n h d) and (b p h d); with a layer axis first when stacked."""
+    """What one decoder layer reads of text (b n h d) and speaker (b p h d); stacked, with a layer axis first."""
 
     text_keys: Any
     text_values: Any

@@ -59,7 +59,7 @@ def rms_normalise(x: Float[Array, "*rows c"], eps: float) -> Float[Array, "*rows
 
 
 class RMSNorm(nnx.Module):
-    """RMS norm over the last axis with a gain of the given shape, computed in float32, returned in the input's dtype."""
+    """RMS norm over the last axis with a gain of the given shape: computed in float32, returned in the dtype of x."""
 
     def __init__(self, *shape: int, eps: float):
         self.weight = nnx.Param(jnp.ones(shape))

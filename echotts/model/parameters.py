@@ -42,6 +42,11 @@ def abstract(config: ModelConfig, constrain: layers.Constrain = layers.identity)
     return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), constrain=constrain))
 
 
+def expected_shapes(config: ModelConfig) -> dict[str, Any]:
+    """Path -> jax.ShapeDtypeStruct of every parameter of a model of this config."""
+    return flatten(split(abstract(config))[1])
+
+
 def count_parameters(params: Any) -> int:
     """How many numbers a parameter tree (or a model) holds; shapes are enough."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))

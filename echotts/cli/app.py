@@ -1,0 +1,165 @@
+"""What every command line shares: flags from typed definitions, one-line errors, exit codes, no library noise.
+
+Exit codes: 0 success, 1 a failure, 2 a wrong call, 130 Ctrl-C. Flags take underscores and hyphens.
+"""
+
+import contextlib
+import io
+import logging
+import os
+import re
+import select
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+Value = TypeVar("Value")
+Main = Callable[[list[str]], int | None]
+
+_MESSAGE_LIMIT = 2000  # characters: XLA's longest errors are pages
+_QUIET = {  # read when the libraries are imported, and only where the user has not chosen
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "GRPC_VERBOSITY": "NONE",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+class UsageError(Exception):
+    """A wrong call: its message is one line, the exit code is 2."""
+
+
+def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
+    """Call `main` with the arguments and exit with its code; errors become one line on standard error.
+
+    `--debug`, anywhere among the arguments, adds the traceback and the libraries' own messages.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    _quiet(debug)
+    try:
+        code = main(arguments)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+        _report("interrupted", debug)
+    except UsageError as error:
+        code = 2
+        _report(_one_line(error), debug)
+    except Exception as error:
+        if _reader_left(error):
+            code = 128 + signal.SIGPIPE
+        else:
+            code = 1
+            _report(_one_line(error), debug)
+    sys.exit(int(code or 0))
+
+
+def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyro_options: Any) -> Value:
+    """Fill `target` (a dataclass, or a function that is then called) from `argv`.
+
+    Docstrings of the class and of its fields are the help, which ends the process with 0 after `--help`.
+    Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
+    """
+    written = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(written):
+            return tyro.cli(target, prog=prog, args=list(argv), use_underscores=True, **tyro_options)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise UsageError(f"{_gist(written.getvalue())} ({prog} --help lists the flags)") from None
+
+
+def choose(prog: str, description: str, commands: Mapping[str, tuple[str, Main]], argv: Sequence[str]) -> int:
+    """Call the command that `argv` begins with. `commands`: name -> (one line of help, main of the rest)."""
+    name = argv[0] if argv else None
+    if name in ("-h", "--help"):
+        width = max(map(len, commands))
+        print(f"usage: {prog} COMMAND [--flags]\n\n{description}\n\ncommands:")
+        for command, (line, _) in commands.items():
+            print(f"  {command:<{width}}  {line}")
+        print(f"\n{prog} COMMAND --help lists the flags of a command; --debug adds the traceback to an error.")
+        return 0
+    known = ", ".join(commands)
+    if name is None:
+        raise UsageError(f"no command given: {prog} takes one of {known} (--help says what they do)")
+    if name not in commands:
+        raise UsageError(f"unknown command {name!r}: {prog} takes one of {known} (--help says what they do)")
+    return int(commands[name][1](list(argv[1:])) or 0)
+
+
+def _quiet(debug: bool) -> None:
+    """Our messages from INFO up, those of libraries only when they are errors; everything with `debug`."""
+    if not debug:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        if not sys.warnoptions:
+            warnings.filterwarnings("ignore")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
+    handler.addFilter(lambda record: _worth_showing(record, debug))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("echotts").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:
+    return debug or record.name.split(".")[0] == "echotts" or record.levelno >= logging.ERROR
+
+
+def _report(message: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    print(f"echotts: {message}", file=sys.stderr, flush=True)
+
+
+def _one_line(error: Exception) -> str:
+    """The message of `error`, on one line; a system error says the file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror.lower()}"
+    elif isinstance(error, MemoryError):
+        message = f"out of memory {error}"
+    else:
+        message = str(error)
+    message = " ".join(line.strip() for line in message.splitlines() if line.strip())
+    if len(message) > _MESSAGE_LIMIT:
+        message = message[:_MESSAGE_LIMIT] + " ..."
+    expected = isinstance(error, UsageError | OSError | ValueError | MemoryError | ModuleNotFoundError)
+    return message if expected and message else f"{type(error).__name__}: {message} (--debug shows where)"
+
+
+def _gist(box: str) -> str:
+    """What tyro's error box says, on one line, without the frame and what `--help` shows better."""
+    sections = [""]
+    for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+        text = line.strip("│| \t")
+        if text.startswith(("╭", "╰", "+")):
+            continue
+        if text and not text.strip("─-"):
+            sections.append("")
+        else:
+            sections[-1] += f" {text}"
+    said = [" ".join(section.split()) for section in sections]
+    said = [text for text in said if text and not text.startswith(("For full", "Argument help"))]
+    return "; ".join(said) or "wrong call"
+
+
+def _reader_left(error: Exception) -> bool:
+    """True when what failed is our own standard output (`| head`); it is then led nowhere, so that exit is silent."""
+    if not isinstance(error, BrokenPipeError):
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not any(event & select.POLLERR for _, event in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

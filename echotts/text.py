@@ -1,0 +1,152 @@
+"""Text to token ids: raw UTF-8 bytes (the default) or SentencePiece, and Echo's normalisation for who asks for it.
+
+Id 0 begins every sequence (BOS) and pads it; a mask tells the two apart.
+"""
+
+import base64
+import io
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int32
+
+BOS = 0
+
+Ids = Int32[np.ndarray, "n"]
+TokenizerKind = Literal["byte", "sentencepiece"]
+
+# Echo's training transcripts look like this (docs/training.md); models trained on raw bytes must not get it unasked.
+_ECHO_REPLACEMENTS = {
+    "…": "...",
+    "‘": "'",
+    "’": "'",
+    "“": '"',
+    "”": '"',
+    "\n": " ",
+    ":": ",",
+    ";": ",",
+    "—": ", ",
+}
+
+
+class Tokenizer(Protocol):
+    """What turns text into ids in [0, vocabulary)."""
+
+    @property
+    def kind(self) -> TokenizerKind: ...
+
+    @property
+    def vocabulary(self) -> int: ...
+
+    def encode(self, text: str, limit: int | None = None) -> Ids: ...
+
+
+class ByteTokenizer:
+    """UTF-8 bytes behind a BOS: every language, nothing to train."""
+
+    kind: TokenizerKind = "byte"
+    vocabulary = 256
+
+    def encode(self, text: str, limit: int | None = None) -> Ids:
+        """BOS and the bytes of `text`; ValueError when they are more than `limit` ids."""
+        data = _utf8(text)
+        if limit is not None and len(data) + 1 > limit:
+            raise ValueError(f"text has {len(data)} bytes, at most {limit - 1} fit: shorten it or speak it in parts")
+        return np.frombuffer(bytes([BOS]) + data, dtype=np.uint8).astype(np.int32)
+
+
+class SentencePieceTokenizer:
+    """Pieces of a trained SentencePiece model, shifted by one so that 0 is BOS and padding.
+
+    `model_bytes` is the serialised model, as `train` makes it; ValueError when it is not one.
+    """
+
+    kind: TokenizerKind = "sentencepiece"
+
+    def __init__(self, model_bytes: bytes) -> None:
+        self._model_bytes = bytes(model_bytes)
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self._model_bytes)
+            self.vocabulary = self._processor.vocab_size() + 1
+        except RuntimeError as error:
+            raise ValueError(f"not a SentencePiece model ({len(model_bytes)} bytes): {error}") from error
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocabulary: int) -> "SentencePieceTokenizer":
+        """Learn `vocabulary` ids (BOS included) from `texts`; unseen characters fall back to bytes, so nothing is lost.
+
+        Raises ValueError when `texts` cannot fill the vocabulary, or it has no room for the 256 bytes.
+        """
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=model,
+                vocab_size=vocabulary - 1,
+                model_type="bpe",
+                character_coverage=1.0,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=3,
+            )
+        except (RuntimeError, OSError) as error:
+            raise ValueError(f"no SentencePiece vocabulary of {vocabulary} from these texts: {error}") from error
+        return cls(model.getvalue())
+
+    def encode(self, text: str, limit: int | None = None) -> Ids:
+        """BOS and the pieces of `text`; ValueError when they are more than `limit` ids."""
+        pieces = self._processor.encode(_utf8(text).decode("utf-8"))
+        if limit is not None and len(pieces) + 1 > limit:
+            raise ValueError(f"text has {len(pieces)} pieces, at most {limit - 1} fit: shorten it or speak it in parts")
+        return np.asarray([BOS, *(piece + 1 for piece in pieces)], dtype=np.int32)
+
+    def decode(self, ids: Ids) -> str:
+        """The text of `ids`; BOS and padding are dropped."""
+        return self._processor.decode([int(i) - 1 for i in ids if i != BOS])
+
+    def to_bytes(self) -> bytes:
+        """The serialised model."""
+        return self._model_bytes
+
+
+def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, str]:
+    """JSON-ready: the kind, and for SentencePiece the model in base64."""
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return {"kind": tokenizer.kind, "model": base64.b64encode(tokenizer.to_bytes()).decode("ascii")}
+    return {"kind": tokenizer.kind}
+
+
+def tokenizer_from_json(value: dict[str, str]) -> Tokenizer:
+    """The tokenizer that `tokenizer_to_json` described; ValueError names what is wrong with it."""
+    kind = value.get("kind")
+    if kind == ByteTokenizer.kind:
+        return ByteTokenizer()
+    if kind == SentencePieceTokenizer.kind:
+        try:
+            model_bytes = base64.b64decode(value["model"], validate=True)
+        except (KeyError, ValueError) as error:
+            raise ValueError("tokenizer of kind 'sentencepiece' has no base64 model") from error
+        return SentencePieceTokenizer(model_bytes)
+    raise ValueError(f"unknown tokenizer kind {kind!r}: byte and sentencepiece are known")
+
+
+def normalise_text(text: str) -> str:
+    """Echo's rules: plain quotes, no colons, dashes or line breaks, and a speaker tag in front unless one is there."""
+    for written, spoken in _ECHO_REPLACEMENTS.items():
+        text = text.replace(written, spoken)
+    if text.startswith(("[", "(")) or "S1" in text or "S2" in text:
+        return text
+    return f"[S1] {text}"
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"text is not Unicode at character {error.start}: {text[error.start]!r}") from error

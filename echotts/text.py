@@ -6,7 +6,7 @@ Id 0 begins every sequence (BOS) and pads it; a mask tells the two apart.
 import base64
 import io
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal
 
 import numpy as np
 import sentencepiece
@@ -29,18 +29,6 @@ _ECHO_REPLACEMENTS = {
     ";": ",",
     "—": ", ",
 }
-
-
-class Tokenizer(Protocol):
-    """What turns text into ids in [0, vocabulary)."""
-
-    @property
-    def kind(self) -> TokenizerKind: ...
-
-    @property
-    def vocabulary(self) -> int: ...
-
-    def encode(self, text: str, limit: int | None = None) -> Ids: ...
 
 
 class ByteTokenizer:
@@ -113,6 +101,9 @@ class SentencePieceTokenizer:
     def to_bytes(self) -> bytes:
         """The serialised model."""
         return self._model_bytes
+
+
+Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, str]:

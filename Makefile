@@ -1,0 +1,72 @@
+# Every target does its own set-up: it needs Python 3.11, git and make, and nothing else.
+PYTHON ?= python3.11
+VENV := .venv
+BENCH_VENV := .venv-bench
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet
+# The CPU build of torch (tests only): the default Linux build brings gigabytes of CUDA that nothing here uses.
+TORCH := torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+METER := --no-deps resemblyzer==0.1.4
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-all lint format bench bench-env corpus clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.runtime ## train the demo model on the built-in corpus (20 minutes, two cores), speak, measure; see demo/
+	$(BIN)/python scripts/demo.py
+
+test: $(VENV)/.dev lint ## lint, types, and every test but the slow ones
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(VENV)/.dev lint ## every test; those that need another machine say so
+	$(BIN)/python -m pytest --all
+
+lint: $(VENV)/.dev ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: $(VENV)/.dev ## let ruff lay the code out
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCH_VENV)/.installed ## the measurements behind README's figures (about an hour)
+	for script in benchmarks/*.py; do echo "== $$script"; $(BENCH_VENV)/bin/python $$script || exit 1; done
+
+bench-env: $(BENCH_VENV)/.installed ## .venv-bench: as .venv, and the PyTorch systems we measure against
+
+corpus: $(VENV)/.dev ## speak the built-in corpus anew, into corpus/ (espeak-ng never repeats itself bit for bit)
+	$(BIN)/python -m echotts data demo --output corpus
+
+setup: $(VENV)/.dev ## .venv with everything for development
+
+clean: ## remove environments, caches and what the commands wrote
+	rm -rf $(VENV) $(BENCH_VENV) .cache .pytest_cache .ruff_cache .hypothesis demo
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) --upgrade pip
+
+# A stamp is older than pyproject.toml when the list of dependencies has changed.
+$(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[eval]'
+	$(PIP) $(METER)
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(PIP) $(TORCH)
+	$(PIP) -e '.[dev,eval]'
+	$(PIP) $(METER)
+	touch $@ $(VENV)/.runtime
+
+$(BENCH_VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --upgrade pip
+	$(BENCH_VENV)/bin/python -m pip install --quiet $(TORCH)
+	$(BENCH_VENV)/bin/python -m pip install --quiet -e .
+	touch $@

@@ -1,0 +1,179 @@
+"""The common command line: flags, one-line errors, exit codes, silence, and what `python -m echotts` lists."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from echotts.cli.app import Main, UsageError, choose, parse, run
+from echotts.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """Say something."""
+
+    text: str
+    """What to say."""
+
+    max_duration: float = 15.0
+    """Longest speech, seconds."""
+
+    strategy: Literal["peak", "rms"] = "peak"
+
+    def __post_init__(self) -> None:
+        if self.max_duration <= 0:
+            raise ValueError(f"max_duration {self.max_duration} s is not above zero")
+
+
+@pytest.fixture(autouse=True)
+def restored_process() -> Iterator[None]:
+    """`run` sets the process up; give pytest its own back."""
+    root = logging.getLogger()
+    handlers, level, environment = root.handlers[:], root.level, dict(os.environ)
+    yield
+    root.handlers[:], root.level = handlers, level
+    logging.getLogger("echotts").setLevel(logging.NOTSET)
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def outcome(main: Main, argv: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[object, str, str]:
+    """Exit code, standard output and standard error of `run(main, argv)`."""
+    with pytest.raises(SystemExit) as stop:
+        run(main, argv)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def raising(error: BaseException) -> Main:
+    def main(argv: list[str]) -> int:
+        raise error
+
+    return main
+
+
+def test_flags_take_underscores_and_hyphens() -> None:
+    for flag in ("--max_duration", "--max-duration"):
+        assert parse(Call, ["--text", "hi", flag, "3"], prog="say").max_duration == 3
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "Missing from say: --text"),
+        (["--text"], "Missing value for argument '--text'"),
+        (["--text", "hi", "--speed", "3"], "Unrecognized options: --speed"),
+        (["--txt", "hi"], "Unrecognized options: --txt"),
+        (["--text", "hi", "--max_duration", "long"], "--max-duration|--max_duration"),
+        (["--text", "hi", "--strategy", "loud"], "invalid choice 'loud'"),
+        (["--text", "hi", "--max_duration", "0"], r"max_duration 0.0 s is not above zero"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_exit_2(
+    argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        parse(Call, argv, prog="say")
+    code, out, err = outcome(lambda rest: parse(Call, rest, prog="say") and 0, argv, capsys)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("echotts: ")
+    assert err.endswith("(say --help lists the flags)\n")
+
+
+def test_help_says_what_each_flag_means_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = outcome(lambda argv: parse(Call, argv, prog="say") and 0, ["--help"], capsys)
+    assert (code, err) == (0, "")
+    for expected in ("Say something.", "--max_duration FLOAT", "Longest speech, seconds. (default: 15.0)", "required"):
+        assert expected in out
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            ValueError("a.tar: latent has 3 channels,\n  the codec makes 64"),
+            "a.tar: latent has 3 channels, the codec makes 64",
+        ),
+        (FileNotFoundError(2, "No such file or directory", "x.wav"), "x.wav: no such file or directory"),
+        (OSError("disk full"), "disk full"),
+        (KeyError("latent"), "KeyError: 'latent' (--debug shows where)"),
+        (AssertionError(), "AssertionError:  (--debug shows where)"),
+    ],
+)
+def test_a_failure_is_one_line_and_exit_1(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(raising(error), [], capsys) == (1, "", f"echotts: {line}\n")
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[list[str]] = []
+
+    def main(argv: list[str]) -> int:
+        seen.append(argv)
+        raise ValueError("broken")
+
+    code, _, err = outcome(main, ["a", "--debug", "b"], capsys)
+    assert code == 1
+    assert seen == [["a", "b"]]
+    assert "Traceback" in err
+    assert err.endswith("echotts: broken\n")
+
+
+def test_interruption_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(raising(KeyboardInterrupt()), [], capsys) == (130, "", "echotts: interrupted\n")
+
+
+def test_the_mains_own_code_is_the_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(lambda argv: 3, [], capsys)[0] == 3
+    assert outcome(lambda argv: None, [], capsys)[0] == 0
+
+
+def test_our_messages_are_shown_and_those_of_libraries_are_not(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> int:
+        logging.getLogger("echotts.data").info("17 samples rejected")
+        logging.getLogger("orbax").warning("chatter")
+        logging.getLogger("jax").error("really wrong")
+        return 0
+
+    assert outcome(main, [], capsys) == (0, "", "17 samples rejected\nreally wrong\n")
+    assert "chatter" in outcome(main, ["--debug"], capsys)[2]
+
+
+def test_choose_calls_the_named_command_with_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    commands: dict[str, tuple[str, Main]] = {
+        "one": ("the first", lambda argv: len(argv)),
+        "two": ("other", raising(OSError())),
+    }
+    assert choose("tool", "A tool.", commands, ["one", "a", "b"]) == 2
+    assert choose("tool", "A tool.", commands, ["--help"]) == 0
+    assert "one  the first" in capsys.readouterr().out
+    for argv in ([], ["three"]):
+        with pytest.raises(UsageError, match="takes one of one, two"):
+            choose("tool", "A tool.", commands, argv)
+
+
+def test_every_listed_command_exists() -> None:
+    for name in COMMANDS:
+        module = {"eval": "evaluate"}.get(name, name)
+        assert (ROOT / "echotts" / "cli" / f"{module}.py").exists()
+
+
+def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:
+    program = "from echotts.cli.app import run; run(lambda argv: print('line\\n' * 100_000))"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait() == 141

@@ -1,0 +1,34 @@
+"""What every test shares: a compile cache that outlives the run, JAX on the CPU, and when a test is skipped."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# Before any test imports jax; subprocesses inherit it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what this machine cannot run and, unless asked for by --all or -m, what is slow."""
+    reasons = {}
+    if not config.getoption("--all") and "slow" not in config.getoption("-m"):
+        reasons["slow"] = "takes minutes: make test-slow"
+    if not Path("/dev/nvidia0").exists() or os.environ["JAX_PLATFORMS"] == "cpu":
+        reasons["gpu"] = "needs a GPU and JAX_PLATFORMS=cuda"
+    if importlib.util.find_spec("libtpu") is None:
+        reasons["tpu_compile"] = "needs the TPU compiler: pip install -e .[tpu]"
+    for item in items:
+        for mark, reason in reasons.items():
+            if item.get_closest_marker(mark):
+                item.add_marker(pytest.mark.skip(reason=reason))

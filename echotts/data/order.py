@@ -1,0 +1,125 @@
+"""Which sample comes when: everything here is arithmetic on (seed, position), the same in every process.
+
+The shards are dealt to V virtual streams. Where there are fewer shards than streams, each is cut into `parts`:
+part j of a shard holds the samples j, j + parts, ... One part of one shard is a unit. All epochs' permutations of
+the units, one behind the other, are dealt like cards: stream v gets units v, v + V, v + 2V and so on, without end.
+
+A batch of B rows is dealt to g = gcd(B, V) groups of neighbouring streams, B/g rows a step to each; inside a group
+the streams take turns. So with B a multiple of V every stream gives B/V rows to every batch; with V a multiple of
+B every row has V/B streams that take turns step by step. A process that owns a whole number of groups owns
+neighbouring rows of every batch, and the rows do not depend on how many processes there are.
+"""
+
+import hashlib
+import math
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+
+from echotts.config import Bucket
+
+HEADROOM = 1.1  # large buckets are chosen this much more often than their samples come: see bucket_thresholds
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread most evenly
+_WORD = 1 << 64
+
+
+def hash_int(*parts: int | str) -> int:
+    """64 bits that depend on every part and on nothing else: no library's generator, no version of it."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+class Order:
+    """The endless sequence of units of each virtual stream."""
+
+    KEPT_EPOCHS = 8
+
+    def __init__(self, shards: int, streams: int, seed: int) -> None:
+        if shards < 1:
+            raise ValueError("a stream needs at least one shard")
+        self.streams = streams
+        self.seed = seed
+        self.parts = -(-streams // shards) if shards < streams else 1
+        self.units = shards * self.parts
+        self._permutations: OrderedDict[int, list[int]] = OrderedDict()
+
+    def unit(self, stream: int, ordinal: int) -> tuple[int, int]:
+        """Shard index and part of the `ordinal`-th unit of a virtual stream."""
+        epoch, place = divmod(stream + ordinal * self.streams, self.units)
+        return divmod(self._permutation(epoch)[place], self.parts)
+
+    def epoch(self, stream: int, ordinal: int) -> int:
+        return (stream + ordinal * self.streams) // self.units
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if epoch not in self._permutations:
+            self._permutations[epoch] = sorted(
+                range(self.units), key=lambda unit: (hash_int(self.seed, "units", epoch, unit), unit)
+            )
+            while len(self._permutations) > self.KEPT_EPOCHS:
+                self._permutations.popitem(last=False)
+        return self._permutations[epoch]
+
+
+class Rows:
+    """Which virtual stream fills which row of the global batch, and which of them this process owns."""
+
+    def __init__(self, batch_size: int, streams: int, process_index: int, process_count: int) -> None:
+        self.groups = math.gcd(batch_size, streams)
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
+        if self.groups % process_count:
+            raise ValueError(
+                f"batch_size {batch_size} and streams {streams} have the common divisor {self.groups}, "
+                f"which {process_count} processes do not share evenly: choose both as multiples of {process_count}"
+            )
+        self.rows_per_group = batch_size // self.groups
+        self.streams_per_group = streams // self.groups
+        first = process_index * self.groups // process_count
+        self.own_groups = range(first, first + self.groups // process_count)
+
+    @property
+    def own_streams(self) -> range:
+        size = self.streams_per_group
+        return range(self.own_groups.start * size, self.own_groups.stop * size)
+
+    def at(self, step: int) -> Iterator[int]:
+        """The virtual streams that fill this process's rows at a step, in row order."""
+        turn = step * self.rows_per_group
+        for group in self.own_groups:
+            for row in range(turn, turn + self.rows_per_group):
+                yield group * self.streams_per_group + row % self.streams_per_group
+
+
+class BucketSchedule:
+    """The bucket of each step: a Weyl sequence over the wanted shares, so that they hold over any short span."""
+
+    def __init__(self, counts: Sequence[float], seed: int) -> None:
+        """`counts` are the samples that belong to each bucket, shortest first; only their ratios matter."""
+        self.thresholds = bucket_thresholds(counts)
+        self.offset = hash_int(seed, "buckets")
+
+    def at(self, step: int) -> int:
+        """Index of the bucket of this step."""
+        place = (self.offset + step * _GOLDEN) % _WORD / _WORD
+        return sum(place >= threshold for threshold in self.thresholds)
+
+
+def bucket_thresholds(counts: Sequence[float]) -> list[float]:
+    """Bucket k is chosen for u in [threshold k-1, threshold k), u uniform in [0, 1).
+
+    Samples may ride in a larger bucket than theirs, never in a smaller one. So buckets k and above are chosen
+    HEADROOM times as often as samples of k and above come: their queue then shrinks on average, however long
+    the run, and the spare places carry shorter samples.
+    """
+    total = sum(counts)
+    if total <= 0:
+        return [0.0] * (len(counts) - 1)
+    return [max(0.0, 1.0 - HEADROOM * sum(counts[k:]) / total) for k in range(1, len(counts))]
+
+
+def smallest_bucket(buckets: Sequence[Bucket], frames: int, tokens: int) -> int | None:
+    """Index of the first bucket that fits, None when none does."""
+    for index, bucket in enumerate(buckets):
+        if frames <= bucket.frames and tokens <= bucket.tokens:
+            return index
+    return None

@@ -157,7 +157,7 @@ class Machine:
             self._push(Unresolved(full, lambda *arguments: _Record(full, arguments)))
         else:
             raise RestrictedPickleError(
-                f"{self._path}: refused: it asks for {shown(full)}, and only arrays, tensors and plain containers are read"
+                f"{self._path}: refused: it asks for {shown(full)}, which is neither array, tensor nor plain container"
             )
 
     def _call(self, function: Any, arguments: Any) -> None:
@@ -291,7 +291,7 @@ def plain_names() -> dict[str, Any]:
         "numpy.ndarray": None,
         "numpy.dtype": _dtype,
         **{f"numpy.{package}.{name}": value for package in ("core", "_core") for name, value in numpy_names.items()},
-        **{f"ml_dtypes.{kind}": np.dtype(getattr(ml_dtypes, kind)) for kind in kinds.split()},
+        **{f"ml_dtypes.{kind}": np.dtype(getattr(ml_dtypes, kind)) for kind in kinds},
     }
 
 
@@ -351,6 +351,10 @@ def _op_pop(m: Machine) -> None:
     m._stack.pop()
 
 
+def _op_pop_mark(m: Machine) -> None:
+    m._pop_to_mark()
+
+
 def _op_dup(m: Machine) -> None:
     m._push(m._stack[-1])
 
@@ -393,10 +397,8 @@ def _op_long(layout: str) -> Callable[[Machine], None]:
     return handler
 
 
-def _text(layout: str, encoding: str = "utf-8") -> Callable[[Machine], None]:
-    return lambda m: m._push(
-        str(m._take(m._number(layout)), encoding, "surrogatepass" if encoding == "utf-8" else "strict")
-    )
+def _text(layout: str, encoding: str = "utf-8", errors: str = "surrogatepass") -> Callable[[Machine], None]:
+    return lambda m: m._push(str(m._take(m._number(layout)), encoding, errors))
 
 
 def _octets(layout: str) -> Callable[[Machine], None]:
@@ -503,7 +505,10 @@ def _op_persistent(m: Machine) -> None:
 
 
 def _skip(count: int) -> Callable[[Machine], None]:
-    return lambda m: None if m._take(count) is not None else None
+    def handler(m: Machine) -> None:
+        m._take(count)
+
+    return handler
 
 
 _STOP = ord(".")
@@ -512,7 +517,7 @@ _HANDLERS: dict[int, Callable[[Machine], None]] = {
     for code, handler in {
         "(": _op_mark,
         "0": _op_pop,
-        "1": lambda m: None if m._pop_to_mark() is not None else None,
+        "1": _op_pop_mark,
         "2": _op_dup,
         "I": _op_int_line,
         "J": _integer("<i"),
@@ -524,8 +529,8 @@ _HANDLERS: dict[int, Callable[[Machine], None]] = {
         "\x8b": _op_long("<i"),
         "F": _op_float_line,
         "S": _op_string_line,
-        "T": _text("<i", "latin1"),
-        "U": _text("<B", "latin1"),
+        "T": _text("<i", "latin1", "strict"),
+        "U": _text("<B", "latin1", "strict"),
         "V": _op_unicode_line,
         "X": _text("<I"),
         "\x8c": _text("<B"),

@@ -64,9 +64,7 @@ def read_torch_zip(path: str | Path) -> Any:
         head = file.read(512)
     if not zipfile.is_zipfile(path):
         if head.startswith(_LEGACY_TORCH) or head[257:262] == b"ustar":
-            raise RestrictedPickleError(
-                f"{path}: in the format before PyTorch 1.6: torch.load it and torch.save it again"
-            )
+            raise RestrictedPickleError(f"{path}: written before PyTorch 1.6: torch.load it and torch.save it again")
         raise RestrictedPickleError(f"{path}: not a PyTorch zip file, or cut off: fetch it again")
     return _guarded(path, "a PyTorch file", lambda: _read_archive(path))
 
@@ -204,7 +202,7 @@ def _with_metadata(array: np.ndarray, metadata: Any) -> np.ndarray:
     if metadata is None:
         return array
     if not isinstance(metadata, dict) or set(metadata) - {"conj", "neg"}:
-        raise ValueError(f"a tensor with unknown metadata")
+        raise ValueError("a tensor with unknown metadata")
     array = np.conj(array) if metadata.get("conj") else array
     return np.negative(array) if metadata.get("neg") else array
 

@@ -164,7 +164,8 @@ def test_a_state_dict_with_metadata_reads_as_plain_containers(tmp_path: Path):
     read = read_torch_zip(saved(tmp_path / "model.pth", content))
     assert type(read["state_dict"]) is dict
     assert_same(read["state_dict"], {key: value.numpy() for key, value in module.state_dict().items()})
-    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2), "dtype": "torch.float16", "device": "cpu"}
+    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2)}
+    assert read["metadata"]["trained"] == {"dtype": "torch.float16", "device": "cpu"}
     assert_same(read["metadata"]["logs"], {"loss": [0.5, np.ones(2)]})
 
 
@@ -349,9 +350,10 @@ def test_archives_with_tricks_are_refused(tmp_path: Path):
     order = rewritten(path, tmp_path / "f.pth", {"byteorder": b"middle"})
     assert "byte order" in refusal(read_torch_zip, order)
     two = tmp_path / "g.pth"
-    with pytest.warns(UserWarning, match="Duplicate"), zipfile.ZipFile(two, "w") as archive:
+    with zipfile.ZipFile(two, "w") as archive:
         archive.writestr("a/data.pkl", b"N.")
-        archive.writestr("a/data.pkl", runs)
+        with pytest.warns(UserWarning, match="Duplicate"):
+            archive.writestr("a/data.pkl", runs)
     assert "twice" in refusal(read_torch_zip, two)
     with zipfile.ZipFile(tmp_path / "h.pth", "w") as archive:
         archive.writestr("a/data.pkl", b"N.")
@@ -372,13 +374,13 @@ def test_old_foreign_and_cut_files_are_refused_with_a_remedy(tmp_path: Path):
             read(tmp_path / "missing.pth")
 
 
-EXAMPLE = {"a": [1, 2.5, "x", None], "b": (np.arange(6.0).reshape(2, 3), Pair), "c": {3, 4}, "run": Runs()}
+EXAMPLE = {"a": [1, 2.5, "x", None], "b": np.arange(6.0).reshape(2, 3), "c": {3, 4}, "run": Runs()}
 
 
 @settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data(), protocol=st.integers(0, 5))
 def test_corrupted_pickles_never_run_and_fail_in_one_line(tmp_path: Path, data: st.DataObject, protocol: int):
-    content = bytearray(pickle.dumps(EXAMPLE | {"b": EXAMPLE["b"][0]}, protocol=protocol))
+    content = bytearray(pickle.dumps(EXAMPLE, protocol=protocol))
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path / "corrupt.pkl"
@@ -408,8 +410,10 @@ def test_corrupted_torch_files_never_run_and_fail_in_one_line(tmp_path: Path, da
 
 
 def assert_survives(read: Any, path: Path) -> None:
+    message = ""
     try:
         read(path)
     except RestrictedPickleError as error:
-        assert "\n" not in str(error)
+        message = str(error)
+    assert "\n" not in message
     assert not Path("/tmp/echotts-was-here").exists()

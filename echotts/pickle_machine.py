@@ -275,9 +275,8 @@ def plain_names() -> dict[str, Any]:
         "multiarray.scalar": _scalar,
         "numeric._frombuffer": _array_from_buffer,
     }
-    kinds = (
-        "bfloat16 float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
-    )
+    kinds = ["bfloat16"]
+    kinds += [f"float8_{kind}" for kind in ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")]
     return {
         "builtins.set": _members,
         "builtins.frozenset": lambda *items: frozenset(_members(*items)),

@@ -1,0 +1,191 @@
+"""The arrows of ARCHITECTURE.md: which room may import which, and what must never be imported at all.
+
+Rooms are the modules and packages directly under echotts/. Imports inside functions count too.
+"""
+
+import ast
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "echotts"
+
+ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itself
+    "config": set(),
+    "files": set(),
+    "pickle_machine": set(),
+    "pickles": {"pickle_machine"},
+    "text": {"config"},
+    "audio": {"files"},
+    "model": {"config"},
+    "flow": {"config"},
+    "codec": {"audio", "files", "pickles"},
+    "data": {"config", "files", "text", "audio", "codec"},
+    "interop": {"config", "files", "text", "pickles", "model"},
+    "training": {"config", "files", "text", "model", "flow", "data", "interop"},
+    "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop"},
+    "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
+    "__init__": {"synthesis"},
+    "__main__": {"cli"},
+}
+ANYTHING = {"cli"}  # parses and calls every room; no room imports it
+
+NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
+OPTIONAL = {"pocketsphinx": "eval", "resemblyzer": "eval", "espeakng_loader": "dev"}  # imported in functions only
+HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "webdataset", "huggingface_hub")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported name, as `package.module.name`, with the place."""
+
+    path: Path
+    line: int
+    name: str
+    in_function: bool
+
+    @property
+    def room(self) -> str:
+        return room_of(self.path)
+
+    @property
+    def imported_room(self) -> str | None:
+        """The room of ours that is imported; None for other packages."""
+        parts = self.name.split(".")
+        return None if parts[0] != "echotts" else parts[1] if len(parts) > 1 else "__init__"
+
+    def __str__(self) -> str:
+        return f"{self.path.relative_to(ROOT)}:{self.line} imports {self.name}"
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import statement of a module; a relative one fails, so that a grep finds who imports what."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inner = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name, not a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            yield Import(path, node.lineno, name, id(node) in inner)
+
+
+def all_imports() -> list[Import]:
+    return [found for path in sorted(PACKAGE.rglob("*.py")) for found in imports_of(path)]
+
+
+def test_rooms_import_only_what_the_table_allows() -> None:
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if found.room not in ANYTHING
+        and found.imported_room not in (None, found.room)
+        and found.imported_room not in ALLOWED.get(found.room, set())
+        and found.name != "echotts.__version__"
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_has_its_line_in_the_table() -> None:
+    rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
+    assert rooms == set(ALLOWED) | ANYTHING
+
+
+def test_the_table_has_no_circle() -> None:
+    finished: set[str] = set()
+
+    def visit(room: str, above: tuple[str, ...]) -> None:
+        assert room not in above, f"circle: {' -> '.join((*above, room))}"
+        for imported in ALLOWED.get(room, set()) - finished - {"cli"}:
+            visit(imported, (*above, room))
+        finished.add(room)
+
+    for room in ALLOWED:
+        visit(room, ())
+
+
+def test_torch_and_tensorflow_are_never_imported() -> None:
+    wrong = [str(found) for found in all_imports() if found.name.split(".")[0] in NEVER]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_model_flow_codec_and_data_know_no_mesh() -> None:
+    rooms = {"model", "flow", "codec", "data"}
+    wrong = [str(found) for found in all_imports() if found.room in rooms and found.name.startswith("jax.sharding")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_extras_are_imported_only_where_they_are_used() -> None:
+    wrong = [str(found) for found in all_imports() if found.name.split(".")[0] in OPTIONAL and not found.in_function]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_pyproject_lists_what_is_imported_and_nothing_else() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    declared = {normalised(re.split(r"[~><=\[]", line)[0]) for line in listed}
+    distributions = importlib.metadata.packages_distributions()
+    used = set()
+    for found in all_imports():
+        package = found.name.split(".")[0]
+        if package in sys.stdlib_module_names or package == "echotts" or package in OPTIONAL:
+            continue
+        candidates = {normalised(name) for name in distributions.get(package, [package])}
+        used.add(next(iter(candidates & declared), f"{package} ({found})"))
+    assert used == declared
+
+
+def normalised(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("train_pretrain.py", "--help"),
+        ("inference.py", "--help"),
+        ("echotts", "--help"),
+        ("echotts", "codec", "--help"),
+        ("echotts", "data", "--help"),
+        ("echotts", "data", "prepare", "--help"),
+        ("echotts", "export", "--help"),
+        ("echotts", "eval", "--help"),
+    ],
+    ids=" ".join,
+)
+def test_help_is_there_before_jax_is(call: tuple[str, ...]) -> None:
+    script, *arguments = call
+    start = "runpy.run_module('echotts', run_name='__main__', alter_sys=False)"
+    if script.endswith(".py"):
+        start = f"runpy.run_path({script!r}, run_name='__main__')"
+    program = (
+        f"import runpy, sys; sys.argv = [{script!r}, *{arguments!r}]\n"
+        f"try:\n    {start}\n"
+        f"except SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.stderr == ""
+    assert "usage:" in done.stdout
+    assert done.stdout.rstrip().endswith("loaded: []")
+
+
+def test_the_metrics_format_and_the_configuration_are_read_without_jax() -> None:
+    program = "import sys, echotts, echotts.config, echotts.training.metrics; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -4,6 +4,7 @@ Exit codes: 0 success, 1 a failure, 2 a wrong call, 130 Ctrl-C. Flags take under
 """
 
 import contextlib
+import inspect
 import io
 import logging
 import os
@@ -20,6 +21,8 @@ import tyro
 
 Value = TypeVar("Value")
 Main = Callable[[list[str]], int | None]
+
+DEBUG_HELP = "--debug adds the traceback to an error."
 
 _MESSAGE_LIMIT = 2000  # characters: XLA's longest errors are pages
 _QUIET = {  # read when the libraries are imported, and only where the user has not chosen
@@ -68,6 +71,7 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
     Docstrings of the class and of its fields are the help, which ends the process with 0 after `--help`.
     Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
     """
+    tyro_options.setdefault("description", f"{inspect.getdoc(target)}\n\n{DEBUG_HELP}")
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):
@@ -79,19 +83,20 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
 
 
 def choose(prog: str, description: str, commands: Mapping[str, tuple[str, Main]], argv: Sequence[str]) -> int:
-    """Call the command that `argv` begins with. `commands`: name -> (one line of help, main of the rest)."""
-    name = argv[0] if argv else None
+    """Call the command that `argv` begins with; without one, list them. `commands`: name -> (help line, its main).
+
+    Raises UsageError for a name that is not among them.
+    """
+    name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
         width = max(map(len, commands))
         print(f"usage: {prog} COMMAND [--flags]\n\n{description}\n\ncommands:")
         for command, (line, _) in commands.items():
             print(f"  {command:<{width}}  {line}")
-        print(f"\n{prog} COMMAND --help lists the flags of a command; --debug adds the traceback to an error.")
+        print(f"\n{prog} COMMAND --help lists the flags of a command. {DEBUG_HELP}")
         return 0
-    known = ", ".join(commands)
-    if name is None:
-        raise UsageError(f"no command given: {prog} takes one of {known} (--help says what they do)")
     if name not in commands:
+        known = ", ".join(commands)
         raise UsageError(f"unknown command {name!r}: {prog} takes one of {known} (--help says what they do)")
     return int(commands[name][1](list(argv[1:])) or 0)
 

@@ -71,7 +71,8 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
     Docstrings of the class and of its fields are the help, which ends the process with 0 after `--help`.
     Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
     """
-    tyro_options.setdefault("description", f"{inspect.getdoc(target)}\n\n{DEBUG_HELP}")
+    purpose = (inspect.getdoc(target) or "").strip()
+    tyro_options.setdefault("description", f"{purpose}\n\n{DEBUG_HELP}")
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):

@@ -72,7 +72,7 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
     Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
     """
     purpose = (inspect.getdoc(target) or "").strip()
-    tyro_options.setdefault("description", f"{purpose}\n\n{DEBUG_HELP}")
+    tyro_options.setdefault("description", f"{purpose}\n{DEBUG_HELP}")
     written = io.StringIO()
     try:
         with contextlib.redirect_stderr(written):

@@ -9,6 +9,7 @@ Formats: pickle protocols 0 to 5 (docs.python.org, pickletools); torch.save's zi
 `{root}/data.pkl`, `{root}/byteorder`, and one stored, uncompressed member `{root}/data/{key}` for each storage.
 """
 
+import errno
 import mmap
 import zipfile
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def read_pickle(path: str | Path) -> Any:
     """
     with Path(path).open("rb") as file:
         data = _mapped(file, path)
-    if zipfile.is_zipfile(path):
+    if _is_zip(path):
         raise RestrictedPickleError(f"{path}: a zip file, not a pickle: give a .pkl, or read a torch file as .pth")
     return _guarded(path, "a pickle", lambda: Machine(data, path, plain_names(), records=("optax.", "flax.")).run())
 
@@ -62,11 +63,18 @@ def read_torch_zip(path: str | Path) -> Any:
     """
     with Path(path).open("rb") as file:
         head = file.read(512)
-    if not zipfile.is_zipfile(path):
+    if not _is_zip(path):
         if head.startswith(_LEGACY_TORCH) or head[257:262] == b"ustar":
             raise RestrictedPickleError(f"{path}: written before PyTorch 1.6: torch.load it and torch.save it again")
         raise RestrictedPickleError(f"{path}: not a PyTorch zip file, or cut off: fetch it again")
     return _guarded(path, "a PyTorch file", lambda: _read_archive(path))
+
+
+def _is_zip(path: str | Path) -> bool:
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return False
 
 
 def _guarded(path: str | Path, kind: str, read: Callable[[], Any]) -> Any:
@@ -74,7 +82,9 @@ def _guarded(path: str | Path, kind: str, read: Callable[[], Any]) -> Any:
         return read()
     except RestrictedPickleError:
         raise
-    except _MALFORMED as error:
+    except (*_MALFORMED, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: zipfile seeks to a corrupt offset
+            raise
         reason = shown(str(error) or type(error).__name__)
         raise RestrictedPickleError(f"{path}: damaged, or not {kind} ({reason}): fetch it again") from error
 

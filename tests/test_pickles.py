@@ -164,8 +164,7 @@ def test_a_state_dict_with_metadata_reads_as_plain_containers(tmp_path: Path):
     read = read_torch_zip(saved(tmp_path / "model.pth", content))
     assert type(read["state_dict"]) is dict
     assert_same(read["state_dict"], {key: value.numpy() for key, value in module.state_dict().items()})
-    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2)}
-    assert read["metadata"]["trained"] == {"dtype": "torch.float16", "device": "cpu"}
+    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2), "dtype": "torch.float16", "device": "cpu"}
     assert_same(read["metadata"]["logs"], {"loss": [0.5, np.ones(2)]})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,14 +10,7 @@ from jaxtyping import Float
 
 from echotts.config import Bucket
 from echotts.data.shards import Sample
-
-
-class Tokenizer(Protocol):
-    """What this room needs of echotts.text: ids with BOS first, ValueError beyond `limit` ids."""
-
-    kind: str
-
-    def encode(self, text: str, limit: int) -> np.ndarray: ...
+from echotts.text import Tokenizer
 
 
 @jax.tree_util.register_dataclass

@@ -93,7 +93,7 @@ class Rows:
 class BucketSchedule:
     """The bucket of each step: a Weyl sequence over the wanted shares, so that they hold over any short span."""
 
-    def __init__(self, counts: Sequence[float], seed: int) -> None:
+    def __init__(self, counts: Sequence[int], seed: int) -> None:
         """`counts` are the samples that belong to each bucket, shortest first; only their ratios matter."""
         self.thresholds = bucket_thresholds(counts)
         self.offset = hash_int(seed, "buckets")
@@ -104,7 +104,7 @@ class BucketSchedule:
         return sum(place >= threshold for threshold in self.thresholds)
 
 
-def bucket_thresholds(counts: Sequence[float]) -> list[float]:
+def bucket_thresholds(counts: Sequence[int]) -> list[float]:
     """Bucket k is chosen for u in [threshold k-1, threshold k), u uniform in [0, 1).
 
     Samples may ride in a larger bucket than theirs, never in a smaller one. So buckets k and above are chosen

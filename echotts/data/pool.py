@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from echotts.config import Bucket
-from echotts.data.batch import Tokenizer
 from echotts.data.order import Order, hash_int, smallest_bucket
 from echotts.data.rejections import Rejected, Rejections
 from echotts.data.shards import Sample, ShardReader
+from echotts.text import Tokenizer
 
 BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all units gives up
 
@@ -65,13 +65,14 @@ class VirtualStream:
 
     def draw(self, bucket: int) -> Sample:
         """The next sample that fits the bucket of this index."""
-        last_unit = self.unit + BARREN_ROUNDS * self.plan.order.units
         while self._held() < self.plan.pool_samples:
-            self._read_one(last_unit)
+            self._read_one()
+        last_unit = self._last_unit()
         while not any(self.pool[: bucket + 1]):
             if self._held() >= 2 * self.plan.pool_samples:
                 self._crowd_out()
-            self._read_one(last_unit)
+            self._read_one()
+            self._give_up_after(last_unit, f"no sample that fits {self.plan.buckets[bucket]}")
         held = next(self.pool[k] for k in range(bucket, -1, -1) if self.pool[k])
         place = hash_int(self.plan.seed, "draw", self.index, self.draws) % len(held)
         held[place], held[-1] = held[-1], held[place]
@@ -110,9 +111,20 @@ class VirtualStream:
     def _held(self) -> int:
         return sum(map(len, self.pool))
 
-    def _read_one(self, last_unit: int) -> None:
+    def _last_unit(self) -> int:
+        return self.unit + BARREN_ROUNDS * self.plan.order.units
+
+    def _give_up_after(self, last_unit: int, lack: str) -> None:
+        if self.unit > last_unit:
+            raise ValueError(
+                f"stream {self.index} found {lack} in {len(self.plan.files)} shards, first {self.plan.files[0]}: "
+                f"{self.rejections.summary()}"
+            )
+
+    def _read_one(self) -> None:
         """Reads on to the next usable sample and adds it to the pool."""
         parts = self.plan.order.parts
+        last_unit = self._last_unit()
         while True:
             part = self.plan.order.unit(self.index, self.unit)[1]
             if self._reader is None:
@@ -125,11 +137,7 @@ class VirtualStream:
                     return
             self.close()
             self.unit, self.taken = self.unit + 1, 0
-            if self.unit > last_unit:
-                raise ValueError(
-                    f"stream {self.index} found no usable sample in {len(self.plan.files)} shards, first "
-                    f"{self.plan.files[0]}: {self.rejections.summary()}"
-                )
+            self._give_up_after(last_unit, "no usable sample")
 
     def _take(self, reader: ShardReader, place: int) -> bool:
         """Adds the sample to the pool, or counts why not."""

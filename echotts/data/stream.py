@@ -21,12 +21,13 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.batch import Batch, Tokenizer, collate
+from echotts.data.batch import Batch, collate
 from echotts.data.loader import Loader
 from echotts.data.order import BucketSchedule, Order, Rows, smallest_bucket
 from echotts.data.pool import StreamPlan, VirtualStream
 from echotts.data.rejections import Rejections
 from echotts.data.shards import ShardReader
+from echotts.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -180,15 +181,15 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 def bucket_counts(
     files: Sequence[Path], lengths: Lengths, tokenizer: Tokenizer, buckets: Sequence[Bucket]
-) -> list[float]:
+) -> list[int]:
     """How many samples belong to each bucket: from `lengths`, else from a scan of a few samples of a few shards.
 
     The scan depends on `files` alone, so every process finds the same. Where it is partial the largest bucket
     gets one sample more, so that samples which it missed find a place.
     """
     if len(buckets) == 1:
-        return [1.0]
-    counts = [0.0] * len(buckets)
+        return [1]
+    counts = [0] * len(buckets)
     if lengths and tokenizer.kind == "byte":
         for frames, text_bytes, samples in lengths:
             bucket = smallest_bucket(buckets, frames, text_bytes + 1)

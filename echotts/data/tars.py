@@ -82,6 +82,7 @@ class _Walk:
         self.end = os.fstat(descriptor).st_size
         self.entries: dict[str, Entry] = {}
         self.faults: list[Fault] = []
+        self.last: Entry | None = None
 
     def run(self) -> tuple[list[Entry], list[Fault]]:
         offset = 0
@@ -111,6 +112,9 @@ class _Walk:
             offset = payload + _padded(size)
             if kind != b"5":  # a folder
                 self._add(name, kind, payload, size)
+        if self.faults and self.faults[-1].cause == "truncated_shard" and self.last is not None:
+            # whether the key at the cut had more members cannot be known
+            self.last.fault = Fault("truncated_shard", self.last.key, "lies where the shard is cut")
         return list(self.entries.values()), self.faults
 
     def _add(self, raw: bytes, kind: bytes, payload: int, size: int) -> None:
@@ -124,7 +128,7 @@ class _Walk:
         if not dot or not stem:
             return
         key = f"{folder}/{stem}" if folder else stem
-        entry = self.entries.setdefault(key, Entry(key))
+        entry = self.last = self.entries.setdefault(key, Entry(key))
         suffix = suffix.lower()
         if suffix in entry.members:
             entry.fault = Fault("duplicate_key", key, f"{suffix} occurs twice")

@@ -1,0 +1,78 @@
+"""The arithmetic of the data order: who reads what, and in which bucket."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echotts.data.order import BucketSchedule, Order, Rows, bucket_thresholds, hash_int
+
+
+def test_the_hash_never_changes_because_old_runs_must_resume() -> None:
+    assert hash_int(7, "units", 0, 3) == 11943787669295682692
+
+
+@given(shards=st.integers(1, 40), streams=st.integers(1, 24), seed=st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_every_epoch_deals_each_part_of_each_shard_once(shards: int, streams: int, seed: int) -> None:
+    order = Order(shards, streams, seed)
+    assert order.units >= streams
+    dealt: dict[int, Counter] = {}
+    for stream in range(streams):
+        ordinal = 0
+        while (epoch := order.epoch(stream, ordinal)) < 2:
+            dealt.setdefault(epoch, Counter())[order.unit(stream, ordinal)] += 1
+            ordinal += 1
+    every = {(shard, part): 1 for shard in range(shards) for part in range(order.parts)}
+    assert dealt == {0: every, 1: every}
+
+
+def test_epochs_and_seeds_have_different_permutations() -> None:
+    def epoch_order(seed: int, epoch: int) -> list[tuple[int, int]]:
+        return [Order(50, 1, seed).unit(0, epoch * 50 + i) for i in range(50)]
+
+    assert len({tuple(epoch_order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+
+
+@given(
+    batch=st.sampled_from([1, 2, 4, 6, 8, 12, 16, 24, 48]),
+    streams=st.sampled_from([1, 2, 4, 8, 12, 16, 64]),
+    step=st.integers(0, 1000),
+    processes=st.sampled_from([1, 2, 3, 4, 6, 8]),
+)
+@settings(max_examples=100, deadline=None)
+def test_processes_together_see_the_rows_that_one_sees(batch: int, streams: int, step: int, processes: int) -> None:
+    whole = Rows(batch, streams, 0, 1)
+    if whole.groups % processes:
+        with pytest.raises(ValueError, match="common divisor"):
+            Rows(batch, streams, 0, processes)
+        return
+    parts = [Rows(batch, streams, p, processes) for p in range(processes)]
+    assert [v for rows in parts for v in rows.at(step)] == list(whole.at(step))
+    assert [v for rows in parts for v in rows.own_streams] == list(range(streams))
+    assert all(set(rows.at(step)) <= set(rows.own_streams) for rows in parts)
+
+
+@pytest.mark.parametrize(("batch", "streams"), [(8, 4), (4, 4), (4, 16), (6, 4), (48, 64), (3, 2)])
+def test_every_stream_serves_equally_many_rows(batch: int, streams: int) -> None:
+    rows = Rows(batch, streams, 0, 1)
+    steps = streams  # a whole number of turns in every group
+    served = Counter(v for step in range(steps) for v in rows.at(step))
+    assert served == dict.fromkeys(range(streams), batch * steps // streams)
+    if batch % streams == 0:
+        assert Counter(rows.at(5)) == dict.fromkeys(range(streams), batch // streams)
+
+
+def test_bucket_shares_follow_the_counts_with_headroom_over_any_short_span() -> None:
+    schedule = BucketSchedule([500, 300, 200], seed=3)
+    for start in (0, 12345):
+        chosen = Counter(schedule.at(step) for step in range(start, start + 200))
+        assert chosen[2] / 200 == pytest.approx(0.22, abs=0.02)
+        assert (chosen[1] + chosen[2]) / 200 == pytest.approx(0.55, abs=0.02)
+
+
+def test_a_bucket_without_samples_is_never_chosen_and_no_counts_mean_the_largest() -> None:
+    assert bucket_thresholds([10, 0]) == [1.0]
+    assert {BucketSchedule([10, 0], 1).at(step) for step in range(100)} == {0}
+    assert {BucketSchedule([0, 0], 1).at(step) for step in range(100)} == {1}

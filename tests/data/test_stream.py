@@ -1,0 +1,289 @@
+"""The stream: the same samples in the same order whatever the number of processes, restored or not."""
+
+import json
+import logging
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echotts.config import Bucket, DataConfig
+from echotts.data.batch import Batch
+from echotts.data.shards import ShardWriter
+from echotts.data.stream import Stream, bucket_counts, merge_states
+from echotts.text import SentencePieceTokenizer
+from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
+
+Step = tuple[Batch, list[str], Bucket]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_shards(tmp_path_factory.mktemp("shards"), shards=5, samples=40)
+
+
+def open_stream(files: list[Path], settings: DataConfig, seed: int = 1, process: int = 0, processes: int = 1) -> Stream:
+    return Stream(files, settings, seed, TOKENIZER, SILENCE, process, processes)
+
+
+def steps(stream: Stream, count: int) -> list[Step]:
+    return [stream.next() for _ in range(count)]
+
+
+def assert_equal(expected: list[Step], found: list[Step]) -> None:
+    for (batch, names, bucket), (other, other_names, other_bucket) in zip(expected, found, strict=True):
+        assert (names, bucket) == (other_names, other_bucket)
+        jax.tree.map(np.testing.assert_array_equal, batch, other)
+
+
+def together(parts: list[list[Step]]) -> list[Step]:
+    """The batches of several processes as the global ones."""
+    joined = []
+    for same_step in zip(*parts, strict=True):
+        (bucket,) = {bucket for _, _, bucket in same_step}
+        batch = jax.tree.map(lambda *rows: np.concatenate(rows), *(batch for batch, _, _ in same_step))
+        joined.append((batch, [name for _, names, _ in same_step for name in names], bucket))
+    return joined
+
+
+@given(stop=st.integers(0, 60), more=st.integers(1, 12), layout=st.sampled_from([(8, 4), (4, 8), (6, 4)]))
+@settings(max_examples=10, deadline=None)
+def test_a_restored_stream_goes_on_as_if_it_had_never_stopped(
+    shards: list[Path], stop: int, more: int, layout: tuple[int, int]
+) -> None:
+    with open_stream(shards, config(*layout)) as stream:
+        steps(stream, stop)
+        saved = json.dumps(stream.state())
+        expected = steps(stream, more)
+        after = stream.state()
+    with open_stream(shards, config(*layout)) as other:
+        steps(other, 3)
+        other.restore(json.loads(saved))
+        assert other.state() == json.loads(saved)
+        assert_equal(expected, steps(other, more))
+        assert other.state() == after
+
+
+@pytest.mark.parametrize("layout", [(8, 4), (4, 16), (12, 8)])
+def test_the_global_batch_does_not_depend_on_the_number_of_processes(
+    shards: list[Path], layout: tuple[int, int]
+) -> None:
+    with open_stream(shards, config(*layout)) as alone:
+        expected = steps(alone, 20)
+    for processes in (2, 4):
+        streams = [open_stream(shards, config(*layout), 1, process, processes) for process in range(processes)]
+        assert_equal(expected, together([steps(stream, 20) for stream in streams]))
+        for stream in streams:
+            stream.close()
+
+
+def test_a_run_goes_on_with_more_or_fewer_processes(shards: list[Path]) -> None:
+    with open_stream(shards, config()) as alone:
+        expected = steps(alone, 30)
+    done: list[Step] = []
+    state = None
+    for processes in (2, 1, 4):
+        streams = [open_stream(shards, config(), 1, process, processes) for process in range(processes)]
+        for stream in streams:
+            if state is not None:
+                stream.restore(json.loads(json.dumps(state)))
+        done += together([steps(stream, 10) for stream in streams])
+        state = merge_states(stream.state() for stream in streams)
+        for stream in streams:
+            stream.close()
+    assert_equal(expected, done)
+
+
+def test_another_seed_gives_another_order(shards: list[Path]) -> None:
+    with open_stream(shards, config(), 1) as one, open_stream(shards, config(), 2) as other:
+        assert [step[1] for step in steps(one, 5)] != [step[1] for step in steps(other, 5)]
+
+
+def test_samples_fit_their_bucket_and_all_are_seen_about_equally_often(shards: list[Path]) -> None:
+    with open_stream(shards, config()) as stream:
+        taken = steps(stream, 250)  # 2,000 rows of 200 samples
+    assert {bucket for _, _, bucket in taken} == set(BUCKETS)
+    for batch, _, bucket in taken:
+        assert batch.latent.shape == (8, bucket.frames, CHANNELS)
+        assert batch.text_ids.shape == (8, bucket.tokens)
+        assert batch.latent_mask.any(axis=1).all()
+    counts = Counter(name for _, names, _ in taken for name in names)
+    assert len(counts) == 200
+    assert 6 <= min(counts.values()) <= max(counts.values()) <= 14
+
+
+def test_consecutive_batches_do_not_follow_the_order_of_the_shard(shards: list[Path]) -> None:
+    with open_stream(shards[:1], config(batch_size=1, streams=1, buckets=BUCKETS[-1:])) as stream:
+        names = [step[1][0] for step in steps(stream, 40)]
+    assert names != sorted(names)
+
+
+def test_long_runs_keep_the_pools_bounded_and_lose_nothing(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, shards=12, samples=60)
+    with open_stream(files, config(batch_size=8, streams=8)) as stream:
+        steps(stream, 600)
+        assert stream.rejections.summary().startswith("0 of ")
+        pools = [len(held) // 2 for one in stream.state()["streams"].values() for held in one["pool"]]
+    assert sum(pools) <= 2 * 8 * 16
+
+
+def test_shards_sorted_by_length_stay_bounded_and_say_what_they_lose(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = []
+    for index, frames in enumerate((4, 20)):
+        files.append(tmp_path / f"s{index}.tar")
+        with ShardWriter(files[-1], CHANNELS) as writer:
+            for i in range(300):
+                writer.write(sample(f"k{i}", frames, None))
+    settings = config(batch_size=1, streams=1, buckets=BUCKETS[::2], max_rejected_share=1.0)
+    with open_stream(files, settings) as stream, caplog.at_level(logging.WARNING):
+        taken = steps(stream, 600)
+        assert set(stream.rejections.counts) == {"crowded_out"}
+        assert sum(len(held) // 2 for held in stream.state()["streams"]["0"]["pool"]) <= 32
+    assert len({bucket for _, _, bucket in taken}) == 2
+    assert "crowded_out" in caplog.text
+
+
+def test_too_long_latents_and_texts_are_counted_and_skipped(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s.tar", CHANNELS) as writer:
+        for i in range(10):
+            writer.write(sample(f"good{i}"))
+            writer.write(sample(f"long{i}", frames=25))
+            writer.write(sample(f"wordy{i}", text="a" * 64))
+    with open_stream([tmp_path / "s.tar"], config(max_rejected_share=1.0)) as stream:
+        names = {name for _, names, _ in steps(stream, 20) for name in names}
+        assert names == {f"s.tar/good{i}" for i in range(10)}
+        assert set(stream.rejections.counts) == {"latent_too_long", "text_too_long"}
+    with (
+        open_stream([tmp_path / "s.tar"], config()) as strict,
+        pytest.raises(ValueError, match=r"more than the allowed share 0\.05.*max_rejected_share"),
+    ):
+        steps(strict, 20)
+
+
+def test_counts_of_rejected_samples_survive_a_restore(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s.tar", CHANNELS) as writer:
+        for i in range(30):
+            writer.write(sample(f"k{i}", frames=25 if i == 7 else 6))
+    with open_stream([tmp_path / "s.tar"], config()) as stream:
+        steps(stream, 30)
+        state = stream.state()
+    with open_stream([tmp_path / "s.tar"], config()) as stream:
+        stream.restore(state)
+        rejected = sum(one["rejected"].get("latent_too_long", 0) for one in state["streams"].values())
+        assert stream.rejections.counts == {"latent_too_long": rejected}
+        assert stream.rejections.read == sum(one["read"] for one in state["streams"].values())
+
+
+def test_one_sample_is_enough_and_none_is_an_error(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "one.tar", CHANNELS) as writer:
+        writer.write(sample("only"))
+    with ShardWriter(tmp_path / "none.tar", CHANNELS):
+        pass
+    with open_stream([tmp_path / "one.tar"], config(batch_size=8, streams=8)) as stream:
+        assert stream.next()[1] == ["one.tar/only"] * 8
+    with (
+        open_stream([tmp_path / "none.tar"], config()) as stream,
+        pytest.raises(ValueError, match=r"no usable sample in 1 shards, first .*none\.tar"),
+    ):
+        stream.next()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"batch_size": 16}, "batch_size 8 there, 16 here"),
+        ({"buckets": BUCKETS[:2]}, "buckets"),
+        ({"streams": 8, "shuffle_samples": 128}, "virtual_streams 4 there, 8 here"),
+    ],
+)
+def test_a_state_of_other_settings_is_refused_with_the_difference(
+    shards: list[Path], changes: dict, words: str
+) -> None:
+    with open_stream(shards, config()) as stream, open_stream(shards, config(**changes)) as other:
+        state = stream.state()
+        with pytest.raises(ValueError, match=words):
+            other.restore(state)
+    with open_stream(shards[:4], config()) as fewer, pytest.raises(ValueError, match="shards 5 there, 4 here"):
+        fewer.restore(state)
+    with open_stream(shards, config(), seed=9) as reseeded, pytest.raises(ValueError, match="seed 1 there, 9 here"):
+        reseeded.restore(state)
+
+
+def test_a_state_of_one_of_several_processes_is_not_enough(shards: list[Path]) -> None:
+    with (
+        open_stream(shards, config(), 1, 1, 2) as half,
+        open_stream(shards, config()) as whole,
+        pytest.raises(ValueError, match="merge the states"),
+    ):
+        whole.restore(half.state())
+    with open_stream(shards, config(), 1, 0, 2) as first, open_stream(shards, config(), 1, 1, 2) as second:
+        second.next()
+        with pytest.raises(ValueError, match="do not belong together"):
+            merge_states([first.state(), second.state()])
+
+
+def test_a_shard_that_changed_since_the_state_was_saved_is_noticed(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, 1, 40)
+    with open_stream(files, config()) as stream:
+        steps(stream, 2)
+        state = stream.state()
+    with ShardWriter(files[0], CHANNELS) as writer:
+        writer.write(sample("other"))
+    with (
+        open_stream(files, config()) as stream,
+        pytest.raises(ValueError, match=r"s-000\.tar.*the shard has changed"),
+    ):
+        stream.restore(state)
+
+
+def test_a_missing_shard_stops_the_stream_at_every_further_call(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, 2, 20)
+    stream = open_stream(files, config())
+    files[1].unlink()
+    for _ in range(2):
+        with pytest.raises(FileNotFoundError):
+            steps(stream, 100)
+    stream.close()
+
+
+def test_waiting_is_measured(shards: list[Path]) -> None:
+    with open_stream(shards, config()) as stream:
+        steps(stream, 5)
+        assert 0 < stream.waiting_share() <= 1
+        assert stream.waiting_share() == 0
+
+
+def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path]) -> None:
+    with pytest.raises(ValueError, match="holds less text"):
+        open_stream(shards, config(buckets=(Bucket(frames=8, tokens=32), Bucket(frames=16, tokens=16))))
+
+
+def test_bucket_counts_come_from_the_histogram_or_from_a_scan(shards: list[Path]) -> None:
+    histogram = [(8, 15, 5), (8, 16, 3), (16, 10, 2), (24, 63, 1), (99, 1, 1)]
+    assert bucket_counts(shards, histogram, TOKENIZER, BUCKETS) == [5, 5, 2]
+    exact = bucket_counts(shards, (), TOKENIZER, BUCKETS)
+    assert sum(exact) == 200
+    assert bucket_counts(shards * 20, (), TOKENIZER, BUCKETS)[2] >= 1
+    pieces = SentencePieceTokenizer.train([f"text {i} {j}" for i in range(9) for j in range(50)], 300)
+    assert bucket_counts(shards, histogram, pieces, BUCKETS) != [5, 5, 2]
+
+
+def test_references_longer_than_a_batch_takes_are_not_kept(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path / "s.tar", CHANNELS) as writer:
+        writer.write(replace(sample("a"), reference=np.ones((5000, CHANNELS), np.float16)))
+    with open_stream([tmp_path / "s.tar"], config()) as stream:
+        batch, _, _ = stream.next()
+        assert batch.speaker_mask.all()
+        assert all(
+            held.sample.reference.base is None and len(held.sample.reference) == 8
+            for one in stream._streams.values()
+            for bucket in one.pool
+            for held in bucket
+        )

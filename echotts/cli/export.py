@@ -1,0 +1,36 @@
+"""`python -m echotts export`: a run's weights as one file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from echotts.cli.app import parse
+
+PROG = "python -m echotts export"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Write the weights of a run as one file: .safetensors for inference.py, .pkl as published checkpoints are."""
+
+    run_dir: Path
+    """Run directory (its newest whole checkpoint is taken), or one of its checkpoints/step_* folders."""
+    output: Path
+    """File to write, .safetensors or .pkl; folders are made."""
+    weights: Literal["ema", "raw"] = "ema"
+    """The moving average, which speaks better, or the weights as trained."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """How a .safetensors stores each number: in 4, 2 or 2 bytes."""
+
+
+def main(argv: list[str]) -> int:
+    """Parse, export, say what was written; returns the exit code."""
+    arguments = parse(Arguments, argv, prog=PROG)
+    from echotts.training.export import export
+
+    metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
+    size_mb = arguments.output.stat().st_size / 1e6
+    print(
+        f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB"
+    )
+    return 0

@@ -1,0 +1,142 @@
+"""`python train_pretrain.py`: train a model from shards of latents."""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from echotts import config as configs
+from echotts.cli.app import UsageError, parse
+from echotts.config import Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
+
+if TYPE_CHECKING:
+    from echotts.training.samples import Speaker
+
+PROG = "train_pretrain.py"
+SHORT = {  # flag -> the (section, key) it is short for
+    "data": ("data", "data"),
+    "heldout": ("data", "heldout"),
+    "batch_size": ("data", "batch_size"),
+    "run_dir": ("run", "run_dir"),
+    "seed": ("run", "seed"),
+    "init_from": ("run", "init_from"),
+    "steps": ("optim", "steps"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Train a model from shards of latents. The same command again resumes the run in --run_dir, bit by bit.
+
+    Defaults are those of the preset; every key can be set, as in --model.remat full. The flags before
+    --model.* are short for the keys in brackets. Ctrl-C or SIGTERM saves and leaves.
+    """
+
+    preset: Literal["demo", "840m", "1.3b"]
+    """Sizes and schedule to start from."""
+    data: str
+    """Shards to train on: a directory, a glob in quotes, or a URL [data.data]. Required."""
+    run_dir: str
+    """Directory of checkpoints, metrics and samples; made where missing, resumed where not [run.run_dir]. Required."""
+    steps: int
+    """Optimizer steps in all; the learning rate ends at 0 there [optim.steps]."""
+    batch_size: int
+    """Samples a step, over all devices [data.batch_size]."""
+    heldout: str | None
+    """Shards that are measured and never trained on [data.heldout]."""
+    init_from: str | None
+    """Begin with the weights of an export, a published .pkl or another run [run.init_from]."""
+    seed: int
+    """Decides every random draw: first weights, order of the data, times and noise [run.seed]."""
+    model: ModelConfig
+    flow: FlowConfig
+    data_section: Annotated[DataConfig, tyro.conf.arg(name="data")]
+    optim: OptimConfig
+    run: RunConfig
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check, train; returns the exit code."""
+    config = parse_config(argv)
+    from echotts.training.loop import train
+
+    result = train(config, speak=make_speaker(config))
+    if result.finished:
+        print(
+            f"trained {result.step} steps on {result.samples_seen} samples; hear it with: python inference.py "
+            f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
+        )
+    else:
+        print(
+            f"stopped and saved after step {result.step} of {config.optim.steps}; the same command goes on from there"
+        )
+    return 0
+
+
+def parse_config(argv: Sequence[str]) -> Config:
+    """The resolved configuration: the preset, then the flags. Raises UsageError for a wrong call."""
+    preset = _preset(argv)
+    sections: dict[str, Any] = {name: getattr(preset, name) for name in ("model", "flow", "data", "optim", "run")}
+    short = {flag: getattr(sections[section], key) for flag, (section, key) in SHORT.items()}
+    given = Arguments(
+        preset=preset.preset,  # pyright: ignore[reportArgumentType]
+        data_section=preset.data,
+        **{name: section for name, section in sections.items() if name != "data"},
+        **short,
+    )
+    arguments = parse(Arguments, argv, prog=PROG, default=given, registry=_registry())
+    sections = {name: getattr(arguments, "data_section" if name == "data" else name) for name in sections}
+    for flag, (section, key) in SHORT.items():
+        if getattr(arguments, flag) != short[flag]:
+            sections[section] = dataclasses.replace(sections[section], **{key: getattr(arguments, flag)})
+    config = Config(preset=arguments.preset, **sections)
+    for flag, value in (("data", config.data.data), ("run_dir", config.run.run_dir)):
+        if not value:
+            raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
+    return config
+
+
+def make_speaker(config: Config) -> "Speaker | None":
+    """What speaks the sentences of `run.sentences` during training; None without sentences or a codec."""
+    return None
+
+
+def _preset(argv: Sequence[str]) -> Config:
+    """The preset named in the arguments; its values are the defaults of all other flags."""
+    name = "demo"
+    for place, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        if flag == "--preset":
+            name = value or "".join(argv[place + 1 : place + 2])
+    try:
+        return configs.preset(name)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _registry() -> tyro.constructors.ConstructorRegistry:
+    """Buckets are written FRAMESxTOKENS, as in --data.buckets 384x256 768x768."""
+    registry = tyro.constructors.ConstructorRegistry()
+
+    def read(words: list[str]) -> Bucket:
+        frames, _, tokens = words[0].partition("x")
+        try:
+            return Bucket(frames=int(frames), tokens=int(tokens))
+        except ValueError:
+            raise ValueError(f"bucket {words[0]!r} is not FRAMESxTOKENS, for instance 768x768") from None
+
+    @registry.primitive_rule
+    def bucket(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Bucket] | None:
+        if info.type is not Bucket:
+            return None
+        return tyro.constructors.PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="FRAMESxTOKENS",
+            instance_from_str=read,
+            is_instance=lambda value: isinstance(value, Bucket),
+            str_from_instance=lambda value: [f"{value.frames}x{value.tokens}"],
+        )
+
+    return registry

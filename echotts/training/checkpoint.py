@@ -1,0 +1,270 @@
+"""Checkpoints of a run: parameters, EMA, optimizer, step, samples seen, stream state and configuration, as one unit.
+
+Orbax writes them in the background into a temporary folder and commits by renaming: a folder named `step_00001500` is
+a whole checkpoint or, after damage from outside, one that is passed over with a warning. All of Orbax is in this file.
+
+    step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
+    step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
+"""
+
+import dataclasses
+import json
+import logging
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from echotts.config import RunConfig
+
+LOGGER = logging.getLogger(__name__)
+
+FORMAT = 1
+FOLDER = "checkpoints"
+STEP_PREFIX, STEP_DIGITS = "step", 8
+STEP_NAME = re.compile(rf"{STEP_PREFIX}_(\d{{{STEP_DIGITS},}})")
+ARRAYS = ("params", "ema", "opt_state")
+SAVE_TIMEOUT_S = 1800
+UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
+
+# What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
+MAY_DIFFER = ("run.*", "optim.steps", "data.data", "data.heldout", "model.remat")
+MUST_AGREE = ("run.seed",)
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says beside its arrays; JSON-ready."""
+
+    step: int
+    samples_seen: int
+    stream: dict[str, Any]
+    config: dict[str, Any]
+    facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
+    format: int = FORMAT
+
+
+class Checkpoints:
+    """The checkpoints of one run directory: when to save, what to keep, where to resume."""
+
+    def __init__(self, run_dir: Path, run: RunConfig):
+        self.directory = (run_dir / FOLDER).absolute()
+        self._run = run
+        self._last_save_s = time.monotonic()
+        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file there
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
+        if run.keep_every:
+            keep.append(policies.EveryNSteps(run.keep_every))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=STEP_PREFIX,
+                step_format_fixed_length=STEP_DIGITS,
+                cleanup_tmp_directories=True,
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                async_options=ocp.options.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
+            ),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved: by count, or because the last save is long ago."""
+        by_count = self._run.save_every_steps > 0 and step % self._run.save_every_steps == 0
+        minutes = (time.monotonic() - self._last_save_s) / 60
+        return by_count or (self._run.save_every_minutes > 0 and minutes >= self._run.save_every_minutes)
+
+    def save(self, arrays: Mapping[str, Any], meta: Meta) -> float:
+        """Copies the arrays off the devices and returns the seconds that took; writing goes on behind.
+
+        An error of the save before comes out here. A step that is there already is left as it is.
+        """
+        began = time.monotonic()
+        self._last_save_s = began
+        if meta.step in self._manager.all_steps():
+            return 0.0
+        items = {name: ocp.args.StandardSave(arrays[name]) for name in ARRAYS}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
+        try:
+            self._manager.save(meta.step, args=args, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+        return time.monotonic() - began
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is committed; raises CheckpointError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    def restore(self, abstract: Mapping[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], Meta] | None:
+        """The newest checkpoint that is whole, on today's shardings, or None in a new run directory.
+
+        `abstract` holds a tree of jax.ShapeDtypeStruct with shardings for each of ARRAYS. A damaged checkpoint is
+        renamed to `<name>.broken` and said. Raises ValueError where the run was made with another configuration.
+        """
+        found = step_folders(self.directory)
+        broken: list[tuple[Path, Exception]] = []
+        for folder in found:
+            try:
+                meta = read_meta(folder)
+                check_config(meta.config, config, folder)
+                arrays = {name: read_arrays(folder, name, abstract[name]) for name in ARRAYS}
+            except ConfigDiffersError:
+                raise
+            except UNREADABLE as error:
+                LOGGER.warning("%s: cannot be read, trying the one before (%s)", folder, first_line(error))
+                broken.append((folder, error))
+            else:
+                self._set_aside(broken)
+                return arrays, meta
+        if broken:
+            folder, error = broken[0]
+            raise CheckpointError(
+                f"{self.directory}: none of {len(broken)} checkpoints can be read, the newest because of: "
+                f"{first_line(error)}; remove the folder to start over"
+            ) from error
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save. Call `wait` first where its failure matters."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            LOGGER.debug("closing after a failed save: %s", first_line(error))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_aside(self, broken: list[tuple[Path, Exception]]) -> None:
+        for folder, _ in broken:
+            target = folder.with_name(f"{folder.name}.broken")
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+        if broken:
+            self._manager.reload()
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        for part in self.directory.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        whole = step_folders(self.directory)
+        last = f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
+        free_mb = shutil.disk_usage(self.directory).free / 1e6
+        return CheckpointError(
+            f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free_mb:.0f} MB free); "
+            f"{last}; make room and start the same command again"
+        )
+
+
+class ConfigDiffersError(ValueError):
+    """A run is resumed with a configuration it was not made with."""
+
+
+def step_folders(directory: Path) -> list[Path]:
+    """The committed checkpoints below a `checkpoints` folder, newest first."""
+    if not directory.is_dir():
+        return []
+    found = [path for path in directory.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rsplit("_", 1)[1]), reverse=True)
+
+
+def read_meta(folder: Path) -> Meta:
+    """What the checkpoint in this step folder says about itself."""
+    fields = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"{folder}: checkpoint format {fields.get('format')}, this program reads {FORMAT}")
+    return Meta(**fields)
+
+
+def read_arrays(folder: Path, name: str, abstract: Any) -> Any:
+    """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
+    with ocp.StandardCheckpointer() as reader:
+        arrays = reader.restore((folder / name).absolute(), abstract)
+    for path, (found, wanted) in _pairs(arrays, abstract):
+        if found.shape != wanted.shape:
+            raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
+    return arrays
+
+
+def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
+    """`section.key: saved value -> given value`, for each key that differs."""
+    before, now = _flat(saved), _flat(given)
+    missing = "(absent)"
+    return [
+        f"{key}: {before.get(key, missing)!r} -> {now.get(key, missing)!r}"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key, missing) != now.get(key, missing)
+    ]
+
+
+def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
+    """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
+    refused = []
+    for line in differences(saved, given):
+        if _may_differ(line.split(":", 1)[0]):
+            if not line.startswith("run."):
+                LOGGER.warning("resuming with another %s", line)
+        else:
+            refused.append(line)
+    if refused:
+        raise ConfigDiffersError(
+            f"{folder}: made with another configuration: {'; '.join(refused)}; "
+            "give what it was made with, or another --run_dir (with --init_from to start from its weights)"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, cut to a readable length."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:300]
+
+
+def _may_differ(key: str) -> bool:
+    if key in MUST_AGREE:
+        return False
+    return any(key == known or (known.endswith("*") and key.startswith(known[:-1])) for known in MAY_DIFFER)
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections flattened to dotted keys, after a round trip through JSON so that tuples and lists compare equal."""
+    flat: dict[str, Any] = {}
+
+    def visit(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                visit(value, f"{path}.{name}" if path else name)
+        else:
+            flat[path] = node
+
+    visit(json.loads(json.dumps(config)), "")
+    return flat
+
+
+def _pairs(arrays: Any, abstract: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    wanted = jax.tree.leaves(abstract)
+    for (path, found), shape in zip(leaves, wanted, strict=True):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), (found, shape)

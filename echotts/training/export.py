@@ -1,0 +1,119 @@
+"""Weights out of a run: for inference (model.safetensors), and for fine-tuning from whatever holds weights."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import SingleDeviceSharding
+
+from echotts import interop
+from echotts.config import EncoderConfig, ModelConfig
+from echotts.model import Params
+from echotts.model.parameters import expected_shapes, unflatten
+from echotts.training.checkpoint import (
+    FOLDER,
+    STEP_NAME,
+    UNREADABLE,
+    CheckpointError,
+    Meta,
+    first_line,
+    read_arrays,
+    read_meta,
+    step_folders,
+)
+
+LOGGER = logging.getLogger(__name__)
+
+WeightsName = Literal["ema", "raw"]
+StorageName = Literal["float32", "float16", "bfloat16"]
+ITEM = {"ema": "ema", "raw": "params"}  # what it is called in a checkpoint
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters (float32), the model they belong to, and what inference needs to know (as `interop.load_export`)."""
+
+    params: Params
+    config: ModelConfig
+    metadata: dict[str, Any]
+
+
+def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
+    """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints."""
+    path = Path(source).expanduser()
+    if path.suffix == ".safetensors":
+        return Weights(*interop.load_export(path))
+    if path.suffix in (".pkl", ".pickle"):
+        published = interop.load_published(path)
+        return Weights(published.params, published.config, {"weights": "raw", "step": published.step})
+    if path.is_dir():
+        return load_run(path, weights)
+    raise FileNotFoundError(
+        f"{path}: no weights there; give a run directory, one of its checkpoints, a .safetensors or a published .pkl"
+    )
+
+
+def load_run(path: Path, weights: WeightsName = "ema") -> Weights:
+    """The weights of the newest whole checkpoint of a run directory, or of the one step folder given."""
+    folders = [path] if STEP_NAME.fullmatch(path.name) else step_folders(path / FOLDER) or step_folders(path)
+    if not folders:
+        raise FileNotFoundError(f"{path}: no checkpoint there; a run directory holds {FOLDER}/step_*")
+    for folder in folders:
+        try:
+            return _load_step(folder, weights)
+        except UNREADABLE as error:
+            LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
+            failure = error
+    raise CheckpointError(f"{path}: no checkpoint there can be read: {first_line(failure)}") from failure
+
+
+def export(run: Path, output: Path, weights: WeightsName = "ema", storage: StorageName = "float32") -> dict[str, Any]:
+    """Writes the weights of a run (or of one of its checkpoints) as one file; returns their metadata.
+
+    `.safetensors` is what inference loads; `.pkl` is the published layout, always float32.
+    """
+    if output.suffix not in (".safetensors", ".pkl"):
+        raise ValueError(f"{output}: an export is named .safetensors (for inference) or .pkl (as published)")
+    loaded = load_run(run, weights)
+    params, metadata = jax.device_get(loaded.params), loaded.metadata
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if output.suffix == ".pkl":
+        step, samples_seen = metadata["step"], metadata["samples_seen"]
+        interop.save_published(output, params, step=step, samples_seen=samples_seen)
+    else:
+        interop.save_export(output, params, loaded.config, metadata, storage)
+    return metadata
+
+
+def _load_step(folder: Path, weights: WeightsName) -> Weights:
+    meta = read_meta(folder)
+    sizes = meta.config["model"]
+    encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}
+    config = ModelConfig(**{**sizes, **encoders})
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    shapes = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+        for path, leaf in expected_shapes(config).items()
+    }
+    params = read_arrays(folder, ITEM[weights], unflatten(shapes))
+    return Weights(params, config, _metadata(meta, weights))
+
+
+def _metadata(meta: Meta, weights: WeightsName) -> dict[str, Any]:
+    data = meta.config["data"]
+    metadata = dict(meta.facts)
+    if "silence" in metadata:
+        metadata["silence"] = np.asarray(metadata["silence"], np.float32)
+    return metadata | {
+        "weights": weights,
+        "step": meta.step,
+        "samples_seen": meta.samples_seen,
+        "buckets": {
+            "frames": max(bucket["frames"] for bucket in data["buckets"]),
+            "tokens": max(bucket["tokens"] for bucket in data["buckets"]),
+            "reference_frames": data["reference_frames"],
+        },
+    }

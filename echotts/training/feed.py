@@ -1,0 +1,52 @@
+"""Batches onto the devices, and how long the loop waited for them. Reading ahead is the stream's own affair."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from echotts.config import Bucket
+from echotts.data.batch import Batch
+from echotts.data.stream import Stream
+from echotts.training import mesh as meshes
+
+
+@dataclass(frozen=True)
+class Fed:
+    """A global batch, the keys of this process's rows, and the stream's state behind it."""
+
+    batch: Batch
+    keys: Sequence[str]
+    bucket: Bucket
+    stream_state: dict[str, Any]
+
+
+class Feed:
+    """`next()` gives the next global batch; `waited_s` sums the seconds spent waiting for the stream."""
+
+    def __init__(self, stream: Stream, mesh: Mesh):
+        self.waited_s = 0.0
+        self._stream = stream
+        self._mesh = mesh
+
+    @property
+    def rejected(self) -> int:
+        """Samples this process has refused, by the stream's count."""
+        return sum(self._stream.rejections.counts.values())
+
+    def next(self) -> Fed:
+        """The next batch, its copy to the devices under way."""
+        began = time.perf_counter()
+        batch, keys, bucket = self._stream.next()
+        self.waited_s += time.perf_counter() - began
+        return Fed(place(batch, self._mesh), keys, bucket, self._stream.state())
+
+
+def place(batch: Batch, mesh: Mesh) -> Batch:
+    """This process's rows as part of the global batch, on its devices."""
+    sharding = meshes.batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)

@@ -1,0 +1,80 @@
+"""The training loop, top to bottom: build, restore; then next batch, step, log, eval, speak, save, stop."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import jax
+
+from echotts.config import Config
+from echotts.training import mesh as meshes
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.feed import Feed
+from echotts.training.heldout import Heldout
+from echotts.training.inputs import open_inputs
+from echotts.training.metrics import MetricsWriter
+from echotts.training.progress import Progress
+from echotts.training.report import Reporter
+from echotts.training.runtime import StopSignal
+from echotts.training.samples import Speaker, write_samples
+from echotts.training.start import begin, bookmark, prepare_run_dir
+from echotts.training.step import make_train_step
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a run ended; `finished` is False where it was asked to stop before its last step."""
+
+    step: int
+    samples_seen: int
+    finished: bool
+
+
+def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | None = None) -> Result:
+    """Trains `config` in `run.run_dir`, resuming what is there, until `optim.steps` or until asked to stop.
+
+    `speak` makes speech samples; without it none are written. Raises ConfigDiffersError, CheckpointError,
+    NonFiniteError and what the data raises; whatever happens, committed checkpoints stay whole.
+    """
+    steps, run = config.optim.steps, config.run
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopSignal())
+        run_dir = prepare_run_dir(config)
+        mesh = meshes.make_mesh()
+        inputs = open_inputs(config)
+        train_step = make_train_step(config, mesh)
+        heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
+        checkpoints = stack.enter_context(Checkpoints(run_dir, run))
+        state, step, samples_seen = begin(config, mesh, checkpoints, inputs)
+
+        metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index()))
+        progress = stack.enter_context(Progress(steps, step))
+        feed = Feed(stack.enter_context(inputs.stream), mesh)
+        reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
+
+        while step < steps:
+            fed = feed.next()
+            state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
+            step, samples_seen = step + 1, samples_seen + config.data.batch_size
+            reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
+            leaving = stop.requested or step == steps
+
+            if heldout and _due(step, run.eval_every, steps):
+                with reporter.pause():
+                    reporter.measured(step, heldout.losses(state.ema))
+            if speak and run.sentences and _due(step, run.sample_every, steps):
+                with reporter.pause():
+                    reporter.spoken(step, write_samples(run_dir, step, state.ema, run.sentences, speak))
+            if leaving or checkpoints.due(step):
+                with reporter.pause():  # which reads this step's numbers: what is saved was finite
+                    bookmarked = bookmark(config, inputs, step, samples_seen, fed)
+                    reporter.saved(step, checkpoints.save(state.arrays(), bookmarked))
+            if leaving:
+                break
+
+        checkpoints.wait()
+    return Result(step=step, samples_seen=samples_seen, finished=step == steps)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    """Whether something done every so many steps (0: never) is done after this one; the last step counts."""
+    return every > 0 and (step % every == 0 or step == last)

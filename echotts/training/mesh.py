@@ -1,0 +1,136 @@
+"""The one sharding table: which axis of which parameter is cut over which axis of the device mesh.
+
+Nothing else in the package names a mesh axis. To change the strategy, edit RULES and AXES and nothing else.
+The mesh has three axes: `data` (whole copies of the model), `fsdp` (parameters and batch are both cut) and `tensor`
+(heads and MLP channels are cut).
+"""
+
+import re
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array
+
+from echotts.model import layers
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# What each logical axis is cut over; what is not named here stays whole.
+AXES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "mlp": ("tensor",),
+}
+
+# Parameter path -> logical axes of its last dimensions ("" stays whole). The first match wins, no match is an error.
+# Paths are matched at their end, so the table serves parameters, their averages and the optimizer's moments alike.
+RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"attention/w[qkv]\w*/kernel", ("embed", "heads")),
+    (r"attention/wgate/kernel", ("embed", "heads")),
+    (r"attention/wo/kernel", ("heads", "embed")),
+    (r"mlp/w[13]/kernel", ("embed", "mlp")),
+    (r"mlp/w2/kernel", ("mlp", "embed")),
+    (r"(attn|mlp)_adaln/adaln_rank_\w+/kernel", ("embed", "")),
+    (r"(attn|mlp)_adaln/(shift|scale|gate)/kernel", ("", "embed")),
+    (r"cond_dense_0/kernel", ("", "embed")),
+    (r"cond_dense_(1|global_\w+)/kernel", ("", "embed")),
+    (r"in_proj/kernel", ("", "embed")),
+    (r"out_proj/kernel", ("embed", "")),
+    (r"text_embedding/embedding", ("", "embed")),
+    (r"\w+/(bias|weight)", ()),
+    (r"(step|count)", ()),
+)
+_COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in RULES)
+
+
+def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices: `data` copies, `tensor` ways of tensor parallelism, FSDP over the rest."""
+    devices = list(jax.devices() if devices is None else devices)
+    if len(devices) % (data * tensor):
+        raise ValueError(f"{len(devices)} devices cannot be cut in data {data} x tensor {tensor} equal parts")
+    shape = (data, len(devices) // (data * tensor), tensor)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """How the array at this '/'-joined path is cut.
+
+    The table names the last dimensions, dimensions before them (stacked layers) stay whole, and so does a dimension
+    that its mesh axes do not divide.
+    """
+    logical = _match(path)
+    if len(logical) > len(shape):
+        raise ValueError(f"{path}: the sharding table names {len(logical)} dimensions, the array has shape {shape}")
+    names = [""] * (len(shape) - len(logical)) + list(logical)
+    cuts = [_cut(name, size, mesh) for name, size in zip(names, shape, strict=True)]
+    while cuts and cuts[-1] is None:
+        cuts.pop()
+    return PartitionSpec(*cuts)
+
+
+def shardings(tree: Any, mesh: Mesh) -> Any:
+    """The same tree with a NamedSharding for each array, by its path. Leaves need a shape, no more."""
+
+    def of_leaf(path: Any, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the batch axes; everything after the first dimension is whole."""
+    return NamedSharding(mesh, PartitionSpec(AXES["batch"]))
+
+
+def batch_ways(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch are cut."""
+    return prod(mesh.shape[axis] for axis in AXES["batch"])
+
+
+def check_batch(rows: int, mesh: Mesh) -> None:
+    """Raises ValueError where the rows of a batch (or of its accumulated part) cannot be dealt out evenly."""
+    if rows % batch_ways(mesh):
+        raise ValueError(
+            f"{rows} rows at a time cannot be dealt evenly to {batch_ways(mesh)} devices: "
+            "choose batch_size / accumulation as a multiple of that"
+        )
+
+
+def activation_constraint(mesh: Mesh) -> layers.Constrain:
+    """What the model applies to activations at block boundaries: rows stay cut as the batch is."""
+    if mesh.size == 1:
+        return layers.identity
+    sharding = batch_sharding(mesh)
+
+    def constrain(x: Array) -> Array:
+        return jax.lax.with_sharding_constraint(x, sharding)
+
+    return constrain
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def path_name(path: Any) -> str:
+    """A tree path as the table reads it: "opt_state/mu/blocks/attention/wq/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _match(path: str) -> tuple[str, ...]:
+    for pattern, axes in _COMPILED:
+        if pattern.search(path):
+            return axes
+    raise ValueError(f"{path}: no rule of the sharding table (training/mesh.py) matches this parameter")
+
+
+def _cut(logical: str, size: int, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
+    axes = AXES[logical] if logical else ()
+    if not axes or size % prod(mesh.shape[axis] for axis in axes):
+        return None
+    return axes[0] if len(axes) == 1 else axes

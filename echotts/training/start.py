@@ -1,0 +1,81 @@
+"""How a run begins: its directory, and a state that is new, taken from other weights, or resumed."""
+
+import json
+import logging
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from echotts.config import Config, ModelConfig, to_dict
+from echotts.files import atomic_write
+from echotts.model import Params, count_parameters
+from echotts.training import runtime
+from echotts.training.checkpoint import Checkpoints, Meta, differences
+from echotts.training.export import load_weights
+from echotts.training.feed import Fed
+from echotts.training.inputs import Inputs
+from echotts.training.state import TrainState, abstract_state, initial_state, restored_state, state_from_params
+
+LOGGER = logging.getLogger(__name__)
+
+CONFIG_NAME = "config.json"
+HOW_IT_COMPUTES = ("compute_dtype", "remat")  # of a model's configuration: not properties of its weights
+
+
+def prepare_run_dir(config: Config) -> Path:
+    """The run directory, made where missing, with the resolved configuration in it."""
+    if not config.run.run_dir:
+        raise ValueError("no run directory: say where checkpoints and metrics go with --run_dir")
+    if "://" in config.run.run_dir:
+        raise ValueError(
+            f"{config.run.run_dir}: only directories of this machine are written yet; give a local --run_dir"
+        )
+    run_dir = Path(config.run.run_dir).expanduser().absolute()
+    if runtime.is_primary():
+        run_dir.mkdir(parents=True, exist_ok=True)
+        with atomic_write(run_dir / CONFIG_NAME) as path:
+            path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
+    return run_dir
+
+
+def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) -> tuple[TrainState, int, int]:
+    """(state, step, samples seen): the newest checkpoint, else the weights of `run.init_from`, else a random model.
+
+    A resumed stream continues after the last batch that was trained on.
+    """
+    restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config))
+    if restored is not None:
+        arrays, meta = restored
+        inputs.stream.restore(meta.stream)
+        LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
+        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen
+    if config.run.init_from:
+        params = fitting_weights(config.run.init_from, config.model)
+        LOGGER.info("starting from the weights of %s", config.run.init_from)
+        return state_from_params(params, config, mesh), 0, 0
+    state = initial_state(config, mesh)
+    LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
+    return state, 0, 0
+
+
+def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: Fed) -> Meta:
+    """What the checkpoint after this batch says beside its arrays."""
+    return Meta(
+        step=step,
+        samples_seen=samples_seen,
+        stream=fed.stream_state,
+        config=to_dict(config),
+        facts=inputs.facts,
+    )
+
+
+def fitting_weights(source: str, model: ModelConfig) -> Params:
+    """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the model."""
+    weights = load_weights(source)
+    theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
+    if lines := differences(theirs, ours):
+        raise ValueError(
+            f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
+            "(theirs -> this run's); change the model's sizes to theirs"
+        )
+    return weights.params

@@ -1,0 +1,80 @@
+"""The training state and how it begins: abstract shapes, then shardings, then one jitted initialisation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Int
+
+from echotts.config import Config
+from echotts.model import BlockDiT, Params, split
+from echotts.model.parameters import flatten
+from echotts.training import mesh as meshes
+from echotts.training.optimizer import make_optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """All that a step changes. Float32 masters; `ema` has the shape of `params`."""
+
+    step: Int[Array, ""]  # int32: updates made; never a Python int, which would compile again
+    params: Params
+    ema: Params
+    opt_state: Any
+
+    def arrays(self) -> dict[str, Any]:
+        """The parts a checkpoint stores as arrays; the step is stored as a number beside them."""
+        return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state as shapes (jax.ShapeDtypeStruct), each with its sharding; allocates nothing."""
+    shapes = jax.eval_shape(lambda: _create(config, optimizer=make_optimizer(config.optim)))
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        meshes.shardings(shapes, mesh),
+    )
+
+
+def initial_state(config: Config, mesh: Mesh) -> TrainState:
+    """The state before step 1: random parameters from `run.seed`, made where they will live."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    create = jax.jit(lambda: _create(config, optimizer=make_optimizer(config.optim)), out_shardings=shardings)
+    return create()
+
+
+def state_from_params(params: Params, config: Config, mesh: Mesh) -> TrainState:
+    """The state before step 1 of fine-tuning: given parameters, a new optimizer, an average that starts there."""
+    target = abstract_state(config, mesh)
+    wanted, given = flatten(target.params), flatten(params)
+    for path in sorted(wanted.keys() | given.keys()):
+        found = tuple(given[path].shape) if path in given else None
+        needed = tuple(wanted[path].shape) if path in wanted else None
+        if found != needed:
+            raise ValueError(f"{path}: the given weights have shape {found}, the model needs {needed}")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
+    optimizer = make_optimizer(config.optim)
+    return jax.jit(lambda given: _begin(given, optimizer), out_shardings=shardings)(params)
+
+
+def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
+    """The state a checkpoint holds; the step becomes an int32 array again."""
+    return TrainState(step=jax.device_put(jnp.int32(step), meshes.replicated(mesh)), **arrays)
+
+
+def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
+    model = BlockDiT(config.model, rngs=nnx.Rngs(config.run.seed))
+    return _begin(split(model)[1], optimizer)
+
+
+def _begin(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    # the average is a copy: the two are donated together and must not share a buffer
+    average = jax.tree.map(jnp.copy, params)
+    return TrainState(step=jnp.int32(0), params=params, ema=average, opt_state=optimizer.init(params))

@@ -1,0 +1,135 @@
+"""One training step and one held-out measurement, as pure jitted functions of state and batch."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from echotts.config import Config
+from echotts.data.batch import Batch
+from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
+from echotts.model import Params, merge
+from echotts.model.parameters import structure
+from echotts.training import mesh as meshes
+from echotts.training.optimizer import learning_rate, make_optimizer, update_average
+from echotts.training.state import TrainState, abstract_state
+
+Metrics = dict[str, Array]
+MeasureStep = Callable[[Params, Batch, Array], Metrics]
+
+
+class TrainStep:
+    """The jitted step, counting its compilations: one per bucket, or something is wrong."""
+
+    def __init__(self, jitted: Any):
+        self.jitted = jitted
+        self.compile_s = 0.0
+
+    @property
+    def compilations(self) -> int:
+        """How many shapes it has been compiled for."""
+        return self.jitted._cache_size()
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        """Launches one step and returns at once, unless the batch's bucket is new and has to be compiled."""
+        before, began = self.compilations, time.perf_counter()
+        result = self.jitted(state, batch)
+        if self.compilations != before:
+            self.compile_s += time.perf_counter() - began
+        return result
+
+
+def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
+    """The step (state, global batch) -> (state, metrics). The given state is donated: rebind its name.
+
+    Metrics are arrays on the device: "loss", "grad_norm", "param_norm", "learning_rate" (), "valid_share" (),
+    "finite" () bool and "row_loss" (b,). It compiles once per bucket.
+    """
+    optimizer = make_optimizer(config.optim)
+    graphdef = structure(config.model, meshes.activation_constraint(mesh))
+    rows = config.data.batch_size
+    parts = config.optim.accumulation
+    if rows % parts:
+        raise ValueError(f"batch_size {rows} cannot be accumulated in {parts} equal parts")
+    meshes.check_batch(rows // parts, mesh)
+
+    def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
+        return velocity_loss(merge(graphdef, params), batch, t, noise, config.flow.loss)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # every draw is a function of (seed, step) over the global batch, however it is cut and accumulated
+        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        time_key, noise_key, dropout_key = jax.random.split(key, 3)
+        t = stratified_timesteps(time_key, rows)
+        noise = jax.random.normal(noise_key, batch.latent.shape)
+        batch = condition_dropout(dropout_key, batch, config.flow)
+
+        loss, row_loss, grads = mean_gradients(part_loss, state.params, (batch, t, noise), parts)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = update_average(state.ema, params, state.step, config.optim.ema_decay)
+
+        grad_norm = optax.global_norm(grads)
+        metrics = {
+            "loss": loss,
+            "row_loss": row_loss,
+            "grad_norm": grad_norm,
+            "param_norm": optax.global_norm(params),
+            "learning_rate": learning_rate(state.step, config.optim),
+            "valid_share": jnp.mean(batch.latent_mask, dtype=jnp.float32),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+        }
+        return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    jitted = jax.jit(
+        train_step,
+        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        out_shardings=(shardings, meshes.replicated(mesh)),
+        donate_argnums=0,
+    )
+    return TrainStep(jitted)
+
+
+def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
+    """The jitted held-out loss (params, batch, key) -> {"row_loss" (b,), "t" (b,), "kept" (b,), "loss", "weight"}.
+
+    Conditions are not dropped. The key decides times and noise.
+    """
+    graphdef = structure(config.model, meshes.activation_constraint(mesh))
+
+    def measure(params: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
+        loss, aux = flow_loss(merge(graphdef, params), batch, key, config.flow, train=False)
+        return aux | {"loss": loss}
+
+    return jax.jit(measure, out_shardings=meshes.replicated(mesh))
+
+
+def mean_gradients(loss_fn: Callable[..., Any], params: Params, inputs: Any, parts: int) -> tuple[Array, Array, Params]:
+    """(loss, row_loss, gradients) of the whole batch, computed in `parts` equal parts one after the other.
+
+    The parts are weighted as `velocity_loss` says, so the result is that of the undivided batch. Part i takes rows
+    i, i + parts, ...: each device keeps the rows it has.
+    """
+    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    if parts == 1:
+        (loss, aux), grads = gradient(params, *inputs)
+        return loss, aux["row_loss"], grads
+
+    def deal(x: Array) -> Array:
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: Any, part: Any) -> tuple[Any, Array]:
+        (loss, aux), grads = gradient(params, *part)
+        weighted = jax.tree.map(lambda x: aux["weight"] * x, (jnp.float32(1), loss, grads))
+        return jax.tree.map(jnp.add, total, weighted), aux["row_loss"]
+
+    nothing = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+    (weight, loss, grads), row_loss = jax.lax.scan(add, nothing, jax.tree.map(deal, inputs))
+    loss, grads = jax.tree.map(lambda x: x / weight, (loss, grads))
+    return loss, row_loss.swapaxes(0, 1).reshape(-1), grads

@@ -1,0 +1,137 @@
+"""The train step: what it computes, and what it must not depend on."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from echotts.training import mesh as meshes
+from echotts.training.optimizer import learning_rate, update_average
+from echotts.training.state import TrainState, initial_state
+from echotts.training.step import make_train_step
+from tests.training.conftest import TINY, random_batch, with_sections
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return meshes.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def step(mesh):
+    return make_train_step(TINY, mesh)
+
+
+def run(step, state, batches):
+    numbers = []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        numbers.append(jax.device_get(metrics))
+    return state, numbers
+
+
+def at_step(state: TrainState, step: int) -> TrainState:
+    return dataclasses.replace(state, step=jnp.int32(step))
+
+
+def assert_trees_equal(one, other, **tolerance):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance)), one, other)
+
+
+def test_the_same_seed_and_step_give_the_same_update_bit_by_bit(step, mesh):
+    first, one = run(step, initial_state(TINY, mesh), [random_batch()] * 2)
+    second, other = run(step, initial_state(TINY, mesh), [random_batch()] * 2)
+    assert_trees_equal(first, second)
+    assert_trees_equal(one, other)
+    assert first.step.dtype == jnp.int32
+    assert int(first.step) == 2
+
+
+def test_another_step_draws_other_times_and_noise(step, mesh):
+    _, [zeroth] = run(step, initial_state(TINY, mesh), [random_batch()])
+    _, [fifth] = run(step, at_step(initial_state(TINY, mesh), 5), [random_batch()])
+    assert zeroth["loss"] != fifth["loss"]
+
+
+def test_the_state_is_donated(step, mesh):
+    state = initial_state(TINY, mesh)
+    step(state, random_batch())
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+
+
+def test_all_batches_of_a_bucket_share_one_compilation(step, mesh):
+    run(step, initial_state(TINY, mesh), [random_batch(seed=seed) for seed in range(3)])
+    assert step.compilations == 1
+
+
+@pytest.mark.parametrize("loss", ["published", "frame"])
+def test_accumulated_parts_equal_the_undivided_batch(mesh, loss):
+    config = with_sections(TINY, flow={"loss": loss})
+    whole = make_train_step(config, mesh)
+    parts = make_train_step(with_sections(config, optim={"accumulation": 4}), mesh)
+    batches = [random_batch(seed=seed) for seed in range(3)]
+    state, expected = run(whole, initial_state(config, mesh), batches)
+    accumulated, found = run(parts, initial_state(config, mesh), batches)
+    for one, other in zip(expected, found, strict=True):
+        np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-5)
+        np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
+        np.testing.assert_allclose(other["row_loss"], one["row_loss"], rtol=1e-4)
+    # Adam divides by the gradient's size, so rounding shows where a gradient is almost zero: compare with the rate
+    assert_trees_equal(accumulated.params, state.params, atol=0.02 * TINY.optim.learning_rate)
+
+
+def test_a_row_that_is_not_finite_is_found_on_the_device(step, mesh):
+    batch = random_batch()
+    batch.latent[3, 0, 0] = np.nan
+    _, [numbers] = run(step, initial_state(TINY, mesh), [batch])
+    assert not numbers["finite"]
+    assert np.flatnonzero(~np.isfinite(numbers["row_loss"])).tolist() == [3]
+
+
+def test_rows_that_only_fill_the_batch_change_nothing(mesh):
+    config = with_sections(TINY, data={"batch_size": 8})
+    batch = random_batch(config)
+    batch.latent_mask[5] = False
+    other = jax.tree.map(np.copy, batch)
+    other.latent[5] = 7.0
+    step = make_train_step(config, mesh)
+    state, _ = run(step, initial_state(config, mesh), [batch])
+    same, _ = run(step, initial_state(config, mesh), [other])
+    assert_trees_equal(same.params, state.params)
+
+
+def test_masters_stay_float32_when_computing_in_bfloat16(mesh):
+    config = with_sections(TINY, model={"compute_dtype": "bfloat16"})
+    state, [numbers] = run(make_train_step(config, mesh), initial_state(config, mesh), [random_batch()])
+    assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {jnp.dtype("float32")}
+    _, [exact] = run(make_train_step(TINY, mesh), initial_state(TINY, mesh), [random_batch()])
+    np.testing.assert_allclose(numbers["loss"], exact["loss"], rtol=2e-2)
+
+
+def test_the_average_follows_its_formula():
+    average, params = {"w": jnp.float32(1.0)}, {"w": jnp.float32(3.0)}
+    early = update_average(average, params, jnp.int32(0), decay=0.99)
+    late = update_average(average, params, jnp.int32(100_000), decay=0.99)
+    np.testing.assert_allclose(early["w"], 0.1 * 1 + 0.9 * 3, rtol=1e-6)
+    np.testing.assert_allclose(late["w"], 0.99 * 1 + 0.01 * 3, rtol=1e-6)
+
+
+def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero():
+    optim = with_sections(TINY, optim={"steps": 100, "warmup_share": 0.1, "learning_rate": 2.0}).optim
+    rates = [float(learning_rate(jnp.int32(step), optim)) for step in (0, 5, 10, 55, 100)]
+    np.testing.assert_allclose(rates, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_have_a_finite_learning_rate(steps):
+    optim = with_sections(TINY, optim={"steps": steps}).optim
+    rates = [float(learning_rate(jnp.int32(step), optim)) for step in range(steps)]
+    assert np.all(np.isfinite(rates))
+    assert max(rates) > 0
+
+
+def test_a_batch_that_cannot_be_cut_evenly_is_refused(mesh):
+    with pytest.raises(ValueError, match="8 cannot be accumulated in 3"):
+        make_train_step(with_sections(TINY, optim={"accumulation": 3}), mesh)

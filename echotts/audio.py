@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from echotts.files import atomic_write
 
-Samples = Float[np.ndarray, " n"]
+Samples = Float[np.ndarray, " _n"]  # mono; lengths are free, also within one call
 OutputStrategy = Literal["peak", "rms", "clip", "loudness", "none"]
 
 OUTPUT_STRATEGIES: tuple[str, ...] = get_args(OutputStrategy)
@@ -82,7 +82,7 @@ def read_audio(
     return resample(mono, rate, sample_rate)
 
 
-def resample(samples: Samples, rate: int, new_rate: int) -> Float[np.ndarray, " m"]:
+def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
     """Band-limited conversion from `rate` to `new_rate` (Hz); the same array when they are equal."""
     if rate == new_rate:
         return samples
@@ -90,7 +90,7 @@ def resample(samples: Samples, rate: int, new_rate: int) -> Float[np.ndarray, " 
 
 
 def measure_loudness(samples: Samples, rate: int) -> float:
-    """Integrated loudness in LUFS (BS.1770-4); -inf for silence. Clips under one 0.4 s block are repeated to fill it."""
+    """Integrated loudness in LUFS (BS.1770-4), -inf for silence; what is shorter than a block of 0.4 s is repeated."""
     import pyloudnorm  # here, not above: it loads scipy.signal, which most callers never need
 
     meter = pyloudnorm.Meter(rate)
@@ -134,6 +134,22 @@ def normalise_output(
     if strategy == "rms":
         return _scaled(samples, OUTPUT_RMS / rms)
     return loudness_normalise(samples, rate, loudness_lufs) if rms >= SILENT_RMS else samples
+
+
+def trim_silence(
+    samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01
+) -> Samples:
+    """Without the start and the end where no window's RMS is within `threshold_db` of the loudest window's.
+
+    What is silent throughout comes back empty.
+    """
+    window = max(1, round(window_s * rate))
+    padded = np.pad(samples, (0, -len(samples) % window)).astype(np.float64)
+    power = np.mean(np.square(padded).reshape(-1, window), axis=1)
+    if not len(power) or power.max() < SILENT_PEAK**2:
+        return samples[:0]
+    loud = np.flatnonzero(power > power.max() * 10.0 ** (threshold_db / 10.0))
+    return samples[loud[0] * window : (loud[-1] + 1) * window]
 
 
 def check_output(path: str | Path) -> Path:

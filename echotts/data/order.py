@@ -1,8 +1,9 @@
 """Which sample comes when: everything here is arithmetic on (seed, position), the same in every process.
 
-The shards are dealt to V virtual streams. Where there are fewer shards than streams, each is cut into `parts`:
-part j of a shard holds the samples j, j + parts, ... One part of one shard is a unit. All epochs' permutations of
-the units, one behind the other, are dealt like cards: stream v gets units v, v + V, v + 2V and so on, without end.
+The shards are dealt to V virtual streams. Where there are fewer shards than streams, each is cut into `parts`; one
+part of one shard is a unit. All epochs' permutations of the units, one behind the other, are dealt like cards:
+stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted anew in each epoch,
+and its parts are equal shares of that permutation.
 
 A batch of B rows is dealt to g = gcd(B, V) groups of neighbouring streams, B/g rows a step to each; inside a group
 the streams take turns. So with B a multiple of V every stream gives B/V rows to every batch; with V a multiple of
@@ -49,6 +50,15 @@ class Order:
 
     def epoch(self, stream: int, ordinal: int) -> int:
         return (stream + ordinal * self.streams) // self.units
+
+    def places(self, stream: int, ordinal: int, samples: int) -> list[int]:
+        """The places in its shard of the unit's samples, in reading order; the shard holds `samples`."""
+        shard, part = self.unit(stream, ordinal)
+        epoch = self.epoch(stream, ordinal)
+        shuffled = sorted(
+            range(samples), key=lambda place: (hash_int(self.seed, "samples", epoch, shard, place), place)
+        )
+        return shuffled[part :: self.parts]
 
     def _permutation(self, epoch: int) -> list[int]:
         if epoch not in self._permutations:

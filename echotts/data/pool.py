@@ -1,10 +1,10 @@
 """One virtual stream: reads its units in order, holds back a pool of samples, draws from it.
 
-The pool shuffles, and it sorts by length: its samples lie by the bucket they belong to, a draw takes one of the
-bucket that the step asks for or, when there is none, of the next shorter one (a batch may carry shorter samples,
-never longer ones), and the stream reads on until the pool is full again. Pools are bounded: where a stream finds
-nothing short enough in twice its pool (shards sorted by length do that), long samples are let go, counted as
-`crowded_out`.
+The pool mixes the samples of neighbouring shards, and it sorts by length: samples lie by the bucket they belong to, a
+draw takes one of the bucket that the step asks for or, when there is none, of the next shorter one (a batch may carry
+shorter samples, never longer ones), and the stream reads on until the pool is full again. Pools are bounded: where a
+stream finds nothing short enough among CROWD_SAMPLES (shards sorted by length do that), long samples are let go,
+counted as `crowded_out`.
 
 Too long samples and texts are rejected and counted, not cropped: a cut recording under its whole text teaches the
 model to swallow words. References are cropped to their beginning.
@@ -22,6 +22,7 @@ from echotts.data.rejections import Rejected, Rejections
 from echotts.data.shards import Sample, ShardReader
 from echotts.text import Tokenizer
 
+CROWD_SAMPLES = 256
 BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all units gives up
 
 
@@ -62,6 +63,7 @@ class VirtualStream:
         self.rejected: Counter[str] = Counter()
         self.pool: list[list[_Held]] = [[] for _ in plan.buckets]
         self._reader: ShardReader | None = None
+        self._places: list[int] = []
 
     def draw(self, bucket: int) -> Sample:
         """The next sample that fits the bucket of this index."""
@@ -69,7 +71,7 @@ class VirtualStream:
             self._read_one()
         last_unit = self._last_unit()
         while not any(self.pool[: bucket + 1]):
-            if self._held() >= 2 * self.plan.pool_samples:
+            if self._held() >= max(CROWD_SAMPLES, 2 * self.plan.pool_samples):
                 self._crowd_out()
             self._read_one()
             self._give_up_after(last_unit, f"no sample that fits {self.plan.buckets[bucket]}")
@@ -123,17 +125,16 @@ class VirtualStream:
 
     def _read_one(self) -> None:
         """Reads on to the next usable sample and adds it to the pool."""
-        parts = self.plan.order.parts
-        last_unit = self._last_unit()
+        order, last_unit = self.plan.order, self._last_unit()
         while True:
-            part = self.plan.order.unit(self.index, self.unit)[1]
             if self._reader is None:
                 self._reader = self._open(self.unit)
-                if self.taken == 0 and part == 0:
+                self._places = order.places(self.index, self.unit, len(self._reader))
+                if self.taken == 0 and order.unit(self.index, self.unit)[1] == 0:
                     self._count_faults(self._reader)
-            while (place := part + self.taken * parts) < len(self._reader):
+            while self.taken < len(self._places):
                 self.taken += 1
-                if self._take(self._reader, place):
+                if self._take(self._reader, self._places[self.taken - 1]):
                     return
             self.close()
             self.unit, self.taken = self.unit + 1, 0

@@ -76,3 +76,17 @@ def test_a_bucket_without_samples_is_never_chosen_and_no_counts_mean_the_largest
     assert bucket_thresholds([10, 0]) == [1.0]
     assert {BucketSchedule([10, 0], 1).at(step) for step in range(100)} == {0}
     assert {BucketSchedule([0, 0], 1).at(step) for step in range(100)} == {1}
+
+
+def test_the_parts_of_a_shard_share_its_samples_in_an_order_that_changes_with_the_epoch() -> None:
+    order = Order(shards=2, streams=6, seed=5)
+    assert order.parts == 3
+    by_epoch: dict[int, list[list[int]]] = {0: [], 1: []}
+    for stream in range(6):
+        for ordinal in range(2):
+            if order.unit(stream, ordinal)[0] == 0:
+                by_epoch[order.epoch(stream, ordinal)].append(order.places(stream, ordinal, 20))
+    for parts in by_epoch.values():
+        assert sorted(place for places in parts for place in places) == list(range(20))
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert sorted(by_epoch[0]) != sorted(by_epoch[1])

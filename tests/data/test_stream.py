@@ -129,7 +129,7 @@ def test_long_runs_keep_the_pools_bounded_and_lose_nothing(tmp_path: Path) -> No
         steps(stream, 600)
         assert stream.rejections.summary().startswith("0 of ")
         pools = [len(held) // 2 for one in stream.state()["streams"].values() for held in one["pool"]]
-    assert sum(pools) <= 2 * 8 * 16
+    assert sum(pools) <= 2 * 8 * 16  # the usual fill of a pool is 16
 
 
 def test_shards_sorted_by_length_stay_bounded_and_say_what_they_lose(
@@ -139,13 +139,13 @@ def test_shards_sorted_by_length_stay_bounded_and_say_what_they_lose(
     for index, frames in enumerate((4, 20)):
         files.append(tmp_path / f"s{index}.tar")
         with ShardWriter(files[-1], CHANNELS) as writer:
-            for i in range(300):
+            for i in range(900):
                 writer.write(sample(f"k{i}", frames, None))
     settings = config(batch_size=1, streams=1, buckets=BUCKETS[::2], max_rejected_share=1.0)
     with open_stream(files, settings) as stream, caplog.at_level(logging.WARNING):
-        taken = steps(stream, 600)
+        taken = steps(stream, 1000)
         assert set(stream.rejections.counts) == {"crowded_out"}
-        assert sum(len(held) // 2 for held in stream.state()["streams"]["0"]["pool"]) <= 32
+        assert sum(len(held) // 2 for held in stream.state()["streams"]["0"]["pool"]) <= 256
     assert len({bucket for _, _, bucket in taken}) == 2
     assert "crowded_out" in caplog.text
 

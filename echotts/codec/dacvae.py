@@ -6,12 +6,14 @@ from the weights file. The decoder ends in the audio head; the watermark lives i
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from echotts.codec.layers import Params, conv, downsample, residual_units, snake, upsample
+from echotts.codec import layers
+from echotts.codec.layers import Params, snake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,30 +50,33 @@ class CodecConfig:
 
 
 def encode_frames(
-    params: Params, config: CodecConfig, audio: Float[Array, "b n"]
+    params: Params, config: CodecConfig, audio: Float[Array, "b n"], ops: Any = layers
 ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"]]:
-    """Posterior mean and standard deviation; n must be a multiple of the hop."""
+    """Posterior mean and standard deviation; n must be a multiple of the hop.
+
+    `ops` has conv, downsample, upsample and residual_units: layers.py for a whole signal, a chunking.Window for a part.
+    """
     encoder = params["encoder"]
-    x = conv(audio[:, :, None], encoder["stem"])
+    x = ops.conv(audio[:, :, None], encoder["stem"])
     for block, stride in zip(encoder["blocks"], config.encoder_rates, strict=True):
-        x = residual_units(x, block["units"])
-        x = downsample(snake(x, block["snake"]), block["down"], stride)
-    x = conv(snake(x, encoder["snake"]), encoder["head"])
-    mean, scale = jnp.split(conv(x, params["bottleneck"]["in"]), 2, axis=-1)
+        x = ops.residual_units(x, block["units"])
+        x = ops.downsample(snake(x, block["snake"]), block["down"], stride)
+    x = ops.conv(snake(x, encoder["snake"]), encoder["head"])
+    mean, scale = jnp.split(ops.conv(x, params["bottleneck"]["in"]), 2, axis=-1)
     return mean, jax.nn.softplus(scale) + 1e-4
 
 
 def decode_frames(
-    params: Params, config: CodecConfig, latent: Float[Array, "b t c"]
+    params: Params, config: CodecConfig, latent: Float[Array, "b t c"], ops: Any = layers
 ) -> Float[Array, "b n"]:
-    """Clean audio in -1..1, n = t * hop: the main path and the audio head."""
+    """Clean audio in -1..1, n = t * hop: the main path and the audio head. `ops`: see `encode_frames`."""
     decoder = params["decoder"]
-    x = conv(latent, params["bottleneck"]["out"])
-    x = conv(x, decoder["stem"])
+    x = ops.conv(latent, params["bottleneck"]["out"])
+    x = ops.conv(x, decoder["stem"])
     for block, stride in zip(decoder["blocks"], config.decoder_rates, strict=True):
-        x = upsample(snake(x, block["snake"]), block["up"], stride)
-        x = residual_units(x, block["units"])
-    return jnp.tanh(conv(snake(x, decoder["snake"]), decoder["head"]))[:, :, 0]
+        x = ops.upsample(snake(x, block["snake"]), block["up"], stride)
+        x = ops.residual_units(x, block["units"])
+    return jnp.tanh(ops.conv(snake(x, decoder["snake"]), decoder["head"]))[:, :, 0]
 
 
 def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:

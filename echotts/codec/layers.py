@@ -41,21 +41,32 @@ def conv(
 
 
 def downsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
-    """Strided convolution, kernel 2 * stride, padding stride // 2 on the left; t must divide by stride, u = t / stride.
+    """Strided convolution, kernel 2 * stride, stride // 2 zeros on the left; t must divide by stride, u = t / stride."""
+    left = stride // 2
+    return downsample_pairs(jnp.pad(x, ((0, 0), (left, stride - left), (0, 0))), params, stride)
+
+
+def downsample_pairs(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
+    """The strided convolution without padding, u = t / stride - 1.
 
     Blocks of `stride` samples become channels: one matrix product over each pair of neighbouring blocks.
     """
     kernel = params["kernel"]
     _, inputs, outputs = kernel.shape
-    left = stride // 2
-    x = jnp.pad(x, ((0, 0), (left, stride - left), (0, 0)))
     blocks = x.reshape(x.shape[0], x.shape[1] // stride, stride * inputs)
     pairs = jnp.concatenate([blocks[:, :-1], blocks[:, 1:]], axis=-1)
     return pairs @ kernel.reshape(2 * stride * inputs, outputs) + params["bias"]
 
 
 def upsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
-    """Transposed convolution, kernel 2 * stride, padding (stride + 1) // 2; u = t * stride exactly.
+    """Transposed convolution, kernel 2 * stride, padding (stride + 1) // 2; u = t * stride exactly."""
+    first = (stride + 1) // 2
+    y = upsample_pairs(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), params, stride)
+    return y[:, first : first + x.shape[1] * stride]
+
+
+def upsample_pairs(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
+    """The transposed convolution where two inputs meet, u = (t - 1) * stride.
 
     Every output sample sees two inputs: one matrix product to stride * out channels, unfolded in time.
     """
@@ -63,11 +74,8 @@ def upsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Arr
     _, inputs, outputs = kernel.shape
     halves = kernel.reshape(2, stride, inputs, outputs)[::-1]  # the newer input meets the first half
     dense = halves.transpose(0, 2, 1, 3).reshape(2 * inputs, stride * outputs)  # (half, phase, in, out): in first
-    x = jnp.pad(x, ((0, 0), (1, 1), (0, 0)))
     pairs = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1)
-    y = (pairs @ dense).reshape(x.shape[0], pairs.shape[1] * stride, outputs)
-    first = (stride + 1) // 2
-    return y[:, first : first + (pairs.shape[1] - 1) * stride] + params["bias"]
+    return (pairs @ dense).reshape(x.shape[0], pairs.shape[1] * stride, outputs) + params["bias"]
 
 
 def snake(x: Float[Array, "b t c"], alpha: Float[Array, " c"]) -> Float[Array, "b t c"]:

@@ -1,0 +1,136 @@
+"""Where codecs are found: the built-in one, files and folders, the local cache, the Hugging Face Hub.
+
+Checkpoints and data sets name a codec by id and weights hash (`find_codec`); people name one by `load_codec`'s spec.
+"""
+
+import logging
+import re
+import zipfile
+from pathlib import Path
+
+from echotts.codec.codec import Codec
+from echotts.codec.published import read_published
+from echotts.codec.weights import read_codec
+
+log = logging.getLogger(__name__)
+
+BUILT_IN = {"demo": Path(__file__).parent.parent / "assets" / "codec" / "demo.safetensors"}
+NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # in a folder, best first
+_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
+    """The codec that `spec` names: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
+
+    A Hub id is ORG/NAME or ORG/NAME@REVISION; the files are kept in the Hub's own cache. The codec's id is the
+    spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for .pth. Raises
+    FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or no DACVAE.
+    """
+    if spec in BUILT_IN:
+        return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _load_file(_in_folder(path), window_frames)
+    if path.exists():
+        return _load_file(path, window_frames)
+    match = _HUB_ID.fullmatch(str(spec))
+    if not match or path.suffix in (".pth", ".pt", ".safetensors"):
+        raise FileNotFoundError(
+            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'demo'"
+        )
+    repository, revision = match.groups()
+    return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+
+
+def find_codec(
+    codec_id: str | None, weights_hash: str | None, override: str | Path | None = None, window_frames: int | None = None
+) -> Codec:
+    """The codec that a checkpoint or data set was made with, found by the hash of its weights.
+
+    Looked for among the built-in ones, in the local cache and, if the id is a Hub id, on the Hub; another one is
+    refused. `override` names one to use whatever its hash: a differing one is logged as a warning. Raises
+    FileNotFoundError when it is nowhere, ValueError when what has its name has other weights.
+    """
+    if override is not None:
+        codec = load_codec(override, window_frames)
+        if weights_hash and codec.weights_hash != weights_hash:
+            log.warning("codec %s is not the one this was made with (%s): it may sound wrong", override, codec_id)
+        return codec
+    if weights_hash and (path := cache_folder() / f"{weights_hash}.safetensors").exists():
+        codec = _load_file(path, window_frames)
+        if codec.weights_hash == weights_hash:
+            return codec
+        raise ValueError(f"{path}: its weights are not what its name says: delete it")
+    if not codec_id:
+        raise FileNotFoundError("the codec is not named: say which with --codec")
+    if codec_id not in BUILT_IN and not _HUB_ID.fullmatch(codec_id):
+        raise FileNotFoundError(
+            f"codec {codec_id} ({_short(weights_hash)}) is neither built in nor in {cache_folder()}: name its file "
+            "with --codec, or install it with `python -m echotts codec convert FILE --install`"
+        )
+    codec = load_codec(codec_id, window_frames)
+    if weights_hash and codec.weights_hash != weights_hash:
+        raise ValueError(
+            f"codec {codec_id} has weights {_short(codec.weights_hash)}, this was made with {_short(weights_hash)}: "
+            "name the right one with --codec"
+        )
+    return codec
+
+
+def cache_folder() -> Path:
+    """Codecs installed for this user, as {weights hash}.safetensors."""
+    return Path.home() / ".cache" / "echotts" / "codecs"
+
+
+def _load_file(path: Path, window_frames: int | None, codec_id: str | None = None) -> Codec:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    if path.suffix in (".pth", ".pt") or zipfile.is_zipfile(path):
+        params, config = read_published(path)
+        return Codec(params, config, codec_id or path.stem, window_frames)
+    params, config, name = read_codec(path)
+    return Codec(params, config, codec_id or name, window_frames)
+
+
+def _in_folder(folder: Path) -> Path:
+    if name := _choose([path.name for path in folder.iterdir() if path.is_file()]):
+        return folder / name
+    raise FileNotFoundError(f"{folder}: no codec in this folder: it needs a codec.safetensors or a weights.pth")
+
+
+def _choose(names: list[str]) -> str | None:
+    """The codec among file names: a usual name, or the only file of a usual kind."""
+    for name in NAMES:
+        if name in names:
+            return name
+    for suffix in (".safetensors", ".pth"):
+        candidates = [name for name in names if name.endswith(suffix)]
+        if len(candidates) == 1:
+            return candidates[0]
+    return None
+
+
+def _from_hub(repository: str, revision: str | None) -> Path:
+    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    error: Exception | None = None
+    for name in NAMES:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+        except LocalEntryNotFoundError as offline:  # not reached, and not in the cache under this name
+            error = offline
+        except EntryNotFoundError:
+            continue
+        except HfHubHTTPError as refused:
+            error = refused
+            break
+    reason = f"none of {', '.join(NAMES)} is in it" if error is None else str(error).strip().splitlines()[0]
+    raise FileNotFoundError(
+        f"codec {repository}: no such file here, and not to be had from the Hub: {reason}"
+    ) from error
+
+
+def _short(weights_hash: str | None) -> str:
+    return weights_hash[:12] if weights_hash else "weights unknown"

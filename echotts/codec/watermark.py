@@ -1,0 +1,147 @@
+"""DACVAE's watermark: a 16-bit message laid under clean audio (facebookresearch/dacvae, AudioSeal's layers).
+
+Everything in it is causal and works on blocks of 320 samples (the product of its rates), so it runs over finished
+audio window by window: convolutions and LSTMs remember the window before, and the result equals the whole.
+Parameters: see `init_watermark`. Strides are read off the kernels, which are twice as wide.
+"""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from echotts.codec.chunking import Memory, Past, cut, place
+from echotts.codec.layers import Params, conv, downsample_pairs, upsample_pairs
+
+MESSAGE_BITS = 16
+STRENGTH = 0.25
+CHANNELS = (32, 64, 128, 256, 512)
+RATES = (2, 4, 5, 8)
+
+
+def add_watermark(
+    params: Params, audio: Float[np.ndarray, "b n"], message: Int[np.ndarray, "b bits"], width: int
+) -> Float[np.ndarray, "b n"]:
+    """Clean audio with the message (bits 0 or 1) under it, about `width` samples at a time; not clipped to -1..1."""
+    block = block_length(params)
+    width = math.ceil(width / block) * block
+    shapes = jax.eval_shape(partial(_first_window, width=width), params, message)
+    memory = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
+    marked = np.empty_like(audio)
+    for start in range(0, audio.shape[1], width):
+        window, memory = _mark_window(params, cut(audio, start, width), message, memory)
+        place(marked, np.asarray(window), start)
+    return marked
+
+
+def block_length(params: Params) -> int:
+    """Samples that one step of the LSTMs stands for."""
+    return math.prod(block["down"]["kernel"].shape[0] // 2 for block in params["down"])
+
+
+def mark(params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], past: Past) -> Float[Array, "b n"]:
+    """One window; n must be a multiple of the block length."""
+    x = _causal(audio[:, :, None], params["stem"], past)
+    for block in params["down"]:
+        x = _unit(x, block["unit"], past)
+        stride = block["down"]["kernel"].shape[0] // 2
+        x = downsample_pairs(past.before(jax.nn.elu(x), stride), block["down"], stride)
+    x = x + _lstm(x, params["lstm_in"], past)
+    x = _causal(jax.nn.elu(x), params["squeeze"], past)
+    rows = 2 * jnp.arange(message.shape[1]) + message  # row 2 i + bit of the table for bit i
+    x = x + params["message"][rows].sum(axis=1)[:, None, :]
+    x = _causal(x, params["expand"], past)
+    x = x + _lstm(x, params["lstm_out"], past)
+    for block in params["up"]:
+        stride = block["up"]["kernel"].shape[0] // 2
+        x = upsample_pairs(past.before(jax.nn.elu(x), 1), block["up"], stride)
+        x = _unit(x, block["unit"], past)
+    return audio + STRENGTH * _causal(jax.nn.elu(x), params["head"], past)[:, :, 0]
+
+
+@partial(jax.jit, donate_argnames="memory")
+def _mark_window(
+    params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], memory: Memory
+) -> tuple[Float[Array, "b n"], Memory]:
+    past = Past(memory)
+    return mark(params, audio, message, past), past.memory
+
+
+def _first_window(params: Params, message: Int[Array, "b bits"], width: int) -> Memory:
+    past = Past(None)
+    mark(params, jnp.zeros((message.shape[0], width)), message, past)
+    return past.memory
+
+
+def _causal(x: Float[Array, "b t i"], params: Params, past: Past) -> Float[Array, "b t o"]:
+    return conv(past.before(x, params["kernel"].shape[0] - 1), params, padding=(0, 0))
+
+
+def _unit(x: Float[Array, "b t c"], params: Params, past: Past) -> Float[Array, "b t c"]:
+    y = _causal(jax.nn.elu(x), params["wide"], past)
+    return x + conv(jax.nn.elu(y), params["point"])
+
+
+def _lstm(x: Float[Array, "b t c"], layers: list[Params], past: Past) -> Float[Array, "b t c"]:
+    """Stacked LSTM layers, gates in the order input, forget, cell, output."""
+    for layer in layers:
+        gates = x @ layer["input"] + layer["bias"]
+        width = layer["hidden"].shape[0]
+        start = past.recall((2, x.shape[0], width))
+        kernel = layer["hidden"]
+
+        def step(state: tuple[Array, Array], gate: Array, kernel: Array = kernel) -> tuple[tuple[Array, Array], Array]:
+            hidden, cell = state
+            new, keep, value, show = jnp.split(gate + hidden @ kernel, 4, axis=-1)
+            cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(new) * jnp.tanh(value)
+            hidden = jax.nn.sigmoid(show) * jnp.tanh(cell)
+            return (hidden, cell), hidden
+
+        end, y = jax.lax.scan(step, (start[0], start[1]), jnp.moveaxis(gates, 1, 0))
+        past.memory.append(jnp.stack(end))
+        x = jnp.moveaxis(y, 0, 1)
+    return x
+
+
+def init_watermark(
+    key: PRNGKeyArray,
+    channels: tuple[int, ...] = CHANNELS,
+    rates: tuple[int, ...] = RATES,
+    message_channels: int = 128,
+    bits: int = MESSAGE_BITS,
+) -> Params:
+    """Random parameters; `channels` and `rates` from the waveform inwards."""
+    keys = iter(jax.random.split(key, 256))
+
+    def kernel(k: int, inputs: int, outputs: int, gain: float = 1.0) -> Params:
+        scale = gain / math.sqrt(k * inputs)
+        return {"kernel": scale * jax.random.normal(next(keys), (k, inputs, outputs)), "bias": jnp.zeros(outputs)}
+
+    def unit(width: int) -> Params:
+        return {"wide": kernel(3, width, width // 2), "point": kernel(1, width // 2, width)}
+
+    def lstm(width: int) -> list[Params]:
+        def layer() -> Params:
+            weights = {name: kernel(1, width, 4 * width)["kernel"][0] for name in ("input", "hidden")}
+            return weights | {"bias": jnp.zeros(4 * width)}
+
+        return [layer(), layer()]
+
+    pairs = list(zip(channels, channels[1:], rates, strict=False))
+    inner = channels[-1]
+    down = [{"unit": unit(low), "down": kernel(2 * rate, low, high)} for low, high, rate in pairs]
+    up = [{"up": kernel(2 * rate, high, low, gain=1.4), "unit": unit(low)} for low, high, rate in reversed(pairs)]
+    return {
+        "stem": kernel(7, 1, channels[0]),
+        "down": down,
+        "lstm_in": lstm(inner),
+        "squeeze": kernel(7, inner, message_channels),
+        "message": jax.random.normal(next(keys), (2 * bits, message_channels)),
+        "expand": kernel(7, message_channels, inner),
+        "lstm_out": lstm(inner),
+        "up": up,
+        "head": kernel(7, channels[0], 1),
+    }

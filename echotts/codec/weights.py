@@ -1,0 +1,144 @@
+"""A codec's weights as safetensors with the sizes in the header, and their hash.
+
+Parameters are folded and named by their place in the tree, "decoder.blocks.0.up.kernel". float16 may be stored;
+what is loaded, used and hashed is float32.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from echotts.codec.dacvae import CodecConfig, init_params
+from echotts.codec.layers import Params
+from echotts.codec.published import config_from_kwargs
+from echotts.codec.watermark import init_watermark
+from echotts.files import atomic_write
+
+FORMAT = "echotts.codec"
+
+
+def save_codec(
+    path: str | Path,
+    params: Params,
+    config: CodecConfig,
+    codec_id: str,
+    dtype: Literal["float32", "float16"] = "float32",
+) -> None:
+    """Writes the folded parameters (the watermark's too, if there) under their names, sizes and id in the header."""
+    header = {"format": FORMAT, "kind": "dacvae", "id": codec_id, "config": json.dumps(asdict(config))}
+    tensors = {name: np.ascontiguousarray(tensor.astype(dtype)) for name, tensor in flatten(params)}
+    with atomic_write(Path(path)) as temporary:
+        save_file(tensors, temporary, metadata=header)
+
+
+def read_codec(path: str | Path) -> tuple[Params, CodecConfig, str]:
+    """Parameters as float32 numpy arrays, sizes and id of what `save_codec` wrote.
+
+    Raises ValueError for a file that is damaged, no codec, or whose tensors are not those its sizes ask for.
+    """
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            config = _config(header, path)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error}): fetch it again") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype.kind not in "fV" or not np.isfinite(tensor := tensor.astype(np.float32)).all():
+            raise ValueError(f"{path}: tensor {name} is not made of finite numbers")
+        tensors[name] = tensor
+    _check(tensors, config, path)
+    return unflatten(tensors), config, header.get("id") or Path(path).stem
+
+
+def hash_weights(params: Params) -> str:
+    """SHA-256 over names, shapes and float32 values in the order of the names: the same for any file they came from."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(flatten(params)):
+        digest.update(f"{name} {tensor.shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor, dtype="<f4").data)
+    return digest.hexdigest()
+
+
+def flatten(params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Dotted names and arrays of a tree of dicts and lists."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), np.asarray(leaf)
+
+
+def unflatten(tensors: dict[str, Any]) -> Params:
+    """The inverse of `flatten`: entries 0, 1, ... become lists."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *path, last = name.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[last] = tensor
+    return _lists(tree)
+
+
+def _lists(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    children = {key: _lists(child) for key, child in node.items()}
+    return [children[str(n)] for n in range(len(children))] if "0" in children else children
+
+
+def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
+    if header.get("format") != FORMAT or header.get("kind") != "dacvae":
+        raise ValueError(f"{path}: no codec of echotts: convert weights with `python -m echotts codec convert`")
+    try:
+        kwargs = json.loads(header["config"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: no config in the header: convert the weights again") from error
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"{path}: the config in the header is no object: convert the weights again")
+    return config_from_kwargs(kwargs, path)
+
+
+def _check(tensors: dict[str, np.ndarray], config: CodecConfig, path: str | Path) -> None:
+    """Every tensor that the sizes ask for, in its shape, and no other; the watermark whole or not at all."""
+    expected = dict(_shapes(lambda: init_params(config, jax.random.key(0))))
+    if any(name.startswith("watermark.") for name in tensors):
+        expected |= {f"watermark.{name}": shape for name, shape in _watermark_shapes(tensors, path)}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise ValueError(f"{path}: tensor {name} is missing: fetch the file again")
+        if tensors[name].shape != shape:
+            raise ValueError(f"{path}: tensor {name} has shape {tensors[name].shape}, its config makes it {shape}")
+    if more := sorted(tensors.keys() - expected.keys()):
+        raise ValueError(f"{path}: unknown tensor {more[0]}: is it a codec?")
+
+
+def _watermark_shapes(tensors: dict[str, np.ndarray], path: str | Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Shapes of a watermark as deep as the file's: widths and rates are read off its own down-sampling kernels."""
+    kernels = []
+    while (name := f"watermark.down.{len(kernels)}.down.kernel") in tensors:
+        kernels.append(tensors[name].shape)
+    message = tensors.get("watermark.message", np.zeros(0)).shape
+    if not kernels or any(len(shape) != 3 for shape in kernels) or len(message) != 2:
+        raise ValueError(f"{path}: its watermark is incomplete: fetch the file again")
+    channels = (kernels[0][1], *(shape[2] for shape in kernels))
+    rates = tuple(shape[0] // 2 for shape in kernels)
+    make = init_watermark
+    return _shapes(lambda: make(jax.random.key(0), channels, rates, message[1], message[0] // 2))
+
+
+def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
+        yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf.shape
+
+
+def to_device(params: Params) -> Params:
+    """The tree as JAX arrays."""
+    return jax.tree.map(jnp.asarray, params)

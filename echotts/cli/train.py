@@ -99,8 +99,22 @@ def parse_config(argv: Sequence[str]) -> Config:
 
 
 def make_speaker(config: Config) -> "Speaker | None":
-    """What speaks the sentences of `run.sentences` during training; None without sentences or a codec."""
-    return None
+    """What speaks `run.sentences` during training, with the codec of the data; None where there are none."""
+    if not config.run.sentences:
+        return None
+    from echotts.codec.registry import find_codec
+    from echotts.synthesis import EchoTTS, Speech
+    from echotts.training.export import Weights
+
+    codecs: list[Any] = []  # found when first needed: the data says which it is
+
+    def speak(weights: Weights, sentence: str, seed: int) -> Speech:
+        about = weights.metadata["codec"]
+        if not codecs:
+            codecs.append(find_codec(about["id"], about["weights_hash"], override=config.run.codec or None))
+        return EchoTTS(weights.params, weights.config, weights.metadata, codecs[0]).synthesize(sentence, seed=seed)
+
+    return speak
 
 
 def _preset(argv: Sequence[str]) -> Config:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -151,7 +151,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             LOGGER.debug("closing after a failed save: %s", first_line(error))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(
@@ -202,7 +202,12 @@ def read_meta(folder: Path) -> Meta:
 def read_arrays(folder: Path, name: str, abstract: Any) -> Any:
     """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
     with ocp.StandardCheckpointer() as reader:
-        arrays = reader.restore((folder / name).absolute(), abstract)
+        try:
+            arrays = reader.restore((folder / name).absolute(), abstract)
+        except Exception as error:
+            if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
+                raise
+            raise ValueError(f"{folder / name}: {first_line(error)}") from error
     for path, (found, wanted) in _pairs(arrays, abstract):
         if found.shape != wanted.shape:
             raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")

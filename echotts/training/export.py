@@ -88,6 +88,23 @@ def export(run: Path, output: Path, weights: WeightsName = "ema", storage: Stora
     return metadata
 
 
+def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsName) -> Weights:
+    """Parameters with what a checkpoint says of them, as an export carries it."""
+    data = meta.config["data"]
+    metadata = meta.facts | {
+        "silence": np.asarray(meta.facts["silence"], np.float32),
+        "weights": weights,
+        "step": meta.step,
+        "samples_seen": meta.samples_seen,
+        "buckets": {
+            "frames": max(bucket["frames"] for bucket in data["buckets"]),
+            "tokens": max(bucket["tokens"] for bucket in data["buckets"]),
+            "reference_frames": data["reference_frames"],
+        },
+    }
+    return Weights(params, config, metadata)
+
+
 def _load_step(folder: Path, weights: WeightsName) -> Weights:
     meta = read_meta(folder)
     sizes = meta.config["model"]
@@ -99,21 +116,4 @@ def _load_step(folder: Path, weights: WeightsName) -> Weights:
         for path, leaf in expected_shapes(config).items()
     }
     params = read_arrays(folder, ITEM[weights], unflatten(shapes))
-    return Weights(params, config, _metadata(meta, weights))
-
-
-def _metadata(meta: Meta, weights: WeightsName) -> dict[str, Any]:
-    data = meta.config["data"]
-    metadata = dict(meta.facts)
-    if "silence" in metadata:
-        metadata["silence"] = np.asarray(metadata["silence"], np.float32)
-    return metadata | {
-        "weights": weights,
-        "step": meta.step,
-        "samples_seen": meta.samples_seen,
-        "buckets": {
-            "frames": max(bucket["frames"] for bucket in data["buckets"]),
-            "tokens": max(bucket["tokens"] for bucket in data["buckets"]),
-            "reference_frames": data["reference_frames"],
-        },
-    }
+    return describe(params, config, meta, weights)

@@ -8,6 +8,7 @@ import jax
 from echotts.config import Config
 from echotts.training import mesh as meshes
 from echotts.training.checkpoint import Checkpoints
+from echotts.training.export import describe
 from echotts.training.feed import Feed
 from echotts.training.heldout import Heldout
 from echotts.training.inputs import open_inputs
@@ -56,6 +57,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
             step, samples_seen = step + 1, samples_seen + config.data.batch_size
             reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
+            here = bookmark(config, inputs, step, samples_seen, fed)
             leaving = stop.requested or step == steps
 
             if heldout and _due(step, run.eval_every, steps):
@@ -63,11 +65,11 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                     reporter.measured(step, heldout.losses(state.ema))
             if speak and run.sentences and _due(step, run.sample_every, steps):
                 with reporter.pause():
-                    reporter.spoken(step, write_samples(run_dir, step, state.ema, run.sentences, speak))
+                    weights = describe(state.ema, config.model, here, "ema")
+                    reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
-                    bookmarked = bookmark(config, inputs, step, samples_seen, fed)
-                    reporter.saved(step, checkpoints.save(state.arrays(), bookmarked))
+                    reporter.saved(step, checkpoints.save(state.arrays(), here))
             if leaving:
                 break
 

@@ -86,12 +86,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(AXES["batch"]))
 
 
-def batch_ways(mesh: Mesh) -> int:
+def batch_ways(mesh: Mesh | AbstractMesh) -> int:
     """In how many parts the rows of a batch are cut."""
     return prod(mesh.shape[axis] for axis in AXES["batch"])
 
 
-def check_batch(rows: int, mesh: Mesh) -> None:
+def check_batch(rows: int, mesh: Mesh | AbstractMesh) -> None:
     """Raises ValueError where the rows of a batch (or of its accumulated part) cannot be dealt out evenly."""
     if rows % batch_ways(mesh):
         raise ValueError(

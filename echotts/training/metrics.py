@@ -11,7 +11,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
 
 TIMESTEP_BUCKETS = 5  # equal parts of [0, 1]; t = 0 is data, t = 1 is noise
 
@@ -37,9 +36,7 @@ METRICS: dict[str, str] = {
     "compile/count": "train-step compilations of this process; one per bucket",
     "checkpoint/save_s": "seconds the loop stood still for a checkpoint",
     "heldout/loss": "held-out loss with the EMA weights, no condition dropout, the same draws each time",
-} | dict.fromkeys(
-    timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]"
-)
+} | dict.fromkeys(timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]")
 
 
 def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
@@ -59,7 +56,7 @@ class MetricsWriter:
         if torn:  # a killed run may have left half a line; it must not swallow the next one
             self._file.write("\n")
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """One line for this step."""
         unknown = sorted(set(values) - set(METRICS))
         if unknown:
@@ -72,7 +69,7 @@ class MetricsWriter:
     def close(self) -> None:
         self._file.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(
@@ -81,7 +78,7 @@ class MetricsWriter:
         self.close()
 
 
-def _number(value: float) -> float | None:
+def _number(value: float | int) -> float | int | None:
     number = float(value)
     if not math.isfinite(number):
         return None

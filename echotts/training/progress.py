@@ -2,7 +2,7 @@
 
 import sys
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,7 +13,7 @@ MINUTE_S, HOUR_S = 60, 3600
 class Progress:
     """Says where a training is. `steps` is the last step, `start` the step it resumes after."""
 
-    def __init__(self, steps: int, start: int = 0, stream: TextIO | None = None):
+    def __init__(self, steps: int, start: int = 0, stream: Any = None):
         self._stream = sys.stderr if stream is None else stream
         self._steps = steps
         self._bar = (
@@ -50,7 +50,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         return self
 
     def __exit__(

@@ -74,7 +74,7 @@ class Reporter:
         if pending.step == self._config.optim.steps or (every and pending.step % every == 0):
             self._write_line(pending, numbers)
 
-    def measured(self, step: int, losses: Mapping[str, float]) -> None:
+    def measured(self, step: int, losses: Mapping[str, float | int]) -> None:
         """Held-out losses of this step."""
         self._writer.write(step, losses)
         self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
@@ -83,7 +83,7 @@ class Reporter:
         """Speech samples of this step have been written."""
         self._progress.say(f"step {step}: speech samples in {folder}")
 
-    def saved(self, step: int, seconds: float) -> None:
+    def saved(self, step: int, seconds: float | int) -> None:
         """A checkpoint of this step is on its way to disk."""
         self._writer.write(step, {"checkpoint/save_s": seconds})
 

@@ -3,7 +3,6 @@
 import logging
 import signal
 from types import FrameType, TracebackType
-from typing import Self
 
 import jax
 
@@ -25,7 +24,7 @@ class StopSignal:
         self.requested = False
         self._previous: dict[int, object] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignal":
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._ask)
         return self

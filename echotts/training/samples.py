@@ -1,16 +1,13 @@
 """Speech samples of a running training: fixed sentences, fixed seeds, one folder per step."""
 
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from echotts.model import Params
-
-LOGGER = logging.getLogger(__name__)
+from echotts.training.export import Weights
 
 
 @runtime_checkable
@@ -20,11 +17,11 @@ class Speech(Protocol):
     def save(self, path: Path) -> object: ...
 
 
-Speaker = Callable[[Params, str, int], Speech]
-"""(parameters, sentence, seed) -> speech. Training does not know synthesis; the command line hands one in."""
+Speaker = Callable[[Weights, str, int], Speech]
+"""(weights, sentence, seed) -> speech. Training does not know synthesis; the command line hands one in."""
 
 
-def write_samples(run_dir: Path, step: int, params: Params, sentences: tuple[str, ...], speak: Speaker) -> Path:
+def write_samples(run_dir: Path, step: int, sentences: tuple[str, ...], speak: Speaker, weights: Weights) -> Path:
     """Speaks each sentence, seeded by its place, into `samples/step_*/NN_words.wav`; the folder appears when whole."""
     folder = run_dir / "samples" / f"step_{step:08d}"
     unfinished = folder.with_name(f".{folder.name}.partial")
@@ -33,7 +30,7 @@ def write_samples(run_dir: Path, step: int, params: Params, sentences: tuple[str
     spoken = {}
     for number, sentence in enumerate(sentences):
         name = f"{number:02d}_{_slug(sentence)}.wav"
-        speak(params, sentence, number).save(unfinished / name)
+        speak(weights, sentence, number).save(unfinished / name)
         spoken[name] = sentence
     (unfinished / "sentences.json").write_text(json.dumps(spoken, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

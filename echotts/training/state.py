@@ -1,5 +1,6 @@
 """The training state and how it begins: abstract shapes, then shardings, then one jitted initialisation."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,6 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
 
 from echotts.config import Config
 from echotts.model import BlockDiT, Params, split
@@ -20,9 +20,12 @@ from echotts.training.optimizer import make_optimizer
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. Float32 masters; `ema` has the shape of `params`."""
+    """All that a step changes. Leaves are arrays, or the shapes and shardings that stand for them.
 
-    step: Int[Array, ""]  # int32: updates made; never a Python int, which would compile again
+    Masters are float32. `ema` has the structure of `params`.
+    """
+
+    step: Any  # () int32: updates made; never a Python int, which would compile again
     params: Params
     ema: Params
     opt_state: Any
@@ -32,6 +35,7 @@ class TrainState:
         return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
 
 
+@functools.lru_cache(maxsize=2)  # the step, the start and the checkpoint ask for the same one
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """The state as shapes (jax.ShapeDtypeStruct), each with its sharding; allocates nothing."""
     shapes = jax.eval_shape(lambda: _create(config, optimizer=make_optimizer(config.optim)))

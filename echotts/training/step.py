@@ -74,12 +74,12 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         params = optax.apply_updates(state.params, updates)
         ema = update_average(state.ema, params, state.step, config.optim.ema_decay)
 
-        grad_norm = optax.global_norm(grads)
+        grad_norm = optax.tree.norm(grads)
         metrics = {
             "loss": loss,
             "row_loss": row_loss,
             "grad_norm": grad_norm,
-            "param_norm": optax.global_norm(params),
+            "param_norm": optax.tree.norm(params),
             "learning_rate": learning_rate(state.step, config.optim),
             "valid_share": jnp.mean(batch.latent_mask, dtype=jnp.float32),
             "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),

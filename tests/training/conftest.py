@@ -39,7 +39,7 @@ TINY = Config(
     flow=FlowConfig(),
     data=DataConfig(batch_size=8, buckets=(Bucket(frames=16, tokens=12),), reference_frames=8, streams=8),
     optim=OptimConfig(steps=6, learning_rate=3e-3, warmup_share=0.2, ema_decay=0.9),
-    run=RunConfig(log_every=1, save_every_steps=2, save_every_minutes=0, eval_every=0, sample_every=0),
+    run=RunConfig(log_every=1, save_every_steps=2, save_every_minutes=0.0, eval_every=0, sample_every=0),
 )
 
 

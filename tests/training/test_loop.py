@@ -1,0 +1,194 @@
+"""Whole runs on tiny shards: the loss falls, a resumed run is the same run, and a bad one stops."""
+
+import dataclasses
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from echotts.config import Bucket
+from echotts.model.parameters import flatten
+from echotts.training import feed, metrics
+from echotts.training.checkpoint import FOLDER, ConfigDiffersError, step_folders
+from echotts.training.export import load_run
+from echotts.training.loop import train
+from echotts.training.report import NonFiniteError
+from echotts.training.runtime import StopSignal
+from tests.training.conftest import TINY, with_sections
+
+
+@pytest.fixture
+def config(tmp_path, shards):
+    return with_sections(TINY, data={"data": str(shards)}, run={"run_dir": str(tmp_path / "run")})
+
+
+def in_folder(config, folder):
+    return with_sections(config, run={"run_dir": str(folder)})
+
+
+def lines(run_dir, name="loss/train"):
+    found = [json.loads(line) for line in metrics.metrics_path(run_dir).read_text().splitlines()]
+    return {line["step"]: line[name] for line in found if name in line}
+
+
+class StopAfter(StopSignal):
+    """Asks for a stop once it has been looked at this often."""
+
+    def __init__(self, steps):
+        self._left = steps
+
+    @property
+    def requested(self):
+        self._left -= 1
+        return self._left <= 0
+
+
+def assert_same_weights(one, other):
+    one, other = flatten(one.params), flatten(other.params)
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_array_equal(one[path], other[path], err_msg=path)
+
+
+def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, tmp_path):
+    whole, parts = in_folder(config, tmp_path / "whole"), in_folder(config, tmp_path / "parts")
+    assert train(whole).finished
+    first = train(parts, stop=StopAfter(3))
+    assert (first.step, first.finished) == (3, False)
+    second = train(parts)
+    assert (second.step, second.samples_seen, second.finished) == (6, 48, True)
+    for weights in ("raw", "ema"):
+        assert_same_weights(load_run(tmp_path / "whole", weights), load_run(tmp_path / "parts", weights))
+    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    states = [(step_folders(tmp_path / run / FOLDER)[0] / "meta" / "metadata") for run in ("whole", "parts")]
+    one, other = (json.loads(path.read_text())["stream"] for path in states)
+    assert one == other
+
+
+def test_resuming_passes_over_a_half_written_checkpoint(config, tmp_path):
+    train(config, stop=StopAfter(3))
+    newest, _ = step_folders(tmp_path / "run" / FOLDER)
+    (newest / "meta" / "metadata").unlink()
+    uninterrupted = in_folder(config, tmp_path / "whole")
+    train(uninterrupted)
+    assert train(config).finished
+    assert_same_weights(load_run(tmp_path / "run"), load_run(tmp_path / "whole"))
+
+
+def test_a_finished_run_that_is_started_again_does_nothing(config):
+    before = train(config)
+    assert train(config) == before
+
+
+def test_a_run_of_another_configuration_is_not_resumed(config):
+    train(config, stop=StopAfter(1))
+    with pytest.raises(ConfigDiffersError, match=r"optim\.learning_rate: 0\.003 -> 0\.5"):
+        train(with_sections(config, optim={"learning_rate": 0.5}))
+
+
+class Spoken:
+    """Stands for synthesis: the file holds what was asked."""
+
+    def __init__(self, *asked):
+        self.asked = asked
+
+    def save(self, path):
+        path.write_text(repr(self.asked))
+
+
+def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, shards):
+    config = with_sections(
+        config,
+        optim={"steps": 60, "learning_rate": 1e-2},
+        data={"heldout": str(shards), "buckets": (Bucket(frames=8, tokens=8), Bucket(frames=16, tokens=12))},
+        run={"eval_every": 30, "sample_every": 40, "save_every_steps": 50, "sentences": ("ab", "c d!")},
+    )
+    train(config, speak=lambda weights, text, seed: Spoken(weights.metadata["step"], text, seed))
+    run_dir = tmp_path / "run"
+    losses = list(lines(run_dir).values())
+    assert len(losses) == 60
+    assert np.mean(losses[-15:]) < 0.75 * np.mean(losses[:15])
+    heldout = lines(run_dir, "heldout/loss")
+    assert list(heldout) == [30, 60]
+    assert heldout[60] < heldout[30]
+    assert set(metrics.timestep_bucket_names()) <= set(json.loads(metrics_line(run_dir, "heldout/loss")))
+    assert lines(run_dir, "compile/count")[60] == 2  # one per bucket
+    assert lines(run_dir, "data/samples_seen")[60] == 480
+    assert [path.name for path in sorted((run_dir / "samples").iterdir())] == ["step_00000040", "step_00000060"]
+    assert (run_dir / "samples" / "step_00000040" / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
+    assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == 60
+
+
+def metrics_line(run_dir, name):
+    return next(line for line in metrics.metrics_path(run_dir).read_text().splitlines() if name in line)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, tmp_path, monkeypatch):
+    placed = []
+
+    def poisoned(batch, mesh):
+        placed.append(batch)
+        if len(placed) == 4:
+            batch = dataclasses.replace(batch, latent=np.where(np.arange(8)[:, None, None] == 2, np.nan, batch.latent))
+        return real_place(batch, mesh)
+
+    real_place = feed.place
+    monkeypatch.setattr(feed, "place", poisoned)
+    with pytest.raises(NonFiniteError, match=r"step 4: loss nan") as caught:
+        train(with_sections(config, run={"save_every_steps": 1}))
+    assert len(placed) <= 5  # found one step late at most
+    assert step_folders(tmp_path / "run" / FOLDER)[0].name == "step_00000003"
+    message = str(caught.value)
+    assert "rows that are not finite: s-00" in message
+    assert message.count("s-00") == 9
+    assert "\n" not in message
+
+
+def test_sigterm_finishes_the_step_saves_and_leaves(config, tmp_path):
+    config = with_sections(config, run={"sample_every": 2, "sentences": ("a",), "save_every_steps": 100})
+
+    def speak(weights, text, seed):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return Spoken()
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = train(config, speak=speak)
+    assert not result.finished
+    assert result.step in (2, 3)
+    assert load_run(tmp_path / "run").metadata["step"] == result.step
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_fine_tuning_begins_with_the_given_weights_and_counts_from_zero(config, tmp_path):
+    train(config, stop=StopAfter(2))
+    tuned = with_sections(config, run={"run_dir": str(tmp_path / "tuned"), "init_from": str(tmp_path / "run")})
+    result = train(tuned, stop=StopAfter(1))
+    assert (result.step, result.samples_seen) == (1, 8)
+    # the first step has learning rate 0: the weights are still those it began with
+    assert_same_weights(load_run(tmp_path / "tuned", "raw"), load_run(tmp_path / "run", "ema"))
+
+
+def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):
+    train(config, stop=StopAfter(1))
+    other = with_sections(
+        config,
+        model={"depth": 3, "mlp_width": 96},
+        run={"run_dir": str(tmp_path / "other"), "init_from": str(tmp_path / "run")},
+    )
+    with pytest.raises(ValueError, match=r"another model: model\.depth: 2 -> 3; model\.mlp_width: 64 -> 96"):
+        train(other)
+
+
+def test_latents_of_another_codec_are_refused_before_anything_is_compiled(config):
+    with pytest.raises(ValueError, match=r"latents of 8 channels, the model takes 16: set --model\.latent_channels 8"):
+        train(with_sections(config, model={"latent_channels": 16}))
+
+
+def test_a_run_needs_a_directory_it_can_make(config, tmp_path):
+    with pytest.raises(ValueError, match="no run directory"):
+        train(in_folder(config, ""))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        train(in_folder(config, tmp_path / "file" / "run"))

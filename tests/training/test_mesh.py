@@ -1,0 +1,143 @@
+"""The sharding table: every large parameter is cut, and cutting changes no number."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from echotts import config as configs
+from echotts.model.parameters import expected_shapes, flatten
+from echotts.training import mesh as meshes
+from echotts.training.state import abstract_state
+from tests.training.conftest import TINY
+
+MIB = 1 << 20
+ROOT = Path(__file__).parents[2]
+EXPECTED = {  # 1.3b on 32 chips, data 1 x fsdp 16 x tensor 2: every parameter above 1 MiB
+    "blocks/attention/wgate/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wk_self/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wk_speaker/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wk_text/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wo/kernel": (None, "tensor", "fsdp"),
+    "blocks/attention/wq/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wv_self/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wv_speaker/kernel": (None, "fsdp", "tensor"),
+    "blocks/attention/wv_text/kernel": (None, "fsdp", "tensor"),
+    "blocks/mlp/w1/kernel": (None, "fsdp", "tensor"),
+    "blocks/mlp/w2/kernel": (None, "tensor", "fsdp"),
+    "blocks/mlp/w3/kernel": (None, "fsdp", "tensor"),
+    "cond_dense_0/kernel": (None, "fsdp"),
+    "cond_dense_1/kernel": (None, "fsdp"),
+    "cond_dense_global_gate/kernel": (None, "fsdp"),
+    "cond_dense_global_scale/kernel": (None, "fsdp"),
+    "cond_dense_global_shift/kernel": (None, "fsdp"),
+    "speaker_encoder/in_proj/kernel": (None, "fsdp"),
+}
+for adaln in ("attn_adaln", "mlp_adaln"):
+    for part in ("shift", "scale", "gate"):
+        EXPECTED[f"blocks/{adaln}/adaln_rank_{part}/kernel"] = (None, "fsdp")
+        EXPECTED[f"blocks/{adaln}/{part}/kernel"] = (None, None, "fsdp")
+for encoder in ("text_encoder", "speaker_encoder"):
+    for kernel in ("wq", "wk", "wv", "wgate"):
+        EXPECTED[f"{encoder}/blocks/attention/{kernel}/kernel"] = (None, "fsdp", "tensor")
+    EXPECTED[f"{encoder}/blocks/attention/wo/kernel"] = (None, "tensor", "fsdp")
+    EXPECTED[f"{encoder}/blocks/mlp/w1/kernel"] = (None, "fsdp", "tensor")
+    EXPECTED[f"{encoder}/blocks/mlp/w2/kernel"] = (None, "tensor", "fsdp")
+    EXPECTED[f"{encoder}/blocks/mlp/w3/kernel"] = (None, "fsdp", "tensor")
+
+
+def abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    return AbstractMesh((data, fsdp, tensor), meshes.MESH_AXES)
+
+
+def test_every_parameter_above_a_mebibyte_has_the_listed_cut():
+    mesh = abstract_mesh(1, 16, 2)
+    large = {p: leaf for p, leaf in expected_shapes(configs.echo_1b3().model).items() if 4 * leaf.size > MIB}
+    found = {path: tuple(meshes.parameter_spec(path, leaf.shape, mesh)) for path, leaf in large.items()}
+    assert found == EXPECTED
+
+
+@pytest.mark.parametrize("preset", ["840m", "1.3b"])
+@pytest.mark.parametrize("ways", [8, 16, 32, 64])
+def test_fsdp_alone_cuts_all_that_is_large_over_any_pod(preset, ways):
+    mesh = abstract_mesh(1, ways, 1)
+    for path, leaf in expected_shapes(configs.preset(preset).model).items():
+        if 4 * leaf.size > MIB:
+            assert "fsdp" in meshes.parameter_spec(path, leaf.shape, mesh), path
+
+
+def test_moments_and_average_are_cut_as_their_parameters_are():
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    state = abstract_state(TINY, mesh)
+    specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state)
+    moments = specs.opt_state[1][0]
+    assert flatten(specs.ema) == flatten(specs.params) == flatten(moments.mu) == flatten(moments.nu)
+    assert specs.step == PartitionSpec()
+
+
+def test_a_parameter_without_a_rule_is_an_error():
+    with pytest.raises(ValueError, match=r"blocks/attention/wz/kernel: no rule"):
+        meshes.parameter_spec("blocks/attention/wz/kernel", (2, 8, 8), abstract_mesh(1, 8, 1))
+
+
+def test_a_dimension_that_does_not_divide_stays_whole():
+    spec = meshes.parameter_spec("blocks/mlp/w1/kernel", (2, 12, 16), abstract_mesh(1, 8, 2))
+    assert spec == PartitionSpec(None, None, "tensor")
+
+
+def test_devices_that_do_not_make_a_mesh_are_refused():
+    with pytest.raises(ValueError, match="1 devices cannot be cut in data 2 x tensor 1"):
+        meshes.make_mesh(data=2, devices=jax.devices()[:1])
+
+
+def test_rows_that_cannot_be_dealt_to_the_devices_are_refused():
+    meshes.check_batch(6, meshes.make_mesh(devices=jax.devices()[:1]))
+    with pytest.raises(ValueError, match="6 rows at a time cannot be dealt evenly to 8 devices"):
+        meshes.check_batch(6, abstract_mesh(2, 4, 1))
+
+
+EIGHT = """
+import json, sys
+import jax
+import numpy as np
+from echotts.training import mesh as meshes
+from echotts.training.feed import place
+from echotts.training.state import initial_state
+from echotts.training.step import make_train_step
+from tests.training.conftest import TINY, random_batch
+
+def losses(mesh):
+    state, found = initial_state(TINY, mesh), []
+    step = make_train_step(TINY, mesh)
+    for seed in range(3):
+        state, numbers = step(state, place(random_batch(seed=seed), mesh))
+        found.append([float(numbers["loss"]), float(numbers["grad_norm"])])
+    kernel = state.params["blocks"]["mlp"]["w1"]["kernel"]
+    pieces = {str(shard.index) for shard in kernel.addressable_shards}
+    return found, [len(pieces), float(np.abs(np.asarray(kernel)).sum())]
+
+assert jax.device_count() == 8
+meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(data=2, tensor=2)]
+print(json.dumps([losses(mesh) for mesh in meshes_under_test]))
+"""
+
+
+def test_one_device_and_eight_give_the_same_losses(compile_once):
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_once),
+        # the compiler's own optimiser only costs time here: three programs run three steps each
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0",
+    }
+    done = subprocess.run([sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (one, [pieces, total]), (eight, [cut_pieces, cut_total]) = json.loads(done.stdout.splitlines()[-1])
+    assert (pieces, cut_pieces) == (1, 4)  # fsdp 2 x tensor 2, in two copies
+    np.testing.assert_allclose(eight, one, rtol=2e-5)
+    np.testing.assert_allclose(cut_total, total, rtol=1e-6)

@@ -197,7 +197,7 @@ def save_export(
     params: Params,
     config: ModelConfig,
     metadata: Mapping[str, Any],
-    storage: Literal["float32", "float16"] = "float32",
+    storage: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
     """Writes the file that inference loads: one safetensors, parameters under our stacked names.
 

@@ -136,9 +136,7 @@ def normalise_output(
     return loudness_normalise(samples, rate, loudness_lufs) if rms >= SILENT_RMS else samples
 
 
-def trim_silence(
-    samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01
-) -> Samples:
+def trim_silence(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> Samples:
     """Without the start and the end where no window's RMS is within `threshold_db` of the loudest window's.
 
     What is silent throughout comes back empty.
@@ -153,14 +151,19 @@ def trim_silence(
 
 
 def check_output(path: str | Path) -> Path:
-    """The output path once its suffix is known, its folder exists (made if missing) and a file can be put there.
-
-    Meant to run before long work. Raises ValueError or OSError with one line.
-    """
+    """The path of a recording to be written, once its suffix is known and `check_place` agrees."""
     path = Path(path)
     if path.suffix.lower() not in _FORMATS:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}: write one of {', '.join(_FORMATS)}")
-    make_parent(path)
+    return check_place(path)
+
+
+def check_place(path: Path) -> Path:
+    """The path once its folder exists (made if missing) and takes files; before long work. OSError with one line."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"{path}: the folder {path.parent} cannot be made ({error.strerror})") from error
     if path.is_dir():
         raise OSError(f"{path}: is a folder: name a file in it")
     if not os.access(path.parent, os.W_OK):
@@ -168,12 +171,16 @@ def check_output(path: str | Path) -> Path:
     return path
 
 
-def make_parent(path: Path) -> None:
-    """Makes the folder a file is to be written to; OSError names the file when that cannot be."""
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all. OSError names it and the reason."""
+    check_place(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
-        raise OSError(f"{path}: the folder {path.parent} cannot be made ({error.strerror})") from error
+        if error.strerror is None:  # says it already
+            raise
+        raise OSError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def write_audio(
@@ -198,12 +205,7 @@ def write_audio(
     finished = normalise_output(samples, rate, strategy, loudness_lufs=loudness_lufs)
     if np.abs(finished).max() > 1.0:
         logger.warning("%s: the peak is %.2f and is cut at 1", path, np.abs(finished).max())
-    encoded = _encode(path, np.clip(finished, -1.0, 1.0), rate)
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(encoded)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from error
+    write_whole(path, _encode(path, np.clip(finished, -1.0, 1.0), rate))
 
 
 def _encode(path: Path, samples: Samples, rate: int) -> bytes:

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "data": {"config", "files", "text", "audio", "codec"},
     "interop": {"config", "files", "text", "pickles", "model"},
     "training": {"config", "files", "text", "model", "flow", "data", "interop"},
-    "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop"},
+    "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training"},
     "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
     "__init__": {"synthesis"},
     "__main__": {"cli"},

@@ -1,0 +1,131 @@
+"""`python inference.py`: speak a text into a file."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from echotts.cli.app import UsageError, parse
+
+PROG = "inference.py"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Speak a text, in the voice of a recording or in one made up from the seed, into a file."""
+
+    output: Path
+    """File to write: .wav, .flac, .ogg or .mp3. A missing folder is made."""
+    text: str | None = None
+    """What to say. This or --text_file is needed."""
+    text_file: Path | None = None
+    """File that holds what to say, UTF-8."""
+    speaker_ref: Path | None = None
+    """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: one made up from the seed."""
+    checkpoint: str | None = None
+    """Run directory, one of its checkpoints, .safetensors, published .pkl or Hub id. None: the demo model, which
+    knows digits."""
+    codec: str | None = None
+    """Codec in place of the one the checkpoint names: weights.pth, .safetensors, directory or Hub id."""
+    duration: float = 15.0
+    """The most seconds of speech; the silent tail is cropped, and a model has a longest window of its own."""
+    seed: int = 42
+    """Decides the noise, and with it the voice where none is given; the same seed gives the same file."""
+    steps: int = 32
+    """Euler steps from noise to speech."""
+    cfg_scale: float = 3.0
+    """Guidance towards text and voice together; 0 is none."""
+    text_scale: float | None = None
+    """Guidance towards the text alone; this or --speaker_scale takes the place of --cfg_scale."""
+    speaker_scale: float | None = None
+    """Guidance towards the voice alone."""
+    guidance_interval: tuple[float, float] | None = None
+    """Times t between which guidance acts, 1 = noise. None: 0 1, or 0.5 1 with a scale of its own for text or voice."""
+    time_scale: float = 1.0
+    """Factor on the time grid, above 0 and at most 1 (Echo: 0.999)."""
+    truncation: float = 1.0
+    """Factor on the initial noise; less is calmer (Echo: 0.8 to 1)."""
+    normalise: Literal["peak", "rms", "clip", "loudness", "none"] = "peak"
+    """Level of the output: largest sample at -1 dB, RMS at -18 dB, cut at -1 dB, --loudness, or as it comes."""
+    loudness: float = -14.0
+    """Loudness in LUFS for --normalise loudness."""
+    save_latents: Path | None = None
+    """Also write the latents, float32 (frames, channels), as .npy."""
+    normalise_text: bool = False
+    """Write quotes, colons and dashes as Echo's training texts have them; only for models trained on such texts."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Which weights of a run directory."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Computation in this type. None: float32 on a CPU, the model's own elsewhere."""
+
+    def __post_init__(self) -> None:
+        if (self.text is None) == (self.text_file is None):
+            raise ValueError("give --text or --text_file, one of the two")
+        if self.text is not None and not self.text.strip():
+            raise ValueError("--text is empty: there is nothing to say")
+        if not 0 < self.duration < float("inf"):
+            raise ValueError(f"--duration {self.duration} s: give the most seconds of speech, more than 0")
+        if self.steps < 1:
+            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
+        if self.seed < 0:
+            raise ValueError(f"--seed {self.seed}: it must not be negative")
+        if not -70 <= self.loudness <= 0:
+            raise ValueError(f"--loudness {self.loudness} LUFS: give a value from -70 to 0")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, load, speak, write; returns the exit code."""
+    arguments = parse(Arguments, argv, prog=PROG)
+    text = read_text(arguments)
+    from echotts.audio import check_output, check_place
+
+    check_output(arguments.output)
+    if arguments.save_latents is not None:
+        check_place(arguments.save_latents)
+    from echotts.synthesis import EchoTTS
+
+    began = time.perf_counter()
+    tts = EchoTTS.load(arguments.checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
+    loaded = time.perf_counter()
+    speech = tts.synthesize(
+        text,
+        arguments.speaker_ref,
+        seed=arguments.seed,
+        duration=arguments.duration,
+        steps=arguments.steps,
+        cfg_scale=arguments.cfg_scale,
+        text_scale=arguments.text_scale,
+        speaker_scale=arguments.speaker_scale,
+        guidance_interval=arguments.guidance_interval,
+        time_scale=arguments.time_scale,
+        truncation=arguments.truncation,
+    )
+    spoken = time.perf_counter()
+    speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness)
+    if arguments.save_latents is not None:
+        speech.save_latents(arguments.save_latents)
+    print(
+        f"{arguments.output}: {speech.duration_s:.2f} s at {speech.sample_rate} Hz, spoken in {spoken - loaded:.2f} s "
+        f"({speech.duration_s / (spoken - loaded):.2f} s of audio per second, compilation included), "
+        f"loaded in {loaded - began:.2f} s"
+    )
+    return 0
+
+
+def read_text(arguments: Arguments) -> str:
+    """What to say, from the flag or the file; UsageError where the file holds nothing."""
+    if arguments.text is not None:
+        text = arguments.text
+    else:
+        assert arguments.text_file is not None
+        try:
+            text = arguments.text_file.read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{arguments.text_file}: is not UTF-8 text (byte {error.start})") from error
+        if not text:
+            raise UsageError(f"{arguments.text_file}: is empty: there is nothing to say")
+    if arguments.normalise_text:
+        from echotts.text import normalise_text
+
+        text = normalise_text(text)
+    return text

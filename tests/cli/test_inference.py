@@ -1,0 +1,185 @@
+"""inference.py: flags, exit codes, one line for each bad input, and no file where there is no speech."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from echotts import synthesis
+from echotts.cli.app import run
+from echotts.cli.inference import main
+from tests.tiny_speaker import LinearCodec, tiny_tts
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def tts():
+    return tiny_tts()
+
+
+@pytest.fixture
+def call(tts, monkeypatch, capfd):
+    """Runs the command on the tiny model; gives (exit code, standard output, standard error)."""
+    real_load = synthesis.EchoTTS.load
+
+    def load(checkpoint=None, codec=None, **options):
+        return tts if checkpoint is None else real_load(checkpoint, codec, **options)
+
+    monkeypatch.setattr(synthesis.EchoTTS, "load", load)
+
+    def run_it(*arguments):
+        with pytest.raises(SystemExit) as stop:
+            run(main, [str(argument) for argument in arguments])
+        out, err = capfd.readouterr()
+        return stop.value.code, out, err
+
+    return run_it
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_text_becomes_a_file_and_the_rate_is_printed(call, tmp_path, suffix):
+    output = tmp_path / "new" / f"out.{suffix}"
+    code, out, err = call("--text", "one two", "--output", output, "--steps", "2")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"{output}: ")
+    assert "s of audio per second" in out
+    assert len(soundfile.read(output)[0]) > 0
+    assert [path.name for path in output.parent.iterdir()] == [output.name]
+
+
+def test_the_same_seed_writes_the_same_bytes_and_hyphens_work_as_well(call, tmp_path):
+    (tmp_path / "text.txt").write_text("one two\n")
+    usual = ("--text_file", tmp_path / "text.txt", "--steps", "2", "--seed", "3")
+    first = call(*usual, "--output", tmp_path / "a.wav", "--save_latents", tmp_path / "z.npy")
+    second = call(
+        "--text", "one two", "--steps", "2", "--seed", "3", "--output", tmp_path / "b.wav", "--cfg-scale", "3.0"
+    )
+    other = call("--text", "one two", "--steps", "2", "--seed", "4", "--output", tmp_path / "c.wav")
+    assert [result[0] for result in (first, second, other)] == [0, 0, 0]
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    assert (tmp_path / "a.wav").read_bytes() != (tmp_path / "c.wav").read_bytes()
+    latents = np.load(tmp_path / "z.npy")
+    assert latents.dtype == np.float32
+    assert len(latents) * LinearCodec.hop_length == soundfile.info(tmp_path / "a.wav").frames
+
+
+def test_every_guidance_flag_reaches_the_sampler(call, tmp_path, tts, monkeypatch):
+    seen = {}
+    real = tts.synthesize
+    monkeypatch.setattr(tts, "synthesize", lambda *args, **options: seen.update(options) or real(*args, **options))
+    code, _, err = call(
+        *("--text", "one", "--output", tmp_path / "a.wav", "--steps", 4, "--text_scale", 2, "--speaker_scale", 5),
+        *("--guidance_interval", 0.25, 0.75, "--time_scale", 0.999, "--truncation", 0.8, "--duration", 0.8),
+    )
+    assert (code, err) == (0, "")
+    assert seen == {
+        "seed": 42,
+        "duration": 0.8,
+        "steps": 4,
+        "cfg_scale": 3.0,
+        "text_scale": 2.0,
+        "speaker_scale": 5.0,
+        "guidance_interval": (0.25, 0.75),
+        "time_scale": 0.999,
+        "truncation": 0.8,
+    }
+
+
+def test_output_levels_are_chosen_by_flag(call, tmp_path):
+    for level in ("peak", "rms", "clip", "loudness", "none"):
+        code, _, err = call("--text", "one", "--output", tmp_path / f"{level}.wav", "--steps", 1, "--normalise", level)
+        assert (code, err) == (0, "")
+    peak = np.abs(soundfile.read(tmp_path / "peak.wav")[0]).max()
+    assert peak == pytest.approx(10 ** (-1 / 20), abs=1e-3)
+
+
+WRONG_CALLS = {
+    "--text one --output a.wav --nonsense 3": "nonsense",
+    "--text one": "--output",
+    "--output a.wav": "give --text or --text_file",
+    "--text one --text_file text.txt --output a.wav": "give --text or --text_file",
+    "--text= --output a.wav": "--text is empty",
+    "--text one --output a.wav --steps 0": "--steps 0: at least 1",
+    "--text one --output a.wav --steps many": "many",
+    "--text one --output a.wav --duration -1": "--duration -1.0 s: give the most seconds",
+    "--text one --output a.wav --seed -1": "--seed -1: it must not be negative",
+    "--text one --output a.wav --normalise loud": "loud",
+}
+
+
+@pytest.mark.parametrize("line", WRONG_CALLS)
+def test_wrong_calls_are_one_line_and_exit_2(call, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = call(*line.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("echotts: ")
+    assert err.count("\n") == 1
+    assert WRONG_CALLS[line] in err
+    assert not list(tmp_path.iterdir())
+
+
+def bad_inputs(folder):
+    """Arguments beside --steps 1, and the words that must come back."""
+    soundfile.write(folder / "silent.wav", np.zeros(8000), 8000)
+    soundfile.write(folder / "short.wav", np.full(2000, 0.1), 8000)
+    (folder / "noise.mp3").write_bytes(b"no recording at all" * 50)
+    (folder / "empty.txt").write_text(" \n")
+    (folder / "latin.txt").write_bytes("é".encode("latin-1"))
+    (folder / "cut.safetensors").write_bytes(b"\x00" * 20)
+    (folder / "file").write_text("in the way")
+    text, output = ("--text", "one"), ("--output", folder / "out.wav")
+    return [
+        ((*text, *output, "--speaker_ref", folder / "silent.wav"), "silent.wav: is silent"),
+        ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: 0.25 s long: a reference needs"),
+        ((*text, *output, "--speaker_ref", folder / "noise.mp3"), "noise.mp3: cannot be read as a recording"),
+        ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
+        ((*output, "--text", "x" * 99), "text has 99 bytes, at most 23 fit"),
+        ((*output, "--text_file", folder / "empty.txt"), "empty.txt: is empty"),
+        ((*output, "--text_file", folder / "latin.txt"), "latin.txt: is not UTF-8 text"),
+        ((*output, "--text_file", folder / "none.txt"), "none.txt"),
+        ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
+        ((*text, *output, "--checkpoint", folder / "cut.safetensors"), "cut.safetensors"),
+        ((*text, *output, "--checkpoint", folder), "no checkpoint there"),
+        ((*text, *output, "--time_scale", "2"), "time_scale 2.0"),
+        ((*text, *output, "--guidance_interval", "0.9", "0.1"), "guidance interval 0.9..0.1"),
+        ((*text, "--output", folder / "out.xyz"), "out.xyz: unknown suffix '.xyz'"),
+        ((*text, "--output", folder / "file" / "out.wav"), "cannot be made"),
+        ((*text, "--output", "/proc/out.wav"), "/proc/out.wav: "),
+    ]
+
+
+def test_bad_inputs_are_one_line_each_and_leave_no_file(call, tmp_path):
+    for arguments, words in bad_inputs(tmp_path):
+        before = sorted(tmp_path.rglob("*"))
+        code, out, err = call(*arguments, "--steps", 1)
+        assert code in (1, 2), arguments
+        assert out == ""
+        assert err.startswith("echotts: "), err
+        assert err.count("\n") == 1, err
+        assert words in err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_crash_while_speaking_leaves_no_file(call, tmp_path, tts, monkeypatch):
+    def broken(latents):
+        raise MemoryError("codec")
+
+    monkeypatch.setattr(tts.codec, "decode", broken)
+    code, _, err = call("--text", "one", "--output", tmp_path / "out.wav", "--steps", 1)
+    assert (code, err) == (1, "echotts: out of memory codec\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_units_and_defaults_and_the_script_is_there():
+    done = subprocess.run(
+        [sys.executable, "inference.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    told = re.sub(r"[│\s]+", " ", done.stdout)
+    for words in ("seconds", "LUFS", "default: 32", "default: 3.0", "default: 15.0", "default: 42", "default: peak"):
+        assert words in told

@@ -1,0 +1,328 @@
+"""Text and a voice in, speech out: what repeats, what is cropped, what is compiled, what is refused."""
+
+import dataclasses
+import logging
+import pickle
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echotts import synthesis
+from echotts.codec import CodecConfig, load_codec, registry, save_codec
+from echotts.codec.dacvae import init_params
+from echotts.flow import sampling
+from echotts.interop import save_export, save_published
+from echotts.synthesis import EchoTTS, energy_end, find_end, make_noise, silent_window
+from tests.tiny_speaker import (
+    CHANNELS,
+    CONFIG,
+    FRAMES,
+    METADATA,
+    REFERENCE_FRAMES,
+    LinearCodec,
+    random_params,
+    tiny_tts,
+)
+
+RATE = LinearCodec.sample_rate
+HOP = LinearCodec.hop_length
+SILENCE = np.ones((1, CHANNELS), np.float32)
+
+
+@pytest.fixture(scope="module")
+def tts():
+    return tiny_tts()
+
+
+def voice(seconds=1.0, rate=RATE, seed=0):
+    return (0.2 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(np.float32)
+
+
+def say(tts, text="one two", ref=None, **options):
+    return tts.synthesize(text, ref, steps=2, **options)
+
+
+def test_the_same_seed_gives_the_same_bytes(tts, tmp_path):
+    first, second = say(tts, ref=(voice(), RATE), seed=5), say(tts, ref=(voice(), RATE), seed=5)
+    assert np.array_equal(first.samples, second.samples)
+    assert np.array_equal(first.latents, second.latents)
+    paths = [speech.save(tmp_path / name) for speech, name in ((first, "a.ogg"), (second, "b.ogg"))]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_seed_text_and_voice_all_change_the_speech(tts):
+    usual = say(tts, ref=(voice(), RATE)).latents
+    for other in (
+        say(tts, ref=(voice(), RATE), seed=1),
+        say(tts, "one six", ref=(voice(), RATE)),
+        say(tts, ref=(voice(seed=1), RATE)),
+        say(tts),
+    ):
+        length = min(len(usual), len(other.latents))
+        assert np.abs(other.latents[:length] - usual[:length]).max() > 1e-3
+
+
+def test_speech_is_what_the_codec_makes_of_its_latents(tts):
+    speech = say(tts)
+    assert (speech.latents.shape[1], speech.sample_rate) == (CHANNELS, RATE)
+    assert len(speech.samples) == len(speech.latents) * HOP
+    assert np.allclose(speech.samples, tts.codec.decode(speech.latents[None])[0], atol=1e-6)
+    assert speech.duration_s == pytest.approx(len(speech.latents) / 25)
+
+
+def test_a_batch_says_what_each_utterance_says_alone(tts):
+    texts, refs = ["one", "two two", "three"], [(voice(), RATE), None, (voice(2.0), RATE)]
+    sampler = sampling.SamplerConfig(steps=2)
+    together = tts.synthesize_batch(texts, refs, seeds=[4, 5, 6], sampler=sampler, rows=2)
+    for text, ref, seed, speech in zip(texts, refs, (4, 5, 6), together, strict=True):
+        alone = say(tts, text, ref, seed=seed)
+        assert len(speech.latents) == len(alone.latents)
+        assert np.abs(speech.latents - alone.latents).max() < 1e-4
+    assert tts.synthesize_batch([]) == []
+
+
+def test_one_bucket_is_compiled_once(tts):
+    say(tts, "one", seed=0)
+    compiled = (sampling._sample._cache_size(), sampling.encode_conditions._cache_size())
+    for seed, text in enumerate(("two", "six", "nine!"), 1):
+        say(tts, text, seed=seed, duration=14.0 + seed)
+        say(tts, text, ref=(voice(0.6), RATE), seed=seed, cfg_scale=2.0 + seed)
+    assert (sampling._sample._cache_size(), sampling.encode_conditions._cache_size()) == compiled
+    say(tts, "one two three", seed=1)
+    assert sampling.encode_conditions._cache_size() == compiled[1] + 1
+
+
+def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
+    assert len(say(tts, duration=0.4).latents) <= 10
+    with caplog.at_level(logging.WARNING):
+        assert len(say(tts, duration=15.0).latents) <= FRAMES
+        assert not caplog.messages
+        say(tts, duration=20.0)
+    assert caplog.messages == ["duration 20.00 s: the model makes at most 1.28 s at once"]
+    for wrong in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="give the most seconds of speech"):
+            say(tts, duration=wrong)
+
+
+def test_the_silent_tail_is_cropped_by_its_distance_to_silence():
+    rng = np.random.default_rng(0)
+    latents = SILENCE + 0.05 * rng.standard_normal((40, CHANNELS)).astype(np.float32)
+    latents[3:20] += 2 * rng.standard_normal((17, CHANNELS)).astype(np.float32)
+    latents[30] += 5.0  # a click in the tail
+    assert find_end(latents, SILENCE, 8) == 20 + synthesis.KEPT_TAIL_FRAMES
+
+
+def test_a_pause_is_not_an_end_and_speech_to_the_last_frame_is_left_whole():
+    rng = np.random.default_rng(0)
+    loud = SILENCE + 2 * rng.standard_normal((30, CHANNELS)).astype(np.float32)
+    assert find_end(loud, SILENCE, 8) is None
+    loud[10:16] = SILENCE
+    assert find_end(loud, SILENCE, 8) is None
+    loud[28:] = SILENCE  # shorter than the window, but nothing follows
+    assert find_end(loud, SILENCE, 8) == 28 + synthesis.KEPT_TAIL_FRAMES
+    assert find_end(np.repeat(SILENCE, 30, axis=0), SILENCE, 8) is None
+
+
+@settings(deadline=None, max_examples=30)
+@given(spoken=st.integers(1, 60), silent=st.integers(0, 60), window=st.integers(1, 20), seed=st.integers(0, 99))
+def test_the_end_is_found_wherever_it_is(spoken, silent, window, seed):
+    rng = np.random.default_rng(seed)
+    signs = rng.choice(np.float32([-2, 2]), (spoken, CHANNELS))
+    latents = np.concatenate([SILENCE + signs, np.repeat(SILENCE, silent, axis=0)])
+    end = find_end(latents, SILENCE, window)
+    if spoken >= 0.2 * len(latents) and silent:
+        assert end == min(spoken + synthesis.KEPT_TAIL_FRAMES, len(latents))
+    elif not silent:
+        assert end is None
+
+
+def test_energy_finds_the_end_where_the_latents_do_not():
+    samples = np.concatenate([voice(0.4), np.zeros(RATE, np.float32)])
+    assert energy_end(samples, RATE, HOP) == 10 + synthesis.KEPT_TAIL_FRAMES
+    assert energy_end(np.zeros(10 * HOP, np.float32), RATE, HOP) == 10
+
+
+def test_a_wrong_silence_latent_falls_back_on_energy(tts, monkeypatch):
+    quiet = np.concatenate(
+        [SILENCE + np.random.default_rng(0).standard_normal((12, CHANNELS)), np.repeat(SILENCE, 20, 0)]
+    )
+    monkeypatch.setattr(tts, "silence", np.full((1, CHANNELS), 50.0, np.float32))
+    speech = tts._finish(quiet.astype(np.float32))
+    assert len(speech.latents) == 12 + synthesis.KEPT_TAIL_FRAMES
+    assert len(speech.samples) == len(speech.latents) * HOP
+
+
+def test_windows_of_silence_scale_with_the_model():
+    assert silent_window(768) == 20
+    assert silent_window(64) == 8
+    assert silent_window(4) == 2
+
+
+def test_the_noise_of_a_longer_window_begins_with_that_of_a_shorter():
+    assert np.array_equal(make_noise(3, 50, 8)[:20], make_noise(3, 20, 8))
+    assert not np.array_equal(make_noise(3, 20, 8), make_noise(4, 20, 8))
+
+
+@pytest.mark.parametrize(("rate", "name"), [(44100, "ref.mp3"), (22050, "ref.ogg"), (48000, "ref.flac")])
+def test_a_reference_of_any_format_and_rate_is_the_same_voice(tts, tmp_path, rate, name):
+    time_s = np.arange(rate) / rate
+    tone = (0.3 * np.sin(2 * np.pi * 300 * time_s)).astype(np.float32)
+    soundfile.write(tmp_path / name, np.stack([tone, tone], axis=1), rate)
+    latent = tts.encode_reference(tmp_path / name)
+    assert latent.shape == (REFERENCE_FRAMES, CHANNELS)
+    wave = tts.codec.decode(latent[None])[0]
+    assert np.abs(wave).max() > 0
+
+
+def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch, tmp_path):
+    with caplog.at_level(logging.WARNING):
+        assert len(tts.encode_reference((voice(0.6), RATE))) == 15
+        assert not caplog.messages
+        assert len(tts.encode_reference((voice(3.0), RATE))) == REFERENCE_FRAMES
+        assert caplog.messages == [
+            "reference: 3.0 s long, the first 0.6 s are used (the model's window for references)"
+        ]
+        caplog.clear()
+        monkeypatch.setattr(synthesis, "REFERENCE_LIMIT_S", 1.0)
+        soundfile.write(tmp_path / "long.wav", voice(1.5), RATE)
+        tts.encode_reference(tmp_path / "long.wav")
+    assert caplog.messages[0].endswith("long.wav: longer than 1 s, the rest is not read")
+
+
+def test_a_round_trip_keeps_the_length_and_what_the_codec_can_hold(tts):
+    heard = tts.round_trip(voice(0.73, rate=16000), 16000)
+    assert len(heard) == round(0.73 * RATE)
+
+
+def test_references_without_a_voice_are_refused_with_one_line(tts, tmp_path):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "short.wav", voice(0.4), RATE)
+    (tmp_path / "text.mp3").write_text("hello")
+    cases = {
+        "silent.wav": "is silent: a reference needs at least 0.5 s of a voice",
+        "short.wav": "0.40 s long: a reference needs at least 0.5 s of a voice",
+        "text.mp3": "cannot be read as a recording",
+        "none.wav": "no such recording",
+    }
+    for name, words in cases.items():
+        with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
+            say(tts, ref=tmp_path / name)
+        assert str(caught.value).startswith(f"{tmp_path / name}: ")
+        assert "\n" not in str(caught.value)
+    broken = voice()
+    broken[5] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        say(tts, ref=(broken, RATE))
+
+
+def test_texts_that_cannot_be_said_are_refused(tts):
+    for empty in ("", "  \n"):
+        with pytest.raises(ValueError, match="the text is empty"):
+            say(tts, empty)
+    with pytest.raises(ValueError, match="text has 24 bytes, at most 23 fit"):
+        say(tts, "x" * 24)
+    assert len(say(tts, "x" * 23).samples)
+    with pytest.raises(ValueError, match="2 texts, 1 references and 2 seeds"):
+        tts.synthesize_batch(["one", "two"], [None])
+
+
+def test_a_silent_result_is_written_as_silence(tts, tmp_path, monkeypatch):
+    monkeypatch.setattr(tts.codec, "decode", lambda latents: np.zeros((1, latents.shape[1] * HOP), np.float32))
+    say(tts).save(tmp_path / "out.wav")
+    assert not soundfile.read(tmp_path / "out.wav")[0].any()
+
+
+def test_a_codec_or_tokenizer_of_another_model_is_refused():
+    with pytest.raises(ValueError, match="the model makes latents of 8 channels, the codec linear takes 4"):
+        EchoTTS(random_params(), CONFIG, METADATA, LinearCodec(4))
+
+
+def test_published_weights_have_the_limits_of_published_training():
+    bare = EchoTTS(random_params(), CONFIG, {"weights": "raw", "step": 1}, LinearCodec())
+    assert (bare.limits.frames, bare.limits.tokens, bare.limits.reference_frames) == (768, 768, 512)
+    assert np.array_equal(bare.silence, SILENCE)
+
+
+@pytest.mark.parametrize("name", ["none.safetensors", "none.pkl", "no/such/run", "/no/such/run"])
+def test_a_missing_checkpoint_is_one_line(name):
+    with pytest.raises(FileNotFoundError, match="no such checkpoint") as caught:
+        EchoTTS.load(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder as $HOME, with a tiny codec's file in it and exports that name it."""
+    folder = tmp_path_factory.mktemp("home")
+    sizes = CodecConfig(
+        encoder_dim=4,
+        encoder_rates=(4, 8, 10),
+        latent_dim=16,
+        decoder_dim=32,
+        decoder_rates=(10, 8, 4),
+        codebook_dim=CHANNELS,
+        sample_rate=RATE,
+    )
+    narrow = dataclasses.replace(sizes, codebook_dim=4)
+    for key, (name, config) in enumerate({"mine": sizes, "other": sizes, "narrow": narrow}.items()):
+        params = init_params(config, jax.random.key(key))
+        save_codec(folder / f"{name}.safetensors", params, config, name)
+    about = {"id": "mine", "weights_hash": load_codec(folder / "mine.safetensors").weights_hash}
+    save_export(folder / "model.safetensors", random_params(), CONFIG, METADATA | {"codec": about})
+    save_export(folder / "nameless.safetensors", random_params(), CONFIG, METADATA)
+    save_published(folder / "step_7.pkl", random_params(), step=7, samples_seen=70)
+    return folder
+
+
+class TestCheckpoints:
+    """Loading: the codec is found by the checkpoint's word for it, and another one is refused unless told."""
+
+    @pytest.fixture(autouse=True)
+    def at_home(self, home, monkeypatch):
+        monkeypatch.setenv("HOME", str(home))
+
+    def test_a_codec_that_is_nowhere_is_said_with_the_remedy(self, home):
+        with pytest.raises(FileNotFoundError, match=r"codec mine .* is neither built in nor in .*--codec"):
+            EchoTTS.load(home / "model.safetensors")
+
+    def test_the_codec_is_found_in_the_cache_by_its_hash_and_the_result_is_that_of_the_file(self, home):
+        codec = load_codec(home / "mine.safetensors")
+        cached = registry.cache_folder() / f"{codec.weights_hash}.safetensors"
+        cached.parent.mkdir(parents=True)
+        shutil.copy(home / "mine.safetensors", cached)
+        found = EchoTTS.load(home / "model.safetensors")
+        cached.unlink()
+        told = EchoTTS.load(home / "model.safetensors", home / "mine.safetensors")
+        assert found.metadata["step"] == 7
+        assert np.array_equal(say(found).samples, say(told).samples)
+
+    def test_another_codec_is_used_only_when_told_and_then_said(self, home, caplog):
+        with caplog.at_level(logging.WARNING):
+            EchoTTS.load(home / "model.safetensors", home / "other.safetensors")
+        assert "is not the one this was made with" in caplog.text
+
+    @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
+    def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):
+        with pytest.raises(ValueError, match=f"{name}: does not say which codec its latents are of: .*--codec"):
+            EchoTTS.load(home / name)
+        assert len(say(EchoTTS.load(home / name, home / "mine.safetensors"), duration=0.4).samples)
+
+    def test_a_codec_of_other_channels_is_refused_with_both_numbers(self, home):
+        with pytest.raises(ValueError, match=r"model\.safetensors: the model makes latents of 8 channels, .* takes 4"):
+            EchoTTS.load(home / "model.safetensors", home / "narrow.safetensors")
+
+    def test_damaged_and_hostile_checkpoints_are_one_line(self, home):
+        whole = (home / "model.safetensors").read_bytes()
+        (home / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+        (home / "hostile.pkl").write_bytes(pickle.dumps(print))
+        (home / "folder").mkdir(exist_ok=True)
+        for name, words in (("cut.safetensors", "whole"), ("hostile.pkl", "print"), ("folder", "no checkpoint there")):
+            with pytest.raises((ValueError, OSError), match=words) as caught:
+                EchoTTS.load(home / name, home / "mine.safetensors")
+            assert name in str(caught.value)
+            assert "\n" not in str(caught.value)

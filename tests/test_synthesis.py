@@ -135,7 +135,7 @@ def test_the_end_is_found_wherever_it_is(spoken, silent, window, seed):
     signs = rng.choice(np.float32([-2, 2]), (spoken, CHANNELS))
     latents = np.concatenate([SILENCE + signs, np.repeat(SILENCE, silent, axis=0)])
     end = find_end(latents, SILENCE, window)
-    if spoken >= 0.2 * len(latents) and silent:
+    if spoken >= synthesis.LOUD_FRAMES and silent:
         assert end == min(spoken + synthesis.KEPT_TAIL_FRAMES, len(latents))
     elif not silent:
         assert end is None

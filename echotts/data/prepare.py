@@ -13,10 +13,11 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -42,8 +43,9 @@ PART_CLIPS = 64
 ENCODE_ROWS = 8
 ENCODE_GRID_FRAMES = 16
 SILENCE_S = 30
-READING_THREADS = 2
+READING_THREADS = min(8, os.cpu_count() or 1)
 
+Loaded = tuple[dict[str, Any], np.ndarray] | Rejected  # text and sound of a recording, or why not
 OnProgress = Callable[[str, int, int, int], None]  # what is done, how many of it, of how many, rejected so far
 
 
@@ -51,11 +53,20 @@ OnProgress = Callable[[str, int, int, int], None]  # what is done, how many of i
 class Encoder(Protocol):
     """What is needed of a codec (echotts.codec)."""
 
-    sample_rate: int
-    hop_length: int
-    latent_channels: int
-    codec_id: str
-    weights_hash: str
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def codec_id(self) -> str: ...
+
+    @property
+    def weights_hash(self) -> str: ...
 
     def encode(self, audio: Any) -> Any: ...
 
@@ -150,39 +161,48 @@ def _encode_parts(
     parts: Sequence[Sequence[Recording]], work: Path, codec: Encoder, settings: Settings, on_progress: OnProgress
 ) -> tuple[list[Clip], list[dict[str, str]]]:
     """Pass 1: every part's accepted clips and rejected recordings, encoding only the parts that are not there."""
+    files = [work / f"part-{number:06d}.tar" for number in range(len(parts))]
+    missing = [number for number, tar in enumerate(files) if not tar.exists()]
+    total = sum(map(len, parts))
+    done, bad = total - sum(len(parts[number]) for number in missing), 0
+    on_progress("encoded", done, total, bad)
+    with RecordingReader() as reader, ThreadPoolExecutor(READING_THREADS) as pool:
+        loaded = _loaded([parts[number] for number in missing], lambda one: _load(reader, one, codec, settings), pool)
+        for number, sounds in zip(missing, loaded, strict=True):
+            bad += _encode_part(parts[number], sounds, files[number], codec)
+            done += len(parts[number])
+            on_progress("encoded", done, total, bad)
     clips: list[Clip] = []
     rejected: list[dict[str, str]] = []
-    total = sum(map(len, parts))
-    with RecordingReader() as reader, ThreadPoolExecutor(READING_THREADS) as pool:
-        for number, recordings in enumerate(parts):
-            tar, record = work / f"part-{number:06d}.tar", work / f"part-{number:06d}.json"
-            if not tar.exists():  # it is written behind its record
-                _encode_part(
-                    recordings, tar, record, codec, settings, lambda r: _load(reader, r, codec, settings), pool
-                )
-            found = json.loads(record.read_text())
-            clips += [Clip(key, speaker, tar, place) for place, (key, speaker) in enumerate(found["accepted"])]
-            rejected += found["rejected"]
-            on_progress("encoded", len(clips) + len(rejected), total, len(rejected))
+    for tar in files:
+        found = json.loads(tar.with_suffix(".json").read_text())
+        clips += [Clip(key, speaker, tar, place) for place, (key, speaker) in enumerate(found["accepted"])]
+        rejected += found["rejected"]
     return clips, rejected
 
 
-def _encode_part(
-    recordings: Sequence[Recording],
-    tar: Path,
-    record: Path,
-    codec: Encoder,
-    settings: Settings,
-    load: Callable[[Recording], Any],
-    pool: ThreadPoolExecutor,
-) -> None:
-    loaded = list(pool.map(load, recordings))
+def _loaded(
+    parts: Sequence[Sequence[Recording]], load: Callable[[Recording], Loaded], pool: ThreadPoolExecutor
+) -> Iterator[list[Loaded]]:
+    """What `load` gives for each part; the next part is being read while the caller works on one."""
+    ahead: deque[list[Future[Loaded]]] = deque()
+    for part in parts:
+        ahead.append([pool.submit(load, recording) for recording in part])
+        if len(ahead) > 1:
+            yield [future.result() for future in ahead.popleft()]
+    for last in ahead:
+        yield [future.result() for future in last]
+
+
+def _encode_part(recordings: Sequence[Recording], loaded: Sequence[Loaded], tar: Path, codec: Encoder) -> int:
+    """Writes one part: its record first, then its tar, which says that both are there. Gives the rejected."""
     good = [(recording, *item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, tuple)]
     bad = [(recording, item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, Rejected)]
     latents = encode_clips(codec, [audio for _, _, audio in good])
     samples = []
     for (recording, meta, audio), latent in zip(good, latents, strict=True):
-        half = latent.astype(np.float16)
+        with np.errstate(over="ignore"):
+            half = latent.astype(np.float16)
         if not np.isfinite(half).all():
             bad.append((recording, Rejected("non_finite", "the codec gives values beyond float16 for it")))
             continue
@@ -191,17 +211,16 @@ def _encode_part(
         samples.append(
             Sample(recording.key, half, None, meta["text"], meta["speaker"], meta["language"], seconds, file)
         )
-    rejected = [{"source": r.origin, "cause": fault.cause, "detail": fault.detail} for r, fault in bad]
+    rejected = [{"source": one.origin, "cause": fault.cause, "detail": fault.detail} for one, fault in bad]
     accepted = [(sample.key, sample.speaker) for sample in samples]
-    _write_json(record, {"accepted": accepted, "rejected": rejected})
+    _write_json(tar.with_suffix(".json"), {"accepted": accepted, "rejected": rejected})
     with ShardWriter(tar, codec.latent_channels) as writer:
         for sample in samples:
             writer.write(sample)
+    return len(bad)
 
 
-def _load(
-    reader: RecordingReader, recording: Recording, codec: Encoder, settings: Settings
-) -> tuple[dict[str, Any], np.ndarray] | Rejected:
+def _load(reader: RecordingReader, recording: Recording, codec: Encoder, settings: Settings) -> Loaded:
     """Text and sound of one recording, or why not."""
     try:
         meta = recording.checked_meta()

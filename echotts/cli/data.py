@@ -1,0 +1,169 @@
+"""`python -m echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from echotts.cli.app import choose, parse
+
+PROG = "python -m echotts data"
+LINE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareArguments:
+    """Turn recordings into a data set of latent shards. A run that was stopped goes on when it is called again."""
+
+    source: str
+    """Recordings: an LJSpeech folder, a .csv, .tsv or .jsonl table (audio, text, speaker, language), a folder of
+    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob)."""
+    output: Path
+    """Folder of the data set; made if missing."""
+    codec: str = "demo"
+    """Codec that makes the latents: demo (built in), .pth, .safetensors, a folder, or a Hub id."""
+    speaker: str | None = None
+    """Speaker of recordings whose source names none; without a speaker a sample gets no reference."""
+    language: str | None = None
+    """Language of recordings whose source names none, such as en."""
+    min_s: float = 0.5
+    """Recordings shorter than this are refused, in seconds."""
+    max_s: float = 30.72
+    """Recordings longer than this are refused, in seconds."""
+    loudness_lufs: float = -16.0
+    """Loudness that recordings are brought to before encoding, in LUFS."""
+    shard_samples: int = 1000
+    """Samples in a shard."""
+    seed: int = 0
+    """Decides how samples are mixed among shards and which reference each gets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectArguments:
+    """Count what is in shards: samples, hours, lengths, texts, speakers, channels, and what is broken."""
+
+    data: str
+    """Shards: a folder, a file, a glob or a range such as 's-{000..099}.tar'."""
+    shards: int | None = None
+    """Read only so many shards, evenly spaced; all without it."""
+    listen: int | None = None
+    """Instead of counting: decode the sample of this number, from 0, into --output, and its reference beside it."""
+    output: Path = Path("sample.wav")
+    """Sound file of --listen: .wav, .flac, .ogg or .mp3."""
+    codec: str | None = None
+    """Codec of --listen; without it the one that dataset.json names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoArguments:
+    """Speak the built-in corpus of digit strings anew (extra dev). The one in the package stays as it is."""
+
+    output: Path
+    """Folder for the shards of recordings; made if missing."""
+    seed: int = 0
+    """Decides the digit strings."""
+
+
+class Progress:
+    """Rate and time left of long work: a bar on a terminal, a line now and then otherwise."""
+
+    def __init__(self) -> None:
+        self._bar = None
+        self._stage = ""
+        self._began = self._said = 0.0
+        self._first = 0
+
+    def __call__(self, stage: str, done: int, total: int, rejected: int) -> None:
+        if stage != self._stage:
+            self._start(stage, done, total)
+        note = f", {rejected} rejected" if rejected else ""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note.removeprefix(", "), refresh=False)
+            self._bar.update(done - self._bar.n)
+            return
+        now = time.monotonic()
+        if now - self._said < LINE_EVERY_S and done < total:
+            return
+        self._said = now
+        rate = (done - self._first) / max(now - self._began, 1e-9)
+        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
+        print(f"{stage} {done}/{total}, {rate:.1f} a second{left}{note}", file=sys.stderr, flush=True)
+
+    def _start(self, stage: str, done: int, total: int) -> None:
+        self.close()
+        self._stage, self._first = stage, done
+        self._began = self._said = time.monotonic()
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, initial=done, desc=stage, dynamic_ncols=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def main(argv: list[str]) -> int:
+    """Run the sub-command that `argv` names; returns the exit code."""
+    commands = {
+        "prepare": ("recordings to a data set of latent shards", _prepare),
+        "inspect": ("counts, lengths and statistics of shards; a listen", _inspect),
+        "demo": ("speak the built-in corpus of digit strings anew", _demo),
+    }
+    return choose(PROG, "Data sets of latents.", commands, argv)
+
+
+def _prepare(argv: list[str]) -> int:
+    arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
+    from echotts.codec import load_codec
+    from echotts.data.prepare import Settings, prepare
+
+    settings = Settings(
+        seed=arguments.seed,
+        speaker=arguments.speaker,
+        language=arguments.language,
+        min_s=arguments.min_s,
+        max_s=arguments.max_s,
+        loudness_lufs=arguments.loudness_lufs,
+        shard_samples=arguments.shard_samples,
+    )
+    progress = Progress()
+    try:
+        summary = prepare(arguments.source, arguments.output, load_codec(arguments.codec), settings, progress)
+    finally:
+        progress.close()
+    print(
+        f"{arguments.output}: {summary.samples} samples ({summary.with_reference} with a reference), "
+        f"{summary.hours:.2f} hours, {summary.shards} shards"
+    )
+    if summary.rejected:
+        causes = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.rejected.items()))
+        print(f"rejected: {causes}; each with its reason in {arguments.output / 'rejected.jsonl'}")
+    return 0
+
+
+def _inspect(argv: list[str]) -> int:
+    arguments = parse(InspectArguments, argv, prog=f"{PROG} inspect")
+    from echotts.data.inspect import inspect, listen, report
+
+    if arguments.listen is None:
+        print(report(inspect(arguments.data, arguments.shards)))
+        return 0
+    codec = None
+    if arguments.codec is not None:
+        from echotts.codec import load_codec
+
+        codec = load_codec(arguments.codec)
+    sample = listen(arguments.data, arguments.listen, arguments.output, codec)
+    print(f"{arguments.output}: {sample.name}, {len(sample.latent)} frames, speaker {sample.speaker}: {sample.text!r}")
+    return 0
+
+
+def _demo(argv: list[str]) -> int:
+    arguments = parse(DemoArguments, argv, prog=f"{PROG} demo")
+    from echotts.data.demo import build_corpus
+
+    splits = build_corpus(arguments.output, arguments.seed)
+    print(f"{arguments.output}: " + ", ".join(f"{count} {name}" for name, count in splits.items()))
+    return 0

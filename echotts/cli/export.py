@@ -30,7 +30,5 @@ def main(argv: list[str]) -> int:
 
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
-    print(
-        f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB"
-    )
+    print(f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB")
     return 0

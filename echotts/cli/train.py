@@ -99,20 +99,25 @@ def parse_config(argv: Sequence[str]) -> Config:
 
 
 def make_speaker(config: Config) -> "Speaker | None":
-    """What speaks `run.sentences` during training, with the codec of the data; None where there are none."""
+    """What speaks `run.sentences` during training; None where there are none.
+
+    The codec is the data's: `run.codec` where it has its weights, else found by id and hash. It is looked for here,
+    so that a run does not end at its first sample.
+    """
     if not config.run.sentences:
         return None
-    from echotts.codec.registry import find_codec
+    from echotts.codec import find_codec, load_codec
+    from echotts.data.dataset import open_dataset
     from echotts.synthesis import EchoTTS, Speech
     from echotts.training.export import Weights
 
-    codecs: list[Any] = []  # found when first needed: the data says which it is
+    info = open_dataset(config.data.data).info
+    codec = load_codec(config.run.codec) if config.run.codec else None
+    if codec is None or info.weights_hash not in (None, codec.weights_hash):
+        codec = find_codec(info.codec_id, info.weights_hash)
 
     def speak(weights: Weights, sentence: str, seed: int) -> Speech:
-        about = weights.metadata["codec"]
-        if not codecs:
-            codecs.append(find_codec(about["id"], about["weights_hash"], override=config.run.codec or None))
-        return EchoTTS(weights.params, weights.config, weights.metadata, codecs[0]).synthesize(sentence, seed=seed)
+        return EchoTTS(weights.params, weights.config, weights.metadata, codec).synthesize(sentence, seed=seed)
 
     return speak
 

@@ -227,18 +227,16 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
     """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
-    refused = []
-    for line in differences(saved, given):
-        if _may_differ(line.split(":", 1)[0]):
-            if not line.startswith("run."):
-                LOGGER.warning("resuming with another %s", line)
-        else:
-            refused.append(line)
+    lines = differences(saved, given)
+    refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
     if refused:
         raise ConfigDiffersError(
             f"{folder}: made with another configuration: {'; '.join(refused)}; "
             "give what it was made with, or another --run_dir (with --init_from to start from its weights)"
         )
+    for line in lines:
+        if not line.startswith("run."):
+            LOGGER.warning("resuming with another %s", line)
 
 
 def first_line(error: BaseException) -> str:

@@ -24,6 +24,13 @@ def step(mesh):
     return make_train_step(TINY, mesh)
 
 
+@pytest.fixture(scope="module")
+def begin(mesh):
+    """Makes copies of one first state: the step donates what it is given."""
+    state = initial_state(TINY, mesh)
+    return lambda: jax.tree.map(jnp.copy, state)
+
+
 def run(step, state, batches):
     numbers = []
     for batch in batches:
@@ -33,47 +40,44 @@ def run(step, state, batches):
 
 
 def at_step(state: TrainState, step: int) -> TrainState:
-    return dataclasses.replace(state, step=jnp.int32(step))
+    return dataclasses.replace(state, step=jax.device_put(jnp.int32(step), state.step.sharding))
 
 
 def assert_trees_equal(one, other, **tolerance):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **({"rtol": 0, "atol": 0} | tolerance)), one, other)
 
 
-def test_the_same_seed_and_step_give_the_same_update_bit_by_bit(step, mesh):
-    first, one = run(step, initial_state(TINY, mesh), [random_batch()] * 2)
-    second, other = run(step, initial_state(TINY, mesh), [random_batch()] * 2)
+def test_the_same_seed_and_step_give_the_same_update_bit_by_bit(step, begin):
+    first, one = run(step, begin(), [random_batch()] * 2)
+    second, other = run(step, begin(), [random_batch()] * 2)
     assert_trees_equal(first, second)
     assert_trees_equal(one, other)
     assert first.step.dtype == jnp.int32
     assert int(first.step) == 2
 
 
-def test_another_step_draws_other_times_and_noise(step, mesh):
-    _, [zeroth] = run(step, initial_state(TINY, mesh), [random_batch()])
-    _, [fifth] = run(step, at_step(initial_state(TINY, mesh), 5), [random_batch()])
+def test_another_step_draws_other_times_and_noise(step, begin):
+    _, [zeroth] = run(step, begin(), [random_batch()])
+    _, [fifth] = run(step, at_step(begin(), 5), [random_batch()])
     assert zeroth["loss"] != fifth["loss"]
 
 
-def test_the_state_is_donated(step, mesh):
-    state = initial_state(TINY, mesh)
+def test_the_state_is_donated(step, begin):
+    state = begin()
     step(state, random_batch())
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
 
 
-def test_all_batches_of_a_bucket_share_one_compilation(step, mesh):
-    run(step, initial_state(TINY, mesh), [random_batch(seed=seed) for seed in range(3)])
+def test_all_batches_of_a_bucket_share_one_compilation(step, begin):
+    run(step, begin(), [random_batch(seed=seed) for seed in range(3)])
     assert step.compilations == 1
 
 
-@pytest.mark.parametrize("loss", ["published", "frame"])
-def test_accumulated_parts_equal_the_undivided_batch(mesh, loss):
-    config = with_sections(TINY, flow={"loss": loss})
-    whole = make_train_step(config, mesh)
-    parts = make_train_step(with_sections(config, optim={"accumulation": 4}), mesh)
+def test_accumulated_parts_equal_the_undivided_batch(step, mesh, begin):
+    parts = make_train_step(with_sections(TINY, optim={"accumulation": 4}), mesh)
     batches = [random_batch(seed=seed) for seed in range(3)]
-    state, expected = run(whole, initial_state(config, mesh), batches)
-    accumulated, found = run(parts, initial_state(config, mesh), batches)
+    state, expected = run(step, begin(), batches)
+    accumulated, found = run(parts, begin(), batches)
     for one, other in zip(expected, found, strict=True):
         np.testing.assert_allclose(other["loss"], one["loss"], rtol=1e-5)
         np.testing.assert_allclose(other["grad_norm"], one["grad_norm"], rtol=1e-4)
@@ -82,31 +86,29 @@ def test_accumulated_parts_equal_the_undivided_batch(mesh, loss):
     assert_trees_equal(accumulated.params, state.params, atol=0.02 * TINY.optim.learning_rate)
 
 
-def test_a_row_that_is_not_finite_is_found_on_the_device(step, mesh):
+def test_a_row_that_is_not_finite_is_found_on_the_device(step, begin):
     batch = random_batch()
     batch.latent[3, 0, 0] = np.nan
-    _, [numbers] = run(step, initial_state(TINY, mesh), [batch])
+    _, [numbers] = run(step, begin(), [batch])
     assert not numbers["finite"]
     assert np.flatnonzero(~np.isfinite(numbers["row_loss"])).tolist() == [3]
 
 
-def test_rows_that_only_fill_the_batch_change_nothing(mesh):
-    config = with_sections(TINY, data={"batch_size": 8})
-    batch = random_batch(config)
+def test_rows_that_only_fill_the_batch_change_nothing(step, begin):
+    batch = random_batch()
     batch.latent_mask[5] = False
     other = jax.tree.map(np.copy, batch)
     other.latent[5] = 7.0
-    step = make_train_step(config, mesh)
-    state, _ = run(step, initial_state(config, mesh), [batch])
-    same, _ = run(step, initial_state(config, mesh), [other])
+    state, _ = run(step, begin(), [batch])
+    same, _ = run(step, begin(), [other])
     assert_trees_equal(same.params, state.params)
 
 
-def test_masters_stay_float32_when_computing_in_bfloat16(mesh):
+def test_masters_stay_float32_when_computing_in_bfloat16(step, mesh, begin):
     config = with_sections(TINY, model={"compute_dtype": "bfloat16"})
-    state, [numbers] = run(make_train_step(config, mesh), initial_state(config, mesh), [random_batch()])
+    state, [numbers] = run(make_train_step(config, mesh), begin(), [random_batch()])
     assert {leaf.dtype for leaf in jax.tree.leaves((state.params, state.ema))} == {jnp.dtype("float32")}
-    _, [exact] = run(make_train_step(TINY, mesh), initial_state(TINY, mesh), [random_batch()])
+    _, [exact] = run(step, begin(), [random_batch()])
     np.testing.assert_allclose(numbers["loss"], exact["loss"], rtol=2e-2)
 
 

@@ -1,0 +1,146 @@
+"""train_pretrain.py and `export` as they are called."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from echotts import config as configs
+from echotts.cli.app import UsageError
+from echotts.cli.train import parse_config
+from echotts.config import Bucket
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--model.latent_channels=8 --model.width=32 --model.depth=2 --model.heads=2 --model.mlp_width=64 "
+    "--model.text.width=16 --model.text.depth=1 --model.text.heads=2 --model.text.mlp_width=32 "
+    "--model.speaker.width=16 --model.speaker.depth=1 --model.speaker.heads=2 --model.speaker.mlp_width=32 "
+    "--model.timestep_width=16 --model.adaln_rank=8 --batch_size=8 --data.streams=8 --data.reference_frames=8 "
+    "--data.buckets 16x12 --run.log_every=1 --run.eval_every=0"
+)
+
+
+def call(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=200, **options
+    )
+
+
+@pytest.fixture(scope="module")
+def environment(compile_once):
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(compile_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+
+
+def test_the_preset_is_the_default_of_everything_and_flags_change_it():
+    config = parse_config(["--preset", "1.3b", "--data", "d", "--run_dir", "r"])
+    expected = configs.echo_1b3()
+    assert (config.preset, config.model, config.optim) == ("1.3b", expected.model, expected.optim)
+    assert (config.data.data, config.run.run_dir) == ("d", "r")
+
+
+def test_underscores_hyphens_and_section_keys_are_all_understood():
+    line = (
+        "--preset=demo --data d --run-dir r --steps 7 --batch-size 4 --model.compute-dtype bfloat16 "
+        "--optim.learning_rate 0.5 --data.buckets 12x34 56x78 --run.sentences one two --heldout h --seed 3"
+    )
+    config = parse_config(line.split())
+    assert (config.optim.steps, config.data.batch_size, config.optim.learning_rate) == (7, 4, 0.5)
+    assert config.model.compute_dtype == "bfloat16"
+    assert config.data.buckets == (Bucket(frames=12, tokens=34), Bucket(frames=56, tokens=78))
+    assert config.run.sentences == ("one", "two")
+    assert (config.data.heldout, config.run.seed) == ("h", 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--data d --run_dir r --learning_rat 1", "learning_rat"),
+        ("--data d --run_dir r --model.widht 64", "widht"),
+        ("--data d --run_dir r --preset 2b", "unknown preset '2b': choose one of demo, 840m, 1.3b"),
+        ("--data d --run_dir r --model.width 7", "decoder width 7 is not a multiple of heads"),
+        ("--data d --run_dir r --data.buckets 12", "buckets"),
+        ("--data d", "--run_dir is missing"),
+        ("--run_dir r", "--data is missing"),
+    ],
+)
+def test_a_wrong_call_is_one_line(arguments, said):
+    with pytest.raises(UsageError) as caught:
+        parse_config(arguments.split())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_is_fast_because_it_imports_no_jax():
+    code = (
+        "import sys\nfrom echotts.cli.train import parse_config\n"
+        "try:\n    parse_config(['--help'])\nexcept SystemExit as stop:\n"
+        "    sys.exit(stop.code or 'jax' in sys.modules)"
+    )
+    done = call("-c", code)
+    assert done.returncode == 0, done.stderr
+    for words in ("--preset", "--data", "--run_dir", "--optim.learning_rate", "default: 0.0015"):
+        assert words in done.stdout
+
+
+def test_an_unknown_flag_exits_with_2_and_missing_data_with_1(tmp_path):
+    wrong = call("train_pretrain.py", "--data", "d", "--run_dir", tmp_path / "run", "--nosuch", "1")
+    assert (wrong.returncode, wrong.stdout) == (2, "")
+    assert wrong.stderr.count("\n") == 1
+    absent = call("train_pretrain.py", "--data", tmp_path / "*.tar", "--run_dir", tmp_path / "run")
+    assert absent.returncode == 1
+    assert absent.stderr.startswith("echotts: ")
+    assert absent.stderr.count("\n") == 1
+
+
+def test_a_run_is_interrupted_resumed_and_exported_from_the_command_line(tmp_path, shards, environment):
+    run_dir = tmp_path / "run"
+    command = [
+        "train_pretrain.py",
+        "--data",
+        f"{shards}/*.tar",
+        "--run_dir",
+        run_dir,
+        "--steps",
+        "3000",
+        *SMALL.split(),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("step 3/3000: loss "):
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stderr.read()
+    assert process.wait(timeout=120) == 0, rest
+    assert "SIGINT: finishing this step" in rest
+    saved = [path.name for path in (run_dir / "checkpoints").iterdir()]
+    assert len(saved) == 1
+    stopped = int(saved[0].split("_")[1])
+    assert stopped >= 3
+
+    again = call(*command, "--steps", stopped + 2, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert f"trained {stopped + 2} steps on {8 * (stopped + 2)} samples" in again.stdout
+    assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == stopped + 2
+
+    exported = call("-m", "echotts", "export", "--run_dir", run_dir, "--output", tmp_path / "m.safetensors")
+    assert exported.returncode == 0, exported.stderr
+    assert f"ema weights of step {stopped + 2}" in exported.stdout
+    assert (tmp_path / "m.safetensors").is_file()
+
+    other = call(*command, "--optim.learning_rate", "0.1", env=environment)
+    assert other.returncode == 1
+    assert "resuming" not in other.stderr
+    complaint = other.stderr.splitlines()[-1]
+    assert complaint.startswith("echotts: ")
+    assert "optim.learning_rate: 0.0015 -> 0.1" in complaint

@@ -12,11 +12,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
 import soxr
-from webdataset.writer import TarWriter
 
 from echotts.files import atomic_write, sha256_file
 
@@ -77,11 +77,17 @@ def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS
 
 def _write_shard(path: Path, members: Iterable[dict[str, str | bytes]]) -> None:
     """A gzipped tar: the blocks of so many small members are a third of a plain one."""
-    with atomic_write(path) as temporary, temporary.open("wb") as raw:
-        with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
-            with TarWriter(packed, encoder=False, mtime=0) as tar:
-                for member in members:
-                    tar.write(member)
+    # Here and not above: webdataset imports torch where it is installed, and who reads the corpus does not need it.
+    from webdataset.writer import TarWriter
+
+    with (
+        atomic_write(path) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed,
+        TarWriter(cast(BinaryIO, packed), encoder=False, mtime=0) as tar,
+    ):
+        for member in members:
+            tar.write(member)
 
 
 def _member(key: str, text: str, voice: str, audio: np.ndarray) -> dict[str, str | bytes]:
@@ -129,7 +135,9 @@ def _espeak() -> Callable[[str, str], np.ndarray]:
     retrieval = 1  # espeak_AUDIO_OUTPUT: hand samples to the callback, play nothing
     rate_hz = library.espeak_Initialize(retrieval, 0, espeakng_loader.get_data_path().encode(), 0)
     if rate_hz <= 0:
-        raise RuntimeError(f"espeak-ng found no voice data in {espeakng_loader.get_data_path()}: reinstall the dev extra")
+        raise RuntimeError(
+            f"espeak-ng found no voice data in {espeakng_loader.get_data_path()}: reinstall the dev extra"
+        )
     library.espeak_SetSynthCallback(callback)
     library.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 4, *[ctypes.c_void_p] * 2]
 

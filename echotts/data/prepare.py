@@ -19,6 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -65,7 +66,7 @@ class Encoder(Protocol):
     @property
     def codec_id(self) -> str: ...
 
-    @property
+    @cached_property
     def weights_hash(self) -> str: ...
 
     def encode(self, audio: Any) -> Any: ...

@@ -20,9 +20,13 @@ class EncoderConfig:
     """A condition encoder (text or speaker). Widths are in channels."""
 
     width: int
+    """Channels of the residual stream."""
     depth: int
+    """Layers."""
     heads: int
+    """Attention heads; they divide the width."""
     mlp_width: int
+    """Hidden channels of the SwiGLU."""
 
     def __post_init__(self) -> None:
         _check_heads("encoder", self.width, self.heads)
@@ -37,20 +41,33 @@ class ModelConfig:
     """The BlockDiT velocity network."""
 
     latent_channels: int = 128
+    """Channels of a codec latent; the data decides."""
     width: int
+    """Channels of the decoder's residual stream."""
     depth: int
+    """Decoder layers."""
     heads: int
+    """Decoder attention heads, an even number that divides the width."""
     mlp_width: int
+    """Hidden channels of the decoder's SwiGLU."""
     text: EncoderConfig
     speaker: EncoderConfig
     vocabulary: int = 256
+    """Token ids; 256 for bytes."""
     patch: int = 4
+    """Reference frames that make one speaker position."""
     timestep_width: int = 256
+    """Channels of the time's cosine and sine embedding, an even number."""
     adaln_rank: int = 256
+    """Channels between the two maps of each low-rank AdaLN."""
     norm_eps: float = 1e-5
+    """Added to the mean square in every RMS norm."""
     rope_theta: float = 10000.0
+    """Base of the rotary wavelengths."""
     compute_dtype: DtypeName = "bfloat16"
+    """Of matrix products and activations; weights, norms and softmax stay float32."""
     remat: RematName = "none"
+    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
 
     def __post_init__(self) -> None:
         _check_heads("decoder", self.width, self.heads)
@@ -69,8 +86,11 @@ class FlowConfig:
     """Flow matching: the loss and the condition dropout that guidance needs."""
 
     loss: LossName = "published"
+    """published: padding counts, per valid frame; frame: mean over valid frames."""
     text_dropout: float = 0.1
+    """Share of rows trained without text, 0 to 1."""
     speaker_dropout: float = 0.1
+    """Share of rows trained without reference, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -78,7 +98,9 @@ class Bucket:
     """One static batch shape: latent frames and text tokens (BOS included)."""
 
     frames: int
+    """Latent frames (1/25 s)."""
     tokens: int
+    """Text tokens, BOS included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,13 +108,23 @@ class DataConfig:
     """What is read, in which order and shape."""
 
     data: str = ""
+    """Shards to train on: a folder, a glob or a brace range."""
     heldout: str | None = None
+    """Shards that are only measured."""
     batch_size: int = 256
+    """Samples a step, over all devices."""
     buckets: tuple[Bucket, ...] = (Bucket(frames=768, tokens=768),)
+    """Static batch shapes, FRAMESxTOKENS each, shortest first."""
     reference_frames: int = 512
+    """Frames of a reference that are used, a multiple of model.patch."""
     streams: int = 64
+    """Virtual streams the shards are dealt to; fixed for a run, a multiple of the processes."""
     shuffle_samples: int = 1024
+    """Samples held back for shuffling, over all streams."""
+    tokenizer: str = "byte"
+    """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
+    """Unusable samples that are borne before the run stops, 0 to 1."""
 
     def __post_init__(self) -> None:
         if not self.buckets or list(self.buckets) != sorted(self.buckets):
@@ -106,15 +138,35 @@ class OptimConfig:
     """AdamW with warm-up and cosine decay. The learning rate is per step, weight decay is decoupled."""
 
     steps: int = 300_000
+    """Steps in all; the learning rate ends at 0."""
     learning_rate: float = 1e-4
+    """Its peak."""
     warmup_share: float = 0.05
+    """Share of the steps in which it rises from 0."""
     b1: float = 0.9
+    """Decay of Adam's first moment a step."""
     b2: float = 0.99
+    """Decay of Adam's second moment a step."""
     eps: float = 1e-8
+    """Added to the root of Adam's second moment."""
     weight_decay: float = 1e-2
+    """Decoupled, times the learning rate."""
     clip_norm: float = 1.0
+    """Largest global norm of the gradient."""
     accumulation: int = 1
+    """Equal parts a batch is computed in, one after the other, to save memory."""
     ema_decay: float = 0.9999
+    """Decay of the weights' moving average a step."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.accumulation < 1:
+            raise ValueError(f"steps {self.steps} and accumulation {self.accumulation} must be at least 1")
+        if self.learning_rate <= 0 or self.clip_norm <= 0:
+            raise ValueError(f"learning_rate {self.learning_rate} and clip_norm {self.clip_norm} must be above 0")
+        if not (0 <= self.warmup_share < 1 and 0 <= self.ema_decay < 1):
+            raise ValueError(
+                f"warmup_share {self.warmup_share} and ema_decay {self.ema_decay} must be at least 0 and below 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,18 +174,35 @@ class RunConfig:
     """Where the run lives, and when it saves, measures and speaks."""
 
     run_dir: str = ""
+    """Folder of checkpoints, metrics and samples."""
     seed: int = 0
+    """Decides every random draw."""
     log_every: int = 10
+    """Steps between metrics lines."""
     save_every_steps: int = 5000
+    """Steps between checkpoints; 0: by the clock alone."""
     save_every_minutes: float = 30.0
+    """Minutes between checkpoints at most; 0: by steps alone."""
     keep_last: int = 3
+    """Newest checkpoints that are kept."""
     keep_every: int = 0
+    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
     eval_every: int = 1000
+    """Steps between held-out measurements; 0: never."""
     eval_batches: int = 4
+    """Batches of a held-out measurement."""
     sample_every: int = 5000
+    """Steps between speech samples; 0: never."""
     sentences: tuple[str, ...] = ()
+    """Sentences of the speech samples."""
     codec: str = ""
+    """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
+    """Weights to begin with: an export, a published .pkl or another run."""
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1 or self.eval_batches < 1:
+            raise ValueError(f"keep_last {self.keep_last} and eval_batches {self.eval_batches} must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +215,16 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.data.reference_frames % self.model.patch:
+            raise ValueError(
+                f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, {self.model.patch}"
+            )
+        if self.data.batch_size % self.optim.accumulation:
+            raise ValueError(
+                f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
+            )
 
 
 def demo() -> Config:
@@ -166,6 +245,7 @@ def demo() -> Config:
             timestep_width=128,
             adaln_rank=16,
             compute_dtype="float32",
+            remat="dots",
         ),
         data=DataConfig(
             batch_size=32,

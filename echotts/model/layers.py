@@ -38,7 +38,9 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width_out,))) if bias else None
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        y = x @ self.kernel[...].astype(x.dtype)
+        # rows as one axis: with two, XLA's CPU takes the weight gradient through slow transposes
+        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
+        y = rows.reshape(*x.shape[:-1], rows.shape[-1])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -93,20 +95,32 @@ def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b wid
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def rope_angles(positions: int, head_dim: int, theta: float) -> Float[Array, "t i"]:
-    """Rotation angle of each position and channel pair: position * theta^(-2i/head_dim), float32."""
+def rope_table(positions: int, head_dim: int, theta: float) -> Float[Array, "2 t d"]:
+    """Factors of `rotate`, float32: the cosine of every channel's angle, and its sine with the sign it enters with.
+
+    Channels 2i and 2i + 1 share the angle position * theta^(-2i/head_dim).
+    """
     exponents = np.arange(0, head_dim, ROPE_PAIR, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(theta) ** exponents
-    return jnp.arange(positions, dtype=jnp.float32)[:, None] * frequencies
+    angles = jnp.repeat(jnp.arange(positions, dtype=jnp.float32)[:, None] * frequencies, ROPE_PAIR, axis=1)
+    sign = np.tile(np.float32([-1, 1]), head_dim // ROPE_PAIR)
+    return jnp.stack([jnp.cos(angles), sign * jnp.sin(angles)])
 
 
-def rotate(x: Float[Array, "b t h d"], angles: Float[Array, "t i"]) -> Float[Array, "b t h d"]:
-    """Turns each adjacent channel pair of every head by its angle, in float32."""
-    cos, sin = jnp.cos(angles)[:, None, :], jnp.sin(angles)[:, None, :]
-    pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, ROPE_PAIR)
-    real, imaginary = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+def rotate(x: Float[Array, "b t h d"], rope: Float[Array, "2 t d"], heads: int) -> Float[Array, "b t h d"]:
+    """Turns each adjacent channel pair of the first `heads` heads by its angle, in float32; the others stay.
+
+    (real, imaginary) becomes (real cos - imaginary sin, imaginary cos + real sin).
+    """
+    cos, sin = rope[:, :, None]
+    turned = x.astype(jnp.float32) * cos + _swap_pairs(x).astype(jnp.float32) * sin
+    if heads < x.shape[2]:
+        turned = jnp.where((jnp.arange(x.shape[2]) < heads)[:, None], turned, x.astype(jnp.float32))
+    return turned.astype(x.dtype)
+
+
+def _swap_pairs(x: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
+    return x.reshape(*x.shape[:-1], -1, ROPE_PAIR)[..., ::-1].reshape(x.shape)
 
 
 def stack(create: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:

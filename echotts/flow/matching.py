@@ -23,12 +23,23 @@ VelocityFn = Callable[[Array, Array, Array, Array, Array, Array], Array]
 class TrainingBatch(Protocol):
     """What the loss reads of a batch; a frozen dataclass of arrays (echotts.data.batch.Batch)."""
 
-    latent: Any  # (b, t, c) float32
-    latent_mask: Any  # (b, t) bool; a row that only fills the batch has none
-    text_ids: Any  # (b, n) int32
-    text_mask: Any  # (b, n) bool
-    speaker_latent: Any  # (b, m, c) float32
-    speaker_mask: Any  # (b, m) bool
+    @property
+    def latent(self) -> Any: ...  # (b, t, c) float32
+
+    @property
+    def latent_mask(self) -> Any: ...  # (b, t) bool; a row that only fills the batch has none
+
+    @property
+    def text_ids(self) -> Any: ...  # (b, n) int32
+
+    @property
+    def text_mask(self) -> Any: ...  # (b, n) bool
+
+    @property
+    def speaker_latent(self) -> Any: ...  # (b, m, c) float32
+
+    @property
+    def speaker_mask(self) -> Any: ...  # (b, m) bool
 
 
 SomeBatch = TypeVar("SomeBatch", bound=TrainingBatch)
@@ -72,8 +83,8 @@ def condition_dropout(key: Key[Array, ""], batch: SomeBatch, config: FlowConfig)
 
 def drop_conditions(batch: SomeBatch, text_keep: Bool[Array, " b"], speaker_keep: Bool[Array, " b"]) -> SomeBatch:
     """A dropped text loses its mask (ids stay); a dropped speaker loses its mask and its latents."""
-    return dataclasses.replace(  # pyright: ignore[reportArgumentType]
-        batch,
+    return dataclasses.replace(
+        batch,  # pyright: ignore[reportArgumentType] - a Protocol cannot say that it is a dataclass
         text_mask=batch.text_mask & text_keep[:, None],
         speaker_mask=batch.speaker_mask & speaker_keep[:, None],
         speaker_latent=jnp.where(speaker_keep[:, None, None], batch.speaker_latent, 0),

@@ -2,8 +2,9 @@
 
 v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 is no guidance. Joint guidance has one branch
 without both conditions (published: scale 3 at every t); independent guidance has one without text and one without
-speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask: all branches of a step run as one batch
-over keys and values that were computed once. Formulas: docs/sampling.md.
+speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either reads its own
+latents alone: all branches of a step run as one batch over keys and values that were computed once.
+Formulas: docs/sampling.md.
 """
 
 import functools
@@ -167,14 +168,19 @@ def time_at(schedule: Schedule, i: Int[Array, ""]) -> Float[Array, "1"]:
 
 
 def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Conditions:
-    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; a branch differs by its masks."""
-    rows = 1 + len(drops)
+    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; a branch differs by its masks.
+
+    The branch that drops both, the last if there is one, needs no rows here: see `BlockDiT.velocity`.
+    """
+    drops = tuple(drop for drop in drops if drop != (True, True))
+    if not drops:
+        return conditions
 
     def masked(mask: Array, dropped: list[bool]) -> Array:
         return jnp.concatenate([mask] + [mask & (not drop) for drop in dropped])
 
     return Conditions(
-        *(jnp.tile(leaf, (1, rows, 1, 1, 1)) for leaf in conditions.keys_values),
+        *(jnp.tile(leaf, (1, 1 + len(drops), 1, 1, 1)) for leaf in conditions.keys_values),
         text_mask=masked(conditions.text_mask, [text for text, _ in drops]),
         speaker_mask=masked(conditions.speaker_mask, [speaker for _, speaker in drops]),
     )

@@ -16,11 +16,12 @@ def attend(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],
     v: Float[Array, "b s h d"],
-    mask: Bool[Array, "#b #t s"],
+    mask: Bool[Array, "#b #t s"] | None = None,
 ) -> Float[Array, "b t h d"]:
     """Softmax attention with scale 1/sqrt(d), softmax in float32; `mask` is True where a key may be read."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
@@ -48,10 +49,10 @@ class SelfAttention(nnx.Module):
         self.k_norm = RMSNorm(heads, width // heads, eps=eps)
 
     def __call__(
-        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], angles: Float[Array, "s i"]
+        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], rope: Float[Array, "2 s d"]
     ) -> Float[Array, "b s e"]:
-        q = rotate(self.q_norm(_split_heads(self.wq(x), self.heads)), angles)
-        k = rotate(self.k_norm(_split_heads(self.wk(x), self.heads)), angles)
+        q = rotate(self.q_norm(_split_heads(self.wq(x), self.heads)), rope, self.heads)
+        k = rotate(self.k_norm(_split_heads(self.wk(x), self.heads)), rope, self.heads)
         v = _split_heads(self.wv(x), self.heads)
         return self.wo(_join_heads(attend(q, k, v, mask)) * jax.nn.sigmoid(self.wgate(x)))
 
@@ -92,21 +93,24 @@ class JointAttention(nnx.Module):
         self,
         y: Float[Array, "b t w"],
         conditions: ConditionKeysValues,
-        mask: Bool[Array, "b s"],
-        angles: Float[Array, "t i"],
+        mask: Bool[Array, "r s"],
+        rope: Float[Array, "2 t d"],
     ) -> Float[Array, "b t w"]:
-        """`mask` covers the concatenated keys [latents, text, speaker]: s = t + n + p."""
-        q = self._rotate_half(self.q_norm(_split_heads(self.wq(y), self.heads)), angles)
-        k = self._rotate_half(self.k_norm(_split_heads(self.wk_self(y), self.heads)), angles)
-        v = _split_heads(self.wv_self(y), self.heads)
-        keys = jnp.concatenate([k, conditions.text_keys, conditions.speaker_keys], axis=1)
-        values = jnp.concatenate([v, conditions.text_values, conditions.speaker_values], axis=1)
-        heard = _join_heads(attend(q, keys, values, mask[:, None]))
-        return self.wo(heard * jax.nn.sigmoid(self.wgate(y)))
+        """`mask` covers the concatenated keys [latents, text, speaker]: s = t + n + p.
 
-    def _rotate_half(self, x: Float[Array, "b t h d"], angles: Float[Array, "t i"]) -> Float[Array, "b t h d"]:
-        half = self.heads // 2
-        return jnp.concatenate([rotate(x[:, :, :half], angles), x[:, :, half:]], axis=2)
+        Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
+        masking both conditions, without the work.
+        """
+        q = rotate(self.q_norm(_split_heads(self.wq(y), self.heads)), rope, self.heads // 2)
+        k = rotate(self.k_norm(_split_heads(self.wk_self(y), self.heads)), rope, self.heads // 2)
+        v = _split_heads(self.wv_self(y), self.heads)
+        rows = mask.shape[0]
+        keys = jnp.concatenate([k[:rows], conditions.text_keys, conditions.speaker_keys], axis=1)
+        values = jnp.concatenate([v[:rows], conditions.text_values, conditions.speaker_values], axis=1)
+        heard = attend(q[:rows], keys, values, mask[:, None])
+        if rows < y.shape[0]:
+            heard = jnp.concatenate([heard, attend(q[rows:], k[rows:], v[rows:])])
+        return self.wo(_join_heads(heard) * jax.nn.sigmoid(self.wgate(y)))
 
 
 def _split_heads(x: Float[Array, "b t w"], heads: int) -> Float[Array, "b t h d"]:

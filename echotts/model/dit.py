@@ -86,11 +86,11 @@ class DecoderBlock(nnx.Module):
         x: Float[Array, "b t w"],
         modulation: Modulation,
         conditions: ConditionKeysValues,
-        mask: Bool[Array, "b s"],
-        angles: Float[Array, "t i"],
+        mask: Bool[Array, "r s"],
+        rope: Float[Array, "2 t d"],
     ) -> Float[Array, "b t w"]:
         y, gate = self.attn_adaln(x, modulation)
-        x = x + gate * self.attention(y, conditions, mask, angles)
+        x = x + gate * self.attention(y, conditions, mask, rope)
         y, gate = self.mlp_adaln(x, modulation)
         return x + gate * self.mlp(y)
 
@@ -137,11 +137,11 @@ class BlockDiT(nnx.Module):
         speaker_state = self.encode_speaker(speaker_latent)
         mask = _joint_mask(x, text_mask, self.patch_mask(speaker_mask))
         modulation = self.modulation(self.embed_time(t))
-        angles = self._angles(x)
+        rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
             conditions = block.attention.project_conditions(text_state, speaker_state)
-            return self.constrain(block(x, modulation, conditions, mask, angles)), None
+            return self.constrain(block(x, modulation, conditions, mask, rope)), None
 
         hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), remat=self.config.remat)
         return self.read_out(hidden)
@@ -166,13 +166,16 @@ class BlockDiT(nnx.Module):
     def velocity(
         self, x: Float[Array, "b t c"], t: Float[Array, "#b"], conditions: Conditions
     ) -> Float[Array, "b t c"]:
-        """The velocity at (x, t), float32, from conditions encoded before."""
+        """The velocity at (x, t), float32, from conditions encoded before.
+
+        The conditions may have fewer rows than x: the last rows of x then go without (the same as both masks False).
+        """
         mask = _joint_mask(x, conditions.text_mask, conditions.speaker_mask)
         modulation = self.modulation(self.embed_time(t))
-        angles = self._angles(x)
+        rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, keys_values: ConditionKeysValues) -> tuple[Array, None]:
-            return self.constrain(block(x, modulation, keys_values, mask, angles)), None
+            return self.constrain(block(x, modulation, keys_values, mask, rope)), None
 
         hidden = self.embed_latent(x)
         hidden, _ = layers.scan_layers(self.blocks, step, hidden, conditions.keys_values, remat=self.config.remat)
@@ -212,12 +215,13 @@ class BlockDiT(nnx.Module):
         """Final norm and output projection, in float32."""
         return self.out_proj(self.norm(hidden.astype(jnp.float32)))
 
-    def _angles(self, x: Float[Array, "b t c"]) -> Float[Array, "t i"]:
-        return layers.rope_angles(x.shape[1], self.config.head_dim, self.config.rope_theta)
+    def _rope(self, x: Float[Array, "b t c"]) -> Float[Array, "2 t d"]:
+        return layers.rope_table(x.shape[1], self.config.head_dim, self.config.rope_theta)
 
 
 def _joint_mask(
-    x: Float[Array, "b t c"], text_mask: Bool[Array, "b n"], patch_mask: Bool[Array, "b p"]
-) -> Bool[Array, "b s"]:
+    x: Float[Array, "b t c"], text_mask: Bool[Array, "r n"], patch_mask: Bool[Array, "r p"]
+) -> Bool[Array, "r s"]:
     """Visible keys of [latents, text, speaker]: latents always are, there is no padding mask on their side."""
-    return jnp.concatenate([jnp.ones(x.shape[:2], dtype=bool), text_mask, patch_mask], axis=1)
+    latent_mask = jnp.ones((len(text_mask), x.shape[1]), dtype=bool)
+    return jnp.concatenate([latent_mask, text_mask, patch_mask], axis=1)

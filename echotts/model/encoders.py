@@ -20,9 +20,9 @@ class EncoderBlock(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], angles: Float[Array, "s i"]
+        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], rope: Float[Array, "2 s d"]
     ) -> Float[Array, "b s e"]:
-        x = x + self.attention(self.attention_norm(x), mask, angles)
+        x = x + self.attention(self.attention_norm(x), mask, rope)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -67,7 +67,7 @@ class SpeakerEncoder(nnx.Module):
 
 
 def run_encoder(
-    blocks: EncoderBlock,
+    blocks: nnx.Module,
     x: Float[Array, "b s e"],
     mask: Bool[Array, "#b #s s"],
     config: ModelConfig,
@@ -75,9 +75,9 @@ def run_encoder(
     constrain: layers.Constrain,
 ) -> Float[Array, "b s e"]:
     """Scans the stacked encoder blocks over x; RoPE counts positions from the first entry."""
-    angles = layers.rope_angles(x.shape[1], encoder.head_dim, config.rope_theta)
+    rope = layers.rope_table(x.shape[1], encoder.head_dim, config.rope_theta)
 
     def step(block: EncoderBlock, x: Array, _: None) -> tuple[Array, None]:
-        return constrain(block(x, mask, angles)), None
+        return constrain(block(x, mask, rope)), None
 
     return layers.scan_layers(blocks, step, constrain(x), remat=config.remat)[0]

@@ -103,7 +103,7 @@ def rope_table(positions: int, head_dim: int, theta: float) -> Float[Array, "2 t
     exponents = np.arange(0, head_dim, ROPE_PAIR, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(theta) ** exponents
     angles = jnp.repeat(jnp.arange(positions, dtype=jnp.float32)[:, None] * frequencies, ROPE_PAIR, axis=1)
-    sign = np.tile(np.float32([-1, 1]), head_dim // ROPE_PAIR)
+    sign = np.tile(np.asarray([-1, 1], np.float32), head_dim // ROPE_PAIR)
     return jnp.stack([jnp.cos(angles), sign * jnp.sin(angles)])
 
 

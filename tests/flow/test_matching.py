@@ -188,14 +188,17 @@ def test_the_loss_of_parts_weighted_by_their_weight_is_the_loss_of_the_whole(los
         for rows in (slice(0, 3), slice(3, 6))
     ]
     weights = [aux["weight"] for _, aux in parts]
-    np.testing.assert_allclose(sum(w * loss for w, (loss, _) in zip(weights, parts)) / sum(weights), whole, rtol=1e-5)
+    np.testing.assert_allclose(
+        sum(w * loss for w, (loss, _) in zip(weights, parts, strict=True)) / sum(weights), whole, rtol=1e-5
+    )
 
 
 def test_dropout_hides_each_condition_of_a_tenth_of_the_rows_independently():
     batch = random_batch(rows=8000, frames=1)
     dropped = condition_dropout(jax.random.key(0), batch, FlowConfig())
     text, speaker = ~np.asarray(dropped.text_mask).any(axis=1), ~np.asarray(dropped.speaker_mask).any(axis=1)
-    assert abs(text.mean() - 0.1) < 0.015 and abs(speaker.mean() - 0.1) < 0.015
+    assert abs(text.mean() - 0.1) < 0.015
+    assert abs(speaker.mean() - 0.1) < 0.015
     assert 0.004 < (text & speaker).mean() < 0.018
     np.testing.assert_array_equal(dropped.speaker_latent[speaker], 0)
     np.testing.assert_array_equal(dropped.speaker_latent[~speaker], batch.speaker_latent[~speaker])
@@ -214,5 +217,6 @@ def test_evaluation_drops_nothing_and_the_key_decides_everything():
         float(flow_loss(watched, batch, jax.random.key(seed), config, train)[0])
         for seed, train in ((0, False), (0, True), (0, False), (1, False))
     ]
-    assert all(mask.all() for mask in seen[0]) and not any(mask.any() for mask in seen[1])
+    assert all(mask.all() for mask in seen[0])
+    assert not any(mask.any() for mask in seen[1])
     assert losses[0] == losses[2] != losses[3]

@@ -33,9 +33,9 @@ class LinearVelocity:
 
     def velocity(self, x: Any, t: Any, conditions: Conditions) -> Any:
         LinearVelocity.traces.append(x.shape[0])
-        text = 10.0 * conditions.text_mask.any(axis=1)
-        speaker = 100.0 * conditions.speaker_mask.any(axis=1)
-        return self.own * x + (text + speaker + t)[:, None, None]
+        visible = 10.0 * conditions.text_mask.any(axis=1) + 100.0 * conditions.speaker_mask.any(axis=1)
+        visible = jnp.pad(visible, (0, x.shape[0] - len(visible)))  # the last rows may go without conditions
+        return self.own * x + (visible + t)[:, None, None]
 
 
 def some_conditions(rows: int = 2) -> Conditions:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from benchmarks.models import loop_over_layers, unrolled
 from echotts.config import echo_1b3, echo_840m
 from echotts.interop import params_to_published, published_shapes
 from echotts.model import BlockDiT, build, count_parameters, layers, merge, split
@@ -58,7 +59,7 @@ def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str
     hidden = model.embed_latent(x)
     visible = jnp.ones(x.shape[:2], dtype=bool)
     mask = jnp.concatenate([visible, text_mask, model.patch_mask(speaker_mask)], axis=1)
-    angles = layers.rope_angles(x.shape[1], model.config.head_dim, model.config.rope_theta)
+    rope = layers.rope_table(x.shape[1], model.config.head_dim, model.config.rope_theta)
     keys_values = block.attention.project_conditions(text_state, speaker_state)
     y, _ = block.attn_adaln(hidden, model.modulation(time))
     return {
@@ -66,8 +67,8 @@ def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str
         "mid_speaker_state": speaker_state,
         "mid_timestep_embedding": layers.timestep_embedding(t, model.config.timestep_width),
         "mid_cond_embed": time,
-        "mid_block0": block(hidden, model.modulation(time), keys_values, mask, angles),
-        "mid_block0_attention": block.attention(y, keys_values, mask, angles),
+        "mid_block0": block(hidden, model.modulation(time), keys_values, mask, rope),
+        "mid_block0_attention": block.attention(y, keys_values, mask, rope),
     }
 
 
@@ -114,6 +115,18 @@ def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, ti
     assert_golden(actual, tiny["out_velocity"])
 
 
+def test_rows_past_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny_model: BlockDiT):
+    x, t = tiny["in_x"][:2], tiny["in_t"][:1]
+    one = tiny_model.encode_conditions(*(leaf[:1] for leaf in tiny.conditions()))
+    two = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 2, axis=0 if leaf.ndim == 2 else 1), one)
+    masked = dataclasses.replace(
+        two, text_mask=two.text_mask.at[1].set(False), speaker_mask=two.speaker_mask.at[1].set(False)
+    )
+    actual, expected = tiny_model.velocity(x, t, one), tiny_model.velocity(x, t, masked)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
+    assert float(jnp.abs(actual[1] - tiny_model.velocity(x, t, two)[1]).max()) > 0.1
+
+
 def test_padding_of_either_condition_changes_nothing(tiny: Golden, tiny_model: BlockDiT):
     ids, text_mask, latent, speaker_mask = tiny.conditions()
     padded = (
@@ -142,22 +155,11 @@ def test_a_row_with_both_conditions_masked_is_finite_forward_and_backward(tiny: 
         assert np.isfinite(leaf).all()
 
 
-def unrolled(blocks: Any, apply: Any, carry: Any, xs: Any = None, *, remat: str) -> tuple[Any, Any]:
-    """`layers.scan_layers` as a plain Python loop."""
-    graphdef, params = nnx.split(blocks)
-    ys = []
-    for layer in range(jax.tree.leaves(params)[0].shape[0]):
-        layer_params, x = jax.tree.map(lambda leaf, layer=layer: leaf[layer], (params, xs))
-        carry, y = apply(nnx.merge(graphdef, layer_params), carry, x)
-        ys.append(y)
-    return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
-
-
 def test_scanned_layers_equal_unrolled_ones(tiny: Golden, tiny_model: BlockDiT, monkeypatch: pytest.MonkeyPatch):
     arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
     scanned = forward(tiny_model, *arguments)
-    monkeypatch.setattr(layers, "scan_layers", unrolled)
-    actual = jax.jit(lambda model, *arguments: model(*arguments))(tiny_model, *arguments)
+    monkeypatch.setattr(layers, "scan_layers", loop_over_layers)
+    actual = jax.jit(lambda model, *arguments: model(*arguments))(unrolled(tiny_model), *arguments)
     np.testing.assert_allclose(actual, scanned, rtol=0, atol=2e-5)
 
 

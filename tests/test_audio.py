@@ -50,7 +50,7 @@ def test_an_open_file_is_read_and_named_in_messages():
     soundfile.write(buffer, tone(), RATE, format="FLAC")
     buffer.seek(0)
     assert len(audio.read_audio(buffer, 8000)) == 8000
-    with pytest.raises(ValueError, match="^us-0001.opus: cannot be read"):
+    with pytest.raises(ValueError, match=r"^us-0001\.opus: cannot be read"):
         audio.read_audio(io.BytesIO(b"nothing"), RATE, name="us-0001.opus")
 
 
@@ -165,7 +165,7 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
-    with pytest.raises(OSError, match="a.wav: cannot be written .No space left on device"):
+    with pytest.raises(OSError, match=r"a\.wav: cannot be written .No space left on device"):
         audio.write_audio(path, tone(), RATE)
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 

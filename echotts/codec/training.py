@@ -129,7 +129,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(training.seed), state.step)
         grads, metrics = jax.grad(loss_function, has_aux=True)(state.weights, audio, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights)
-        weights = optax.apply_updates(state.weights, updates)
+        weights: Any = optax.apply_updates(state.weights, updates)
         decay = jnp.minimum(training.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, weights)
         return TrainState(state.step + 1, weights, ema, optimizer_state), metrics | {

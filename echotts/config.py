@@ -219,7 +219,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
-                f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, {self.model.patch}"
+                f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
+                f"{self.model.patch}"
             )
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(

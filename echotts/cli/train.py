@@ -37,7 +37,7 @@ class Arguments:
     preset: Literal["demo", "840m", "1.3b"]
     """Sizes and schedule to start from."""
     data: str
-    """Shards to train on: a directory, a glob in quotes, or a URL [data.data]. Required."""
+    """Shards to train on: a folder, a glob in quotes, or s-{000..099}.tar [data.data]. Required."""
     run_dir: str
     """Directory of checkpoints, metrics and samples; made where missing, resumed where not [run.run_dir]. Required."""
     steps: int
@@ -88,10 +88,13 @@ def parse_config(argv: Sequence[str]) -> Config:
     )
     arguments = parse(Arguments, argv, prog=PROG, default=given, registry=_registry())
     sections = {name: getattr(arguments, "data_section" if name == "data" else name) for name in sections}
-    for flag, (section, key) in SHORT.items():
-        if getattr(arguments, flag) != short[flag]:
-            sections[section] = dataclasses.replace(sections[section], **{key: getattr(arguments, flag)})
-    config = Config(preset=arguments.preset, **sections)
+    try:
+        for flag, (section, key) in SHORT.items():
+            if getattr(arguments, flag) != short[flag]:
+                sections[section] = dataclasses.replace(sections[section], **{key: getattr(arguments, flag)})
+        config = Config(preset=arguments.preset, **sections)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     for flag, value in (("data", config.data.data), ("run_dir", config.run.run_dir)):
         if not value:
             raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")

@@ -66,8 +66,7 @@ def load_run(path: Path, weights: WeightsName = "ema") -> Weights:
             return _load_step(folder, weights)
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
-            failure = error
-    raise CheckpointError(f"{path}: no checkpoint there can be read: {first_line(failure)}") from failure
+    raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
 
 
 def export(run: Path, output: Path, weights: WeightsName = "ema", storage: StorageName = "float32") -> dict[str, Any]:

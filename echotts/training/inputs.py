@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from echotts.config import Config
 from echotts.data.batch import Batch
 from echotts.data.dataset import Dataset, open_dataset
 from echotts.data.stream import Stream
-from echotts.text import ByteTokenizer, Tokenizer, tokenizer_to_json
+from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
 
@@ -28,7 +29,7 @@ class Inputs:
 def open_inputs(config: Config) -> Inputs:
     """Opens `data.data` and `data.heldout`. ValueError where the latents are not of the model's channels."""
     dataset = _open(config, config.data.data)
-    tokenizer = ByteTokenizer()
+    tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
         raise ValueError(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocabulary} ids, "
@@ -46,6 +47,19 @@ def open_inputs(config: Config) -> Inputs:
         heldout=heldout if config.data.heldout else None,
         facts=facts(dataset, config, tokenizer),
     )
+
+
+def open_tokenizer(spec: str) -> Tokenizer:
+    """Bytes, or the SentencePiece model in a file. FileNotFoundError, or ValueError where it is none."""
+    if spec == ByteTokenizer.kind:
+        return ByteTokenizer()
+    path = Path(spec).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"tokenizer {spec}: no such file; give {ByteTokenizer.kind} or a SentencePiece .model")
+    try:
+        return SentencePieceTokenizer(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"tokenizer {spec}: {error}") from error
 
 
 def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:

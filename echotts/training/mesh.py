@@ -47,7 +47,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
 _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in RULES)
 
 
-def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices: `data` copies, `tensor` ways of tensor parallelism, FSDP over the rest."""
     devices = list(jax.devices() if devices is None else devices)
     if len(devices) % (data * tensor):

@@ -33,7 +33,7 @@ def make_optimizer(config: OptimConfig, schedule: Any = None) -> optax.GradientT
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
-            schedule if schedule is not None else lambda step: learning_rate(step, config),
+            schedule if schedule is not None else lambda step: learning_rate(jnp.asarray(step), config),
             b1=config.b1,
             b2=config.b2,
             eps=config.eps,

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -46,6 +47,7 @@ def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) 
     restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config))
     if restored is not None:
         arrays, meta = restored
+        check_facts(meta.facts, inputs.facts, config.data.data)
         inputs.stream.restore(meta.stream)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
         return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen
@@ -56,6 +58,15 @@ def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) 
     state = initial_state(config, mesh)
     LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
     return state, 0, 0
+
+
+def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
+    """ValueError where a run is resumed on latents of another codec or with another tokenizer."""
+    before, now = saved["codec"]["weights_hash"], given["codec"]["weights_hash"]
+    if before != now:
+        raise ValueError(f"{data}: latents of the codec with hash {now}, the run was trained on those of {before}")
+    if saved["tokenizer"] != given["tokenizer"]:
+        raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
 
 
 def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: Fed) -> Meta:

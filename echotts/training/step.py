@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,8 +54,6 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     graphdef = structure(config.model, meshes.activation_constraint(mesh))
     rows = config.data.batch_size
     parts = config.optim.accumulation
-    if rows % parts:
-        raise ValueError(f"batch_size {rows} cannot be accumulated in {parts} equal parts")
     meshes.check_batch(rows // parts, mesh)
 
     def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
@@ -71,7 +69,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
 
         loss, row_loss, grads = mean_gradients(part_loss, state.params, (batch, t, noise), parts)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         ema = update_average(state.ema, params, state.step, config.optim.ema_decay)
 
         grad_norm = optax.tree.norm(grads)

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from echotts.config import (
     Bucket,
@@ -93,14 +94,22 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
-    """Each train() makes its own jitted step; within one session the same program is compiled once."""
+    """Each train() makes its own jitted step: here the same program is compiled once, and without much optimising."""
     folder = tmp_path_factory.mktemp("compiled")
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
-    before = {name: getattr(jax.config, name) for name in names}
-    jax.config.update(names[0], str(folder))
-    jax.config.update(names[1], 0.5)
+    wanted = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    _configure(wanted)
     yield folder
-    for name, value in before.items():
+    _configure(before)
+
+
+def _configure(options):
+    for name, value in options.items():
         jax.config.update(name, value)
+    reset_cache()

@@ -7,12 +7,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from echotts import config as configs
 from echotts.cli.app import UsageError
-from echotts.cli.train import parse_config
-from echotts.config import Bucket
+from echotts.cli.train import make_speaker, parse_config
+from echotts.codec import CodecConfig, save_codec
+from echotts.codec.dacvae import init_params
+from echotts.config import Bucket, to_dict
+from echotts.training import mesh as meshes
+from echotts.training.checkpoint import Meta
+from echotts.training.export import describe
+from echotts.training.state import initial_state
+from tests.training.conftest import CHANNELS, TINY
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -36,6 +44,7 @@ def environment(compile_once):
         "JAX_PLATFORMS": "cpu",
         "JAX_COMPILATION_CACHE_DIR": str(compile_once),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
 
 
@@ -67,6 +76,8 @@ def test_underscores_hyphens_and_section_keys_are_all_understood():
         ("--data d --run_dir r --preset 2b", "unknown preset '2b': choose one of demo, 840m, 1.3b"),
         ("--data d --run_dir r --model.width 7", "decoder width 7 is not a multiple of heads"),
         ("--data d --run_dir r --data.buckets 12", "buckets"),
+        ("--data d --run_dir r --steps 0", "steps 0 and accumulation 1 must be at least 1"),
+        ("--data d --run_dir r --data.reference_frames 30", "30 is not a multiple of the model's patch, 4"),
         ("--data d", "--run_dir is missing"),
         ("--run_dir r", "--data is missing"),
     ],
@@ -144,3 +155,29 @@ def test_a_run_is_interrupted_resumed_and_exported_from_the_command_line(tmp_pat
     complaint = other.stderr.splitlines()[-1]
     assert complaint.startswith("echotts: ")
     assert "optim.learning_rate: 0.0015 -> 0.1" in complaint
+
+
+def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
+    codec_config = CodecConfig(
+        encoder_dim=4,
+        encoder_rates=(2, 3, 4),
+        latent_dim=8,
+        decoder_dim=32,
+        decoder_rates=(4, 3, 2),
+        codebook_dim=CHANNELS,
+        sample_rate=8000,
+    )
+    save_codec(tmp_path / "c.safetensors", init_params(codec_config, jax.random.key(0)), codec_config, "tiny")
+    line = ["--data", str(shards), "--run_dir", str(tmp_path), *SMALL.split(), "--run.sentences", "ab", "--run.codec"]
+    speak = make_speaker(parse_config([*line, str(tmp_path / "c.safetensors")]))
+    assert speak is not None
+    params = initial_state(TINY, meshes.make_mesh()).params
+    meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts={"silence": [[0.0] * CHANNELS]})
+    speak(describe(params, TINY.model, meta, "ema"), "ab", 0).save(tmp_path / "ab.wav")
+    assert (tmp_path / "ab.wav").stat().st_size > 44
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        make_speaker(parse_config([*line, str(tmp_path / "nowhere.safetensors")]))
+
+
+def test_without_sentences_nothing_speaks(shards):
+    assert make_speaker(parse_config(["--data", str(shards), "--run_dir", "r", "--run.sentences"])) is None

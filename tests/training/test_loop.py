@@ -10,12 +10,15 @@ import pytest
 
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
+from echotts.text import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, metrics
 from echotts.training.checkpoint import FOLDER, ConfigDiffersError, step_folders
 from echotts.training.export import load_run
+from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.report import NonFiniteError
 from echotts.training.runtime import StopSignal
+from echotts.training.start import check_facts
 from tests.training.conftest import TINY, with_sections
 
 
@@ -192,3 +195,28 @@ def test_a_run_needs_a_directory_it_can_make(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         train(in_folder(config, tmp_path / "file" / "run"))
+
+
+def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(config, tmp_path):
+    for name, words in (("one", "abcd badc dcba"), ("other", "aabb ccdd bbaa")):
+        model = SentencePieceTokenizer.train([words] * 50, vocabulary=270).to_bytes()
+        (tmp_path / f"{name}.model").write_bytes(model)
+    one, other = (
+        open_inputs(
+            with_sections(config, data={"tokenizer": str(tmp_path / f"{name}.model")}, model={"vocabulary": 270})
+        ).facts
+        for name in ("one", "other")
+    )
+    assert tokenizer_from_json(one["tokenizer"]).encode("abcd").tolist() != [0, *b"abcd"]
+    check_facts(one, one, "shards")
+    with pytest.raises(ValueError, match="the tokenizer is not the one the run was trained with"):
+        check_facts(one, other, "shards")
+    with pytest.raises(ValueError, match="shards: latents of the codec with hash b, the run was trained on those of a"):
+        check_facts({"codec": {"weights_hash": "a"}}, {"codec": {"weights_hash": "b"}}, "shards")
+
+
+def test_a_tokenizer_that_is_missing_or_too_large_is_said(config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="tokenizer nowhere: no such file"):
+        open_inputs(with_sections(config, data={"tokenizer": "nowhere"}))
+    with pytest.raises(ValueError, match=r"byte tokenizer has 256 ids, model\.vocabulary is 200"):
+        open_inputs(with_sections(config, model={"vocabulary": 200}))

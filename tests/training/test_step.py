@@ -134,6 +134,6 @@ def test_the_shortest_runs_have_a_finite_learning_rate(steps):
     assert max(rates) > 0
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_refused(mesh):
+def test_a_batch_that_cannot_be_cut_evenly_is_refused():
     with pytest.raises(ValueError, match="8 cannot be accumulated in 3"):
-        make_train_step(with_sections(TINY, optim={"accumulation": 3}), mesh)
+        with_sections(TINY, optim={"accumulation": 3})

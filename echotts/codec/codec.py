@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from echotts.codec.chunking import decode_windows, encode_windows, frame_noise
 from echotts.codec.dacvae import CodecConfig
@@ -80,7 +80,7 @@ class Codec:
         return mean + std * frame_noise(key, *mean.shape)
 
     def decode(
-        self, latent: Float[Array | np.ndarray, "b t c"], watermark: Int[Array | np.ndarray, "b bits"] | None = None
+        self, latent: Float[Array | np.ndarray, "b t c"], watermark: Integer[Array | np.ndarray, "b bits"] | None = None
     ) -> Float[np.ndarray, "b n"]:
         """Audio of latents of any length; n = t * hop exactly. Clean audio is within -1..1.
 

@@ -41,7 +41,7 @@ def conv(
 
 
 def downsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
-    """Strided convolution, kernel 2 * stride, stride // 2 zeros on the left; t must divide by stride, u = t / stride."""
+    """Strided convolution, kernel 2 * stride, padding stride // 2 on the left; t divides by stride, u = t / stride."""
     left = stride // 2
     return downsample_pairs(jnp.pad(x, ((0, 0), (left, stride - left), (0, 0))), params, stride)
 

@@ -115,21 +115,22 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-    error: Exception | None = None
+    failure: Exception | None = None
     for name in NAMES:
+        offline = isinstance(failure, LocalEntryNotFoundError)  # found out once: it takes many seconds
         try:
-            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
-        except LocalEntryNotFoundError as offline:  # not reached, and not in the cache under this name
-            error = offline
+            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline)
+            return Path(path)
+        except LocalEntryNotFoundError as error:  # the Hub is out of reach, and this name is not in the cache
+            failure = failure or error
         except EntryNotFoundError:
             continue
-        except HfHubHTTPError as refused:
-            error = refused
+        except HfHubHTTPError as error:
+            failure = error
             break
-    reason = f"none of {', '.join(NAMES)} is in it" if error is None else str(error).strip().splitlines()[0]
-    raise FileNotFoundError(
-        f"codec {repository}: no such file here, and not to be had from the Hub: {reason}"
-    ) from error
+    reason = str(failure).strip().splitlines()[0] if failure else f"it has none of {', '.join(NAMES)}"
+    message = f"codec {repository}: no such file here, and not to be had from the Hub: {reason}"
+    raise FileNotFoundError(message) from failure
 
 
 def _short(weights_hash: str | None) -> str:

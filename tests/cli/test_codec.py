@@ -1,0 +1,169 @@
+"""`python -m echotts codec`: files in, files out, and one line for what is wrong."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from echotts.cli import codec as command
+from echotts.cli.app import UsageError, parse
+from echotts.codec import Codec, load_codec, save_codec
+from tests.codec.conftest import TINY, tiny_params
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("codec") / "tiny.safetensors"
+    save_codec(path, tiny_params(), TINY, "tiny")
+    return path
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    """Two recordings of other rates and channels, one in a subfolder."""
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "a.wav", 0.1 * rng.standard_normal((16000, 2)), 16000)
+    soundfile.write(folder / "sub" / "b.flac", 0.1 * rng.standard_normal(4000), 8000)
+    return folder
+
+
+def call(name: str, **flags: object) -> int:
+    argv = [name]
+    for flag, value in flags.items():
+        argv += [f"--{flag}"] if value is True else [f"--{flag}", str(value)]
+    return command.main(argv)
+
+
+def test_a_recording_becomes_latents_and_a_recording_again(weights: Path, recordings: Path, tmp_path: Path):
+    latent, output = tmp_path / "z" / "a.npy", tmp_path / "a.flac"
+    assert call("encode", input=recordings / "a.wav", output=latent, codec=weights) == 0
+    assert np.load(latent).shape == (334, 5)  # 8,000 samples at 8 kHz, hop 24
+    assert call("decode", input=latent, output=output, codec=weights, watermark="1010011100000001") == 0
+    assert soundfile.info(output).frames == 334 * 24
+    assert soundfile.info(output).samplerate == 8000
+
+
+def test_a_tree_is_mirrored_and_a_bad_file_is_skipped(weights: Path, recordings: Path, tmp_path: Path):
+    latents, sound = tmp_path / "z", tmp_path / "out"
+    (recordings / "bad.wav").write_bytes(b"not a recording")
+    assert call("encode", input=recordings, output=latents, codec=weights, loudness=-16) == 1
+    assert sorted(path.relative_to(latents).as_posix() for path in latents.rglob("*.npy")) == ["a.npy", "sub/b.npy"]
+    assert call("decode", input=latents, output=sound, codec=weights, format="ogg") == 0
+    assert sorted(path.relative_to(sound).as_posix() for path in sound.rglob("*.ogg")) == ["a.ogg", "sub/b.ogg"]
+
+
+def test_a_seed_samples_the_same_latents_again(weights: Path, recordings: Path, tmp_path: Path):
+    outputs = [tmp_path / f"{n}.npy" for n in range(3)]
+    for output, seed in zip(outputs, (1, 1, 2), strict=True):
+        call("encode", input=recordings / "a.wav", output=output, codec=weights, seed=seed)
+    first, again, other = map(np.load, outputs)
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(other - first).max() > 0
+
+
+def test_hyphens_and_underscores_name_the_same_flag():
+    for flag in ("--kl-weight", "--kl_weight"):
+        argv = ["--data", "x", "--run-dir", "y", "--output", "z", flag, "0.5"]
+        assert parse(command.TrainArguments, argv, prog="train").kl_weight == 0.5
+
+
+def test_convert_keeps_the_hash_and_installs(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    output = tmp_path / "new.safetensors"
+    assert call("convert", input=weights, output=output, id="org/new", install=True) == 0
+    wanted = load_codec(weights).weights_hash
+    assert (load_codec(output).weights_hash, load_codec(output).codec_id) == (wanted, "org/new")
+    assert (tmp_path / "home" / ".cache" / "echotts" / "codecs" / f"{wanted}.safetensors").exists()
+    assert wanted in capsys.readouterr().out
+
+
+def test_info_and_evaluate_say_what_a_codec_is_and_loses(
+    weights: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert call("info", codec=weights) == 0
+    out = capsys.readouterr().out
+    assert "8000 Hz" in out
+    assert "24 samples, 333.333 frames/s" in out
+    assert "5 channels" in out
+    assert call("evaluate", codec=weights, data=recordings) == 0
+    assert "mel distance" in capsys.readouterr().out
+
+
+def test_train_writes_a_codec_that_loads(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from echotts.codec import training
+
+    seen: dict[str, object] = {}
+
+    def pretend(settings: object, clips: list[np.ndarray], run_dir: Path, report: object) -> object:
+        seen.update(settings=settings, clips=clips, run_dir=run_dir)
+        config = settings.codec  # pyright: ignore[reportAttributeAccessIssue]
+        report({"step": 1, "loss/total": 2.0, "time/steps_per_s": 3.0, "time/left_s": 4.0})  # pyright: ignore
+        params = tiny_params(config)
+        del params["watermark"]
+        return params
+
+    monkeypatch.setattr(training, "train_codec", pretend)
+    output = tmp_path / "small.safetensors"
+    argv = ["train", "--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(output)]
+    argv += ["--encoder_rates", "8", "8", "--encoder_dim", "4", "--latent_dim", "8", "--decoder-dim", "16"]
+    argv += ["--steps", "7"]
+    assert command.main(argv) == 0
+    codec = load_codec(output)
+    assert (codec.hop_length, codec.codec_id, codec.sample_rate) == (64, "small", 16000)
+    settings, clips = seen["settings"], seen["clips"]
+    assert settings.steps == 7  # pyright: ignore[reportAttributeAccessIssue]
+    assert [clip.dtype.name for clip in clips] == ["int16", "int16"]  # pyright: ignore[reportGeneralTypeIssues]
+
+
+def test_the_flags_of_train_default_to_the_built_in_codecs_training():
+    from echotts.codec.training import CodecTraining
+
+    library = CodecTraining()
+    for name, value in vars(command.TrainArguments(data="", run_dir=Path(), output=Path())).items():
+        if hasattr(library, name):
+            assert value == getattr(library, name), name
+        elif hasattr(library.codec, name):
+            assert value == getattr(library.codec, name), name
+
+
+def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Path, tmp_path: Path):
+    latent = tmp_path / "z.npy"
+    np.save(latent, np.zeros((3, 7), np.float32))
+    np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
+    (tmp_path / "empty").mkdir()
+    output = tmp_path / "out.wav"
+    cases: list[tuple[type[Exception], str, dict[str, object]]] = [
+        (FileNotFoundError, "no such file", {"name": "encode", "input": tmp_path / "no.wav", "output": latent}),
+        (FileNotFoundError, "in this folder", {"name": "encode", "input": tmp_path / "empty", "output": tmp_path}),
+        (UsageError, "name a folder", {"name": "encode", "input": recordings, "output": latent}),
+        (ValueError, "7 channels", {"name": "decode", "input": latent, "output": output}),
+        (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
+        (UsageError, "16 bits", {"name": "decode", "input": latent, "output": output, "watermark": "102"}),
+        (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
+    ]
+    for error, words, flags in cases:
+        name = str(flags.pop("name"))
+        with pytest.raises(error, match=words) as caught:
+            call(name, codec=weights, **flags)
+        assert "\n" not in str(caught.value)
+    for argv, words in {("convert", "--input", "x"): "nothing to write", ("encode",): "required"}.items():
+        with pytest.raises(UsageError, match=words):
+            command.main(list(argv))
+    with pytest.raises(UsageError, match=r"only \.safetensors"):
+        call("convert", input=weights, output=output)
+    assert not output.exists()
+
+
+def test_files_that_would_become_one_are_refused(weights: Path, recordings: Path, tmp_path: Path):
+    soundfile.write(recordings / "a.flac", np.zeros(800), 8000)
+    with pytest.raises(ValueError, match="rename them"):
+        call("encode", input=recordings, output=tmp_path / "z", codec=weights)
+
+
+def test_a_codec_is_what_load_codec_gives(weights: Path):
+    assert isinstance(load_codec(weights), Codec)

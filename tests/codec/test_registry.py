@@ -1,0 +1,118 @@
+"""Codecs are found by id and weights hash: built in, local cache, Hub; another one is refused unless it is named."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from echotts.codec import Codec, find_codec, load_codec, registry, save_codec
+
+
+@pytest.fixture
+def tiny_file(tmp_path: Path, tiny: Codec) -> Path:
+    path = tmp_path / "tiny.safetensors"
+    save_codec(path, tiny.params, tiny.config, "tiny")
+    return path
+
+
+@pytest.fixture(autouse=True)
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that stands for the Hub: ORG/NAME/file. The Hub's own errors are kept."""
+    import huggingface_hub
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    root = tmp_path / "hub"
+    root.mkdir()
+
+    def download(repository: str, name: str, revision: str | None = None, local_files_only: bool = False) -> str:
+        if not root.exists():
+            raise LocalEntryNotFoundError("the Hub cannot be reached\nand so on")
+        path = root / repository / name
+        if not path.exists():
+            raise EntryNotFoundError(f"no {name}")
+        return str(path)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    return root
+
+
+def test_a_file_a_folder_and_a_hub_id_name_a_codec(tiny_file: Path, tiny: Codec, tmp_path: Path, hub: Path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    shutil.copy(tiny_file, folder / "codec.safetensors")
+    (hub / "org" / "name").mkdir(parents=True)
+    shutil.copy(tiny_file, hub / "org" / "name" / "model.safetensors")
+    for spec in (tiny_file, str(tiny_file), folder, "org/name", "hf://org/name", "org/name@main"):
+        assert load_codec(spec).weights_hash == tiny.weights_hash
+    assert load_codec(tiny_file).codec_id == "tiny"
+    assert load_codec("org/name@main").codec_id == "org/name"
+    assert load_codec(tiny_file, window_frames=3).window_frames == 3
+
+
+def test_what_is_nowhere_is_said_in_one_line(tmp_path: Path, hub: Path):
+    (tmp_path / "empty").mkdir()
+    (hub / "org" / "name").mkdir(parents=True)
+    cases = {
+        "missing.pth": "no such file",
+        "weights/missing.pth": "no such file",
+        "what is this": "no such file",
+        str(tmp_path / "empty"): "no codec in this folder",
+        "org/name": r"it has none of codec\.safetensors",
+    }
+    for spec, words in cases.items():
+        with pytest.raises(FileNotFoundError, match=words) as caught:
+            load_codec(spec)
+        assert "\n" not in str(caught.value)
+        assert spec in str(caught.value)
+    hub.rename(tmp_path / "gone")
+    with pytest.raises(FileNotFoundError, match=r"the Hub cannot be reached$"):
+        load_codec("org/name")
+
+
+def test_the_built_in_codec_is_found_by_id_and_hash(tiny_file: Path, tiny: Codec, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(registry.BUILT_IN, "demo", tiny_file)
+    codec = find_codec("demo", tiny.weights_hash)
+    assert (codec.codec_id, codec.weights_hash) == ("demo", tiny.weights_hash)
+    assert find_codec("demo", None).weights_hash == tiny.weights_hash
+    with pytest.raises(ValueError, match="this was made with 0000"):
+        find_codec("demo", "0" * 64)
+
+
+def test_an_installed_codec_is_found_by_its_hash_whatever_its_id(tiny: Codec):
+    path = registry.cache_folder() / f"{tiny.weights_hash}.safetensors"
+    save_codec(path, tiny.params, tiny.config, "tiny")
+    assert find_codec("weights", tiny.weights_hash).weights_hash == tiny.weights_hash
+    path.rename(path.with_name(f"{'0' * 64}.safetensors"))
+    with pytest.raises(ValueError, match="not what its name says"):
+        find_codec("weights", "0" * 64)
+
+
+def test_the_hubs_codec_is_refused_when_its_weights_changed(tiny_file: Path, tiny: Codec, hub: Path):
+    (hub / "org" / "name").mkdir(parents=True)
+    shutil.copy(tiny_file, hub / "org" / "name" / "codec.safetensors")
+    assert find_codec("org/name", tiny.weights_hash).codec_id == "org/name"
+    with pytest.raises(ValueError, match="codec org/name has weights"):
+        find_codec("org/name", "0" * 64)
+
+
+def test_an_unknown_codec_is_refused_with_the_remedy():
+    with pytest.raises(FileNotFoundError, match="--codec, or install it"):
+        find_codec("weights", "0" * 64)
+    with pytest.raises(FileNotFoundError, match="say which with --codec"):
+        find_codec(None, None)
+
+
+def test_a_named_codec_is_taken_and_a_difference_is_logged(
+    tiny_file: Path, tiny: Codec, caplog: pytest.LogCaptureFixture
+):
+    assert find_codec("demo", tiny.weights_hash, override=tiny_file).weights_hash == tiny.weights_hash
+    assert not caplog.records
+    assert find_codec("demo", "0" * 64, override=tiny_file).weights_hash == tiny.weights_hash
+    assert "is not the one this was made with" in caplog.text

@@ -23,6 +23,7 @@ from echotts.config import DtypeName, EncoderConfig, ModelConfig, to_dict
 from echotts.files import atomic_write
 from echotts.model.dit import BlockDiT
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
+from echotts.pickles import read_pickle
 
 EXPORT_FORMAT = "echotts 1"
 SILENCE = "silence"
@@ -141,8 +142,6 @@ def load_published(path: str | Path, dtype: DtypeName | None = None) -> Publishe
     A file may hold the parameters alone, and in float16 or bfloat16: they become float32. Raises FileNotFoundError,
     RestrictedPickleError for a file that asks for anything but arrays and containers, ValueError for another content.
     """
-    from echotts.pickles import read_pickle
-
     path = Path(path)
     content = read_pickle(path)
     try:

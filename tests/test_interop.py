@@ -156,14 +156,15 @@ def test_an_export_holds_everything_inference_needs(tmp_path: Path, golden: Gold
         assert "blocks/attention/wq/kernel" in file.keys()  # noqa: SIM118 - not a dict
 
 
-def test_a_half_size_export_loads_as_float32(tmp_path: Path, golden: Golden, params: Params):
+@pytest.mark.parametrize("storage", ["float16", "bfloat16"])
+def test_a_half_size_export_loads_as_float32(tmp_path: Path, golden: Golden, params: Params, storage: Any):
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
     save_export(whole, params, golden.config, METADATA)
-    save_export(half, params, golden.config, METADATA, storage="float16")
+    save_export(half, params, golden.config, METADATA, storage=storage)
     assert half.stat().st_size < 0.55 * whole.stat().st_size
     loaded, _, metadata = load_export(half)
     assert "silence" not in metadata
-    assert_bitwise(loaded, jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), params))
+    assert_bitwise(loaded, jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(storage)).astype(np.float32), params))
 
 
 def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, golden: Golden, params: Params):
@@ -181,7 +182,8 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
     for path, message in ((cut, "not a whole export"), (foreign, "no export of echotts"), (misfit, "norm/weight")):
         with pytest.raises(ValueError, match=message) as caught:
             load_export(path)
-        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load_export(tmp_path / "absent.safetensors")
 

@@ -20,10 +20,12 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder: name a file")
         temporary.touch()
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise type(error)(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
     try:
         yield temporary
+        temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)

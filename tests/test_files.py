@@ -36,6 +36,14 @@ def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path)
         atomic_write(tmp_path).__enter__()
 
 
+def test_the_file_may_be_read_by_whom_new_files_may_be_read_by(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    with atomic_write(tmp_path / "file") as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)
+    assert (tmp_path / "file").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_the_hash_is_sha256_of_the_bytes(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"abc" * 100_000)

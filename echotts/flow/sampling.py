@@ -7,6 +7,7 @@ latents alone: all branches of a step run as one batch over keys and values that
 Formulas: docs/sampling.md.
 """
 
+import dataclasses
 import functools
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -17,8 +18,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from echotts.model import BlockDiT, Conditions
-
 EVERY_T = (0.0, 1.0)
 GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters while the noise is being laid out; later steps cost one row
 
@@ -26,10 +25,28 @@ Drop = tuple[bool, bool]  # (text, speaker): what a guidance branch goes without
 
 
 @runtime_checkable
+class Conditions(Protocol):
+    """Encoded text and speaker: a dataclass of keys and values (l, b, n, h, d), and of a mask for each of the two."""
+
+    @property
+    def text_mask(self) -> Any: ...
+
+    @property
+    def speaker_mask(self) -> Any: ...
+
+
+@runtime_checkable
 class VelocityModel(Protocol):
     """A pytree with a velocity; BlockDiT is one."""
 
     def velocity(self, x: Any, t: Any, conditions: Any) -> Any: ...
+
+
+@runtime_checkable
+class ConditionEncoder(Protocol):
+    """A pytree that encodes what a velocity is conditioned on; BlockDiT is one."""
+
+    def encode_conditions(self, text_ids: Any, text_mask: Any, speaker_latent: Any, speaker_mask: Any) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +133,7 @@ class Schedule:
 
 @jax.jit
 def encode_conditions(
-    model: BlockDiT,
+    model: ConditionEncoder,
     text_ids: Int[Array, "b n"],
     text_mask: Bool[Array, "b n"],
     speaker_latent: Float[Array, "b m c"],
@@ -175,12 +192,14 @@ def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Condit
     drops = tuple(drop for drop in drops if drop != (True, True))
     if not drops:
         return conditions
+    rows = 1 + len(drops)
+    tiled: Any = jax.tree.map(lambda leaf: jnp.tile(leaf, (1, rows, *[1] * (leaf.ndim - 2))), conditions)
 
     def masked(mask: Array, dropped: list[bool]) -> Array:
         return jnp.concatenate([mask] + [mask & (not drop) for drop in dropped])
 
-    return Conditions(
-        *(jnp.tile(leaf, (1, 1 + len(drops), 1, 1, 1)) for leaf in conditions.keys_values),
+    return dataclasses.replace(
+        tiled,
         text_mask=masked(conditions.text_mask, [text for text, _ in drops]),
         speaker_mask=masked(conditions.speaker_mask, [speaker for _, speaker in drops]),
     )

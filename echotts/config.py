@@ -12,6 +12,7 @@ FRAME_RATE_HZ = 25
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
+InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
 
 
@@ -157,6 +158,8 @@ class OptimConfig:
     """Equal parts a batch is computed in, one after the other, to save memory."""
     ema_decay: float = 0.9999
     """Decay of the weights' moving average a step."""
+    init: InitName = "published"
+    """First kernels. published: std 0.02, made for 1000 channels and more; fan_in: 1 / sqrt(inputs), for small ones."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1:
@@ -254,7 +257,7 @@ def demo() -> Config:
             reference_frames=48,
             streams=8,
         ),
-        optim=OptimConfig(steps=1500, learning_rate=1.5e-3, ema_decay=0.995),
+        optim=OptimConfig(steps=1500, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
         run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec="demo"),
     )
 

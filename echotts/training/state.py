@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from echotts.config import Config
-from echotts.model import BlockDiT, Params, split
+from echotts.model import BlockDiT, Params, scale_to_fan_in, split
 from echotts.model.parameters import flatten
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import make_optimizer
@@ -74,8 +74,8 @@ def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
 
 
 def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    model = BlockDiT(config.model, rngs=nnx.Rngs(config.run.seed))
-    return _begin(split(model)[1], optimizer)
+    params = split(BlockDiT(config.model, rngs=nnx.Rngs(config.run.seed)))[1]
+    return _begin(scale_to_fan_in(params) if config.optim.init == "fan_in" else params, optimizer)
 
 
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

@@ -3,8 +3,8 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
-# The CPU build of torch (tests only): the default Linux build brings gigabytes of CUDA that nothing here uses.
-TORCH := torch==2.13.0 --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
+# torch is for tests only. Where the CPU build is wanted, say so: make test TORCH='torch==2.13.0 --index-url ...'
+TORCH := torch==2.13.0
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help

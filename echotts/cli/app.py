@@ -154,7 +154,7 @@ def _gist(box: str) -> str:
             sections.append("")
         else:
             sections[-1] += f" {text}"
-    said = [" ".join(section.split()) for section in sections]
+    said = [re.sub(r"^Error parsing \w+: ", "", " ".join(section.split())) for section in sections]
     said = [text for text in said if text and not text.startswith(("For full", "Argument help"))]
     return "; ".join(said) or "wrong call"
 

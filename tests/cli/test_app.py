@@ -75,7 +75,7 @@ def test_flags_take_underscores_and_hyphens() -> None:
         (["--txt", "hi"], "Unrecognized options: --txt"),
         (["--text", "hi", "--max_duration", "long"], "--max-duration|--max_duration"),
         (["--text", "hi", "--strategy", "loud"], "invalid choice 'loud'"),
-        (["--text", "hi", "--max_duration", "0"], r"max_duration 0.0 s is not above zero"),
+        (["--text", "hi", "--max_duration", "0"], r"^max_duration 0.0 s is not above zero"),
     ],
 )
 def test_a_wrong_call_is_one_line_and_exit_2(

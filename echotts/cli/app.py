@@ -154,6 +154,8 @@ def _gist(box: str) -> str:
             sections.append("")
         else:
             sections[-1] += f" {text}"
+    if "╭" not in box:
+        del sections[0]  # where the terminal knows no frames, the box's title is a section of its own
     said = [re.sub(r"^Error parsing \w+: ", "", " ".join(section.split())) for section in sections]
     said = [text for text in said if text and not text.startswith(("For full", "Argument help"))]
     return "; ".join(said) or "wrong call"

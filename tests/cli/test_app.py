@@ -89,6 +89,17 @@ def test_a_wrong_call_is_one_line_and_exit_2(
     assert err.endswith("(say --help lists the flags)\n")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_wrong_call_reads_the_same_on_every_terminal(encoding: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "echotts", "export", "--run-dir", "runs/x"],
+        env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith("echotts: Missing from python -m echotts export: --output PATH File to write")
+    assert done.stderr.count("\n") == 1
+
+
 def test_help_says_what_each_flag_means_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = outcome(lambda argv: parse(Call, argv, prog="say") and 0, ["--help"], capsys)
     assert (code, err) == (0, "")

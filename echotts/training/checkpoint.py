@@ -14,7 +14,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,7 +23,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
-from echotts.config import RunConfig
+from echotts.config import Config, RunConfig
 
 LOGGER = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ FORMAT = 1
 FOLDER = "checkpoints"
 STEP_PREFIX, STEP_DIGITS = "step", 8
 STEP_NAME = re.compile(rf"{STEP_PREFIX}_(\d{{{STEP_DIGITS},}})")
+SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
 ARRAYS = ("params", "ema", "opt_state")
 SAVE_TIMEOUT_S = 1800
 UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
@@ -63,7 +64,8 @@ class Checkpoints:
         self.directory = (run_dir / FOLDER).absolute()
         self._run = run
         self._last_save_s = time.monotonic()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each file there
+        for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
         if run.keep_every:
             keep.append(policies.EveryNSteps(run.keep_every))
@@ -227,7 +229,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
     """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
-    lines = differences(saved, given)
+    lines = differences(_completed(saved), given)
     refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
     if refused:
         raise ConfigDiffersError(
@@ -240,15 +242,26 @@ def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Pat
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, cut to a readable length."""
+    """What an error says first, cut to a readable length; of an error of the system below, the system's own words."""
+    system = SYSTEM_REASON.search(str(error))
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
+    return system[1].strip() if system else lines[0][:300]
 
 
 def _may_differ(key: str) -> bool:
     if key in MUST_AGREE:
         return False
     return any(key == known or (known.endswith("*") and key.startswith(known[:-1])) for known in MAY_DIFFER)
+
+
+def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with keys that its program did not know yet, at the defaults that stand for what it did."""
+    known = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
+    completed: dict[str, Any] = dict(saved)
+    for name, section in known.items():
+        defaults = {key.name: key.default for key in dataclasses.fields(section) if key.default is not MISSING}
+        completed[name] = defaults | dict(saved.get(name, {}))
+    return completed
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -167,7 +167,7 @@ def test_when_writing_fails_the_previous_checkpoint_still_restores(tmp_path, no_
         checkpoints.wait()
         with pytest.raises(CheckpointError) as caught:
             save_and_wait(checkpoints, arrays(2, size=1_000_000), meta(2))
-    assert "could not be written" in str(caught.value)
+    assert "a checkpoint could not be written (File too large; " in str(caught.value)
     assert "the last whole one is step_00000001" in str(caught.value)
     assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path)[0], arrays(1))
@@ -195,6 +195,14 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
 )
 def test_what_may_differ_does(tmp_path, section, change):
     check_config(to_dict(TINY), to_dict(with_sections(TINY, **{section: change})), tmp_path)
+
+
+def test_a_key_that_came_later_counts_as_its_default(tmp_path):
+    older = to_dict(TINY)
+    del older["data"]["tokenizer"]
+    check_config(older, to_dict(TINY), tmp_path)
+    with pytest.raises(ConfigDiffersError, match=r"data\.tokenizer: 'byte' -> 'words\.model'"):
+        check_config(older, to_dict(with_sections(TINY, data={"tokenizer": "words.model"})), tmp_path)
 
 
 @pytest.mark.parametrize(("section", "change"), [("run", {"seed": 1}), ("model", {"compute_dtype": "bfloat16"})])

@@ -194,6 +194,11 @@ class EchoTTS:
         """The longest speech the model was trained to make, in seconds."""
         return self.limits.frames / self.frame_rate_hz
 
+    @property
+    def reference_window_s(self) -> float:
+        """How much of a reference the model hears, in seconds."""
+        return self.limits.reference_frames / self.frame_rate_hz
+
     def synthesize(
         self,
         text: str,
@@ -285,12 +290,12 @@ class EchoTTS:
         if not len(trim_silence(samples, self.sample_rate)):
             raise ValueError(f"{name}: is silent: a reference needs at least {REFERENCE_LEAST_S} s of a voice")
         window = self.limits.reference_frames
-        if seconds * self.frame_rate_hz > window:
+        if seconds > self.reference_window_s:
             logger.warning(
                 "%s: %.1f s long, the first %.1f s are used (the model's window for references)",
                 name,
                 seconds,
-                window / self.frame_rate_hz,
+                self.reference_window_s,
             )
         level = loudness_normalise(samples, self.sample_rate, REFERENCE_LOUDNESS_LUFS)
         heard = level[: (window + CODEC_CONTEXT_FRAMES) * self.codec.hop_length]

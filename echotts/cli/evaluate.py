@@ -113,9 +113,10 @@ def speak(
         speaker_scale=arguments.speaker_scale,
         interval=arguments.guidance_interval,
     )
+    heard = int(tts.reference_window_s * RATE_HZ)
     speeches = tts.synthesize_batch(
         [clip.text for clip in clips],
-        [(reference.samples, RATE_HZ) for reference in references],
+        [(reference.samples[:heard], RATE_HZ) for reference in references],
         seeds=range(arguments.seed, arguments.seed + len(clips)),
         sampler=sampler,
         rows=arguments.rows,

@@ -86,8 +86,9 @@ class Progress:
             return
         self._said = now
         rate = (done - self._first) / max(now - self._began, 1e-9)
+        pace = f", {rate:.1f} a second" if rate else ""
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        print(f"{stage} {done}/{total}, {rate:.1f} a second{left}{note}", file=sys.stderr, flush=True)
+        print(f"{stage} {done}/{total}{pace}{left}{note}", file=sys.stderr, flush=True)
 
     def _start(self, stage: str, done: int, total: int) -> None:
         self.close()

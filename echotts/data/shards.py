@@ -178,7 +178,7 @@ def _npy_header(payload: bytes) -> tuple[str, bool, tuple[int, ...], int]:
     length_bytes = 4 if payload[6:7] == b"\2" else 2
     start = 8 + length_bytes
     size = int.from_bytes(payload[8:start], "little")
-    if payload[:6] != b"\x93NUMPY" or payload[6:8] not in (b"\1\0", b"\2\0") or size > MAX_NPY_HEADER_BYTES:
+    if payload[:6] != b"\x93NUMPY" or payload[6:8] not in (b"\1\0", b"\2\0"):
         raise Rejected("bad_npy", f"begins with {payload[:8]!r}")
     dtype, fortran, shape = _parse_npy_header(payload[: start + size])
     return dtype, fortran, shape, start + size

@@ -132,8 +132,6 @@ class _Walk:
         suffix = suffix.lower()
         if suffix in entry.members:
             entry.fault = Fault("duplicate_key", key, f"{suffix} occurs twice")
-        if payload + size > self.end:
-            entry.fault = Fault("truncated_shard", key, f"{suffix} ends at byte {payload + size} of {self.end}")
         entry.members[suffix] = (payload, size)
 
     def _extended_header(self, kind: bytes, payload: int, size: int) -> dict[str, Any]:

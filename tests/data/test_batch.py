@@ -27,6 +27,14 @@ def test_rows_are_padded_with_silence_zero_ids_and_empty_masks() -> None:
     assert not batch.speaker_latent[1].any()
 
 
+def test_a_short_reference_is_padded_with_zeros_behind_its_mask() -> None:
+    short = sample("a", reference=4)
+    batch, _ = collate([short], BUCKET, TOKENIZER, SILENCE, reference_frames=6)
+    np.testing.assert_array_equal(batch.speaker_mask, [[True] * 4 + [False] * 2])
+    np.testing.assert_array_equal(batch.speaker_latent[0, :4], short.reference.astype(np.float32))
+    assert not batch.speaker_latent[0, 4:].any()
+
+
 def test_arrays_have_the_promised_types_and_the_batch_is_a_pytree() -> None:
     batch, _ = collate([sample("a")], BUCKET, TOKENIZER, SILENCE, 6)
     assert [leaf.dtype.name for leaf in jax.tree.leaves(batch)] == [

@@ -234,6 +234,17 @@ def test_a_cut_tar_never_ends_silently_and_gives_only_whole_samples(
         assert len(kept) == len(original)
 
 
+def test_a_hole_of_zeros_in_a_tar_is_noticed(tmp_path: Path) -> None:
+    (path,) = write_shards(tmp_path, 1, 6)
+    whole = path.read_bytes()
+    with ShardReader(path) as reader:
+        third = min(offset for offset, _ in reader.tar.entries[3].members.values()) - 512
+    path.write_bytes(whole[:third] + bytes(512) + whole[third + 512 :])
+    keys, counts = read(path)
+    assert keys == ["s0_0000", "s0_0001"]
+    assert counts == {"truncated_shard": 2}  # the file, and the key before the hole
+
+
 @pytest.mark.parametrize("payload", [b"<html>503 Service Unavailable</html>" * 40, b"\1" * 5000])
 def test_what_is_no_tar_is_said_to_be_none(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "s.tar"

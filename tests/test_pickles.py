@@ -354,6 +354,12 @@ def test_archives_with_tricks_are_refused(tmp_path: Path):
         with pytest.warns(UserWarning, match="Duplicate"):
             archive.writestr("a/data.pkl", runs)
     assert "twice" in refusal(read_torch_zip, two)
+    grown = rewritten(path, tmp_path / "i.pth", {})
+    with zipfile.ZipFile(grown, "a") as archive:
+        info = archive.getinfo("good/data/0")
+        info.file_size = info.compress_size = 1 << 30
+        archive.writestr("good/more", b"")
+    assert "overlap" in refusal(read_torch_zip, grown)
     with zipfile.ZipFile(tmp_path / "h.pth", "w") as archive:
         archive.writestr("a/data.pkl", b"N.")
         archive.writestr("b/data.pkl", runs)

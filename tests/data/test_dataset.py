@@ -136,6 +136,9 @@ def test_a_silence_of_another_codec_or_no_valid_latent_is_refused(tmp_path: Path
     np.save(tmp_path / "silence.npy", np.zeros((750, CHANNELS + 1), np.float16))
     with pytest.raises(ValueError, match=r"silence\.npy.*expected floats"):
         open_dataset(str(tmp_path))
+    np.save(tmp_path / "silence.npy", np.full((9, CHANNELS), np.nan, np.float16))
+    with pytest.raises(ValueError, match="not finite"):
+        open_dataset(str(tmp_path))
     np.save(tmp_path / "silence.npy", np.array([{}], object), allow_pickle=True)
     with pytest.raises(ValueError, match="not a plain npy"):
         open_dataset(str(tmp_path))

@@ -1,6 +1,7 @@
 """BlockDiT against its golden vectors, and the properties it must keep."""
 
 import dataclasses
+import functools
 import json
 from typing import Any
 
@@ -12,9 +13,10 @@ from flax import nnx
 
 from benchmarks.models import loop_over_layers, unrolled
 from echotts.config import echo_1b3, echo_840m
+from echotts.flow.sampling import encode_conditions
 from echotts.interop import params_to_published, published_shapes
-from echotts.model import BlockDiT, build, count_parameters, layers, merge, split
-from echotts.model.parameters import expected_shapes, flatten
+from echotts.model import BlockDiT, build, count_parameters, layers, merge
+from echotts.model.parameters import expected_shapes, flatten, structure
 from tests.blockdit_golden import GOLDEN, Golden, assert_golden, config_of, relative_rms
 
 
@@ -97,7 +99,7 @@ def test_the_840m_preset_has_840m_parameters():
 
 
 def test_a_fresh_model_returns_zeros_and_its_layers_differ(tiny: Golden):
-    model = BlockDiT(tiny.config, rngs=nnx.Rngs(0))
+    model = jax.jit(lambda: BlockDiT(tiny.config, rngs=nnx.Rngs(0)))()
     velocity = forward(model, tiny["in_x"], tiny["in_t"], *tiny.conditions())
     np.testing.assert_array_equal(velocity, 0)
     kernels = np.asarray(model.blocks.attention.wq.kernel[...])
@@ -117,14 +119,15 @@ def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, ti
 
 def test_rows_past_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny_model: BlockDiT):
     x, t = tiny["in_x"][:2], tiny["in_t"][:1]
-    one = tiny_model.encode_conditions(*(leaf[:1] for leaf in tiny.conditions()))
+    one = encode_conditions(tiny_model, *(leaf[:1] for leaf in tiny.conditions()))
     two = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 2, axis=0 if leaf.ndim == 2 else 1), one)
     masked = dataclasses.replace(
         two, text_mask=two.text_mask.at[1].set(False), speaker_mask=two.speaker_mask.at[1].set(False)
     )
-    actual, expected = tiny_model.velocity(x, t, one), tiny_model.velocity(x, t, masked)
+    velocity = jax.jit(lambda model, *arguments: model.velocity(*arguments))
+    actual, expected = velocity(tiny_model, x, t, one), velocity(tiny_model, x, t, masked)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
-    assert float(jnp.abs(actual[1] - tiny_model.velocity(x, t, two)[1]).max()) > 0.1
+    assert float(jnp.abs(actual[1] - velocity(tiny_model, x, t, two)[1]).max()) > 0.1
 
 
 def test_padding_of_either_condition_changes_nothing(tiny: Golden, tiny_model: BlockDiT):
@@ -139,22 +142,6 @@ def test_padding_of_either_condition_changes_nothing(tiny: Golden, tiny_model: B
     assert_golden(actual, tiny["out_velocity"])
 
 
-def test_a_row_with_both_conditions_masked_is_finite_forward_and_backward(tiny: Golden, tiny_model: BlockDiT):
-    ids, text_mask, latent, speaker_mask = tiny.conditions()
-    graphdef, params = split(tiny_model)
-
-    @jax.jit
-    def loss_and_gradient(params: Any) -> Any:
-        def loss(params: Any) -> Any:
-            masked = (ids, jnp.zeros_like(text_mask), latent, jnp.zeros_like(speaker_mask))
-            return jnp.sum(merge(graphdef, params)(tiny["in_x"], tiny["in_t"], *masked) ** 2)
-
-        return jax.value_and_grad(loss)(params)
-
-    for leaf in jax.tree.leaves(loss_and_gradient(params)):
-        assert np.isfinite(leaf).all()
-
-
 def test_scanned_layers_equal_unrolled_ones(tiny: Golden, tiny_model: BlockDiT, monkeypatch: pytest.MonkeyPatch):
     arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
     scanned = forward(tiny_model, *arguments)
@@ -163,18 +150,30 @@ def test_scanned_layers_equal_unrolled_ones(tiny: Golden, tiny_model: BlockDiT, 
     np.testing.assert_allclose(actual, scanned, rtol=0, atol=2e-5)
 
 
+@functools.cache
+def loss_and_gradient(remat: str) -> Any:
+    """jit of (params, x, t, *conditions) -> (mean square of the velocity, its gradient)."""
+    graphdef = structure(dataclasses.replace(Golden("tiny_forward").config, remat=remat))
+
+    def loss(params: Any, *arguments: Any) -> Any:
+        return jnp.mean(merge(graphdef, params)(*arguments) ** 2)
+
+    return jax.jit(jax.value_and_grad(loss))
+
+
 def test_remat_policies_give_equal_gradients(tiny: Golden):
-    params = tiny.params()
-    arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
-
-    def gradients(remat: str) -> Any:
-        graphdef, _ = split(build(dataclasses.replace(tiny.config, remat=remat), params))
-        return jax.jit(jax.grad(lambda params: jnp.mean(merge(graphdef, params)(*arguments) ** 2)))(params)
-
-    expected = flatten(gradients("none"))
+    arguments = (tiny.params(), tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    expected = flatten(loss_and_gradient("none")(*arguments)[1])
     for remat in ("dots", "full"):
-        for path, leaf in flatten(gradients(remat)).items():
+        for path, leaf in flatten(loss_and_gradient(remat)(*arguments)[1]).items():
             np.testing.assert_allclose(leaf, expected[path], rtol=1e-3, atol=1e-6, err_msg=f"{remat} {path}")
+
+
+def test_a_row_with_both_conditions_masked_is_finite_forward_and_backward(tiny: Golden):
+    ids, text_mask, latent, speaker_mask = tiny.conditions()
+    masked = (ids, jnp.zeros_like(text_mask), latent, jnp.zeros_like(speaker_mask))
+    for leaf in jax.tree.leaves(loss_and_gradient("none")(tiny.params(), tiny["in_x"], tiny["in_t"], *masked)):
+        assert np.isfinite(leaf).all()
 
 
 def test_bfloat16_compute_is_close_to_float32(tiny: Golden):

@@ -6,6 +6,7 @@ import logging
 import resource
 import shutil
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -140,6 +141,9 @@ def test_an_unfinished_write_is_no_checkpoint_and_is_cleared_away(tmp_path):
     unfinished = tmp_path / checkpoint.FOLDER / "step_00000002.orbax-checkpoint-tmp"
     shutil.copytree(tmp_path / checkpoint.FOLDER / "step_00000001", unfinished)
     assert restore(tmp_path)[1].step == 1
+    deadline = time.monotonic() + 20  # orbax clears it in the background
+    while unfinished.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     assert not unfinished.exists()
 
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -25,6 +25,7 @@ Main = Callable[[list[str]], int | None]
 DEBUG_HELP = "--debug adds the traceback to an error."
 
 _MESSAGE_LIMIT = 2000  # characters: XLA's longest errors are pages
+_ENDLESS = 10_000  # columns
 _QUIET = {  # read when the libraries are imported, and only where the user has not chosen
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "NONE",
@@ -66,7 +67,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyro_options: Any) -> Value:
-    """Fill `target` (a dataclass, or a function that is then called) from `argv`.
+    """Fill `target`, a dataclass, from `argv`.
 
     Docstrings of the class and of its fields are the help, which ends the process with 0 after `--help`.
     Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
@@ -75,7 +76,7 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
     tyro_options.setdefault("description", f"{purpose}\n{DEBUG_HELP}")
     written = io.StringIO()
     try:
-        with contextlib.redirect_stderr(written):
+        with contextlib.redirect_stderr(written), _columns(None if {"-h", "--help"} & set(argv) else _ENDLESS):
             return tyro.cli(target, prog=prog, args=list(argv), use_underscores=True, **tyro_options)
     except SystemExit as stop:
         if not stop.code:
@@ -143,12 +144,28 @@ def _one_line(error: Exception) -> str:
     return message if expected and message else f"{type(error).__name__}: {message} (--debug shows where)"
 
 
+@contextlib.contextmanager
+def _columns(width: int | None) -> Iterator[None]:
+    """Tell what draws boxes that the terminal is so wide: a message is not to be broken inside a long word."""
+    if width is None:
+        yield
+        return
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(width)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS")
+        if before is not None:
+            os.environ["COLUMNS"] = before
+
+
 def _gist(box: str) -> str:
     """What tyro's error box says, on one line, without the frame and what `--help` shows better."""
     sections = [""]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
         text = line.strip("│| \t")
-        if text.startswith(("╭", "╰", "+")):
+        if text.startswith(("╭", "╰")):
             continue
         if text and not text.strip("─-"):
             sections.append("")

@@ -89,6 +89,13 @@ def test_a_wrong_call_is_one_line_and_exit_2(
     assert err.endswith("(say --help lists the flags)\n")
 
 
+def test_a_long_wrong_value_stays_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(UsageError, match=f"Unrecognized options: --speed, {'x' * 300} "):
+        parse(Call, ["--text", "hi", "--speed", "x" * 300], prog="say")
+    assert os.environ["COLUMNS"] == "40"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_a_wrong_call_reads_the_same_on_every_terminal(encoding: str) -> None:
     done = subprocess.run(

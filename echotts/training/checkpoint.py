@@ -95,6 +95,7 @@ class Checkpoints:
         self._last_save_s = began
         if meta.step in self._manager.all_steps():
             return 0.0
+        self._check_room(arrays)
         items = {name: ocp.args.StandardSave(arrays[name]) for name in ARRAYS}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
         try:
@@ -121,8 +122,10 @@ class Checkpoints:
         """The newest checkpoint that is whole, on today's shardings, or None in a new run directory.
 
         `abstract` holds a tree of jax.ShapeDtypeStruct with shardings for each of ARRAYS. A damaged checkpoint is
-        renamed to `<name>.broken` and said. Raises ValueError where the run was made with another configuration.
+        renamed to `<name>.broken` and said. Raises ValueError where the run was made with another configuration, and
+        CheckpointError where the next checkpoint would not fit on the disk.
         """
+        self._check_room(abstract)
         found = step_folders(self.directory)
         broken: list[tuple[Path, Exception]] = []
         for folder in found:
@@ -161,6 +164,19 @@ class Checkpoints:
     ) -> None:
         self.close()
 
+    def _check_room(self, arrays: Mapping[str, Any]) -> None:
+        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(dict(arrays)))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+                f"{self._last_whole()}; make room and start the same command again"
+            )
+
+    def _last_whole(self) -> str:
+        whole = step_folders(self.directory)
+        return f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
+
     def _set_aside(self, broken: list[tuple[Path, Exception]]) -> None:
         for folder, _ in broken:
             target = folder.with_name(f"{folder.name}.broken")
@@ -172,12 +188,10 @@ class Checkpoints:
     def _failure(self, error: Exception) -> CheckpointError:
         for part in self.directory.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
             shutil.rmtree(part, ignore_errors=True)
-        whole = step_folders(self.directory)
-        last = f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
-        free_mb = shutil.disk_usage(self.directory).free / 1e6
+        free = shutil.disk_usage(self.directory).free
         return CheckpointError(
-            f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free_mb:.0f} MB free); "
-            f"{last}; make room and start the same command again"
+            f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free / 1e6:.1f} MB free); "
+            f"{self._last_whole()}; make room and start the same command again"
         )
 
 

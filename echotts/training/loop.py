@@ -17,7 +17,7 @@ from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, write_samples
-from echotts.training.start import begin, bookmark, prepare_run_dir
+from echotts.training.start import begin, bookmark, make_run_dir, write_config
 from echotts.training.step import make_train_step
 
 
@@ -39,13 +39,14 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
     steps, run = config.optim.steps, config.run
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
-        run_dir = prepare_run_dir(config)
         mesh = meshes.make_mesh()
         inputs = open_inputs(config)
         train_step = make_train_step(config, mesh)
         heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
+        run_dir = make_run_dir(run)
         checkpoints = stack.enter_context(Checkpoints(run_dir, run))
         state, step, samples_seen = begin(config, mesh, checkpoints, inputs)
+        write_config(run_dir, config)
 
         metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index()))
         progress = stack.enter_context(Progress(steps, step))
@@ -53,6 +54,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
 
         while step < steps:
+            checkpoints.check()  # a write that failed ends the run now, not at the next one
             fed = feed.next()
             state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
             step, samples_seen = step + 1, samples_seen + config.data.batch_size

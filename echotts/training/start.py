@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from echotts.config import Config, ModelConfig, to_dict
+from echotts.config import Config, ModelConfig, RunConfig, to_dict
 from echotts.files import atomic_write
 from echotts.model import Params, count_parameters
 from echotts.training import runtime
@@ -23,20 +23,23 @@ CONFIG_NAME = "config.json"
 HOW_IT_COMPUTES = ("compute_dtype", "remat")  # of a model's configuration: not properties of its weights
 
 
-def prepare_run_dir(config: Config) -> Path:
-    """The run directory, made where missing, with the resolved configuration in it."""
-    if not config.run.run_dir:
+def make_run_dir(run: RunConfig) -> Path:
+    """The run directory, made where missing. ValueError where none is named, OSError where it cannot be made."""
+    if not run.run_dir:
         raise ValueError("no run directory: say where checkpoints and metrics go with --run_dir")
-    if "://" in config.run.run_dir:
-        raise ValueError(
-            f"{config.run.run_dir}: only directories of this machine are written yet; give a local --run_dir"
-        )
-    run_dir = Path(config.run.run_dir).expanduser().absolute()
+    if "://" in run.run_dir:
+        raise ValueError(f"{run.run_dir}: runs are written to directories of this machine; give a local one")
+    run_dir = Path(run.run_dir).expanduser().absolute()
     if runtime.is_primary():
         run_dir.mkdir(parents=True, exist_ok=True)
+    return run_dir
+
+
+def write_config(run_dir: Path, config: Config) -> None:
+    """Leaves the resolved configuration in the run directory, once it is known that the run goes on with it."""
+    if runtime.is_primary():
         with atomic_write(run_dir / CONFIG_NAME) as path:
             path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
-    return run_dir
 
 
 def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) -> tuple[TrainState, int, int]:

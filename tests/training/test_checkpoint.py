@@ -177,6 +177,20 @@ def test_when_writing_fails_the_previous_checkpoint_still_restores(tmp_path, no_
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path)[0], arrays(1))
 
 
+def test_a_checkpoint_that_cannot_fit_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    room = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: room._replace(free=10_000))
+    with open_run(tmp_path) as checkpoints:
+        with pytest.raises(
+            CheckpointError, match=r"takes 0\.0 MB, 0\.0 MB are free; the last whole one is step_00000001"
+        ):
+            checkpoints.save(arrays(2), meta(2))
+        with pytest.raises(CheckpointError, match="make room and start the same command again"):
+            checkpoints.restore(abstract(arrays(0)), to_dict(TINY))
+    assert names(tmp_path) == ["step_00000001"]
+
+
 def test_another_configuration_is_refused_with_the_differences(tmp_path):
     save_steps(tmp_path, 1)
     other = with_sections(TINY, optim={"learning_rate": 0.5}, data={"batch_size": 16}, run={"log_every": 77})

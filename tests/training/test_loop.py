@@ -85,10 +85,12 @@ def test_a_finished_run_that_is_started_again_does_nothing(config):
     assert train(config) == before
 
 
-def test_a_run_of_another_configuration_is_not_resumed(config):
+def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
     train(config, stop=StopAfter(1))
     with pytest.raises(ConfigDiffersError, match=r"optim\.learning_rate: 0\.003 -> 0\.5"):
         train(with_sections(config, optim={"learning_rate": 0.5}))
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert stored["optim"]["learning_rate"] == 0.003
 
 
 class Spoken:
@@ -184,9 +186,10 @@ def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):
         train(other)
 
 
-def test_latents_of_another_codec_are_refused_before_anything_is_compiled(config):
+def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):
     with pytest.raises(ValueError, match=r"latents of 8 channels, the model takes 16: set --model\.latent_channels 8"):
         train(with_sections(config, model={"latent_channels": 16}))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_needs_a_directory_it_can_make(config, tmp_path):

@@ -53,7 +53,7 @@ def read_codec(path: str | Path) -> tuple[Params, CodecConfig, str]:
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged, or not a safetensors file ({error}): fetch it again") from error
     for name, tensor in tensors.items():
-        if tensor.dtype.kind not in "fV" or not np.isfinite(tensor := tensor.astype(np.float32)).all():
+        if tensor.dtype.kind not in "fV" or not np.isfinite(tensor := tensor.astype(np.float32, copy=False)).all():
             raise ValueError(f"{path}: tensor {name} is not made of finite numbers")
         tensors[name] = tensor
     _check(tensors, config, path)

@@ -64,15 +64,15 @@ class TrainArguments:
     """Folder of the training's state."""
     output: Path
     """The .safetensors to write at the end; its stem is the codec's id."""
-    steps: int = 8000
+    steps: int = 10000
     """Optimizer steps in all."""
-    batch_size: int = 8
+    batch_size: int = 4
     """Crops a step."""
-    frames: int = 16
+    frames: int = 32
     """Length of a crop, latent frames."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 8e-4
     """Constant after warm-up, then a cosine to zero."""
-    kl_weight: float = 0.004
+    kl_weight: float = 2e-4
     """Of the divergence of the posterior from the unit normal."""
     seed: int = 0
     """Of the first weights, the crops and the posterior's noise."""

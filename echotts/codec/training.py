@@ -48,15 +48,15 @@ class CodecTraining:
     """One codec training. `frames` is the crop length in latent frames; the rate falls over the last `decay_share`."""
 
     codec: CodecConfig = field(default_factory=demo_codec)
-    steps: int = 8000
-    batch_size: int = 8
-    frames: int = 16
-    learning_rate: float = 1e-3
+    steps: int = 10000
+    batch_size: int = 4
+    frames: int = 32
+    learning_rate: float = 8e-4
     warmup_steps: int = 200
-    decay_share: float = 0.4
+    decay_share: float = 0.5
     weight_decay: float = 1e-3
     clip_norm: float = 10.0
-    kl_weight: float = 0.004
+    kl_weight: float = 2e-4
     ema_decay: float = 0.999
     seed: int = 0
     save_every: int = 500

@@ -14,8 +14,8 @@ PROG = "inference.py"
 class Arguments:
     """Speak a text, in the voice of a recording or in one made up from the seed, into a file."""
 
-    output: Path
-    """File to write: .wav, .flac, .ogg or .mp3. A missing folder is made."""
+    output: Path = Path("out.wav")
+    """File to write, over what was there: .wav, .flac, .ogg or .mp3. A missing folder is made."""
     text: str | None = None
     """What to say. This or --text_file is needed."""
     text_file: Path | None = None

@@ -41,6 +41,12 @@ def call(tts, monkeypatch, capfd):
     return run_it
 
 
+def test_without_a_name_the_speech_is_in_out_wav_of_this_folder(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("--text", "one two", "--steps", "2")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
 def test_text_becomes_a_file_and_the_rate_is_printed(call, tmp_path, suffix):
     output = tmp_path / "new" / f"out.{suffix}"
@@ -100,7 +106,6 @@ def test_output_levels_are_chosen_by_flag(call, tmp_path):
 
 WRONG_CALLS = {
     "--text one --output a.wav --nonsense 3": "nonsense",
-    "--text one": "--output",
     "--output a.wav": "give --text or --text_file",
     "--text one --text_file text.txt --output a.wav": "give --text or --text_file",
     "--text= --output a.wav": "--text is empty",

@@ -51,6 +51,29 @@ def test_a_resumed_run_appends_and_a_torn_line_swallows_nothing(tmp_path):
     assert (json.loads(first)["step"], torn, json.loads(second)["step"]) == (1, '{"time": 17', 2)
 
 
+def test_an_event_is_a_line_with_its_name_one_line_of_text_and_numbers(tmp_path):
+    with MetricsWriter(tmp_path, process=2) as writer:
+        writer.event(9, "resumed", "after step 9,\n 72 samples", {"data/samples_seen": 72})
+    [line] = lines(tmp_path)
+    assert line.pop("time") > 1e9
+    assert line == {
+        "step": 9,
+        "process": 2,
+        "event": "resumed",
+        "message": "after step 9, 72 samples",
+        "data/samples_seen": 72,
+    }
+
+
+def test_an_event_that_is_not_listed_is_refused(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+        with pytest.raises(ValueError, match="event 'exploded' is not listed"):
+            writer.event(1, "exploded", "")
+        with pytest.raises(ValueError, match="'loss/trian' is not listed"):
+            writer.event(1, "nan", "", {"loss/trian": 1.0})
+    assert lines(tmp_path) == []
+
+
 def test_each_metric_is_named_group_slash_name_and_said_in_words():
     assert set(timestep_bucket_names()) < set(METRICS)
     for name, meaning in METRICS.items():

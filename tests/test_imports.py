@@ -28,9 +28,10 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "model": {"config"},
     "flow": {"config"},
     "codec": {"audio", "files", "pickles"},
-    "data": {"config", "files", "text", "audio", "codec"},
+    "data": {"config", "files", "text", "audio", "codec", "disk"},
     "interop": {"config", "files", "text", "pickles", "model"},
     "training": {"config", "files", "text", "model", "flow", "data", "interop"},
+    "monitor": {"training"},  # the names of metrics, and no more
     "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training"},
     "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
     "__init__": {"synthesis"},
@@ -39,7 +40,12 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
 ANYTHING = {"cli"}  # parses and calls every room; no room imports it
 
 NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
-OPTIONAL = {"pocketsphinx": "eval", "resemblyzer": "eval", "espeakng_loader": "dev"}  # imported in functions only
+OPTIONAL = {
+    "fsspec": "gcs",
+    "pocketsphinx": "eval",
+    "resemblyzer": "eval",
+    "espeakng_loader": "dev",
+}  # imported in functions only
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "webdataset", "huggingface_hub")
 
 
@@ -121,6 +127,17 @@ def test_the_table_has_no_circle() -> None:
         visit(room, ())
 
 
+def test_the_dashboard_knows_nothing_of_training_but_the_names_of_metrics() -> None:
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if found.room == "monitor"
+        and found.imported_room == "training"
+        and not found.name.startswith("echotts.training.metrics.")
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_torch_and_tensorflow_are_never_imported() -> None:
     wrong = [str(found) for found in all_imports() if found.name.split(".")[0] in NEVER]
     assert not wrong, "\n".join(wrong)
@@ -160,6 +177,7 @@ def normalised(distribution: str) -> str:
     [
         ("train_pretrain.py", "--help"),
         ("inference.py", "--help"),
+        ("monitor.py", "--help"),
         ("echotts", "--help"),
         ("echotts", "codec", "--help"),
         ("echotts", "data", "--help"),

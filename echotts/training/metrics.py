@@ -49,6 +49,7 @@ METRICS: dict[str, str] = {
     "host/cache_bytes": "size of the cache of downloaded shards on this host",
     "host/lag_steps": "steps this host is behind the furthest",
     "host/retries": "network requests repeated since the process started",
+    "disk/freed_bytes": "bytes the watchdog has freed with this action",
     "device/memory_bytes": "memory in use on the fullest device of this process",
     "heldout/loss": "held-out loss with the EMA weights, no condition dropout, the same draws each time",
 } | dict.fromkeys(timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]")

@@ -1,0 +1,77 @@
+"""`python monitor.py`: the dashboard of one or many runs."""
+
+import secrets
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from echotts.cli.app import UsageError, parse
+
+PROG = "monitor.py"
+MANY = tyro.conf.UseAppendAction
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A web page with the live state of training runs: charts, hosts, checkpoints, events, speech, alerts.
+
+    It only reads, on any machine that sees the run directory, and works on finished runs too. Ctrl-C stops it.
+    """
+
+    run_dir: Annotated[tuple[str, ...], MANY] = ()
+    """Run directory, local or gs://bucket/run. May be given several times."""
+    runs_root: str | None = None
+    """Directory whose sub-directories are runs; new ones appear by themselves."""
+    port: int = 8080
+    """TCP port; 0: any free one."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0: all of this machine, which needs a token."""
+    tunnel: bool = False
+    """A tunnel (cloudflared, ngrok) leads here. It makes the loopback address public, so a token is needed."""
+    allow_host: Annotated[tuple[str, ...], MANY] = ()
+    """Name by which browsers call this server, beside localhost and addresses. May be given several times."""
+    token_file: Path | None = None
+    """File with the token; made where missing. Without it a token, where one is needed, lasts until the end."""
+    webhook: str | None = None
+    """https address that is told, as JSON, when an alert begins or ends."""
+    stale_s: float | None = None
+    """Seconds without a line after which a run counts as stale; else five times what is usual, two minutes at least."""
+
+    def __post_init__(self) -> None:
+        if not self.run_dir and not self.runs_root:
+            raise ValueError("nothing to watch: give --run_dir, or their parent with --runs_root")
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port {self.port} is not in 0 to 65535")
+        if self.webhook and not self.webhook.startswith(("https://", "http://")):
+            raise ValueError(f"webhook {self.webhook!r} is not an http address")
+        if self.stale_s is not None and not self.stale_s > 0:
+            raise ValueError(f"stale_s {self.stale_s} must be above 0")
+
+
+def main(argv: list[str]) -> int:
+    """Parse, check, serve until interrupted; returns the exit code."""
+    arguments = parse(Arguments, argv, prog=PROG)
+    from echotts.monitor.runs import Library
+    from echotts.monitor.security import called, needs_token, read_token
+    from echotts.monitor.serve import listen, serve
+
+    token = read_token(arguments.token_file) if arguments.token_file else None
+    if token is None and needs_token(arguments.host, arguments.tunnel):
+        token = secrets.token_urlsafe(32)
+    library = Library(arguments.run_dir, arguments.runs_root, arguments.stale_s)
+    if not library.runs() and not arguments.runs_root:
+        raise UsageError("no run to watch")
+    with listen(arguments.host, arguments.port) as sock:
+        port = sock.getsockname()[1]
+        machine = socket.gethostname()
+        access = called(arguments.host, arguments.allow_host, arguments.tunnel, machine, token, port)
+        anywhere = arguments.host in ("0.0.0.0", "::")
+        name = machine if anywhere else f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        print(f"{len(library.runs())} runs at http://{name}:{port}/{f'?token={token}' if token else ''}", flush=True)
+        if arguments.tunnel:
+            print(f"through the tunnel: its address, then /?token={token}", flush=True)
+        serve(library, access, sock, arguments.webhook)
+    return 0

@@ -1,0 +1,1 @@
+"""The dashboard: reads run directories, serves a page. Imports no jax, writes nothing into a run."""

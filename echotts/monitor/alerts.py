@@ -1,0 +1,160 @@
+"""What needs somebody: a run that went silent or failed, numbers that are not finite, starving for data, full disks.
+
+The page asks for alerts; a webhook is told of each as it begins and as it ends.
+"""
+
+import json
+import logging
+import math
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from echotts.monitor.hosts import FileEnd
+from echotts.monitor.runs import Library, Run
+
+LOGGER = logging.getLogger(__name__)
+
+DATA_WAIT_SHARE = 0.2  # of the time, over the last lines
+DISK_FREE_SHARE = 0.1
+DISK_EVENT_S = 3600.0
+OLD_S = 86_400.0  # a run whose last line is older is history, not an alarm
+WEBHOOK_EVERY_S = 30.0
+WEBHOOK_TIMEOUT_S = 10.0
+WEBHOOK_TRIES = 3
+
+
+@dataclass(frozen=True)
+class Alert:
+    """One reason to look."""
+
+    run: str  # id
+    name: str  # of the run
+    kind: str  # stale, failed, nan, data_wait, disk
+    since: float  # Unix s
+    message: str
+    host: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        return self.run, self.kind, self.host
+
+
+def alerts(library: Library, now: float) -> list[Alert]:
+    """All alerts at `now`, Unix s."""
+    return [alert for run in library.runs() for alert in of_run(run, now)]
+
+
+def of_run(run: Run, now: float) -> list[Alert]:
+    """The alerts of one run; none for one that ended well or long ago."""
+    status = run.status(now)
+    if status.last_time is None or now - status.last_time > OLD_S or status.name in ("finished", "stopped"):
+        return []
+    last = status.last_time
+    found = []
+    if status.name in ("stale", "failed"):
+        found.append(Alert(run.id, run.name, status.name, last, status.why or f"the run has {status.name}"))
+    ends = run.ends()
+    for end in ends:
+        if end.process >= 0 and (reason := _not_finite(end)):
+            found.append(Alert(run.id, run.name, "nan", end.time or last, reason))
+            break
+    for end in ends:
+        waits = [share for share in end.recent.get("time/data_wait_share", []) if math.isfinite(share)]
+        if waits and end.process >= 0 and (share := sum(waits) / len(waits)) > DATA_WAIT_SHARE:
+            message = f"waiting for data {share:.0%} of the time: the readers are slower than the devices"
+            found.append(Alert(run.id, run.name, "data_wait", end.time or last, message, end.file.host))
+    for host in {end.file.host: None for end in ends}:
+        if reason := _disk([end for end in ends if end.file.host == host], now):
+            found.append(Alert(run.id, run.name, "disk", last, reason, host))
+    return found
+
+
+class Webhook:
+    """Posts {"text", "began", "ended"} as JSON when alerts begin or end. `text` is what chat programs show."""
+
+    def __init__(self, library: Library, url: str, clock: Callable[[], float] = time.time):
+        self._library = library
+        self._url = url
+        self._clock = clock
+        self._standing: dict[tuple[str, str, str | None], Alert] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="webhook", daemon=True)
+
+    def start(self) -> None:
+        """Looks every WEBHOOK_EVERY_S from now on, in a thread."""
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def look(self) -> bool:
+        """Posts what has changed since the last look; True if there was something and it arrived."""
+        now = {alert.key: alert for alert in alerts(self._library, self._clock())}
+        began = [alert for key, alert in now.items() if key not in self._standing]
+        ended = [alert for key, alert in self._standing.items() if key not in now]
+        if not began and not ended:
+            return False
+        lines = [f"{_who(alert)}: {alert.message}" for alert in began]
+        lines += [f"{_who(alert)}: over" for alert in ended]
+        body = {"text": "\n".join(lines), "began": [*map(asdict, began)], "ended": [*map(asdict, ended)]}
+        if not self._post(body):
+            return False  # told again at the next look
+        self._standing = now
+        return True
+
+    def _watch(self) -> None:
+        while not self._stop.wait(WEBHOOK_EVERY_S):
+            try:
+                self.look()
+            except OSError as error:  # a run's files cannot be read just now
+                LOGGER.warning("webhook: %s", error)
+
+    def _post(self, body: dict[str, Any]) -> bool:
+        request = urllib.request.Request(
+            self._url, json.dumps(body).encode(), {"Content-Type": "application/json", "User-Agent": "echotts-monitor"}
+        )
+        reason = ""
+        for attempt in range(WEBHOOK_TRIES):
+            if attempt and self._stop.wait(2.0**attempt):
+                return False
+            try:
+                with urllib.request.urlopen(request, timeout=WEBHOOK_TIMEOUT_S) as answer:
+                    answer.read(1)
+                return True
+            except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+                reason = str(error)
+        LOGGER.warning("webhook: %d alerts could not be sent: %s", len(body["began"]), reason)
+        return False
+
+
+def _who(alert: Alert) -> str:
+    return f"{alert.name} {alert.kind}" + (f" on {alert.host}" if alert.host else "")
+
+
+def _not_finite(end: FileEnd) -> str | None:
+    """Why the numbers of a trainer are not finite now, after its last resume."""
+    resumed = max((event.time for event in end.events if event.event in ("started", "resumed")), default=-math.inf)
+    for event in reversed(end.events):
+        if event.event == "nan" and event.time >= resumed:
+            return event.message or f"step {event.step}: a number is not finite"
+    if end.file.watchdog or not (end.time or 0) >= resumed:
+        return None
+    bad = [name for name in ("loss/train", "grad/norm", "heldout/loss") if math.isnan(end.numbers.get(name, 0.0))]
+    return f"step {end.step}: {bad[0]} is not finite" if bad else None
+
+
+def _disk(ends: list[FileEnd], now: float) -> str | None:
+    """Why a host's disk needs somebody."""
+    for end in ends:
+        share = end.numbers.get("host/disk_free_share", 1.0)
+        if share < DISK_FREE_SHARE:
+            return f"{share:.1%} of the disk is free"
+        for event in reversed(end.events):
+            if event.event == "disk_full" and now - event.time < DISK_EVENT_S:
+                return event.message or "the disk is full"
+    return None

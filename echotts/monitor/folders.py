@@ -1,0 +1,183 @@
+"""Run directories, local or in a bucket, seen as the few things the dashboard does with them: list, measure, read.
+
+Paths are relative and come from listings, never from a request. Nothing outside the folder is read: a link that leads
+out of it, a pipe or a device counts as missing, since a run may be a stranger's.
+"""
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+REMOTE_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file or folder of a listing. `identity` changes when a local file is replaced by another of its name."""
+
+    name: str
+    is_folder: bool
+    size_bytes: int
+    modified: float | None  # Unix s
+    identity: object = None
+
+
+class Folder(Protocol):
+    """One run directory."""
+
+    @property
+    def spec(self) -> str:
+        """What names it, as given on the command line."""
+        ...
+
+    @property
+    def refresh_s(self) -> float:
+        """Seconds that a look at it may be reused for."""
+        ...
+
+    def entries(self, path: str = "") -> list[Entry]:
+        """What lies in a folder below, by name; nothing where it is missing."""
+        ...
+
+    def stat(self, path: str) -> Entry | None:
+        """A regular file below, or None."""
+        ...
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        """Up to `length` bytes from `start`; none where the file is missing or shorter."""
+        ...
+
+
+def open_folder(spec: str) -> Folder:
+    """A local directory, or one that fsspec knows (gs://bucket/run). OSError where a local one is missing."""
+    if "://" in spec:
+        return RemoteFolder(spec)
+    path = Path(spec).expanduser()
+    if not path.is_dir():
+        raise FileNotFoundError(f"{spec}: no such directory; name a run directory, or their parent with --runs_root")
+    return LocalFolder(path)
+
+
+class LocalFolder:
+    """A directory of this machine."""
+
+    refresh_s = 1.0
+
+    def __init__(self, root: Path):
+        self._root = root.resolve()
+        self.spec = str(self._root)
+
+    def entries(self, path: str = "") -> list[Entry]:
+        try:
+            with os.scandir(self._inside(path)) as found:
+                return sorted((entry for entry in map(_local_entry, found) if entry), key=lambda entry: entry.name)
+        except OSError:
+            return []
+
+    def stat(self, path: str) -> Entry | None:
+        try:
+            found = os.stat(self._inside(path))
+        except OSError:
+            return None
+        return _entry(os.path.basename(path), found) if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        try:
+            # a pipe that takes the file's place between listing and reading must not hold the reader up
+            descriptor = os.open(self._inside(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
+        except OSError:
+            return b""
+        try:
+            return os.pread(descriptor, length, start) if stat.S_ISREG(os.fstat(descriptor).st_mode) else b""
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
+
+    def _inside(self, path: str) -> str:
+        real = os.path.realpath(self._root / path)
+        if real != str(self._root) and not real.startswith(f"{self._root}{os.sep}".replace("//", "/")):
+            raise PermissionError(f"{self._root / path} leads out of the run directory")
+        return real
+
+
+class RemoteFolder:
+    """A directory of a bucket, through fsspec, which is an extra."""
+
+    refresh_s = 10.0  # each look is a request that somebody pays for
+
+    def __init__(self, spec: str):
+        self.spec = spec
+        try:
+            import fsspec
+
+            self._files, root = fsspec.core.url_to_fs(spec)
+        except ImportError as error:
+            raise ModuleNotFoundError(
+                f"{spec}: reading a bucket needs more packages ({error}): pip install 'echotts[gcs]'"
+            ) from error
+        except ValueError as error:
+            raise ValueError(f"{spec}: {error}; known: local directories and gs://bucket/run") from error
+        self._root = root.rstrip("/")
+
+    def entries(self, path: str = "") -> list[Entry]:
+        self._files.invalidate_cache()
+        try:
+            found = self._files.ls(f"{self._root}/{path}".rstrip("/"), detail=True)
+        except OSError:
+            return []
+        entries = (_remote_entry(info) for info in found)
+        return sorted((entry for entry in entries if entry.name), key=lambda entry: entry.name)
+
+    def stat(self, path: str) -> Entry | None:
+        self._files.invalidate_cache()
+        try:
+            found = _remote_entry(self._files.info(f"{self._root}/{path}"))
+        except OSError:
+            return None
+        return None if found.is_folder else found
+
+    def read(self, path: str, start: int, length: int) -> bytes:
+        try:
+            return self._files.cat_file(f"{self._root}/{path}", start=start, end=start + length)
+        except (OSError, ValueError):  # gone, or shorter by now
+            return b""
+
+
+def walk(folder: Folder, path: str) -> Iterator[tuple[str, Entry]]:
+    """(relative path, entry) of every file below, folders left out."""
+    for entry in folder.entries(path):
+        below = f"{path}/{entry.name}" if path else entry.name
+        if entry.is_folder:
+            yield from walk(folder, below)
+        else:
+            yield below, entry
+
+
+def _local_entry(found: os.DirEntry[str]) -> Entry | None:
+    try:
+        entry = found.stat(follow_symlinks=False)
+    except OSError:  # removed since it was listed
+        return None
+    return _entry(found.name, entry) if stat.S_ISREG(entry.st_mode) or stat.S_ISDIR(entry.st_mode) else None
+
+
+def _entry(name: str, found: os.stat_result) -> Entry:
+    identity = (found.st_dev, found.st_ino)
+    return Entry(name, stat.S_ISDIR(found.st_mode), found.st_size, found.st_mtime, identity)
+
+
+def _remote_entry(info: dict[str, Any]) -> Entry:
+    modified = info.get("mtime") or info.get("updated") or info.get("created")
+    if hasattr(modified, "timestamp"):
+        modified = modified.timestamp()  # pyright: ignore[reportOptionalMemberAccess, reportAttributeAccessIssue]
+    name = info["name"].rstrip("/").rpartition("/")[2]
+    return Entry(
+        name,
+        info.get("type") == "directory",
+        int(info.get("size") or 0),
+        float(modified) if isinstance(modified, int | float) else None,
+    )

@@ -1,0 +1,337 @@
+"""Runs and what can be said of one at a glance: status and why, progress, hosts, checkpoints, configuration."""
+
+import hashlib
+import math
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from echotts.monitor.folders import Folder, open_folder, walk
+from echotts.monitor.history import PREVIEW_BYTES, History
+from echotts.monitor.hosts import METRICS, Ends, FileEnd
+from echotts.monitor.lines import Event
+
+CONFIG_NAME, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
+CONFIG_BYTES = 1 << 20
+# As training/checkpoint.py names them, which imports jax: a folder is renamed to this once it is whole.
+STEP_NAME = re.compile(r"step_(\d{8,18})")
+UNFINISHED = re.compile(r"step_(\d{8,18})\.orbax-checkpoint-tmp.*")
+RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
+STALE_S = 120.0  # without a line; more where lines are rare
+STALE_LINES = 5
+FOLDERS_S = 5.0  # a look at checkpoints, samples, configuration, or for new runs, is reused for this long
+HISTORIES_BYTES = 130 << 20  # kept in memory, beside the one that is looked at
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a run is doing, as far as its files tell."""
+
+    name: str  # running, stale, finished, failed, stopped, empty
+    why: str | None
+    step: int
+    steps: int | None
+    left_s: float | None
+    last_time: float | None
+    started_time: float | None
+    metrics_where: str | None
+
+    @property
+    def progress(self) -> float | None:
+        return min(self.step / self.steps, 1.0) if self.steps else None
+
+
+class Run:
+    """One run directory. Looks are reused for `folder.refresh_s`; safe to use from several threads."""
+
+    def __init__(self, folder: Folder, name: str, stale_s: float | None = None):
+        self.folder = folder
+        self.name = name
+        self.id = hashlib.sha256(folder.spec.encode()).hexdigest()[:10]
+        self.lock = threading.RLock()
+        self.used = 0.0  # when its history was last asked for; time.monotonic
+        self._stale_s = stale_s
+        self._ends = Ends(folder)
+        self._checkpoints: dict[str, dict[str, Any]] = {}
+        self._looks: dict[str, tuple[float, Any]] = {}
+        self._rough: History | None = None
+        self._whole: History | None = None
+        self._opening: threading.Thread | None = None
+
+    def ends(self) -> list[FileEnd]:
+        """The last lines of each metrics file."""
+        return self._look("ends", self._ends.look)
+
+    def config(self) -> dict[str, Any]:
+        """The run's configuration; empty where there is none that can be read."""
+        return self._look("config", self._read_config, FOLDERS_S)
+
+    def checkpoints(self) -> list[dict[str, Any]]:
+        """Newest first: step, when it was written, bytes, whether it is whole."""
+        return self._look("checkpoints", self._read_checkpoints, FOLDERS_S)
+
+    def status(self, now: float) -> Status:
+        """What the run is doing at `now`, Unix s."""
+        ends = self.ends()
+        trainers = [end for end in ends if end.time is not None and end.process >= 0 and not end.file.watchdog]
+        steps = self._steps()
+        where = metrics_where(trainers)
+        if not trainers:
+            why = "no metrics lines yet" if ends else f"no {METRICS} folder with lines in it"
+            return Status("empty", why, 0, steps, None, None, None, where)
+        last = max(trainers, key=lambda end: (end.time or 0.0, -end.process))
+        name, why = _state(trainers, now, self._stale_s)
+        if steps and last.step >= steps and name == "stale":
+            name, why = "finished", None  # a trainer that wrote no events
+        left_s = last.numbers.get("time/left_s") if name in ("running", "stale") else None
+        started = min((end.started for end in trainers if end.started is not None), default=None)
+        return Status(name, why, last.step, steps, _finite(left_s), last.time, started, where)
+
+    def hosts(self) -> list[dict[str, Any]]:
+        """One for each host: what it said last, its watchdog's numbers among it."""
+        by_host: dict[str, list[FileEnd]] = {}
+        for end in self.ends():
+            if end.time is not None:
+                by_host.setdefault(end.file.host, []).append(end)
+        rows = []
+        for host, ends in by_host.items():
+            ends.sort(key=lambda end: end.time or 0.0)
+            numbers = {name: _finite(value) for end in ends for name, value in end.numbers.items()}
+            trainers = [end for end in ends if end.process >= 0]
+            said = (trainers or ends)[-1]
+            step = said.step if trainers else None
+            rows.append(
+                {"host": host, "process": said.process, "last_time": ends[-1].time, "step": step, "numbers": numbers}
+            )
+        furthest = max((row["step"] for row in rows if row["step"] is not None), default=0)
+        for row in rows:
+            row["lag_steps"] = None if row["step"] is None else furthest - row["step"]
+        return sorted(rows, key=lambda row: (row["process"] < 0, row["process"], row["host"]))
+
+    def missing(self, names: Iterable[str]) -> list[str]:
+        """What the page should say is not there, and how to get it."""
+        names, said = set(names), []
+        if not self.config():
+            said.append(f"no {CONFIG_NAME}: steps in all and configuration are not known")
+        if "heldout/loss" not in names:
+            said.append("no evaluation loss yet: set --data.heldout and --run.eval_every")
+        if "host/disk_free_share" not in names:
+            said.append("no disk and cache figures: run disk_watchdog.py on each host")
+        if "throughput/mfu_share" not in names:
+            said.append("no MFU: this device's peak speed is not known to the trainer")
+        if "device/memory_bytes" not in names:
+            said.append("no device memory: this device does not tell")
+        if "data/audio_hours" not in names:
+            said.append("no hours of audio: an older trainer wrote these lines")
+        if not self._look("samples", lambda: self.folder.entries(SAMPLES), FOLDERS_S):
+            said.append("no speech samples yet: set --run.sentences and --run.sample_every")
+        if not self.checkpoints():
+            said.append("no checkpoint yet")
+        return said
+
+    def history(self, *, whole: bool = False) -> History:
+        """The run's numbers. Large files are read behind; unless the `whole` is wanted, a rough history stands in."""
+        with self.lock:
+            self.used = time.monotonic()
+            if self._whole is None and self._opening is None:
+                self._begin_opening()
+            opening, rough = self._opening, self._rough
+        if opening is not None:
+            if rough is not None and not whole:
+                return rough
+            opening.join()
+        with self.lock:
+            assert self._whole is not None
+            self._look("history", self._whole.refresh)
+            return self._whole
+
+    def _begin_opening(self) -> None:
+        """Reads small files at once, large ones in a thread."""
+        history = History(self.folder)
+        if sum(end.file.size_bytes for end in self.ends()) <= PREVIEW_BYTES:
+            history.refresh()
+            self._whole = history
+            return
+        self._rough = history.preview()
+        self._opening = threading.Thread(target=self._open, args=(history,), daemon=True)
+        self._opening.start()
+
+    @property
+    def opened(self) -> History | None:
+        """The whole history where it has been read."""
+        return self._whole
+
+    @property
+    def is_rough(self) -> bool:
+        """Whether `history` is of some lines only, for now."""
+        return self._opening is not None
+
+    def close(self) -> None:
+        """Frees the history; it is read again when it is asked for."""
+        with self.lock:
+            if self._opening is None:
+                self._whole = None
+
+    def _open(self, whole: History) -> None:
+        whole.refresh()
+        with self.lock:
+            self._whole, self._rough, self._opening = whole, None, None
+
+    def _look(self, what: str, read: Callable[[], Any], every_s: float = 0.0) -> Any:
+        with self.lock:
+            looked, found = self._looks.get(what, (-math.inf, None))
+            if time.monotonic() - looked >= max(every_s, self.folder.refresh_s):
+                found = read()
+                self._looks[what] = (time.monotonic(), found)
+            return found
+
+    def _read_config(self) -> dict[str, Any]:
+        try:
+            config = orjson.loads(self.folder.read(CONFIG_NAME, 0, CONFIG_BYTES))
+        except (OSError, orjson.JSONDecodeError):
+            return {}
+        return config if isinstance(config, dict) else {}
+
+    def _steps(self) -> int | None:
+        optim = self.config().get("optim")
+        steps = optim.get("steps") if isinstance(optim, dict) else None
+        return steps if isinstance(steps, int) and steps > 0 else None
+
+    def _read_checkpoints(self) -> list[dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
+        for entry in self.folder.entries(CHECKPOINTS):
+            whole, partial = STEP_NAME.fullmatch(entry.name), UNFINISHED.fullmatch(entry.name)
+            if not entry.is_folder or not (whole or partial):
+                continue
+            known = self._checkpoints.get(entry.name)
+            if known and known["complete"] and known["modified"] == entry.modified:
+                found[entry.name] = known  # what is whole stays as it is, and has hundreds of files
+                continue
+            path = f"{CHECKPOINTS}/{entry.name}"
+            files = [(below, file.size_bytes) for below, file in walk(self.folder, path)]
+            found[entry.name] = {
+                "step": int(entry.name.removeprefix("step_").partition(".")[0]),
+                "modified": entry.modified,
+                "bytes": sum(size for _, size in files),
+                "complete": whole is not None and any(below == f"{path}/meta/metadata" for below, _ in files),
+            }
+        self._checkpoints = found
+        return sorted(found.values(), key=lambda checkpoint: -checkpoint["step"])
+
+
+class Library:
+    """The runs that are shown: those named, and those below a root, which may become more."""
+
+    def __init__(self, specs: Iterable[str], root: str | None, stale_s: float | None = None):
+        self._stale_s = stale_s
+        self._root = open_folder(root) if root else None
+        self._runs: dict[str, Run] = {}
+        self._looked = -math.inf
+        self._lock = threading.Lock()
+        for spec in specs:
+            self._add(spec)
+
+    def runs(self) -> list[Run]:
+        """All runs, those named first."""
+        with self._lock:
+            if self._root and time.monotonic() - self._looked > FOLDERS_S:
+                self._looked = time.monotonic()
+                for entry in self._root.entries():
+                    below = {found.name for found in self._root.entries(entry.name)} if entry.is_folder else set()
+                    if below & {CONFIG_NAME, METRICS}:
+                        self._add(f"{self._root.spec}/{entry.name}")
+            return list(self._runs.values())
+
+    def find(self, run_id: str) -> Run | None:
+        """The run with this id."""
+        return next((run for run in self.runs() if run.id == run_id), None)
+
+    def make_room(self) -> None:
+        """Frees the histories that were not looked at for longest, down to HISTORIES_BYTES beside the newest."""
+        opened = sorted((run for run in self.runs() if run.opened), key=lambda run: run.used)
+        total = sum(run.opened.bytes for run in opened if run.opened)
+        for run in opened[:-1]:
+            if total <= HISTORIES_BYTES:
+                return
+            total -= run.opened.bytes if run.opened else 0
+            run.close()
+
+    def _add(self, spec: str) -> None:
+        folder = open_folder(spec.rstrip("/") or spec)
+        name = folder.spec.rstrip("/").rpartition("/")[2] or folder.spec
+        if folder.spec not in self._runs:
+            taken = {run.name for run in self._runs.values()}
+            unique = name if name not in taken else "/".join(folder.spec.rstrip("/").split("/")[-2:])
+            self._runs[folder.spec] = Run(folder, unique, self._stale_s)
+
+
+def metrics_where(trainers: list[FileEnd]) -> str | None:
+    """Where the run's own metrics are, if the lines here are those of a process that is not the first."""
+    if not trainers or any(end.process == 0 for end in trainers):
+        return None
+    end = min(trainers, key=lambda end: end.process)
+    said = next((event.message for event in reversed(end.events) if event.event in RUNNING), "")
+    return (
+        f"these are the lines of process {end.process} on host {end.file.host}; checkpoints, samples and the run's "
+        f"own metrics are where process 0 runs{f' ({said})' if said else ''}"
+    )
+
+
+def stale_after(trainers: list[FileEnd], given_s: float | None) -> float:
+    """Seconds without a line after which a run counts as stale."""
+    if given_s is not None:
+        return given_s
+    between = max((end.interval_s for end in trainers if end.interval_s is not None), default=0.0)
+    return max(STALE_S, STALE_LINES * between)
+
+
+def differences(configs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Keys, dotted, whose value is not the same in all configurations, with the value in each (None: not there)."""
+    flat = {run: _flat(config, "") for run, config in configs.items()}
+    keys = sorted(set().union(*flat.values())) if flat else []
+    rows = [{"key": key, "values": {run: values.get(key) for run, values in flat.items()}} for key in keys]
+    return [row for row in rows if len({orjson.dumps(value) for value in row["values"].values()}) > 1]
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {path: value}
+    flat: dict[str, Any] = {}
+    for name, below in value.items():
+        flat |= _flat(below, f"{path}.{name}" if path else name)
+    return flat
+
+
+def _state(trainers: list[FileEnd], now: float, stale_s: float | None) -> tuple[str, str | None]:
+    """(status, why) from what the trainers said last: an ending, or lines that still come."""
+    said = [event for end in trainers for event in end.events if event.event in RUNNING | ENDED.keys()]
+    last: Event | None = max(said, key=lambda event: event.time, default=None)
+    newest = max(end.time for end in trainers if end.time is not None)
+    if last and last.event in ENDED and newest - last.time < 60:
+        return ENDED[last.event], last.message or None
+    silent_s, allowed_s = now - newest, stale_after(trainers, stale_s)
+    if silent_s <= allowed_s:
+        return "running", None
+    hung = next((event for end in trainers for event in reversed(end.events) if event.event == "hang"), None)
+    said_why = f"; last: {hung.message}" if hung else ""
+    return (
+        "stale",
+        f"no line for {_duration(silent_s)}, lines came every {_duration(allowed_s / STALE_LINES)}{said_why}",
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

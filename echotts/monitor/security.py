@@ -1,0 +1,261 @@
+"""Who may see the page, and how much a stranger may cost: token, cookie, Host, headers, limits, timeouts.
+
+A tunnel hands the whole internet to the loopback interface, so being bound to 127.0.0.1 is no protection there.
+"""
+
+import asyncio
+import hashlib
+import hmac
+import html
+import ipaddress
+import os
+import secrets
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import cookie_parser
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+TUNNEL_HOSTS = (".trycloudflare.com",)  # what a quick tunnel is called; others are named with --allow_host
+TOKEN_LENGTH = 16  # characters at least
+QUERY_BYTES = 8192
+HEAD_BYTES = 16_384  # request line and headers
+REQUEST_S = 10.0  # in which a request must be there
+ANSWER_STALL_S = 30.0  # in which a client must take something of its answer
+CONNECTIONS = 256  # beyond that, the one that has waited longest without a request goes
+COOKIE_S = 30 * 86_400
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+LOGIN = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>echotts: token</title>
+<h1>This dashboard asks for its token</h1>
+<p>{said}</p>
+<form method="get" action="/login"><label>Token <input name="token" type="password" autocomplete="off" required
+autofocus></label> <button>Open</button></form>
+"""
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may come in. `hosts` are the names, beside addresses, by which this server may be called."""
+
+    token: str | None
+    hosts: frozenset[str]
+    host_ends: tuple[str, ...] = ()
+    port: int = 8080
+
+    @property
+    def cookie_name(self) -> str:
+        """One for each port: cookies are shared by all ports of a host."""
+        return f"echotts_{self.port}"
+
+    @property
+    def cookie_value(self) -> str:
+        """What is stored in the browser instead of the token itself."""
+        return hmac.digest((self.token or "").encode(), b"echotts dashboard cookie", hashlib.sha256).hex()
+
+    def knows_host(self, header: str) -> bool:
+        """Whether a Host header names this server. A name that a stranger's DNS leads here is refused."""
+        name = host_name(header)
+        if name is None:
+            return False
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return name in self.hosts or name.endswith(self.host_ends)
+        return True  # an address cannot be led elsewhere by DNS
+
+    def is_token(self, given: str) -> bool:
+        """Compares in constant time."""
+        return hmac.compare_digest((self.token or "").encode(), given.encode("utf-8", "replace"))
+
+    def is_cookie(self, given: str) -> bool:
+        """Compares in constant time."""
+        return hmac.compare_digest(self.cookie_value.encode(), given.encode("utf-8", "replace"))
+
+
+def host_name(header: str) -> str | None:
+    """The name or address of a Host header, without its port, in lower case; None for what is none."""
+    name, port = header.strip().lower(), ""
+    if name.startswith("["):
+        name, bracket, port = name[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            return None
+        port = port[1:]
+    elif ":" in name:
+        name, _, port = name.partition(":")
+    if port and not (port.isascii() and port.isdigit()):
+        return None
+    return name.rstrip(".") or None
+
+
+def needs_token(host: str, tunnel: bool) -> bool:
+    """Whether a server bound to `host` may be reached by others than this machine's own users."""
+    try:
+        return tunnel or not ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return tunnel or host != "localhost"
+
+
+def read_token(path: Path) -> str:
+    """The token in a file, which is made, readable by its owner alone, where it is missing.
+
+    ValueError where others can read it, or where it is too short to be safe.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        token = secrets.token_urlsafe(32)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token + "\n")
+        return token
+    if os.stat(path).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ValueError(f"{path}: others can read the token: chmod 600 {path}")
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable():
+        raise ValueError(f"{path}: a token has at least {TOKEN_LENGTH} plain characters; remove the file for a new one")
+    return token
+
+
+class Guard:
+    """Around the application: nothing reaches it that has no business there, and every answer has its headers."""
+
+    def __init__(self, app: ASGIApp, access: Access):
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("Cache-Control", "no-store")
+            await send(message)
+
+        await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if not self._access.knows_host(headers.get("host", "")):
+            return refused(421, "this server is not called by that name: see --allow_host")
+        if scope["method"] not in ("GET", "HEAD"):
+            return refused(405, "this server only reads", {"Allow": "GET, HEAD"})
+        if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
+            return refused(413, "a request has no body here")
+        if len(scope["query_string"]) > QUERY_BYTES or len(scope["raw_path"]) > QUERY_BYTES:
+            return refused(414, "the address is too long")
+        return self._stranger(scope, headers) if self._access.token else None
+
+    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
+        """None for those who may come in; a good token in the address is exchanged for a cookie."""
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        given = [value for name, value in query if name == "token"]
+        if given and self._access.is_token(given[-1]):
+            rest = urlencode([pair for pair in query if pair[0] != "token"])
+            path = "/" if scope["path"] == "/login" else "/" + scope["raw_path"].decode("ascii").lstrip("/")
+            answer = RedirectResponse(path + (f"?{rest}" if rest else ""), status_code=303)
+            # Lax, not Strict: a link to the page in a chat must work, and reading is all that can be done here
+            answer.set_cookie(
+                self._access.cookie_name,
+                self._access.cookie_value,
+                max_age=COOKIE_S,
+                httponly=True,
+                samesite="lax",
+                secure=headers.get("x-forwarded-proto") == "https",
+            )
+            return answer
+        cookie = cookie_parser(headers.get("cookie", "")).get(self._access.cookie_name, "")
+        if not given and self._access.is_cookie(cookie):
+            return None
+        said = "That was not it." if given else "It was printed where the dashboard was started."
+        if "text/html" in headers.get("accept", "") or scope["path"] in ("/", "/login"):
+            return HTMLResponse(LOGIN.format(said=html.escape(said)), 401)
+        return refused(401, "the token is missing or wrong")
+
+
+def refused(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """An error as JSON; the connection ends with it."""
+    return JSONResponse({"error": message}, status, {"Connection": "close"} | (headers or {}))
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP with an end to patience: uvicorn itself waits for ever for a request, and for its answer to be taken."""
+
+    waiting_since: float | None = None  # for a request; None while one is being answered
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self.waiting_since = self.loop.time()
+        self._abort_after(REQUEST_S)
+        waiting = [each for each in self.connections if isinstance(each, PatientProtocol) and each.waiting_since]
+        if len(self.connections) > CONNECTIONS and waiting:
+            min(waiting, key=lambda each: each.waiting_since or 0.0).transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._in_time()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.waiting_since is not None and self._deadline is None:  # the next request on an open connection
+            self._abort_after(REQUEST_S)
+        super().data_received(data)
+
+    def handle_events(self) -> None:
+        before = self.cycle
+        super().handle_events()
+        if self.cycle is not before:
+            self.waiting_since = None
+            self._in_time()
+
+    def on_response_complete(self) -> None:
+        self.waiting_since = self.loop.time()
+        super().on_response_complete()  # from here on uvicorn's keep-alive timer runs
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._abort_after(ANSWER_STALL_S)
+
+    def resume_writing(self) -> None:
+        self._in_time()
+        super().resume_writing()
+
+    def _abort_after(self, seconds: float) -> None:
+        self._in_time()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _in_time(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+def called(host: str, names: Iterable[str], tunnel: bool, machine: str, token: str | None, port: int) -> Access:
+    """The access rules of a server bound to `host`, which is also called by `names`."""
+    known = {"localhost", *(name.lower().rstrip(".") for name in names)}
+    if needs_token(host, tunnel):
+        known |= {machine.lower(), host.lower()}
+    return Access(token, frozenset(known), TUNNEL_HOSTS if tunnel else (), port)

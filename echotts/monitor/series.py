@@ -1,0 +1,103 @@
+"""What a chart is sent: at most so many points, none of the spikes missing, a smooth line, and a choice of x axes."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from echotts.monitor.history import Cursor, History, Points
+
+AXES = ("step", "time", "samples", "hours")
+COUNTED = {"samples": "data/samples_seen", "hours": "data/audio_hours"}
+FORGOTTEN = 1e-6  # of a smooth line's past: what weighs less is left out
+CHUNK = 256
+MAX_POINTS = 20_000
+
+
+def answer(
+    history: History, names: list[str], axis: str, points: int, smooth: float, since: Cursor | None
+) -> dict[str, Any]:
+    """The body of /api/runs/{id}/series, its numbers as arrays.
+
+    `smooth` is the weight of the past in the smooth line: 0, which leaves it out, to below 1.
+    """
+    with history.lock:
+        reset = since is not None and any(history.newer(name, since) is None for name in names)
+        fresh = since is None or reset
+        series = {}
+        for name in names:
+            found = history.points(name)
+            new = len(found.steps) if fresh or since is None else history.newer(name, since) or 0
+            series[name] = _line(history, found, new, axis, points, smooth)
+        return {"cursor": str(history.cursor), "reset": reset, "series": series}
+
+
+def x_axis(history: History, points: Points, axis: str) -> np.ndarray:
+    """The x of each point, never falling. What a line does not say itself is read off the lines that say it."""
+    if axis == "time" or not len(points.steps):
+        return np.maximum.accumulate(points.times)
+    if axis == "step":
+        if points.steps.any() and np.all(np.diff(points.steps) >= 0):
+            return points.steps
+        main = history.points("loss/train")  # a watchdog knows the time better than the step
+        return np.interp(points.times, main.times, main.steps) if len(main.times) else np.sort(points.steps)
+    known = history.points(COUNTED[axis])
+    good = np.isfinite(known.values)
+    if not good.any():
+        return np.full(len(points.steps), math.nan)
+    return np.round(np.interp(points.steps, known.steps[good], known.values[good]), 6)
+
+
+def _line(history: History, found: Points, new: int, axis: str, points: int, smooth: float) -> dict[str, np.ndarray]:
+    old = len(found.values) - new
+    kept = old + spikes(found.values[old:], points)
+    shown = Points(*(part[kept] for part in found))
+    line = {"x": np.ascontiguousarray(x_axis(history, shown, axis)), "y": shown.values}
+    if smooth > 0:
+        reach = min(old, math.ceil(math.log(FORGOTTEN) / math.log(smooth)))
+        line["smooth"] = smoothed(found.values[old - reach :], smooth)[kept - old + reach].astype(np.float32)
+    return line
+
+
+def spikes(values: np.ndarray, points: int) -> np.ndarray:
+    """Which values to show, in order, at most `points` of them: the least and the greatest of equal stretches."""
+    count = len(values)
+    if count <= points:
+        return np.arange(count)
+    stretches = max(points // 2 - 1, 1)
+    length = -(-(count - 1) // stretches)  # the last value is always shown
+    padded = np.full(stretches * length, np.nan, values.dtype)
+    padded[: count - 1] = values[:-1]
+    rows = padded.reshape(stretches, length)
+    starts = np.arange(stretches) * length
+    least = starts + np.where(np.isnan(rows), np.inf, rows).argmin(axis=1)
+    most = starts + np.where(np.isnan(rows), -np.inf, rows).argmax(axis=1)
+    kept = np.unique(np.concatenate([least, most, [count - 1]]))
+    return kept[kept < count]
+
+
+def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
+    """Exponential moving average that begins at the first value; NaN is passed over, and stays NaN.
+
+    a[i] = weight * a[i - 1] + (1 - weight) * values[i], worked out in chunks: within one all at once, by powers.
+    """
+    good = np.flatnonzero(np.isfinite(values))
+    averages = np.full(len(values), np.nan)
+    if not len(good):
+        return averages
+    inputs = values[good].astype(np.float64)
+    # powers of a small weight run out of range: then the past of a short chunk is forgotten all the sooner
+    chunk = max(1, min(CHUNK, int(200 / -math.log10(weight)))) if weight > 0 else 1
+    chunks = -(-len(inputs) // chunk)
+    padded = np.zeros(chunks * chunk)
+    padded[: len(inputs)] = inputs
+    powers = weight ** np.arange(1, chunk + 1)
+    within = np.cumsum(padded.reshape(chunks, chunk) * ((1 - weight) / powers), axis=1) * powers
+    carried = np.empty(chunks)
+    carry = inputs[0]
+    ends, decay = within[:, -1], powers[-1]
+    for number in range(chunks):
+        carried[number] = carry
+        carry = decay * carry + ends[number]
+    averages[good] = (within + carried[:, None] * powers).reshape(-1)[: len(inputs)]
+    return averages

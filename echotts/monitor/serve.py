@@ -1,0 +1,62 @@
+"""Runs the dashboard until it is told to stop."""
+
+import logging
+import socket
+
+import uvicorn
+
+from echotts.monitor.alerts import Webhook
+from echotts.monitor.runs import Library
+from echotts.monitor.security import HEAD_BYTES, Access, PatientProtocol
+from echotts.monitor.server import make_app
+
+KEEP_ALIVE_S = 15
+BACKLOG = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that is bound, so that the port is known before anything is said. OSError names address and remedy."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise OSError(
+            f"{host}:{port}: {(error.strerror or str(error)).lower()}: choose another --port or --host"
+        ) from error
+    return sock
+
+
+def make_server(library: Library, access: Access) -> uvicorn.Server:
+    """A server that is ready to run on a socket of `listen`."""
+    config = uvicorn.Config(
+        make_app(library, access),
+        http=PatientProtocol,
+        ws="none",
+        loop="asyncio",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=2,
+        h11_max_incomplete_event_size=HEAD_BYTES,
+        backlog=BACKLOG,
+    )
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a stranger's broken request is no news
+    return uvicorn.Server(config)
+
+
+def serve(library: Library, access: Access, sock: socket.socket, webhook: str | None) -> None:
+    """Answers requests until SIGINT or SIGTERM; tells the webhook of alerts, if there is one."""
+    watcher = Webhook(library, webhook) if webhook else None
+    if watcher:
+        watcher.start()
+    try:
+        make_server(library, access).run(sockets=[sock])
+    finally:
+        if watcher:
+            watcher.close()

@@ -1,0 +1,408 @@
+"""The dashboard's HTTP routes: a page from a fixed table, and what it asks for as JSON. Only reads."""
+
+import csv
+import gzip
+import hashlib
+import io
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import orjson
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from echotts import __version__
+from echotts.monitor import alerts, series
+from echotts.monitor.history import Cursor, History
+from echotts.monitor.runs import Library, Run, differences
+from echotts.monitor.samples import Item, Samples
+from echotts.monitor.security import Access, Guard
+from echotts.monitor.units import unit_of
+from echotts.training.metrics import METRICS
+
+TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
+}
+MAX_NAMES, MAX_RUNS = 100, 50  # of one request
+GZIP_BYTES, GZIP_LEVEL = 4096, 2  # a chart's points shrink to a third; beyond that costs time only
+
+
+@dataclass(frozen=True)
+class Asset:
+    """A file of the page, read when the server starts."""
+
+    body: bytes
+    media_type: str
+    tag: str
+
+
+def make_app(library: Library, access: Access, clock: Callable[[], float] = time.time) -> Starlette:
+    """The application: every route of docs/dashboard.md, behind the guard."""
+    routes = Routes(library, clock)
+    table = {
+        "/": routes.page,
+        "/static/{name}": routes.static,
+        "/api/runs": routes.runs,
+        "/api/compare": routes.compare,
+        "/api/alerts": routes.alerts,
+        "/api/runs/{run}/names": routes.names,
+        "/api/runs/{run}/series": routes.series,
+        "/api/runs/{run}/hosts": routes.hosts,
+        "/api/runs/{run}/events": routes.events,
+        "/api/runs/{run}/checkpoints": routes.checkpoints,
+        "/api/runs/{run}/samples": routes.samples,
+        "/api/runs/{run}/audio/{item}": routes.audio,
+        "/api/runs/{run}/picture/{item}": routes.picture,
+        "/api/runs/{run}/config": routes.config,
+        "/api/runs/{run}/export.csv": routes.export_csv,
+        "/api/runs/{run}/export.json": routes.export_json,
+    }
+    return Starlette(
+        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in table.items()],
+        middleware=[Middleware(Guard, access=access)],
+        exception_handlers={HTTPException: _failed, OSError: _unreadable},
+    )
+
+
+def assets() -> dict[str, Asset]:
+    """The page's files by name: the only ones there are to ask for."""
+    found = {}
+    for file in resources.files("echotts.monitor").joinpath("static").iterdir():
+        kind = file.name.rpartition(".")[2]
+        if kind in TYPES:
+            body = file.read_bytes()
+            found[file.name] = Asset(body, TYPES[kind], f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+    return found
+
+
+class Routes:
+    """The endpoints. Starlette calls them in threads, since files are read."""
+
+    def __init__(self, library: Library, clock: Callable[[], float]):
+        self._library = library
+        self._clock = clock
+        self._assets = assets()
+        self._samples: dict[str, Samples] = {}
+
+    def page(self, request: Request) -> Response:
+        return self._asset(request, "page.html")
+
+    def static(self, request: Request) -> Response:
+        return self._asset(request, request.path_params["name"])
+
+    def runs(self, request: Request) -> Response:
+        now = self._clock()
+        return answer(
+            request, {"runs": [_run(run, now) for run in self._library.runs()], "now": now, "version": __version__}
+        )
+
+    def names(self, request: Request) -> Response:
+        history = self._history(self._run(request))
+        with history.lock:
+            rows = [
+                {
+                    "name": name,
+                    "description": METRICS.get(name, ""),
+                    "unit": unit_of(name),
+                    "count": count,
+                    "last": _last(history, name),
+                }
+                for name, count in sorted(history.names().items())
+            ]
+        return answer(request, {"names": rows})
+
+    def series(self, request: Request) -> Response:
+        history = self._history(self._run(request))
+        asked = request.query_params
+        axis = asked.get("x", "step")
+        if axis not in series.AXES:
+            raise HTTPException(400, f"x is one of {', '.join(series.AXES)}")
+        points = int(_number(asked.get("points", "2000"), "points", 4, series.MAX_POINTS))
+        smooth = _number(asked.get("smooth", "0"), "smooth", 0, 0.9999)
+        since = Cursor.read(asked["since"]) if asked.get("since") else None
+        if asked.get("since") and since is None:
+            raise HTTPException(400, "since is the cursor of an earlier answer")
+        names = _names(asked.get("names", ""))
+        tag = _tag(history, request.url.query)
+        if _is_known(request, tag):
+            return Response(status_code=304, headers=_caching(tag))
+        return answer(request, series.answer(history, names, axis, points, smooth, since), tag)
+
+    def hosts(self, request: Request) -> Response:
+        return answer(request, {"hosts": self._run(request).hosts()})
+
+    def events(self, request: Request) -> Response:
+        history = self._history(self._run(request))
+        asked = request.query_params.get("since")
+        with history.lock:
+            found = history.new_events(Cursor.read(asked) if asked else None)
+            cursor = str(history.cursor)
+        rows = [
+            {
+                "time": event.time,
+                "step": event.step,
+                "host": file.host,
+                "event": event.event,
+                "message": event.message,
+                "values": event.values,
+            }
+            for file, event in sorted(found, key=lambda pair: pair[1].time)
+        ]
+        return answer(request, {"cursor": cursor, "events": rows})
+
+    def checkpoints(self, request: Request) -> Response:
+        now = self._clock()
+        rows = [
+            {
+                "step": found["step"],
+                "age_s": None if found["modified"] is None else max(now - found["modified"], 0.0),
+                "bytes": found["bytes"],
+                "complete": found["complete"],
+            }
+            for found in self._run(request).checkpoints()
+        ]
+        return answer(request, {"checkpoints": rows})
+
+    def samples(self, request: Request) -> Response:
+        run = self._run(request)
+        index = self._index(run)
+        rows = [{"step": step, "items": [_item(run, index, item) for item in items]} for step, items in index.steps()]
+        return answer(request, {"samples": rows})
+
+    def audio(self, request: Request) -> Response:
+        index, item = self._item(request)
+        body = index.audio(item)
+        headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}
+        asked = byte_range(request.headers.get("range", ""), len(body))
+        if asked is None:
+            return Response(body, media_type=item.media_type, headers=headers)
+        first, last = asked
+        if first > last:
+            return Response(status_code=416, headers={"Content-Range": f"bytes */{len(body)}"})
+        headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
+        return Response(body[first : last + 1], 206, headers, item.media_type)
+
+    def picture(self, request: Request) -> Response:
+        index, item = self._item(request)
+        picture = index.picture(item)
+        if picture is None:
+            raise HTTPException(404, "there is no sound in this file")
+        return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
+
+    def config(self, request: Request) -> Response:
+        return answer(request, {"config": self._run(request).config()})
+
+    def compare(self, request: Request) -> Response:
+        ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
+        if len(ids) > MAX_RUNS:
+            raise HTTPException(400, f"at most {MAX_RUNS} runs at a time")
+        runs = {run_id: self._library.find(run_id) for run_id in ids}
+        configs = {run_id: run.config() for run_id, run in runs.items() if run}
+        return answer(request, {"differences": differences(configs)})
+
+    def alerts(self, request: Request) -> Response:
+        rows = [
+            {"run": alert.run, "kind": alert.kind, "since": alert.since, "message": alert.message, "host": alert.host}
+            for alert in alerts.alerts(self._library, self._clock())
+        ]
+        return answer(request, {"alerts": rows})
+
+    def export_csv(self, request: Request) -> Response:
+        """name, step, time, value: a line for each value, so that names that are written at other steps fit in."""
+        run = self._run(request)
+        return _download(_csv(*self._export(request, run)), run, "csv", "text/csv; charset=utf-8")
+
+    def export_json(self, request: Request) -> Response:
+        run = self._run(request)
+        return _download(_json(*self._export(request, run)), run, "json", "application/json")
+
+    def _export(self, request: Request, run: Run) -> tuple[History, list[str]]:
+        history = self._history(run, whole=True)
+        asked = request.query_params.get("names", "")
+        return history, _names(asked) if asked else sorted(history.names())
+
+    def _asset(self, request: Request, name: str) -> Response:
+        found = self._assets.get(name)
+        if found is None:
+            raise HTTPException(404, "there is no such file")
+        headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
+        if _is_known(request, found.tag):
+            return Response(status_code=304, headers=headers)
+        return Response(found.body, media_type=found.media_type, headers=headers)
+
+    def _run(self, request: Request) -> Run:
+        run = self._library.find(request.path_params["run"])
+        if run is None:
+            raise HTTPException(404, "there is no such run")
+        return run
+
+    def _history(self, run: Run, *, whole: bool = False) -> History:
+        history = run.history(whole=whole)
+        self._library.make_room()
+        return history
+
+    def _index(self, run: Run) -> Samples:
+        return self._samples.setdefault(run.id, Samples(run.folder))
+
+    def _item(self, request: Request) -> tuple[Samples, Item]:
+        index = self._index(self._run(request))
+        item = index.find(request.path_params["item"])
+        if item is None:
+            raise HTTPException(404, "there is no such sample")
+        return index, item
+
+
+def answer(request: Request, body: dict[str, Any], tag: str | None = None) -> Response:
+    """JSON with an ETag, or 304 where the asker has the same. Numbers that are not finite are null."""
+    written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+    tag = tag or f'W/"{hashlib.sha256(written).hexdigest()[:16]}"'
+    if _is_known(request, tag):
+        return Response(status_code=304, headers=_caching(tag))
+    headers = _caching(tag)
+    if len(written) > GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
+        written = gzip.compress(written, GZIP_LEVEL)
+        headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
+    return Response(written, media_type="application/json", headers=headers)
+
+
+def byte_range(header: str, size: int) -> tuple[int, int] | None:
+    """(first, last) of one byte range; first > last where it lies outside; None where all is to be sent."""
+    unit, _, asked = header.partition("=")
+    first, dash, last = asked.strip().partition("-")
+    if (
+        unit.strip() != "bytes"
+        or not dash
+        or not all(part.isascii() and part.isdigit() for part in (first, last) if part)
+    ):
+        return None  # no range, several, or nonsense: RFC 9110 lets a server send the whole
+    if first:
+        return int(first), min(int(last), size - 1) if last else size - 1
+    return (max(size - int(last), 0), size - 1) if last else None
+
+
+def _run(run: Run, now: float) -> dict[str, Any]:
+    status = run.status(now)
+    opened = run.opened
+    known = set(opened.names()) if opened else {name for end in run.ends() for name in end.numbers}
+    missing = run.missing(known)
+    if run.is_rough:
+        missing.insert(0, "still reading: the charts show some of the lines for now")
+    return {
+        "id": run.id,
+        "name": run.name,
+        "status": status.name,
+        "why": status.why,
+        "step": status.step,
+        "steps": status.steps,
+        "progress": status.progress,
+        "left_s": status.left_s,
+        "last_time": status.last_time,
+        "started_time": status.started_time,
+        "metrics_where": status.metrics_where,
+        "bad_lines": opened.bad if opened else 0,
+        "truncated": opened.cuts if opened else 0,
+        "missing": missing,
+    }
+
+
+def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "text": item.text,
+        "reference_id": item.reference_id,
+        "picture": f"/api/runs/{run.id}/picture/{item.id}",
+        "seconds": index.seconds(item),
+    }
+
+
+def _last(history: History, name: str) -> Any:
+    values = history.points(name).values
+    return values[-1] if len(values) else None
+
+
+def _csv(history: History, names: list[str]) -> Iterator[bytes]:
+    yield b"name,step,time,value\n"
+    for name in names:
+        points = history.points(name)
+        lines = io.StringIO()
+        csv.writer(lines, lineterminator="").writerow([f"'{name}" if name[:1] in "=+-@\t\r" else name])
+        head = lines.getvalue().encode()
+        for start in range(0, len(points.steps), 10_000):
+            rows = zip(*(part[start : start + 10_000] for part in points), strict=True)
+            written = (b"%s,%d,%.3f,%s\n" % (head, step, when, _digits(value)) for when, step, value in rows)
+            yield b"".join(written)
+
+
+def _json(history: History, names: list[str]) -> Iterator[bytes]:
+    yield b'{"series":{'
+    for place, name in enumerate(names):
+        points = history.points(name)
+        body = {"step": points.steps, "time": points.times, "value": points.values}
+        written = orjson.dumps(
+            {key: np.ascontiguousarray(value) for key, value in body.items()}, option=orjson.OPT_SERIALIZE_NUMPY
+        )
+        yield b"%s%s:%s" % (b"," if place else b"", orjson.dumps(name), written)
+    yield b"}}"
+
+
+def _digits(value: Any) -> bytes:
+    """As many digits as a column holds; nothing where the number was not finite."""
+    return str(value).encode() if math.isfinite(value) else b""
+
+
+def _download(body: Iterator[bytes], run: Run, kind: str, media_type: str) -> Response:
+    name = "".join(character if character.isalnum() or character in "-_." else "_" for character in run.name)
+    headers = {"Content-Disposition": f'attachment; filename="{name.encode("ascii", "replace").decode()}.{kind}"'}
+    return StreamingResponse(body, headers=headers, media_type=media_type)
+
+
+def _names(asked: str) -> list[str]:
+    names = list(dict.fromkeys(name for name in asked.split(",") if name))
+    if not names or len(names) > MAX_NAMES:
+        raise HTTPException(400, f"names: 1 to {MAX_NAMES} names with commas between them")
+    return names
+
+
+def _number(text: str, what: str, least: float, most: float) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number <= most:
+        raise HTTPException(400, f"{what} is a number from {least:g} to {most:g}")
+    return number
+
+
+def _tag(history: History, query: str) -> str:
+    """Changes when the answer to the query may."""
+    return f'W/"{hashlib.sha256(f"{history.cursor} {query}".encode()).hexdigest()[:16]}"'
+
+
+def _is_known(request: Request, tag: str) -> bool:
+    return tag in (known.strip() for known in request.headers.get("if-none-match", "").split(","))
+
+
+def _caching(tag: str) -> dict[str, str]:
+    return {"ETag": tag, "Cache-Control": "private, no-cache"}
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Response(orjson.dumps({"error": error.detail}), error.status_code, media_type="application/json")
+
+
+async def _unreadable(request: Request, error: Exception) -> Response:
+    return Response(orjson.dumps({"error": f"cannot be read just now: {error}"}), 503, media_type="application/json")

@@ -1,0 +1,21 @@
+"""The unit of a metric, told by its name: the last word of `group/name_unit`."""
+
+UNITS = {
+    "s": "s",
+    "share": "share",
+    "bytes": "bytes",
+    "hours": "h",
+    "per_s": "per s",
+    "steps": "steps",
+    "samples": "samples",
+    "frames": "frames",
+    "count": "",
+    "seen": "samples",
+}
+
+
+def unit_of(name: str) -> str:
+    """A few letters, empty for a plain number."""
+    if name.endswith("_per_s"):
+        return UNITS["per_s"]
+    return UNITS.get(name.rpartition("/")[2].rpartition("_")[2], "")

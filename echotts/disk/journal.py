@@ -1,0 +1,40 @@
+"""What the watchdog says in a run's metrics: lines in `metrics/<hostname>.watchdog.jsonl`, beside the trainer's own.
+
+The names are listed in training/metrics.py, which this room does not import: training imports it.
+"""
+
+import json
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+from echotts.disk.measure import Space
+
+NOT_TRAINING = -1  # the process of lines that no training process wrote
+LOGGER = logging.getLogger(__name__)
+
+
+def write_event(run_dir: Path, event: str, step: int, message: str, space: Space, freed_bytes: int) -> None:
+    """One line, by one system call. A disk that is full loses the line, not the watchdog."""
+    line = {
+        "time": round(time.time(), 3),
+        "step": step,
+        "process": NOT_TRAINING,
+        "event": event,
+        "message": message,
+        "disk/freed_bytes": freed_bytes,
+        "host/disk_free_bytes": space.free_bytes,
+        "host/disk_free_share": round(1 - space.used_share, 4),
+    }
+    path = run_dir / "metrics" / f"{socket.gethostname()}.watchdog.jsonl"
+    try:
+        path.parent.mkdir(exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.write(descriptor, json.dumps(line).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        LOGGER.warning("%s: the line is lost: %s", path, error.strerror)

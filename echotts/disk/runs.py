@@ -1,0 +1,182 @@
+"""Run directories: which are there, who writes them, which of their checkpoints may go.
+
+Kept whatever happens: the newest whole checkpoint and all that is newer, the newest one that was read back whole
+(`verified.json`, by the trainer that resumed from it), the newest `keep_last`, each multiple of `keep_every`.
+Where the run's own configuration cannot be read, which says what to keep, all stay.
+"""
+
+import contextlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from echotts.disk.leases import OPEN_FOLDER, is_leased, lease
+from echotts.disk.scan import Entry, Folder, Found, OpenFiles, measure_folder, partial_files
+from echotts.disk.settings import PARTIAL_NAMES, Root
+from echotts.files import atomic_write
+
+CHECKPOINTS = "checkpoints"
+STEP = re.compile(r"step_(\d{8,})")
+BROKEN = re.compile(r"step_\d{8,}\.broken")  # what the trainer could not read and set aside
+WHOLE = (  # what a whole checkpoint holds, the commit marker last; none of it is empty
+    "meta/metadata",
+    *(f"{arrays}/{name}" for arrays in ("params", "ema", "opt_state") for name in ("_METADATA", "manifest.ocdbt")),
+    "commit_success.txt",
+)
+WRITER = "writer.lock"
+VERIFIED = "verified.json"
+PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), ("samples",))
+
+
+@contextmanager
+def writing(run_dir: Path) -> Iterator[None]:
+    """The lease of a run's own process: while it lasts, nothing that is half written there is stale."""
+    marker = run_dir / WRITER
+    marker.touch()
+    with lease(marker):
+        yield
+
+
+def note_verified(run_dir: Path, step: int) -> None:
+    """Says that the checkpoint of this step was read back whole: it stays until a newer one was."""
+    with atomic_write(run_dir / VERIFIED) as path:
+        path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+
+
+def run_folders(root: int) -> list[Folder]:
+    """The run directories at or right below an open folder."""
+    if _is_run(root, "."):
+        return [()]
+    return [(name,) for name in sorted(os.listdir(root)) if _is_run(root, name)]
+
+
+def is_written(root: int, run: Folder) -> bool:
+    """Whether a trainer writes this run now."""
+    with opened(root, run) as here:
+        return here is not None and is_leased(here, WRITER)
+
+
+def newest_step(root: int, run: Folder) -> int:
+    """The step of the newest whole checkpoint; 0 where there is none."""
+    with opened(root, (*run, CHECKPOINTS)) as here:
+        if here is None:
+            return 0
+        return max((step for step, name in _steps(here).items() if _is_whole(here, step, name)), default=0)
+
+
+def run_partials(root: int, run: Folder, min_age_s: float, in_use: OpenFiles) -> Iterator[Found]:
+    """Half-written files and folders of a run that nobody writes."""
+    if is_written(root, run):
+        return
+    for place in PARTIAL_PLACES:
+        with opened(root, (*run, *place)) as here:
+            if here is not None:
+                for found in partial_files(here, PARTIAL_NAMES, min_age_s, in_use, depth=1):
+                    yield found._replace(folder=(*run, *place))
+
+
+def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[Found]:
+    """The checkpoints of a run that are beyond what is kept and were written before then, the lowest step first."""
+    keep_last, keep_every = keep_policy(root, run, rule)
+    folder = (*run, CHECKPOINTS)
+    with opened(root, folder) as here:
+        if here is None or keep_last < 1:
+            return []
+        steps = sorted(_steps(here).items())
+        whole = [step for step, name in steps if _is_whole(here, step, name)]
+        if not whole:
+            return []
+        kept = set(whole[-keep_last:]) | {verified_step(root, run)}
+        kept |= {step for step, _ in steps if step >= whole[-1] or any(step % every == 0 for every in keep_every)}
+        old = [
+            (name, f"checkpoint beyond the newest {keep_last}" if step in whole else "checkpoint that is not whole")
+            for step, name in steps
+            if step not in kept
+        ]
+        old += [(name, "checkpoint that could not be read") for name in os.listdir(here) if BROKEN.fullmatch(name)]
+        found = []
+        for name, reason in old:
+            about = os.stat(name, dir_fd=here, follow_symlinks=False)
+            if stat.S_ISDIR(about.st_mode):
+                size_bytes, newest = measure_folder(here, Entry((), name, about))
+                if newest <= before:
+                    found.append(Found(newest, folder, name, size_bytes, about.st_dev, about.st_ino, reason))
+        return found
+
+
+def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...]]:
+    """(newest whole checkpoints that stay, multiples that stay); 0 of the first: the run does not say, so all do."""
+    own = _read_json(root, (*run, "config.json")).get("run")
+    keep_last, keep_every = (own.get("keep_last"), own.get("keep_every")) if isinstance(own, dict) else (None, None)
+    if not isinstance(keep_last, int) or not isinstance(keep_every, int):
+        return 0, ()
+    return rule.keep_last or keep_last, tuple(number for number in (rule.keep_every, keep_every) if number > 0)
+
+
+def verified_step(root: int, run: Folder) -> int | None:
+    """The step that `note_verified` said last."""
+    step = _read_json(root, (*run, VERIFIED)).get("step")
+    return step if isinstance(step, int) else None
+
+
+@contextmanager
+def opened(root: int, folder: Folder) -> Iterator[int | None]:
+    """A folder below an open one, without following a link; None where there is none."""
+    here = os.dup(root)
+    try:
+        for name in folder:
+            inner = os.open(name, OPEN_FOLDER, dir_fd=here)
+            os.close(here)
+            here = inner
+    except OSError:
+        os.close(here)
+        yield None
+        return
+    try:
+        yield here
+    finally:
+        os.close(here)
+
+
+def _is_run(root: int, name: str) -> bool:
+    with contextlib.suppress(OSError):
+        own = os.stat(name, dir_fd=root, follow_symlinks=False)
+        inner = os.stat(f"{name}/{CHECKPOINTS}", dir_fd=root, follow_symlinks=False)
+        return stat.S_ISDIR(own.st_mode) and stat.S_ISDIR(inner.st_mode)
+    return False
+
+
+def _steps(checkpoints: int) -> dict[int, str]:
+    """Step -> folder name, of all that have the name of a checkpoint."""
+    return {int(found[1]): name for name in os.listdir(checkpoints) if (found := STEP.fullmatch(name))}
+
+
+def _is_whole(checkpoints: int, step: int, name: str) -> bool:
+    with opened(checkpoints, (name,)) as here:
+        if here is None:
+            return False
+        try:
+            parts = [os.stat(part, dir_fd=here, follow_symlinks=False) for part in WHOLE]
+        except OSError:
+            return False
+        filled = all(stat.S_ISREG(part.st_mode) and part.st_size > 0 for part in parts)
+        return filled and _read_json(here, ("meta", "metadata")).get("step") == step
+
+
+def _read_json(root: int, place: Folder) -> dict[str, Any]:
+    """The object in a JSON file below an open folder; empty where there is none."""
+    with opened(root, place[:-1]) as here:
+        if here is None:
+            return {}
+        try:
+            descriptor = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+            with open(descriptor, "rb") as file:
+                content = json.load(file)
+        except (OSError, ValueError):
+            return {}
+    return content if isinstance(content, dict) else {}

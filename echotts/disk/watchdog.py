@@ -1,0 +1,200 @@
+"""A pass: measure each disk, delete in order until there is room, ask the trainers to wait where there is none.
+
+Order: stale partial files, consumed shards, old logs, unused revisions of the Hub's cache, checkpoints beyond what is
+kept; in each the oldest first. A stage is looked at only when those before it did not make enough room.
+"""
+
+import contextlib
+import logging
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from echotts.disk import pause, runs, scan
+from echotts.disk.candidates import Candidate, Place, candidates, open_place
+from echotts.disk.journal import write_event
+from echotts.disk.measure import Space, measure
+from echotts.disk.remove import KeptError, OpenRoot
+from echotts.disk.settings import Limits, Settings, load_settings
+
+MAX_LINES = 100  # of one pass in a run's metrics; a last one counts the rest
+LOCK_WAIT_S = 5.0  # for another pass over the same root: a trainer's, before it saves
+LOGGER = logging.getLogger(__name__)
+
+
+class Action(NamedTuple):
+    """Something that went, or would have."""
+
+    path: Path
+    freed_bytes: int
+    why: str
+    run: Path | None
+    now: bool = True  # of a dry run: whether this pass would take it, or only a later one
+
+    @property
+    def what(self) -> str:
+        """For people: the path, with anything that could upset a terminal escaped, and why."""
+        shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(self.path))
+        return f"{shown}: {self.why}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """When there is too little room, and when there is enough again."""
+
+    limits: Limits
+    needed_bytes: int = 0
+    """What is about to be written."""
+
+    def too_full(self, space: Space) -> bool:
+        return space.used_share >= self.limits.start or self._too_little(space)
+
+    def reached(self, space: Space) -> bool:
+        return space.used_share <= self.limits.stop and not self._too_little(space)
+
+    def _too_little(self, space: Space) -> bool:
+        least = self.limits.min_free_gib * 2**30 + self.needed_bytes
+        return space.free_bytes < least or space.free_inodes < self.limits.min_free_inodes
+
+
+class Watchdog:
+    """Passes over the roots of one file of settings. `say` is told each action as it happens."""
+
+    def __init__(
+        self, settings: Settings, *, dry_run: bool = False, say: Callable[[Action], None] = lambda action: None
+    ):
+        self._settings = settings
+        self._dry_run = dry_run
+        self._say = say
+        self._cleaning: set[int] = set()  # disks that a pass began to clean and has not cleaned to the end
+
+    def run_pass(self, *, needed_bytes: int = 0, on: Path | None = None) -> list[Action]:
+        """One pass over all disks; `needed_bytes` are about to be written to the disk of `on`.
+
+        Returns what was deleted or, in a dry run, what may be.
+        """
+        with contextlib.ExitStack() as stack:
+            places = [place for rule in self._settings.roots if (place := open_place(rule, stack)) is not None]
+            in_use = scan.open_files()
+            actions: list[Action] = []
+            for device in dict.fromkeys(place.root.device for place in places):
+                here = [place for place in places if place.root.device == device]
+                needs = on is not None and on.stat().st_dev == device
+                actions += self._clean(here, Goal(self._settings.limits, needed_bytes if needs else 0), in_use)
+            if not self._dry_run:
+                self._report(places, actions)
+                self._ask(places)
+            return actions
+
+    def spaces(self) -> dict[Path, Space]:
+        """How full the disk of each root is; of one disk the first root alone."""
+        found: dict[int, tuple[Path, Space]] = {}
+        for rule in self._settings.roots:
+            with contextlib.suppress(OSError):
+                found.setdefault(rule.path.stat().st_dev, (rule.path, measure(rule.path)))
+        return dict(found.values())
+
+    def _clean(self, places: list[Place], goal: Goal, in_use: scan.OpenFiles) -> list[Action]:
+        """Deletes in order on one disk until the goal is reached, the pass's cap is, or nothing is left."""
+        root = places[0].root
+        if not self._is_needed(root, goal) and not self._dry_run:
+            self._cleaning.discard(root.device)
+            return []
+        if not self._dry_run:
+            places = [place for place in places if place.root.lock(LOCK_WAIT_S)]
+        needed, space = self._is_needed(root, goal), measure(root.descriptor)  # another pass may have just done it
+        actions: list[Action] = []
+        freed = 0
+        cap_bytes, cap_files = goal.limits.max_gib_per_pass * 2**30, goal.limits.max_files_per_pass
+        with contextlib.closing(candidates(places, in_use, cap_files)) as found:
+            for candidate in found:
+                now = needed and not goal.reached(space)
+                capped = len(actions) >= cap_files or (freed > 0 and freed + candidate.size_bytes > cap_bytes)
+                if not self._dry_run and (not now or capped):
+                    break
+                action = self._act(candidate, now and not capped)
+                if action is not None:
+                    actions.append(action)
+                    freed += action.freed_bytes
+                    self._say(action)
+                space = space.after_freeing(candidate.size_bytes, 1) if self._dry_run else measure(root.descriptor)
+        if actions and not goal.reached(space):
+            self._cleaning.add(root.device)
+        else:
+            self._cleaning.discard(root.device)
+        return actions
+
+    def _is_needed(self, root: OpenRoot, goal: Goal) -> bool:
+        space = measure(root.descriptor)
+        return goal.too_full(space) or (root.device in self._cleaning and not goal.reached(space))
+
+    def _act(self, candidate: Candidate, now: bool) -> Action | None:
+        if self._dry_run:
+            return Action(candidate.path, candidate.size_bytes, candidate.why, candidate.run, now)
+        try:
+            freed_bytes = candidate.remove()
+        except KeptError as error:
+            LOGGER.debug("%s: kept: %s", candidate.path, error)
+            return None
+        return Action(candidate.path, freed_bytes, candidate.why, candidate.run)
+
+    def _report(self, places: list[Place], actions: list[Action]) -> None:
+        """A line for each action in the metrics of its run or, where it is of none, of the runs that are written."""
+        if not actions:
+            return
+        steps = {place.run_dir(run): (place, run) for place in places for run in place.runs}
+        others = _written(places) or sorted(steps, key=lambda path: path.stat().st_mtime)[-1:]
+        for path, (place, run) in steps.items():
+            own = [action for action in actions if action.run == path or (action.run is None and path in others)]
+            if not own:
+                continue
+            space, step = measure(place.root.descriptor), runs.newest_step(place.root.descriptor, run)
+            for action in own[:MAX_LINES]:
+                write_event(path, "disk_cleaned", step, action.what, space, action.freed_bytes)
+            if rest := own[MAX_LINES:]:
+                freed_bytes = sum(action.freed_bytes for action in rest)
+                write_event(path, "disk_cleaned", step, f"{len(rest)} more like {rest[0].what}", space, freed_bytes)
+
+    def _ask(self, places: list[Place]) -> None:
+        """Asks the trainers of this host to save and wait where a disk is nearly full; withdraws where none is."""
+        if not places:
+            return
+        limits = self._settings.limits
+        space, fullest = max(((measure(p.root.descriptor), p) for p in places), key=lambda found: found[0].used_share)
+        if space.used_share < limits.resume:
+            for place in places:
+                for run in place.runs:
+                    pause.withdraw(place.run_dir(run))
+            return
+        if space.used_share < limits.pause:
+            return
+        request = pause.Request(place=str(fullest.root.path), below=limits.resume)
+        message = f"{fullest.root.path} on {socket.gethostname()}: {space}; nothing more may be deleted"
+        LOGGER.warning("%s", message)
+        for place in places:
+            for run in place.runs:
+                run_dir = place.run_dir(run)
+                if runs.is_written(place.root.descriptor, run) and _asked_now(run_dir, request):
+                    step = runs.newest_step(place.root.descriptor, run)
+                    write_event(run_dir, "disk_full", step, f"{message}; asked to save and wait", space, 0)
+
+
+def make_room(settings: Path, run_dir: Path, needed_bytes: int) -> None:
+    """A pass by the trainer, before it writes so many bytes to its run directory."""
+    for action in Watchdog(load_settings(settings)).run_pass(needed_bytes=needed_bytes, on=run_dir):
+        LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
+
+
+def _written(places: list[Place]) -> list[Path]:
+    """The run directories that a trainer writes now."""
+    return [p.run_dir(run) for p in places for run in p.runs if runs.is_written(p.root.descriptor, run)]
+
+
+def _asked_now(run_dir: Path, request: pause.Request) -> bool:
+    try:
+        return pause.ask(run_dir, request)
+    except OSError as error:
+        LOGGER.warning("%s: the trainer cannot be asked to wait: %s", run_dir, error.strerror)
+        return False

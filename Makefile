@@ -25,9 +25,10 @@ test-slow: $(VENV)/.dev ## the tests that take minutes
 test-all: $(VENV)/.dev lint ## every test; those that need another machine say so
 	$(BIN)/python -m pytest --all
 
-lint: $(VENV)/.dev ## ruff and pyright
+lint: $(VENV)/.dev ## ruff, pyright and shellcheck
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/shellcheck --external-sources --source-path=SCRIPTDIR launch/worker/*.sh
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(VENV)/.dev ## let ruff lay the code out

@@ -1,0 +1,87 @@
+"""What the worker scripts say, and the scripts themselves.
+
+A script is sent whole with each call. Its answers are lines `@w3 fact KEY VALUE`, `@w3 error TEXT`, `@w3 exit CODE`
+(worker/common.sh); everything else among the output is noise that is shown when something went wrong.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launch.errors import LaunchError
+
+SCRIPTS = Path(__file__).resolve().parent / "worker"
+LINE = re.compile(r"@w(\d+) (fact|error|exit) ?(.*)")
+HEAD = ". ./common.sh\n"
+NOISE_LINES = 3
+
+
+class WorkerError(LaunchError):
+    """A script failed, or was not heard of, on some workers."""
+
+
+@dataclass
+class Answer:
+    """What one worker answered. `code` is None where the script was cut off, or never came there."""
+
+    worker: int
+    facts: dict[str, str] = field(default_factory=dict)
+    errors: list[str] = field(default_factory=list)
+    code: int | None = None
+
+
+def script_text(name: str) -> str:
+    """The script of this name, with what it includes."""
+    text = (SCRIPTS / f"{name}.sh").read_text(encoding="utf-8")
+    common = (SCRIPTS / "common.sh").read_text(encoding="utf-8")
+    if text.count(HEAD) != 1:
+        raise ValueError(f"{name}.sh does not include common.sh")
+    return text.replace(HEAD, common)
+
+
+def remote_command(name: str, arguments: Iterable[str], *, short: bool = False) -> str:
+    """The command line that runs a script; `short` names the script instead of quoting it."""
+    text = f"<worker/{name}.sh>" if short else shlex.quote(script_text(name))
+    return " ".join(["bash", "-c", text, f"{name}.sh", *map(shlex.quote, arguments)])
+
+
+def read_answers(name: str, output: str, expected: Iterable[int]) -> dict[int, Answer]:
+    """The answers of the expected workers, all of which succeeded.
+
+    WorkerError says which did not, and why as far as the output tells.
+    """
+    answers: dict[int, Answer] = {}
+    noise: list[str] = []
+    for line in output.splitlines():
+        found = LINE.search(line)
+        if not found:
+            if line.strip() and not line.startswith(("SSH: ", "SCP: ", "Using ssh batch", "##### Command")):
+                noise.append(line.strip())
+            continue
+        answer = answers.setdefault(int(found[1]), Answer(int(found[1])))
+        if found[2] == "fact":
+            key, _, value = found[3].partition(" ")
+            answer.facts[key] = value.strip()
+        elif found[2] == "error":
+            answer.errors.append(found[3])
+        else:
+            answer.code = int(found[3])
+    missing = [worker for worker in expected if worker not in answers or answers[worker].code is None]
+    failed = [answer for answer in answers.values() if answer.code]
+    if missing or failed:
+        raise WorkerError(_complaint(name, missing, failed, noise))
+    return dict(sorted(answers.items()))
+
+
+def _complaint(name: str, missing: list[int], failed: list[Answer], noise: list[str]) -> str:
+    said = [f"worker {a.worker}: {'; '.join(a.errors) or f'exit code {a.code}'}" for a in failed]
+    if missing:
+        said.append(f"no answer from worker {', '.join(map(str, missing))}")
+    silent = missing or any(not answer.errors for answer in failed)
+    if silent and noise:
+        said.append(f"the last that was said: {' | '.join(noise[-NOISE_LINES:])}")
+    return f"{name}: {'; '.join(said)}"

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# install.sh BASE RELEASE SHA256 PYTHON: check what arrived, unpack it beside the old, install what it needs.
+# PYTHON is a version (3.11: an environment is made with uv), or the path of an interpreter that has everything.
+# shellcheck source=common.sh
+. ./common.sh
+
+release=$1 wanted=$2 python=$3
+target=$base/releases/$release
+archive=$base/incoming/$release.tar.gz
+
+exec 9>"$base/lock"
+flock -w 1200 9 || fail "another sync has held $base/lock for 20 minutes"
+
+if [ -f "$base/incoming/token" ]; then
+    install -m 600 "$base/incoming/token" "$base/job/token"
+    rm -f "$base/incoming/token"
+fi
+
+uv_command() { # uv, got with pip where the machine has none; it brings its own Python where that is too old
+    export PATH=$HOME/.local/bin:$PATH
+    command -v uv >/dev/null || python3 -m pip install --quiet --user uv >&2 || return 1
+    uv "$@" >&2
+}
+
+make_environment() { # the interpreter of an environment with this release's requirements
+    local key venv
+    key=$(cat "$target/pyproject.toml" "$target/requirements.txt" | sha256sum | cut -c1-16)
+    venv=$base/venvs/$key
+    if [ ! -e "$venv/.complete" ]; then
+        rm -rf "$venv"
+        uv_command venv --quiet --seed --python "$python" "$venv" || return 1
+        (cd "$target" && uv_command pip install --quiet --python "$venv/bin/python" -r requirements.txt) || return 1
+        touch "$venv/.complete"
+    fi
+    printf '%s\n' "$venv/bin/python"
+}
+
+if [ ! -e "$target/.complete" ]; then
+    [ -f "$archive" ] || fail "$archive: nothing arrived"
+    got=$(sha256sum "$archive" | cut -d' ' -f1)
+    [ "$got" = "$wanted" ] || fail "$archive: arrived with sha256 $got, sent was $wanted; run sync again"
+    rm -rf "$target"
+    mkdir -p "$target"
+    tar -xzf "$archive" -C "$target" || fail "$archive: cannot be unpacked"
+    case $python in
+        /*) interpreter=$python ;;
+        *) interpreter=$(make_environment) || fail "requirements of $release could not be installed (see the lines above)" ;;
+    esac
+    [ -x "$interpreter" ] || fail "$interpreter: no such interpreter"
+    printf '%s\n' "$interpreter" >"$target/.python"
+    touch "$target/.complete"
+fi
+rm -f "$archive"

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# preflight.sh BASE PORTS: all that must be alike, or free, before a run starts. PORTS is "8476 8482", or empty where
+# no TPU is expected: then devices and lock file are not looked at.
+# shellcheck source=common.sh
+. ./common.sh
+
+ports=$1
+# The tests put files of their own in the place of these.
+devices=${ECHOTTS_DEVICES:-/dev}
+network=${ECHOTTS_NETWORK:-/proc/net}
+lock=${ECHOTTS_TPU_LOCK:-/tmp/libtpu_lockfile} # the name is libtpu's
+
+versions() {
+    "$1" - <<'PYTHON'
+import importlib.metadata, platform
+print("python", platform.python_version())
+for name in ("jax", "jaxlib", "libtpu", "flax", "orbax-checkpoint"):
+    try:
+        print(name, importlib.metadata.version(name))
+    except importlib.metadata.PackageNotFoundError:
+        print(name, "none")
+PYTHON
+}
+
+listening() { # whether a TCP port is taken; the kernel's table has it in hexadecimal, state 0A is LISTEN
+    awk -v port="$(printf ':%04X' "$1")" '$2 ~ port "$" && $4 == "0A" { found = 1 } END { exit !found }' \
+        "$network/tcp" "$network/tcp6" 2>/dev/null
+}
+
+as_root() { # only root sees what other users' processes hold
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
+}
+
+holders() { # numbers of the processes that have a file open whose name matches
+    as_root find /proc/[0-9]*/fd -maxdepth 1 -type l -lname "$1" 2>/dev/null | cut -d/ -f3 || true
+}
+
+sees_everything() { as_root true 2>/dev/null; }
+
+fact host "$(hostname)"
+fact time "$(date +%s)"
+fact free_gb "$(free_gb "$base")"
+fact release "$(release_of "$base/current")"
+[ -f "$base/current/.python" ] || fail "$base/current: no code here yet; run sync first"
+found=$(versions "$(cat "$base/current/.python")") || fail "$(cat "$base/current/.python") does not run; run sync again"
+while read -r name version; do fact "version_$name" "$version"; done <<<"$found"
+token=$base/job/token
+fact token "$(if [ -f "$token" ]; then sha256sum "$token" | cut -c1-8; else printf none; fi)"
+if alive "$base/job/pid"; then fact job "$(cut -d' ' -f3 "$base/job/pid")"; else fact job none; fi
+
+[ -n "$ports" ] || exit 0
+for port in $ports; do
+    if listening "$port"; then fact "port_$port" used; else fact "port_$port" free; fi
+done
+fact chips "$(find "$devices" -maxdepth 2 -regex "$devices/\(accel/\)?\(accel\|vfio/\)[0-9]+" 2>/dev/null | wc -l)"
+held=$( (holders "$devices/accel*" && holders "$devices/vfio/*" && holders "$lock") | sort -un | tr '\n' ' ')
+fact holders "${held:-none}"
+if [ -e "$lock" ]; then
+    # Stale after a SIGKILL, and the next start stumbles over it. Gone is it only when nobody can own it: every process
+    # on the machine was looked at, none has it open, and its lock is free.
+    if [ -z "$held" ] && sees_everything && as_root flock -n "$lock" true; then
+        as_root rm -f "$lock"
+        fact lock removed
+    else
+        fact lock kept
+    fi
+else
+    fact lock none
+fi

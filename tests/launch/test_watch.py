@@ -1,0 +1,127 @@
+"""watch: what is taken away comes back, what breaks is tried again, and what a person ended is left alone."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from launch.errors import LaunchError
+from launch.settings import Settings
+from launch.watch import Budget
+from tests.launch.conftest import World, until
+
+
+@contextmanager
+def watching(world: World, *flags: str) -> Iterator[list[str]]:
+    """A watch in the background; yields the (out, err) that it has said once it has ended."""
+    said: list[str] = []
+    process = world.start("watch", "--accelerator_type", "v4-16", *flags)
+    try:
+        yield said
+        out, err = process.communicate(timeout=180)
+        said += [out, err, str(process.returncode)]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def started(world: World) -> bool:
+    return all(world.job(worker, "log").exists() for worker in (0, 1))
+
+
+def step(world: World, worker: int) -> int:
+    kept = list(Path(world.run_dir).glob(f"step-*-w{worker}"))
+    return int(kept[0].read_text() or 0) if kept else 0
+
+
+def test_a_preempted_pod_is_deleted_and_made_again_and_the_run_resumes(world: World) -> None:
+    world.set(creations=[["WAITING_FOR_RESOURCES", "ACTIVE"], ["WAITING_FOR_RESOURCES", "ACTIVE"]])
+    with watching(world, *world.command(), "--spot") as said:
+        until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
+        release = (world.home(0) / "echotts" / "current").readlink().name
+        (world.source / "little.py").write_text("# changed here meanwhile\n")
+        world.commit()
+        world.set(states=["SUSPENDING", "SUSPENDING", "SUSPENDED"])
+        until(lambda: len(world.calls("queued-resources", "create")) == 2, timeout_s=120)
+        until(lambda: started(world) and "after step" in world.job(1, "log").read_text(), timeout_s=120)
+        assert "after step 0," not in world.job(1, "log").read_text()
+        assert (world.home(0) / "echotts" / "current").readlink().name == release
+        world.call("stop")
+    out, err, code = said
+    assert code == "0"
+    changes = [call[3] for call in world.calls() if call[3] in ("create", "delete")]
+    assert changes == ["create", "delete", "create"]
+    assert "the machines are gone (SUSPENDED); trying again" in err
+    for words in ("SUSPENDING", "running on 2 workers", "stopped by hand: nothing left to watch"):
+        assert words in out
+
+
+def test_a_finished_run_ends_the_watch(world: World) -> None:
+    with watching(world, *world.command("finish")) as said:
+        pass
+    assert said[2] == "0"
+    assert "finished on all workers" in said[0]
+    assert len(world.calls("queued-resources", "create")) == 1
+
+
+def test_a_run_that_loses_a_process_is_started_again_on_all_workers(world: World) -> None:
+    with watching(world, *world.command()) as said:
+        until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
+        old = world.pid(0)
+        os.killpg(world.pid(1), signal.SIGKILL)
+        until(lambda: world.job(0).exists() and world.pid(0) != old, timeout_s=120)
+        until(lambda: "after step" in world.job(0, "log").read_text(), timeout_s=60)
+        world.call("stop")
+    assert said[2] == "0"
+    assert "the run ended early on worker 1; trying again" in said[1]
+    assert len(world.calls("queued-resources", "create")) == 1
+
+
+def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> None:
+    with watching(world, *world.command("crash"), "--max_per_day", "2") as said:
+        pass
+    assert said[2] == "1"
+    assert "tried 2 times within 24 hours (max_per_day): watch gives up" in said[1].splitlines()[-1]
+
+
+def test_machines_given_back_by_hand_are_not_made_again(world: World) -> None:
+    with watching(world, *world.command()) as said:
+        until(lambda: started(world), timeout_s=120)
+        world.set(states=[])
+    assert said[2] == "0"
+    assert "given back by hand" in said[0]
+    assert len(world.calls("queued-resources", "create")) == 1
+
+
+def test_a_network_that_is_gone_for_a_while_touches_nothing(world: World) -> None:
+    with watching(world, *world.command()) as said:
+        until(lambda: started(world), timeout_s=120)
+        pid = world.pid(0)
+        world.set(broken="ERROR: (gcloud) could not reach metadata service")
+        calls = len(world.calls("queued-resources", "describe"))
+        until(lambda: len(world.calls("queued-resources", "describe")) > calls + 2)
+        world.set(broken="")
+        assert world.pid(0) == pid
+        world.call("stop")
+    assert "could not reach metadata service; asking again in" in said[1]
+    assert not world.calls("queued-resources", "delete")
+
+
+def test_pauses_double_up_to_half_an_hour_and_are_short_again_after_a_steady_run() -> None:
+    budget = Budget(Settings(backoff_s=60, max_per_day=9))
+    assert [budget.spend(0.0, "x") for _ in range(8)] == [0, 60, 120, 240, 480, 960, 1800, 1800]
+    budget.steady()
+    assert budget.spend(1.0, "x") == 0
+    with pytest.raises(LaunchError, match=r"x; tried 9 times within 24 hours"):
+        budget.spend(2.0, "x")
+    assert budget.spend(86_500.0, "x") == 60
+
+
+def test_watch_in_a_dry_run_creates_nothing(world: World) -> None:
+    said = world.call("watch", *world.command(), "--accelerator_type", "v4-16", "--dry_run")
+    assert "queued-resources create" in said
+    assert "at most 24 times a day" in said
+    assert not world.calls("queued-resources", "create")

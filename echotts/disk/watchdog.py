@@ -182,9 +182,11 @@ class Watchdog:
 
 
 def make_room(settings: Path, run_dir: Path, needed_bytes: int) -> None:
-    """A pass by the trainer, before it writes so many bytes to its run directory."""
-    for action in Watchdog(load_settings(settings)).run_pass(needed_bytes=needed_bytes, on=run_dir):
-        LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
+    """Passes by the trainer, before it writes so many bytes to its run directory, until there is room or no more."""
+    watchdog = Watchdog(load_settings(settings))
+    while actions := watchdog.run_pass(needed_bytes=needed_bytes, on=run_dir):
+        for action in actions:
+            LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
 
 
 def _written(places: list[Place]) -> list[Path]:

@@ -1,7 +1,8 @@
 """All numbers of one run, in memory: a column for each name and kind of line, growing as the files grow.
 
-Columns are float32, unless a number needs more, and steps int32: 2 million lines of the trainer take about 130 MB.
-Where a step occurs twice the later line counts, and what a resumed run has left behind it does not count at all.
+Columns are float32 and steps int32. Beyond BUDGET_BYTES the older lines of the longest columns are thinned: of each
+four, every column keeps its least and its greatest, so that no spike is lost. Where a step occurs twice the later line
+counts, and what a resumed run has left behind it does not count at all.
 """
 
 import itertools
@@ -18,7 +19,8 @@ from echotts.monitor.hosts import MetricsFile, metrics_files
 from echotts.monitor.lines import Event, LineReader, Names, Parsed, Table, sampled
 
 FIRST_ROWS = 1024
-EXACT_FLOAT32 = 2**24  # whole numbers above it need float64
+BUDGET_BYTES = 64 << 20  # of one run: 2 million lines of five numbers, or 600,000 of the trainer's
+NEWEST = 4  # one part in so many is never thinned
 MAX_KINDS = 300  # a run has about ten kinds of lines for each host; a stranger's file may name anything
 MAX_EVENTS = 5000
 MARKS = 1000  # cursors that are remembered
@@ -53,15 +55,20 @@ class Growing:
 
     def extend(self, new: np.ndarray) -> None:
         rows = self.rows + len(new)
-        dtype = self._array.dtype
-        if dtype == np.float32 and len(new) and np.nanmax(np.abs(new), initial=0) > EXACT_FLOAT32:
-            dtype = np.dtype(np.float64)
-        if rows > len(self._array) or dtype != self._array.dtype:
-            grown = np.empty(max(rows, 2 * len(self._array) if rows > len(self._array) else 0), dtype)
+        if rows > len(self._array):
+            grown = np.empty(max(rows, 2 * len(self._array)), self._array.dtype)
             grown[: self.rows] = self.array
             self._array = grown
         self._array[self.rows : rows] = new
         self.rows = rows
+
+    def thin(self, older: np.ndarray, rows: int) -> None:
+        """Puts `older` in the place of the first `rows`."""
+        newer = self.array[rows:]
+        thinned = np.empty(len(self._array), self._array.dtype)
+        thinned[: len(older)] = older
+        thinned[len(older) : len(older) + len(newer)] = newer
+        self._array, self.rows = thinned, len(older) + len(newer)
 
 
 class Columns:
@@ -72,6 +79,7 @@ class Columns:
         self.rises = True  # each step is above the one before
         self.times, self.steps = Growing(np.float64), Growing(np.int32)
         self.values = {name: Growing(np.float32) for name in table.names}
+        self.thinned = 0  # lines that are there no more
 
     @property
     def rows(self) -> int:
@@ -88,6 +96,19 @@ class Columns:
         self.steps.extend(table.steps)
         for place, name in enumerate(table.names):
             self.values[name].extend(table.values[:, place])
+
+    def thin(self) -> None:
+        """Halves what is not of the newest quarter: the least and the greatest of each four, in their order."""
+        rows = self.rows * (NEWEST - 1) // NEWEST // 4 * 4
+        for column in (self.times, self.steps):
+            column.thin(column.array[:rows].reshape(-1, 4)[:, [0, 2]].reshape(-1), rows)
+        for column in self.values.values():
+            fours = column.array[:rows].reshape(-1, 4)
+            least, most = np.fmin.reduce(fours, axis=1), np.fmax.reduce(fours, axis=1)
+            falls = fours.argmax(axis=1) < fours.argmin(axis=1)
+            pairs = np.stack([np.where(falls, most, least), np.where(falls, least, most)], axis=1)
+            column.thin(pairs.reshape(-1), rows)
+        self.thinned += rows // 2
 
 
 Kind = tuple[str, int, Names, bool]
@@ -140,6 +161,11 @@ class History:
         return sum(columns.bytes for columns in self._columns.values())
 
     @property
+    def is_thinned(self) -> bool:
+        """Whether older lines had to make room."""
+        return any(columns.thinned for columns in self._columns.values())
+
+    @property
     def cuts(self) -> int:
         """How often a file was cut or replaced."""
         return sum(reader.cuts for _, reader in self._readers.values())
@@ -182,7 +208,7 @@ class History:
         counts: dict[str, int] = {}
         for columns in self._columns.values():
             for name in columns.values:
-                counts[name] = counts.get(name, 0) + columns.rows
+                counts[name] = counts.get(name, 0) + columns.rows + columns.thinned
         return counts
 
     def points(self, name: str) -> Points:
@@ -219,8 +245,8 @@ class History:
             first = min(columns.steps.array[rows:].min() for columns, rows in grown)
             if first <= max(columns.steps.array[:rows].max() for columns, rows in old):
                 return None
-            if not all(columns.rises for columns, _ in grown):
-                return None
+            if any(np.any(np.diff(columns.steps.array[rows:]) <= 0) for columns, rows in grown):
+                return None  # resumed within what is new
         return sum(columns.rows - rows for columns, rows in grown)
 
     def new_events(self, cursor: Cursor | None) -> list[tuple[MetricsFile, Event]]:
@@ -262,6 +288,9 @@ class History:
                     continue
                 self._columns[kind] = Columns(table)
             self._columns[kind].append(table)
+        while self.bytes > BUDGET_BYTES:
+            max(self._columns.values(), key=lambda columns: columns.bytes).thin()
+            self._generation += 1
         self.events += ((file, event) for event in parsed.events)
         self._dropped_events += max(len(self.events) - MAX_EVENTS, 0)
         del self.events[:-MAX_EVENTS]

@@ -1,0 +1,105 @@
+/** All charts together: which there are, which lines each draws, and the zoom and axis they share. */
+
+import { Chart, colour } from "./chart.js";
+import { extraPanel, linesOf, PANELS } from "./panels.js";
+import { markOf } from "./tables.js";
+
+export const RUN_COLOURS = 6, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 6], [1, 5]];
+
+export class Charts {
+  #charts = new Map(); #panels = [...PANELS]; #onZoomed; #missed = "";
+  /** What the charts share (see Chart). */
+  hub = { zoom: null, axis: "step", logarithmic: false, onZoom: (range) => this.zoom(range) };
+
+  /** `onZoomed(bool)` hears whether a part is shown. */
+  constructor(onZoomed) {
+    this.#onZoomed = onZoomed;
+    for (const panel of PANELS) this.#add(panel);
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.recolour());
+  }
+
+  #add(panel) {
+    const chart = new Chart(panel, this.hub);
+    document.querySelector(`.charts[data-section="${panel.section}"]`).append(chart.node);
+    this.#charts.set(panel.id, chart);
+  }
+
+  zoom(range) {
+    this.hub.zoom = range;
+    this.#onZoomed(range !== null);
+    for (const chart of this.#charts.values()) chart.rescale();
+  }
+
+  /** The charts of single metrics, below the table of all: exactly these. */
+  setExtras(metrics) {
+    const wanted = new Map(metrics.map((metric) => [`more:${metric.name}`, metric]));
+    for (const panel of this.#panels.filter((panel) => panel.section === "more" && !wanted.has(panel.id))) {
+      this.#charts.get(panel.id).destroy();
+      this.#charts.delete(panel.id);
+    }
+    this.#panels = this.#panels.filter((panel) => panel.section !== "more" || wanted.has(panel.id));
+    for (const [id, metric] of wanted) {
+      if (this.#charts.has(id)) continue;
+      const panel = extraPanel(metric);
+      this.#panels.push(panel);
+      this.#add(panel);
+    }
+  }
+
+  /** The metrics that the charts and the figures at the top need, of those the run has. */
+  namesOf(names) {
+    const known = new Set(names);
+    const wanted = this.#panels.flatMap((panel) => linesOf(panel, names).map((line) => line.name));
+    wanted.push("time/step_s", "data/samples_seen", "data/audio_hours");
+    return [...new Set(wanted)].filter((name) => known.has(name) && name !== "loss/train").sort();
+  }
+
+  /** `runs`: [{name, slot, curves, names, events, offset, place(event)}], the open one first; `offset` is taken off x. */
+  draw(runs) {
+    const names = [...new Set(runs.flatMap((run) => run.names))];
+    const marks = runs.flatMap((run) => this.#marksOf(run));
+    for (const panel of this.#panels) {
+      const lines = linesOf(panel, names);
+      // one line: its colour is the run's; several: the colour is the line's, and the run is told by its dashes
+      const several = lines.length > 1;
+      const drawn = runs.flatMap((run, order) => lines.map((line, index) => ({
+        label: several || runs.length === 1 ? line.label : run.name,
+        colour: several ? colour(`--${panel.ordered ? "order" : "line"}-${index + 1}`) : runColour(run.slot),
+        dash: several ? DASHES[order % DASHES.length] : [],
+        listed: !several || order === 0,
+        curve: shaped(run.curves.get(line.name), panel.smooth, run.offset),
+      })));
+      const keys = several && runs.length > 1
+        ? runs.map((run, order) => ({ label: run.name, dash: DASHES[order % DASHES.length] }))
+          .filter((_, order) => lines.some((line) => runs[order].curves.get(line.name)?.x.length))
+        : [];
+      this.#charts.get(panel.id).draw(drawn, { marks, keys, missing: this.#missed || panel.missing });
+    }
+  }
+
+  #marksOf(run) {
+    return run.events.flatMap((event) => {
+      const mark = markOf(event), x = mark && run.place(event);
+      return mark && x !== null ? [{ x: x - run.offset, label: mark.label, colour: colour(mark.colour) }] : [];
+    }).sort((a, b) => a.x - b.x);
+  }
+
+  /** Said in every chart that is empty, instead of its own sentence; "" for none. */
+  explain(text) {
+    this.#missed = text;
+  }
+
+  recolour() {
+    for (const chart of this.#charts.values()) chart.recolour();
+  }
+}
+
+export function runColour(slot) {
+  return colour(`--run-${(slot % RUN_COLOURS) + 1}`);
+}
+
+/** The curve without smoothing where the panel wants none, and from the run's own start where runs are compared in time. */
+function shaped(curve, smooth, offset) {
+  const { x = [], y = [], smooth: smoothed = [] } = curve ?? {};
+  return { x: offset ? x.map((value) => value - offset) : x, y, smooth: smooth ? smoothed : [] };
+}

@@ -1,0 +1,69 @@
+/** Elements made by hand. Strings from a run (names, texts, configuration) become text nodes, never markup. */
+
+/**
+ * One element. `class`, `text` and `on` ({event: handler}) are special; other keys are attributes, where true means
+ * present and false, null or undefined absent. Inline styles are not possible here: the policy forbids them.
+ */
+export function el(tag, settings = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [key, value] of Object.entries(settings)) {
+    if (value === false || value === null || value === undefined) continue;
+    if (key === "class") node.className = value;
+    else if (key === "text") node.textContent = value;
+    else if (key === "on") for (const [event, handler] of Object.entries(value)) node.addEventListener(event, handler);
+    else node.setAttribute(key, value === true ? "" : value);
+  }
+  node.append(...children.filter((child) => child !== null && child !== undefined));
+  return node;
+}
+
+/** The element with this id; the page's skeleton has it, or the page is broken. */
+export function byId(id) {
+  const node = document.getElementById(id);
+  if (!node) throw new Error(`page.html has no element #${id}`);
+  return node;
+}
+
+/** Sets text only where it changed, so that live regions do not speak without news. */
+export function setText(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}
+
+/** A quiet sentence where a table or chart would be empty. */
+export function blank(text) {
+  return el("p", { class: "blank", text });
+}
+
+/**
+ * A table that folds into cards on a phone. `columns`: [{title, head?, number?, cell(row) -> string or Node}].
+ * `rowClass(row)` may mark a row; `shape`: "pairs" for cards of two columns, "narrow" for no wider than its text.
+ * Roles are written out because the folded layout would lose them.
+ */
+export function table(label, columns, rows, { rowClass = () => "", shape = "" } = {}) {
+  const head = columns.map((column) =>
+    el("th", { scope: "col", role: "columnheader", class: column.number ? "number" : "", text: column.title }),
+  );
+  const body = rows.map((row) =>
+    el("tr", { role: "row", class: rowClass(row) }, ...columns.map((column) => {
+      const content = column.cell(row);
+      const role = column.head ? "rowheader" : "cell";
+      return el(column.head ? "th" : "td",
+        { role, scope: column.head ? "row" : null, class: column.number ? "number" : "", "data-label": column.title },
+        content ?? "–");
+    })),
+  );
+  return el("div", { class: `table ${shape}`, tabindex: "0", role: "group", "aria-label": label },
+    el("table", { role: "table" },
+      el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, ...head)),
+      el("tbody", { role: "rowgroup" }, ...body)));
+}
+
+/** "4 s ago", kept true by the page's clock: refreshAges() rewrites every one of them. */
+export function age(unix, format) {
+  return el("time", { class: "age", "data-unix": unix, datetime: new Date(unix * 1000).toISOString(),
+    title: new Date(unix * 1000).toLocaleString(), text: format(unix) });
+}
+
+export function refreshAges(format) {
+  for (const node of document.querySelectorAll("time.age")) setText(node, format(Number(node.dataset.unix)));
+}

@@ -202,8 +202,26 @@ class RunConfig:
     """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
     """Weights to begin with: an export, a published .pkl or another run."""
+    coordinator: str = ""
+    """Of several processes: HOST:PORT of process 0, or auto where the machines know (TPU pods, GKE, Slurm)."""
+    processes: int = 1
+    """How many run this program together; with auto the machines know."""
+    process_index: int = 0
+    """Which of them this is, from 0; with auto the machines know."""
+    join_timeout_s: int = 1800
+    """Seconds to wait for the other processes at the start."""
+    heartbeat_s: int = 60
+    """Seconds without a sign of life after which a process counts as lost, and all end."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.process_index < self.processes:
+            raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
+        if self.processes > 1 and not self.coordinator:
+            raise ValueError(f"processes {self.processes} need --run.coordinator HOST:PORT to find each other")
+        if self.coordinator not in ("", "auto") and not self.coordinator.rpartition(":")[2].isdigit():
+            raise ValueError(f"coordinator {self.coordinator!r}: give HOST:PORT of process 0, or auto")
+        if self.join_timeout_s < 1 or self.heartbeat_s < 1:
+            raise ValueError(f"join_timeout_s {self.join_timeout_s} and heartbeat_s {self.heartbeat_s} must be above 0")
         if self.keep_last < 1 or self.eval_batches < 1:
             raise ValueError(f"keep_last {self.keep_last} and eval_batches {self.eval_batches} must be at least 1")
 

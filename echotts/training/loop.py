@@ -7,6 +7,7 @@ import jax
 
 from echotts.config import Config
 from echotts.training import mesh as meshes
+from echotts.training import processes
 from echotts.training.checkpoint import Checkpoints
 from echotts.training.export import describe
 from echotts.training.feed import Feed
@@ -37,7 +38,8 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
     NonFiniteError and what the data raises; whatever happens, committed checkpoints stay whole.
     """
     steps, run = config.optim.steps, config.run
-    with ExitStack() as stack:
+    processes.join(config)
+    with processes.all_end_at_once(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
         mesh = meshes.make_mesh()
         inputs = open_inputs(config)
@@ -53,6 +55,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         feed = Feed(stack.enter_context(inputs.stream), mesh)
         reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
 
+        stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
             fed = feed.next()
@@ -60,7 +63,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             step, samples_seen = step + 1, samples_seen + config.data.batch_size
             reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
             here = bookmark(config, inputs, step, samples_seen, fed)
-            leaving = stop.requested or step == steps
+            leaving = stop.agreed(step) or step == steps
 
             if heldout and _due(step, run.eval_every, steps):
                 with reporter.pause():

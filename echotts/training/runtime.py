@@ -1,10 +1,12 @@
 """What this process is, and when it has been asked to stop."""
 
 import logging
+import os
 import signal
 from types import FrameType, TracebackType
 
 import jax
+from jax.experimental import multihost_utils
 
 LOGGER = logging.getLogger(__name__)
 
@@ -17,7 +19,8 @@ def is_primary() -> bool:
 class StopSignal:
     """Within `with StopSignal() as stop:` SIGINT and SIGTERM ask for a stop instead of ending the process.
 
-    The loop looks at `requested` after each step, saves and leaves. A second SIGINT interrupts at once.
+    The loop asks `agreed` after each step, saves and leaves. A second SIGINT interrupts at once. Of several processes
+    JAX's own notice of SIGTERM is used, which makes all of them stop after the same step.
     """
 
     def __init__(self) -> None:
@@ -25,9 +28,16 @@ class StopSignal:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        alone = jax.process_count() == 1
+        for number in (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,):
             self._previous[number] = signal.signal(number, self._ask)
         return self
+
+    def agreed(self, step: int) -> bool:
+        """Whether the run leaves after this step. All processes ask after each step, and get the same answer."""
+        if jax.process_count() == 1:
+            return self.requested
+        return bool(multihost_utils.reached_preemption_sync_point(step))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -39,6 +49,8 @@ class StopSignal:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.requested = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)  # which the others hear of, too
         LOGGER.warning(
             "%s: finishing this step, then saving; interrupt again to stop at once", signal.Signals(number).name
         )

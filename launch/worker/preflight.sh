@@ -31,8 +31,10 @@ as_root() { # only root sees what other users' processes hold
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-holders() { # numbers of the processes that have a file open whose name matches
-    as_root find /proc/[0-9]*/fd -maxdepth 1 -type l -lname "$1" 2>/dev/null | cut -d/ -f3 || true
+holders() { # numbers of the processes that have the lock or a TPU device open
+    as_root find /proc/[0-9]*/fd -maxdepth 1 -type l \
+        \( -lname "$lock" -o -lname "$devices/accel*" -o -lname "$devices/vfio/*" \) 2>/dev/null |
+        cut -d/ -f3 | sort -un | tr '\n' ' ' || true
 }
 
 sees_everything() { as_root true 2>/dev/null; }
@@ -53,7 +55,7 @@ for port in $ports; do
     if listening "$port"; then fact "port_$port" used; else fact "port_$port" free; fi
 done
 fact chips "$(find "$devices" -maxdepth 2 -regex "$devices/\(accel/\)?\(accel\|vfio/\)[0-9]+" 2>/dev/null | wc -l)"
-held=$( (holders "$devices/accel*" && holders "$devices/vfio/*" && holders "$lock") | sort -un | tr '\n' ' ')
+held=$(holders)
 fact holders "${held:-none}"
 if [ -e "$lock" ]; then
     # Stale after a SIGKILL, and the next start stumbles over it. Gone is it only when nobody can own it: every process

@@ -1,6 +1,7 @@
 """A pod of two workers behind a fake gcloud: its worker scripts really run, each in a home folder of its own."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
@@ -86,7 +87,9 @@ class World:
     def set(self, **facts: object) -> None:
         """Changes the state of affairs."""
         path = self.cloud / "world.json"
-        path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | facts))
+        with (self.cloud / "lock").open("w") as lock:  # which every call of the fake takes
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | facts))
 
     def call(self, *arguments: str, program: str = "tpu.py", code: int = 0, timeout_s: float = 180) -> str:
         """Runs a verb; its two outputs, after the exit code was as expected."""

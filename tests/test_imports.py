@@ -21,6 +21,7 @@ PACKAGE = ROOT / "echotts"
 ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itself
     "config": set(),
     "files": set(),
+    "disk": {"files"},
     "pickle_machine": set(),
     "pickles": {"pickle_machine"},
     "text": {"config"},
@@ -30,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "codec": {"audio", "files", "pickles"},
     "data": {"config", "files", "text", "audio", "codec", "disk"},
     "interop": {"config", "files", "text", "pickles", "model"},
-    "training": {"config", "files", "text", "model", "flow", "data", "interop"},
+    "training": {"config", "files", "text", "disk", "model", "flow", "data", "interop"},
     "monitor": {"training"},  # the names of metrics, and no more
     "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training"},
     "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
@@ -178,6 +179,7 @@ def normalised(distribution: str) -> str:
         ("train_pretrain.py", "--help"),
         ("inference.py", "--help"),
         ("monitor.py", "--help"),
+        ("disk_watchdog.py", "--help"),
         ("echotts", "--help"),
         ("echotts", "codec", "--help"),
         ("echotts", "data", "--help"),

@@ -7,8 +7,6 @@ room; the trainer looks for it after each step. It can be empty, for want of roo
 import contextlib
 import json
 import logging
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,11 +75,3 @@ def full(run_dir: Path) -> Space | None:
         withdraw(run_dir)
         return None
     return space
-
-
-def wait_for_room(run_dir: Path, enough: Callable[[], bool]) -> float:
-    """Waits until the request is over or `enough()`; returns the seconds that took."""
-    began = time.monotonic()
-    while full(run_dir) is not None and not enough():
-        time.sleep(LOOK_S)
-    return time.monotonic() - began

@@ -7,6 +7,7 @@ Where the run's own configuration cannot be read, which says what to keep, all s
 
 import contextlib
 import json
+import logging
 import os
 import re
 import stat
@@ -19,6 +20,8 @@ from echotts.disk.leases import OPEN_FOLDER, is_leased, lease
 from echotts.disk.scan import Entry, Folder, Found, OpenFiles, measure_folder, partial_files
 from echotts.disk.settings import PARTIAL_NAMES, Root
 from echotts.files import atomic_write
+
+LOGGER = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 STEP = re.compile(r"step_(\d{8,})")
@@ -37,15 +40,22 @@ PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), ("samples",))
 def writing(run_dir: Path) -> Iterator[None]:
     """The lease of a run's own process: while it lasts, nothing that is half written there is stale."""
     marker = run_dir / WRITER
+    run_dir.mkdir(parents=True, exist_ok=True)
     marker.touch()
     with lease(marker):
         yield
 
 
 def note_verified(run_dir: Path, step: int) -> None:
-    """Says that the checkpoint of this step was read back whole: it stays until a newer one was."""
-    with atomic_write(run_dir / VERIFIED) as path:
-        path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    """Says that the checkpoint of this step was read back whole: it stays until a newer one was.
+
+    A run directory that cannot be written is said and borne: reading does not depend on it.
+    """
+    try:
+        with atomic_write(run_dir / VERIFIED) as path:
+            path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+    except OSError as error:
+        LOGGER.warning("step %d was read back whole, which could not be noted: %s", step, error)
 
 
 def run_folders(root: int) -> list[Folder]:

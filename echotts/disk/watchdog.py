@@ -17,7 +17,7 @@ from echotts.disk.candidates import Candidate, Place, candidates, open_place
 from echotts.disk.journal import write_event
 from echotts.disk.measure import Space, measure
 from echotts.disk.remove import KeptError, OpenRoot
-from echotts.disk.settings import Limits, Settings, load_settings
+from echotts.disk.settings import Limits, Settings
 
 MAX_LINES = 100  # of one pass in a run's metrics; a last one counts the rest
 LOCK_WAIT_S = 5.0  # for another pass over the same root: a trainer's, before it saves
@@ -68,6 +68,7 @@ class Watchdog:
         self._settings = settings
         self._dry_run = dry_run
         self._say = say
+        self._nearly_full = False
         self._cleaning: set[int] = set()  # disks that a pass began to clean and has not cleaned to the end
 
     def run_pass(self, *, needed_bytes: int = 0, on: Path | None = None) -> list[Action]:
@@ -164,6 +165,7 @@ class Watchdog:
         limits = self._settings.limits
         space, fullest = max(((measure(p.root.descriptor), p) for p in places), key=lambda found: found[0].used_share)
         if space.used_share < limits.resume:
+            self._nearly_full = False
             for place in places:
                 for run in place.runs:
                     pause.withdraw(place.run_dir(run))
@@ -172,7 +174,9 @@ class Watchdog:
             return
         request = pause.Request(place=str(fullest.root.path), below=limits.resume)
         message = f"{fullest.root.path} on {socket.gethostname()}: {space}; nothing more may be deleted"
-        LOGGER.warning("%s", message)
+        if not self._nearly_full:
+            LOGGER.warning("%s", message)
+        self._nearly_full = True
         for place in places:
             for run in place.runs:
                 run_dir = place.run_dir(run)
@@ -181,12 +185,18 @@ class Watchdog:
                     write_event(run_dir, "disk_full", step, f"{message}; asked to save and wait", space, 0)
 
 
-def make_room(settings: Path, run_dir: Path, needed_bytes: int) -> None:
-    """Passes by the trainer, before it writes so many bytes to its run directory, until there is room or no more."""
-    watchdog = Watchdog(load_settings(settings))
-    while actions := watchdog.run_pass(needed_bytes=needed_bytes, on=run_dir):
-        for action in actions:
-            LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
+def make_room(settings: Settings, folder: Path, needed_bytes: int) -> None:
+    """Passes by a trainer that is about to write so many bytes to a folder, until there is room or no more to delete.
+
+    A pass that fails is said and ends them: whether there is room is for the trainer to see.
+    """
+    watchdog = Watchdog(settings)
+    try:
+        while actions := watchdog.run_pass(needed_bytes=needed_bytes, on=folder):
+            for action in actions:
+                LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
+    except OSError as error:
+        LOGGER.warning("making room failed: %s", error)
 
 
 def _written(places: list[Place]) -> list[Path]:

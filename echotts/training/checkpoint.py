@@ -24,6 +24,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from echotts.config import Config, RunConfig
+from echotts.disk.leases import lease
+from echotts.disk.runs import note_verified
+from echotts.disk.settings import load_settings
+from echotts.disk.watchdog import make_room
 
 LOGGER = logging.getLogger(__name__)
 
@@ -63,6 +67,7 @@ class Checkpoints:
     def __init__(self, run_dir: Path, run: RunConfig):
         self.directory = (run_dir / FOLDER).absolute()
         self._run = run
+        self._disk = load_settings(Path(run.disk_config).expanduser()) if run.disk_config else None
         self._last_save_s = time.monotonic()
         for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -95,6 +100,8 @@ class Checkpoints:
         self._last_save_s = began
         if meta.step in self._manager.all_steps():
             return 0.0
+        if self._disk is not None and jax.process_index() == 0:
+            make_room(self._disk, self.directory, _bytes(arrays))
         self._check_room(arrays)
         items = {name: ocp.args.StandardSave(arrays[name]) for name in ARRAYS}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
@@ -130,9 +137,12 @@ class Checkpoints:
         broken: list[tuple[Path, Exception]] = []
         for folder in found:
             try:
-                meta = read_meta(folder)
-                check_config(meta.config, config, folder)
-                arrays = {name: read_arrays(folder, name, abstract[name]) for name in ARRAYS}
+                with lease(folder):
+                    meta = read_meta(folder)
+                    check_config(meta.config, config, folder)
+                    arrays = {name: read_arrays(folder, name, abstract[name]) for name in ARRAYS}
+                    if jax.process_index() == 0:
+                        note_verified(self.directory.parent, meta.step)
             except ConfigDiffersError:
                 raise
             except UNREADABLE as error:
@@ -164,8 +174,12 @@ class Checkpoints:
     ) -> None:
         self.close()
 
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether there is room for a checkpoint of these arrays."""
+        return shutil.disk_usage(self.directory).free >= _bytes(arrays)
+
     def _check_room(self, arrays: Mapping[str, Any]) -> None:
-        needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(dict(arrays)))
+        needed = _bytes(arrays)
         free = shutil.disk_usage(self.directory).free
         if free < needed:
             raise CheckpointError(
@@ -260,6 +274,10 @@ def first_line(error: BaseException) -> str:
     system = SYSTEM_REASON.search(str(error))
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return system[1].strip() if system else lines[0][:300]
+
+
+def _bytes(arrays: Mapping[str, Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(dict(arrays)))
 
 
 def _may_differ(key: str) -> bool:

@@ -11,6 +11,7 @@ from jax.sharding import SingleDeviceSharding
 
 from echotts import interop
 from echotts.config import EncoderConfig, ModelConfig
+from echotts.disk.leases import lease
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.training.checkpoint import (
@@ -63,7 +64,8 @@ def load_run(path: Path, weights: WeightsName = "ema") -> Weights:
         raise FileNotFoundError(f"{path}: no checkpoint there; a run directory holds {FOLDER}/step_*")
     for folder in folders:
         try:
-            return _load_step(folder, weights)
+            with lease(folder):
+                return _load_step(folder, weights)
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
     raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import jax
 
 from echotts.config import Config
+from echotts.disk.runs import writing
 from echotts.training import mesh as meshes
 from echotts.training import processes
 from echotts.training.checkpoint import Checkpoints
@@ -16,6 +17,7 @@ from echotts.training.inputs import open_inputs
 from echotts.training.metrics import MetricsWriter
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
+from echotts.training.room import any_process, asked_to_wait, wait_for_room
 from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, write_samples
 from echotts.training.start import begin, bookmark, make_run_dir, write_config
@@ -46,6 +48,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         train_step = make_train_step(config, mesh)
         heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
         run_dir = make_run_dir(run)
+        stack.enter_context(writing(run_dir))
         checkpoints = stack.enter_context(Checkpoints(run_dir, run))
         state, step, samples_seen = begin(config, mesh, checkpoints, inputs)
         write_config(run_dir, config)
@@ -63,6 +66,13 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             step, samples_seen = step + 1, samples_seen + config.data.batch_size
             reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
             here = bookmark(config, inputs, step, samples_seen, fed)
+            if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
+                with reporter.pause():
+                    if not any_process(not checkpoints.fits(state.arrays())):
+                        reporter.saved(step, checkpoints.save(state.arrays(), here))
+                        checkpoints.wait()
+                    reporter.disk_full(step, space)
+                    wait_for_room(run_dir, stop)
             leaving = stop.agreed(step) or step == steps
 
             if heldout and _due(step, run.eval_every, steps):

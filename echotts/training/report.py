@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from echotts.config import Config
+from echotts.disk.measure import Space
 from echotts.training.feed import Fed, Feed
 from echotts.training.metrics import MetricsWriter
 from echotts.training.progress import Progress
@@ -86,6 +87,13 @@ class Reporter:
     def saved(self, step: int, seconds: float | int) -> None:
         """A checkpoint of this step is on its way to disk."""
         self._writer.write(step, {"checkpoint/save_s": seconds})
+
+    def disk_full(self, step: int, space: Space) -> None:
+        """The watchdog asks to save and wait; training goes on when there is room."""
+        message = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"
+        free = {"host/disk_free_bytes": space.free_bytes, "host/disk_free_share": 1 - space.used_share}
+        self._writer.event(step, "disk_full", message, free)
+        self._progress.say(f"step {step}: {message}")
 
     @contextmanager
     def pause(self) -> Iterator[None]:

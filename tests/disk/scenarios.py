@@ -16,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import logging
 import os
 import random
 import shutil
@@ -233,8 +234,9 @@ class Trainer:
     def wait_if_asked(self) -> None:
         if pause.full(self.scene.run) is not None:
             self.ledger.note("asked")
-            began = time.monotonic()
-            pause.wait_for_room(self.scene.run, lambda: time.monotonic() > began + 0.05)
+            deadline = time.monotonic() + 0.05
+            while pause.full(self.scene.run) is not None and time.monotonic() < deadline:
+                time.sleep(0.01)
 
 
 def read_forever(scene: Scene, round_: int) -> None:
@@ -245,7 +247,7 @@ def read_forever(scene: Scene, round_: int) -> None:
             folder = scene.run / "checkpoints" / f"step_{step:08d}"
             with contextlib.suppress(FileNotFoundError, LeaseError), lease(folder):
                 trainer.read_twice(folder, contents)
-        time.sleep(0.001)
+        time.sleep(0.01)
 
 
 def watch(scene: Scene, round_: int) -> None:
@@ -254,7 +256,7 @@ def watch(scene: Scene, round_: int) -> None:
     while True:
         if gone := dog.run_pass():
             scene.ledger.note("deleted", len(gone))
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 @contextmanager
@@ -418,6 +420,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--work", type=Path, required=True)
     arguments = parser.parse_args()
+    logging.disable()  # a hundred warnings of a full disk
     began = time.monotonic()
     counts: Counter[str] = Counter()
     broken: list[str] = []

@@ -85,6 +85,16 @@ def test_what_is_leased_stays(root, is_folder):
     assert not path.exists()
 
 
+@both
+def test_what_is_leased_by_the_lock_alone_stays(root, is_folder):
+    path = thing(root.path / "thing", is_folder)
+    (root.path / ".leases").touch()  # no record can be written
+    was = found(root, path)
+    with lease(path), pytest.raises(KeptError, match="leased"):
+        root.remove(was)
+    assert path.exists()
+
+
 def test_what_lies_in_a_leased_folder_stays(root):
     path = write(root.path / "a" / "b" / "thing")
     was = found(root, path)

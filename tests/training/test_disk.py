@@ -1,0 +1,187 @@
+"""The trainer and the watchdog: leases, what both call a checkpoint, room before a save, waiting when asked to."""
+
+import json
+import os
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from echotts.disk import pause
+from echotts.disk.leases import is_leased
+from echotts.disk.runs import WRITER, verified_step
+from echotts.disk.settings import Limits, Root, Settings
+from echotts.disk.watchdog import Watchdog
+from echotts.training import checkpoint, export, room
+from echotts.training.checkpoint import FOLDER
+from echotts.training.loop import train
+from echotts.training.metrics import metrics_path
+from echotts.training.runtime import StopSignal
+from tests.training.conftest import TINY, with_sections
+from tests.training.test_checkpoint import abstract, arrays, meta, names, open_run, restore, save_steps
+from tests.training.test_loop import StopAfter
+
+
+def always_clean(*roots: Root) -> Settings:
+    return Settings(limits=Limits(start=1e-9, stop=1e-9, min_free_gib=0.0, min_free_inodes=0), roots=roots)
+
+
+def leased(path) -> bool:
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        return is_leased(folder, path.name)
+    finally:
+        os.close(folder)
+
+
+def run_with_config(folder, **run):
+    """A run directory as a trainer leaves it before its first step."""
+    (folder / "config.json").write_text(json.dumps({"run": {"keep_last": 3, "keep_every": 0} | run}))
+    return folder
+
+
+def test_what_orbax_writes_is_a_whole_checkpoint_and_the_trainer_bears_that_old_ones_go(tmp_path):
+    run = run_with_config(tmp_path)
+    watchdog = Watchdog(always_clean(Root(kind="runs", path=run, min_age_hours=0.0, keep_last=1)))
+    with open_run(run, keep_last=3) as checkpoints:
+        for step in range(1, 8):
+            checkpoints.save(arrays(step), meta(step))
+            checkpoints.wait()
+            if step in (3, 4):
+                assert [action.path.name for action in watchdog.run_pass()][-1] == f"step_{step - 1:08d}"
+                assert names(run) == [f"step_{step:08d}"]
+    assert names(run) == [f"step_{step:08d}" for step in (5, 6, 7)]
+    found, about = restore(run)
+    assert about.step == 7
+    jax.tree.map(np.testing.assert_array_equal, found, arrays(7))
+
+
+def test_a_checkpoint_is_leased_while_it_is_restored_and_verified_after(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1, 2)
+    newest = tmp_path / FOLDER / "step_00000002"
+    seen = []
+    really = checkpoint.read_arrays
+    monkeypatch.setattr(checkpoint, "read_arrays", lambda *given: seen.append(leased(newest)) or really(*given))
+    restore(tmp_path)
+    assert seen == [True] * 3
+    assert not leased(newest)
+    here = os.open(tmp_path, os.O_RDONLY)
+    assert verified_step(here, ()) == 2
+    os.close(here)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / FOLDER / "step_00000002" / "meta" / "metadata").write_text("{")
+    restore(tmp_path)
+    assert json.loads((tmp_path / "verified.json").read_text()) == {"step": 1}
+
+
+def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch):
+    save_steps(tmp_path, 1)
+    seen = []
+    nothing = export.Weights({}, TINY.model, {})
+    monkeypatch.setattr(export, "_load_step", lambda folder, weights: seen.append(leased(folder)) or nothing)
+    export.load_run(tmp_path)
+    assert seen == [True]
+
+
+def test_room_is_made_before_a_save(tmp_path):
+    log = tmp_path / "logs" / "old.log"
+    log.parent.mkdir()
+    log.write_bytes(b"x" * 100)
+    os.utime(log, (1, 1))
+    config = tmp_path / "watchdog.toml"
+    config.write_text(f'[limits]\nstart = 1e-9\nstop = 1e-9\n[[root]]\nkind = "logs"\npath = "{log.parent}"\n')
+    with open_run(tmp_path / "run") as checkpoints:
+        checkpoints.save(arrays(1), meta(1))
+        checkpoints.wait()
+        assert log.exists()
+    with open_run(tmp_path / "run", disk_config=str(config)) as checkpoints:
+        checkpoints.save(arrays(2), meta(2))
+        checkpoints.wait()
+        assert not log.exists()
+        assert checkpoints.fits(abstract(arrays(3)))
+    with pytest.raises(FileNotFoundError):
+        open_run(tmp_path / "run", disk_config="/no/such.toml")
+
+
+@pytest.fixture
+def config(tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(pause, "LOOK_S", 0.01)
+    (tmp_path / "run").mkdir()
+    return with_sections(TINY, data={"data": str(shards)}, run={"run_dir": str(tmp_path / "run")})
+
+
+def lines(run):
+    return [json.loads(line) for line in metrics_path(run).read_text().splitlines()]
+
+
+def events(run):
+    return [line for line in lines(run) if line.get("event") == "disk_full"]
+
+
+def test_a_run_that_is_asked_to_wait_saves_waits_for_room_and_goes_on(config, tmp_path):
+    run = tmp_path / "run"
+    assert pause.ask(run, pause.Request(place=str(run), below=0.0))
+    seen = []
+
+    def make_room_later():
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and not (metrics_path(run).exists() and events(run)):
+            time.sleep(0.01)
+        time.sleep(0.1)
+        seen.append((names(run), leased(run / WRITER), max(line["step"] for line in lines(run))))
+        pause.withdraw(run)
+
+    other = threading.Thread(target=make_room_later)
+    other.start()
+    assert train(config).finished
+    other.join()
+    assert seen == [(["step_00000001"], True, 1)]
+    (event,) = events(run)
+    assert event["step"] == 1
+    assert event["message"].startswith("the disk is nearly full (")
+    assert 0 <= event["host/disk_free_share"] <= 1
+    assert not leased(run / WRITER)
+
+
+def test_a_run_that_waits_can_be_stopped_and_has_saved_what_fitted(config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    pause.ask(run, pause.Request(place=str(run), below=0.0))
+    result = train(config, stop=StopAfter(2))
+    assert (result.step, result.finished) == (1, False)
+    assert names(run) == ["step_00000001"]
+    monkeypatch.setattr(checkpoint.Checkpoints, "fits", lambda *given: False)
+    assert train(config, stop=StopAfter(5)).step == 2
+    assert len(events(run)) == 2
+
+
+class Others:
+    """Two more processes, which are asked to wait or to stop."""
+
+    def __init__(self, monkeypatch, *answers):
+        self.asked, self._answers = 0, list(answers)
+        monkeypatch.setattr(room.jax, "process_count", lambda: 3)
+        monkeypatch.setattr(room.multihost_utils, "process_allgather", self.gather)
+
+    def gather(self, flag):
+        self.asked += 1
+        return np.stack([flag, np.array(False), np.array(self._answers.pop(0))])
+
+
+def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(pause, "LOOK_S", 0.01)
+    others = Others(monkeypatch, False, True)
+    assert room.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
+    assert room.asked_to_wait(tmp_path, 10, 10) is None
+    assert room.asked_to_wait(tmp_path, 20, 10) is not None
+    stop = StopSignal()
+    others = Others(monkeypatch, True, False, False)
+    room.wait_for_room(tmp_path, stop)
+    assert others.asked == 3
+    others = Others(monkeypatch, True, True)
+    room.wait_for_room(tmp_path, stop)
+    assert others.asked == 2

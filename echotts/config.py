@@ -12,6 +12,7 @@ FRAME_RATE_HZ = 25
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
+AttentionName = Literal["auto", "xla"]
 InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
 
@@ -67,6 +68,8 @@ class ModelConfig:
     """Base of the rotary wavelengths."""
     compute_dtype: DtypeName = "bfloat16"
     """Of matrix products and activations; weights, norms and softmax stay float32."""
+    attention: AttentionName = "auto"
+    """auto: fused where the platform has a kernel (TPU, GPU); xla: the plain softmax everywhere."""
     remat: RematName = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
 
@@ -109,7 +112,7 @@ class DataConfig:
     """What is read, in which order and shape."""
 
     data: str = ""
-    """Shards to train on: a folder, a glob or a brace range."""
+    """Shards to train on: a folder, a glob, a brace range, hf://, https:// or gs://; '0.7 * A + 0.3 * B' mixes."""
     heldout: str | None = None
     """Shards that are only measured."""
     batch_size: int = 256
@@ -126,12 +129,24 @@ class DataConfig:
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
     """Unusable samples that are borne before the run stops, 0 to 1."""
+    longer_share: float = 0.1
+    """Samples that go into a longer bucket than they need, so that silence is learnt in any window, 0 to 1."""
+    cache_dir: str = ""
+    """Folder for shards from elsewhere; empty: ~/.cache/echotts/shards."""
+    cache_gb: float = 40.0
+    """Disk space for them, of each process, in GB (10^9 bytes)."""
+    fetch_deadline_s: float = 600.0
+    """Seconds, and one more for each MiB, after which a shard that cannot be had is left out."""
 
     def __post_init__(self) -> None:
         if not self.buckets or list(self.buckets) != sorted(self.buckets):
             raise ValueError(f"buckets {self.buckets} must be given, shortest first")
         if self.batch_size < 1 or self.streams < 1:
             raise ValueError(f"batch_size {self.batch_size} and streams {self.streams} must be at least 1")
+        if not 0 <= self.longer_share <= 1:
+            raise ValueError(f"longer_share {self.longer_share} must be from 0 to 1")
+        if self.cache_gb <= 0 or self.fetch_deadline_s <= 0:
+            raise ValueError(f"cache_gb {self.cache_gb} and fetch_deadline_s {self.fetch_deadline_s} must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +195,10 @@ class RunConfig:
     """Folder of checkpoints, metrics and samples."""
     seed: int = 0
     """Decides every random draw."""
+    data_ways: int = 1
+    """Whole copies of the model, as between slices of a pod; parameters are cut over the devices of each copy."""
+    tensor_ways: int = 1
+    """Parts in which heads and MLP channels are cut."""
     log_every: int = 10
     """Steps between metrics lines."""
     save_every_steps: int = 5000
@@ -224,6 +243,8 @@ class RunConfig:
             raise ValueError(f"coordinator {self.coordinator!r}: give HOST:PORT of process 0, or auto")
         if self.join_timeout_s < 1 or self.heartbeat_s < 1:
             raise ValueError(f"join_timeout_s {self.join_timeout_s} and heartbeat_s {self.heartbeat_s} must be above 0")
+        if self.data_ways < 1 or self.tensor_ways < 1:
+            raise ValueError(f"data_ways {self.data_ways} and tensor_ways {self.tensor_ways} must be at least 1")
         if self.keep_last < 1 or self.eval_batches < 1:
             raise ValueError(f"keep_last {self.keep_last} and eval_batches {self.eval_batches} must be at least 1")
 

@@ -35,6 +35,7 @@ from echotts.audio import (
 from echotts.config import DataConfig, DtypeName, ModelConfig
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
 from echotts.model import Params, build
+from echotts.model.fused import choose_attention
 from echotts.text import Tokenizer, tokenizer_from_json
 
 DEMO_MODEL = Path(__file__).parent / "assets" / "model" / "demo.safetensors"
@@ -147,7 +148,8 @@ class EchoTTS:
         self.metadata = dict(metadata)
         silence = metadata.get("silence")
         self.silence = np.asarray(_codec_silence(codec) if silence is None else silence, np.float32)  # (1, c)
-        self._model = build(dataclasses.replace(config, remat="none"), params)
+        attend = choose_attention(jax.default_backend(), config)
+        self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
 
     @classmethod
     def load(

@@ -17,6 +17,7 @@ def _command(module: str) -> Main:
 COMMANDS: dict[str, tuple[str, Main]] = {
     "codec": ("audio to latents and back; train, measure, convert a codec", _command("codec")),
     "data": ("recordings to shards; look into shards", _command("data")),
+    "plan": ("what a training needs on a TPU slice, without one", _command("plan")),
     "export": ("a run's weights as one model.safetensors", _command("export")),
     "eval": ("measure how well a model speaks: word errors and voice match", _command("evaluate")),
 }

@@ -1,6 +1,7 @@
 """`python train_pretrain.py`: train a model from shards of latents."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -37,7 +38,8 @@ class Arguments:
     preset: Literal["demo", "840m", "1.3b"]
     """Sizes and schedule to start from."""
     data: str
-    """Shards to train on: a folder, a glob in quotes, or s-{000..099}.tar [data.data]. Required."""
+    """Shards to train on: a folder, a glob in quotes, s-{000..099}.tar, hf://datasets/ORG/NAME@REV/s-{000..999}.tar,
+    https:// or gs://; '0.7 * A + 0.3 * B' mixes [data.data]. Required."""
     run_dir: str
     """Directory of checkpoints, metrics and samples; made where missing, resumed where not [run.run_dir]. Required."""
     steps: int
@@ -86,7 +88,7 @@ def parse_config(argv: Sequence[str]) -> Config:
         **{name: section for name, section in sections.items() if name != "data"},
         **short,
     )
-    arguments = parse(Arguments, argv, prog=PROG, default=given, registry=_registry())
+    arguments = parse(Arguments, argv, prog=PROG, default=given, registry=bucket_registry())
     sections = {name: getattr(arguments, "data_section" if name == "data" else name) for name in sections}
     try:
         for flag, (section, key) in SHORT.items():
@@ -104,22 +106,31 @@ def parse_config(argv: Sequence[str]) -> Config:
 def make_speaker(config: Config) -> "Speaker | None":
     """What speaks `run.sentences` during training; None where there are none.
 
-    The codec is the data's: `run.codec` where it has its weights, else found by id and hash. It is looked for here,
-    so that a run does not end at its first sample.
+    The codec is the data's: `run.codec` where it has its weights, else found by id and hash. For local data it is
+    looked for here, so that a run does not end at its first sample; what is elsewhere is opened once, by the run.
     """
     if not config.run.sentences:
         return None
-    from echotts.codec import find_codec, load_codec
+    from echotts.codec import Codec, find_codec, load_codec
     from echotts.data.dataset import open_dataset
+    from echotts.data.sources import scheme_of, split_parts
     from echotts.synthesis import EchoTTS, Speech
     from echotts.training.export import Weights
 
-    info = open_dataset(config.data.data).info
-    codec = load_codec(config.run.codec) if config.run.codec else None
-    if codec is None or info.weights_hash not in (None, codec.weights_hash):
-        codec = find_codec(info.codec_id, info.weights_hash)
+    named = load_codec(config.run.codec) if config.run.codec else None
+
+    @functools.cache
+    def codec_of(codec_id: str | None, weights_hash: str | None) -> Codec:
+        if named is not None and weights_hash in (None, named.weights_hash):
+            return named
+        return find_codec(codec_id, weights_hash)
+
+    if not any(scheme_of(part.spec) for part in split_parts(config.data.data)):
+        info = open_dataset(config.data.data).info
+        codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
 
     def speak(weights: Weights, sentence: str, seed: int) -> Speech:
+        codec = codec_of(weights.metadata["codec"]["id"], weights.metadata["codec"]["weights_hash"])
         return EchoTTS(weights.params, weights.config, weights.metadata, codec).synthesize(sentence, seed=seed)
 
     return speak
@@ -138,7 +149,7 @@ def _preset(argv: Sequence[str]) -> Config:
         raise UsageError(str(error)) from None
 
 
-def _registry() -> tyro.constructors.ConstructorRegistry:
+def bucket_registry() -> tyro.constructors.ConstructorRegistry:
     """Buckets are written FRAMESxTOKENS, as in --data.buckets 384x256 768x768."""
     registry = tyro.constructors.ConstructorRegistry()
 

@@ -1,6 +1,6 @@
-"""Attention: the one softmax, self-attention of the encoders, joint attention of the decoder."""
+"""Attention: the plain softmax, self-attention of the encoders, joint attention of the decoder."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -12,16 +12,30 @@ from echotts.model.layers import Linear, RMSNorm, rotate
 MASKED_SCORE = -1e30  # finite: a row with no visible key attends evenly instead of giving NaN
 
 
+@runtime_checkable
+class Attend(Protocol):
+    """Softmax attention (model/fused.py chooses one): q (b t h d), k and v (b s h d) -> (b t h d), scale 1/sqrt(d).
+
+    `visible` (b s) is True where a key may be read, None where all may; `causal` hides keys after the query (t = s).
+    """
+
+    def __call__(self, q: Any, k: Any, v: Any, visible: Any = None, *, causal: bool = False) -> Any: ...
+
+
 def attend(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],
     v: Float[Array, "b s h d"],
-    mask: Bool[Array, "#b #t s"] | None = None,
+    visible: Bool[Array, "b s"] | None = None,
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """Softmax attention with scale 1/sqrt(d), softmax in float32; `mask` is True where a key may be read."""
+    """Attention as XLA makes it, on any platform: matrix products and a softmax in float32."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask[:, None], scores, MASKED_SCORE)
+    if visible is not None:
+        scores = jnp.where(visible[:, None, None], scores, MASKED_SCORE)
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, MASKED_SCORE)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
 
@@ -49,12 +63,18 @@ class SelfAttention(nnx.Module):
         self.k_norm = RMSNorm(heads, width // heads, eps=eps)
 
     def __call__(
-        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], rope: Float[Array, "2 s d"]
+        self,
+        x: Float[Array, "b s e"],
+        visible: Bool[Array, "b s"] | None,
+        rope: Float[Array, "2 s d"],
+        attend: Attend,
+        *,
+        causal: bool,
     ) -> Float[Array, "b s e"]:
         q = rotate(self.q_norm(_split_heads(self.wq(x), self.heads)), rope, self.heads)
         k = rotate(self.k_norm(_split_heads(self.wk(x), self.heads)), rope, self.heads)
         v = _split_heads(self.wv(x), self.heads)
-        return self.wo(_join_heads(attend(q, k, v, mask)) * jax.nn.sigmoid(self.wgate(x)))
+        return self.wo(_join_heads(attend(q, k, v, visible, causal=causal)) * jax.nn.sigmoid(self.wgate(x)))
 
 
 class JointAttention(nnx.Module):
@@ -93,10 +113,11 @@ class JointAttention(nnx.Module):
         self,
         y: Float[Array, "b t w"],
         conditions: ConditionKeysValues,
-        mask: Bool[Array, "r s"],
+        visible: Bool[Array, "r s"],
         rope: Float[Array, "2 t d"],
+        attend: Attend,
     ) -> Float[Array, "b t w"]:
-        """`mask` covers the concatenated keys [latents, text, speaker]: s = t + n + p.
+        """`visible` covers the concatenated keys [latents, text, speaker]: s = t + n + p.
 
         Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
         masking both conditions, without the work.
@@ -104,10 +125,10 @@ class JointAttention(nnx.Module):
         q = rotate(self.q_norm(_split_heads(self.wq(y), self.heads)), rope, self.heads // 2)
         k = rotate(self.k_norm(_split_heads(self.wk_self(y), self.heads)), rope, self.heads // 2)
         v = _split_heads(self.wv_self(y), self.heads)
-        rows = mask.shape[0]
+        rows = visible.shape[0]
         keys = jnp.concatenate([k[:rows], conditions.text_keys, conditions.speaker_keys], axis=1)
         values = jnp.concatenate([v[:rows], conditions.text_values, conditions.speaker_values], axis=1)
-        heard = attend(q[:rows], keys, values, mask[:, None])
+        heard = attend(q[:rows], keys, values, visible)
         if rows < y.shape[0]:
             heard = jnp.concatenate([heard, attend(q[rows:], k[rows:], v[rows:])])
         return self.wo(_join_heads(heard) * jax.nn.sigmoid(self.wgate(y)))

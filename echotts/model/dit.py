@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import ConditionKeysValues, JointAttention
+from echotts.model.attention import Attend, ConditionKeysValues, JointAttention, attend
 from echotts.model.encoders import SpeakerEncoder, TextEncoder
 from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normalise, timestep_embedding
 
@@ -86,11 +86,12 @@ class DecoderBlock(nnx.Module):
         x: Float[Array, "b t w"],
         modulation: Modulation,
         conditions: ConditionKeysValues,
-        mask: Bool[Array, "r s"],
+        visible: Bool[Array, "r s"],
         rope: Float[Array, "2 t d"],
+        attend: Attend,
     ) -> Float[Array, "b t w"]:
         y, gate = self.attn_adaln(x, modulation)
-        x = x + gate * self.attention(y, conditions, mask, rope)
+        x = x + gate * self.attention(y, conditions, visible, rope, attend)
         y, gate = self.mlp_adaln(x, modulation)
         return x + gate * self.mlp(y)
 
@@ -98,17 +99,21 @@ class DecoderBlock(nnx.Module):
 class BlockDiT(nnx.Module):
     """The velocity network. Layers are stacked along a first axis and scanned: one compiled block.
 
-    `constrain` is applied to activations at block boundaries; it is where a sharding may enter.
+    `constrain` is applied to activations at block boundaries; it is where a sharding may enter. `attend` is the
+    attention that every layer uses (model/fused.py).
     A fresh model returns zeros (its output projection starts at zero).
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: Constrain = layers.identity):
+    def __init__(
+        self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: Constrain = layers.identity, attend: Attend = attend
+    ):
         width, eps = config.width, config.norm_eps
         self.config = config
         self.constrain = constrain
-        self.text_encoder = TextEncoder(config, rngs=rngs, constrain=constrain)
+        self.attend = attend
+        self.text_encoder = TextEncoder(config, rngs=rngs, constrain=constrain, attend=attend)
         self.text_norm = RMSNorm(config.text.width, eps=eps)
-        self.speaker_encoder = SpeakerEncoder(config, rngs=rngs, constrain=constrain)
+        self.speaker_encoder = SpeakerEncoder(config, rngs=rngs, constrain=constrain, attend=attend)
         self.speaker_norm = RMSNorm(config.speaker.width, eps=eps)
         self.cond_dense_0 = Linear(config.timestep_width, width, rngs=rngs)
         self.cond_dense_1 = Linear(width, width, rngs=rngs)
@@ -135,13 +140,13 @@ class BlockDiT(nnx.Module):
         """
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
-        mask = _joint_mask(x, text_mask, self.patch_mask(speaker_mask))
+        visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask))
         modulation = self.modulation(self.embed_time(t))
         rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
             conditions = block.attention.project_conditions(text_state, speaker_state)
-            return self.constrain(block(x, modulation, conditions, mask, rope)), None
+            return self.constrain(block(x, modulation, conditions, visible, rope, self.attend)), None
 
         hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), remat=self.config.remat)
         return self.read_out(hidden)
@@ -170,12 +175,12 @@ class BlockDiT(nnx.Module):
 
         The conditions may have fewer rows than x: the last rows of x then go without (the same as both masks False).
         """
-        mask = _joint_mask(x, conditions.text_mask, conditions.speaker_mask)
+        visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask)
         modulation = self.modulation(self.embed_time(t))
         rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, keys_values: ConditionKeysValues) -> tuple[Array, None]:
-            return self.constrain(block(x, modulation, keys_values, mask, rope)), None
+            return self.constrain(block(x, modulation, keys_values, visible, rope, self.attend)), None
 
         hidden = self.embed_latent(x)
         hidden, _ = layers.scan_layers(self.blocks, step, hidden, conditions.keys_values, remat=self.config.remat)
@@ -219,7 +224,7 @@ class BlockDiT(nnx.Module):
         return layers.rope_table(x.shape[1], self.config.head_dim, self.config.rope_theta)
 
 
-def _joint_mask(
+def _visible_keys(
     x: Float[Array, "b t c"], text_mask: Bool[Array, "r n"], patch_mask: Bool[Array, "r p"]
 ) -> Bool[Array, "r s"]:
     """Visible keys of [latents, text, speaker]: latents always are, there is no padding mask on their side."""

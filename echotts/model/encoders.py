@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model import layers
-from echotts.model.attention import SelfAttention
+from echotts.model.attention import Attend, SelfAttention, attend
 from echotts.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 
 
@@ -20,18 +20,32 @@ class EncoderBlock(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b s e"], mask: Bool[Array, "#b #s s"], rope: Float[Array, "2 s d"]
+        self,
+        x: Float[Array, "b s e"],
+        visible: Bool[Array, "b s"] | None,
+        rope: Float[Array, "2 s d"],
+        attend: Attend,
+        *,
+        causal: bool,
     ) -> Float[Array, "b s e"]:
-        x = x + self.attention(self.attention_norm(x), mask, rope)
+        x = x + self.attention(self.attention_norm(x), visible, rope, attend, causal=causal)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class TextEncoder(nnx.Module):
     """Token ids to text states. A row without a visible token gives finite states that the decoder never reads."""
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: layers.Constrain = layers.identity):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        constrain: layers.Constrain = layers.identity,
+        attend: Attend = attend,
+    ):
         self.config = config
         self.constrain = constrain
+        self.attend = attend
         self.text_embedding = Embedding(config.vocabulary, config.text.width, rngs=rngs)
         self.blocks = layers.stack(
             lambda rngs: EncoderBlock(config.text, eps=config.norm_eps, rngs=rngs), config.text.depth, rngs
@@ -39,7 +53,7 @@ class TextEncoder(nnx.Module):
 
     def __call__(self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
         x = self.text_embedding(ids, jnp.dtype(self.config.compute_dtype))
-        return run_encoder(self.blocks, x, mask[:, None], self.config, self.config.text, self.constrain)
+        return run_encoder(self, self.config.text, x, mask)
 
 
 class SpeakerEncoder(nnx.Module):
@@ -48,9 +62,17 @@ class SpeakerEncoder(nnx.Module):
     Causal and without a padding mask: padding stands at the end, so causality keeps it out of the real patches.
     """
 
-    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: layers.Constrain = layers.identity):
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        constrain: layers.Constrain = layers.identity,
+        attend: Attend = attend,
+    ):
         self.config = config
         self.constrain = constrain
+        self.attend = attend
         self.in_proj = Linear(config.patch * config.latent_channels, config.speaker.width, bias=True, rngs=rngs)
         self.blocks = layers.stack(
             lambda rngs: EncoderBlock(config.speaker, eps=config.norm_eps, rngs=rngs), config.speaker.depth, rngs
@@ -62,22 +84,22 @@ class SpeakerEncoder(nnx.Module):
         if frames % patch:
             raise ValueError(f"speaker latent has {frames} frames: pad it to a multiple of the patch, {patch}")
         patches = latent.astype(self.config.compute_dtype).reshape(rows, frames // patch, patch * channels)
-        causal = jnp.tril(jnp.ones((1, frames // patch, frames // patch), dtype=bool))
-        return run_encoder(self.blocks, self.in_proj(patches), causal, self.config, self.config.speaker, self.constrain)
+        return run_encoder(self, self.config.speaker, self.in_proj(patches), causal=True)
 
 
 def run_encoder(
-    blocks: nnx.Module,
+    encoder: TextEncoder | SpeakerEncoder,
+    sizes: EncoderConfig,
     x: Float[Array, "b s e"],
-    mask: Bool[Array, "#b #s s"],
-    config: ModelConfig,
-    encoder: EncoderConfig,
-    constrain: layers.Constrain,
+    visible: Bool[Array, "b s"] | None = None,
+    *,
+    causal: bool = False,
 ) -> Float[Array, "b s e"]:
-    """Scans the stacked encoder blocks over x; RoPE counts positions from the first entry."""
-    rope = layers.rope_table(x.shape[1], encoder.head_dim, config.rope_theta)
+    """Scans the stacked blocks of an encoder over x; RoPE counts positions from the first entry."""
+    rope = layers.rope_table(x.shape[1], sizes.head_dim, encoder.config.rope_theta)
+    constrain, attend = encoder.constrain, encoder.attend
 
     def step(block: EncoderBlock, x: Array, _: None) -> tuple[Array, None]:
-        return constrain(block(x, mask, rope)), None
+        return constrain(block(x, visible, rope, attend, causal=causal)), None
 
-    return layers.scan_layers(blocks, step, constrain(x), remat=config.remat)[0]
+    return layers.scan_layers(encoder.blocks, step, constrain(x), remat=encoder.config.remat)[0]

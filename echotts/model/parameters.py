@@ -8,6 +8,7 @@ from flax import nnx
 
 from echotts.config import ModelConfig
 from echotts.model import layers
+from echotts.model.attention import Attend, attend
 from echotts.model.dit import BlockDiT
 
 Params: TypeAlias = dict[str, Any]  # nested; leaves are arrays, layers stacked along their first axis
@@ -27,19 +28,21 @@ def merge(graphdef: Any, params: Params) -> BlockDiT:
     return nnx.merge(graphdef, params)
 
 
-def build(config: ModelConfig, params: Params, constrain: layers.Constrain = layers.identity) -> BlockDiT:
+def build(config: ModelConfig, params: Params, *, attend: Attend = attend) -> BlockDiT:
     """A model with the given parameters; none is initialised on the way."""
-    return merge(structure(config, constrain), params)
+    return merge(structure(config, attend=attend), params)
 
 
-def structure(config: ModelConfig, constrain: layers.Constrain = layers.identity) -> Any:
+def structure(config: ModelConfig, *, constrain: layers.Constrain = layers.identity, attend: Attend = attend) -> Any:
     """The static structure of a model of this config, made without allocating a parameter."""
-    return split(abstract(config, constrain))[0]
+    return split(abstract(config, constrain=constrain, attend=attend))[0]
 
 
-def abstract(config: ModelConfig, constrain: layers.Constrain = layers.identity) -> BlockDiT:
+def abstract(
+    config: ModelConfig, *, constrain: layers.Constrain = layers.identity, attend: Attend = attend
+) -> BlockDiT:
     """A model whose parameters are shapes only (jax.ShapeDtypeStruct)."""
-    return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), constrain=constrain))
+    return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), constrain=constrain, attend=attend))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Any]:

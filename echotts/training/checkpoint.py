@@ -41,7 +41,17 @@ SAVE_TIMEOUT_S = 1800
 UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
 
 # What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
-MAY_DIFFER = ("run.*", "optim.steps", "data.data", "data.heldout", "model.remat")
+MAY_DIFFER = (
+    "run.*",
+    "optim.steps",
+    "data.data",
+    "data.heldout",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.fetch_deadline_s",
+    "model.remat",
+    "model.attention",
+)
 MUST_AGREE = ("run.seed",)
 
 
@@ -59,6 +69,7 @@ class Meta:
     config: dict[str, Any]
     facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
     format: int = FORMAT
+    frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
 
 
 class Checkpoints:

@@ -8,7 +8,7 @@ import jax
 from echotts.config import Config
 from echotts.disk.runs import writing
 from echotts.training import mesh as meshes
-from echotts.training import processes
+from echotts.training import processes, runtime
 from echotts.training.checkpoint import Checkpoints
 from echotts.training.export import describe
 from echotts.training.feed import Feed
@@ -43,22 +43,24 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
     processes.join(config)
     with processes.all_end_at_once(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
-        mesh = meshes.make_mesh()
+        mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
         inputs = open_inputs(config)
         train_step = make_train_step(config, mesh)
         heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
         run_dir = make_run_dir(run)
         stack.enter_context(writing(run_dir))
         checkpoints = stack.enter_context(Checkpoints(run_dir, run))
-        state, step, samples_seen = begin(config, mesh, checkpoints, inputs)
+        state, step, samples_seen, frames_seen = begin(config, mesh, checkpoints, inputs)
         write_config(run_dir, config)
 
         metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index()))
         progress = stack.enter_context(Progress(steps, step))
-        feed = Feed(stack.enter_context(inputs.stream), mesh)
+        feed = Feed(stack.enter_context(inputs.stream), mesh, frames_seen)
         reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
 
         stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
+        stack.enter_context(reporter.telling_why())
+        reporter.began(run_dir, samples_seen)
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
             fed = feed.next()
@@ -80,8 +82,9 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                     reporter.measured(step, heldout.losses(state.ema))
             if speak and run.sentences and _due(step, run.sample_every, steps):
                 with reporter.pause():
-                    weights = describe(state.ema, config.model, here, "ema")
-                    reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights))
+                    weights = describe(runtime.whole(state.ema), config.model, here, "ema")
+                    if runtime.is_primary():
+                        reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
                     reporter.saved(step, checkpoints.save(state.arrays(), here))
@@ -89,6 +92,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                 break
 
         checkpoints.wait()
+        reporter.ended(step)
     return Result(step=step, samples_seen=samples_seen, finished=step == steps)
 
 

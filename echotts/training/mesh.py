@@ -5,6 +5,7 @@ The mesh has three axes: `data` (whole copies of the model), `fsdp` (parameters 
 (heads and MLP channels are cut).
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from math import prod
@@ -14,7 +15,11 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
+from echotts.config import ModelConfig
 from echotts.model import layers
+from echotts.model.attention import Attend
+from echotts.model.fused import choose_attention, splash
+from echotts.model.parameters import structure
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
@@ -110,6 +115,30 @@ def activation_constraint(mesh: Mesh) -> layers.Constrain:
         return jax.lax.with_sharding_constraint(x, sharding)
 
     return constrain
+
+
+def attention(config: ModelConfig, mesh: Mesh) -> Attend:
+    """The attention of the mesh's platform; a kernel of one device runs on each device's rows and heads."""
+    chosen = choose_attention(mesh.devices.flat[0].platform, config)
+    return _on_each_device(chosen, mesh) if chosen is splash and mesh.size > 1 else chosen
+
+
+@functools.cache  # the same function for the same mesh: a model's structure compares by it
+def _on_each_device(attend: Attend, mesh: Mesh) -> Attend:
+    def cut(q: Array, k: Array, v: Array, visible: Array | None = None, *, causal: bool = False) -> Array:
+        rows = PartitionSpec(AXES["batch"])
+        heads = PartitionSpec(AXES["batch"], None, _cut("heads", q.shape[2], mesh))
+        inputs = (q, k, v) if visible is None else (q, k, v, visible)
+        specs = (heads, heads, heads, rows)[: len(inputs)]
+        local = functools.partial(attend, causal=causal)
+        return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=heads, check_vma=False)(*inputs)
+
+    return cut
+
+
+def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
+    """The static structure of a model that computes on this mesh."""
+    return structure(config, constrain=activation_constraint(mesh), attend=attention(config, mesh))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -14,13 +14,13 @@ from echotts.training import runtime
 from echotts.training.checkpoint import Checkpoints, Meta, differences
 from echotts.training.export import load_weights
 from echotts.training.feed import Fed
-from echotts.training.inputs import Inputs
+from echotts.training.inputs import Inputs, store_pins
 from echotts.training.state import TrainState, abstract_state, initial_state, restored_state, state_from_params
 
 LOGGER = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
-HOW_IT_COMPUTES = ("compute_dtype", "remat")  # of a model's configuration: not properties of its weights
+HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
 
 
 def make_run_dir(run: RunConfig) -> Path:
@@ -42,9 +42,10 @@ def write_config(run_dir: Path, config: Config) -> None:
             path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
 
 
-def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) -> tuple[TrainState, int, int]:
-    """(state, step, samples seen): the newest checkpoint, else the weights of `run.init_from`, else a random model.
+def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) -> tuple[TrainState, int, int, int]:
+    """(state, step, samples seen, frames of speech seen) to begin with.
 
+    That is the newest checkpoint, else the weights of `run.init_from`, else a random model.
     A resumed stream continues after the last batch that was trained on.
     """
     restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config))
@@ -52,15 +53,17 @@ def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) 
         arrays, meta = restored
         check_facts(meta.facts, inputs.facts, config.data.data)
         inputs.stream.restore(meta.stream)
+        store_pins(config, inputs)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
-        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen
+        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen
+    store_pins(config, inputs)
     if config.run.init_from:
         params = fitting_weights(config.run.init_from, config.model)
         LOGGER.info("starting from the weights of %s", config.run.init_from)
-        return state_from_params(params, config, mesh), 0, 0
+        return state_from_params(params, config, mesh), 0, 0, 0
     state = initial_state(config, mesh)
     LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
-    return state, 0, 0
+    return state, 0, 0, 0
 
 
 def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
@@ -80,6 +83,7 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
         stream=fed.stream_state,
         config=to_dict(config),
         facts=inputs.facts,
+        frames_seen=fed.frames_seen,
     )
 
 

@@ -14,7 +14,6 @@ from echotts.config import Config
 from echotts.data.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params, merge
-from echotts.model.parameters import structure
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
@@ -51,7 +50,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     "finite" () bool and "row_loss" (b,). It compiles once per bucket.
     """
     optimizer = make_optimizer(config.optim)
-    graphdef = structure(config.model, meshes.activation_constraint(mesh))
+    graphdef = meshes.model_structure(config.model, mesh)
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
@@ -99,7 +98,7 @@ def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
 
     Conditions are not dropped. The key decides times and noise.
     """
-    graphdef = structure(config.model, meshes.activation_constraint(mesh))
+    graphdef = meshes.model_structure(config.model, mesh)
 
     def measure(params: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
         loss, aux = flow_loss(merge(graphdef, params), batch, key, config.flow, train=False)

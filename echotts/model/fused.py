@@ -1,0 +1,116 @@
+"""Which attention a platform uses: Pallas splash on TPU, cuDNN on GPU, XLA's own elsewhere.
+
+All keep the semantics of `attention.attend`: keys that are not visible weigh nothing, and a row without a visible key
+gives finite numbers, which nobody reads. Fused kernels never store the scores, t x s numbers a head.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
+from jaxtyping import Array, Bool, Float
+
+from echotts.config import ModelConfig
+from echotts.model.attention import Attend, attend
+
+LANES = 128  # a TPU register's width: blocks, and heads that splash takes, are multiples of it
+BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster as long as padding does not grow
+CUDNN_HEAD_LIMIT = 128
+HIDDEN = 0  # the segment of padding and of keys that are not visible; queries are in segment 1
+
+
+def choose_attention(platform: str, config: ModelConfig) -> Attend:
+    """The attention of a model on "tpu", "gpu" or "cpu"; `config.attention` "xla" overrules.
+
+    Splash needs heads of whole registers, cuDNN bfloat16 and heads of at most 128 channels.
+    """
+    heads = {config.head_dim, config.text.head_dim, config.speaker.head_dim}
+    if config.attention == "xla":
+        return attend
+    if platform == "tpu" and not any(dim % LANES for dim in heads):
+        return splash
+    if platform in ("gpu", "cuda") and config.compute_dtype == "bfloat16" and max(heads) <= CUDNN_HEAD_LIMIT:
+        return cudnn
+    return attend
+
+
+def splash(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    visible: Bool[Array, "b s"] | None = None,
+    *,
+    causal: bool = False,
+    interpret: bool = False,
+) -> Float[Array, "b t h d"]:
+    """Flash attention on TPU, forward and backward. Lengths are padded to the kernel's blocks in here.
+
+    The kernel is one device's: under a mesh it is wrapped (training/mesh.py). `interpret` runs it on a CPU, for tests.
+    """
+    queries, keys = q.shape[1], k.shape[1]
+    block_q, block_k = _block(queries), _block(keys)
+    if visible is None:
+        visible = jnp.ones(k.shape[:2], bool)
+    # a row that sees nothing would divide by zero: let it see everything
+    visible = visible | ~visible.any(axis=1, keepdims=True)
+    segments = splash_attention.SegmentIds(
+        q=jnp.ones((len(q), queries + -queries % block_q), jnp.int32),
+        kv=_pad(visible.astype(jnp.int32), block_k),
+    )
+    kernel = _splash_kernel(q.shape[2], segments.q.shape[1], segments.kv.shape[1], block_q, block_k, causal, interpret)
+    scaled = (q.astype(jnp.float32) * q.shape[-1] ** -0.5).astype(q.dtype)  # the kernel does not scale
+    parts = (_pad(scaled, block_q), _pad(k, block_k), _pad(v, block_k))
+    out = jax.vmap(kernel)(*(jnp.swapaxes(part, 1, 2) for part in parts), segments)
+    return jnp.swapaxes(out, 1, 2)[:, :queries]
+
+
+def cudnn(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    visible: Bool[Array, "b s"] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b t h d"]:
+    """Flash attention on an NVIDIA GPU, forward and backward, in bfloat16."""
+    mask = None
+    if visible is not None:
+        visible = visible | ~visible.any(axis=1, keepdims=True)
+        mask = visible[:, None, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=causal, implementation="cudnn")
+
+
+def _splash_kernel(
+    heads: int, queries: int, keys: int, block_q: int, block_k: int, causal: bool, interpret: bool
+) -> Any:
+    with jax.ensure_compile_time_eval():  # the kernel's mask tables are constants, whatever is being traced
+        shape = (queries, keys)
+        mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
+        return splash_attention.make_splash_mha(
+            mask=splash_attention.MultiHeadMask([mask] * heads),
+            block_sizes=splash_attention.BlockSizes(
+                block_q=block_q,
+                block_kv=block_k,
+                block_q_dkv=block_q,
+                block_kv_dkv=block_k,
+                block_q_dq=block_q,
+                block_kv_dq=block_k,
+            ),
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+
+
+@functools.cache
+def _block(positions: int) -> int:
+    """The largest block that pads no more than the smallest one does."""
+    padded = positions + -positions % LANES
+    return next(block for block in BLOCKS if padded % block == 0)
+
+
+def _pad(x: Array, block: int) -> Array:
+    """Zeros after axis 1, up to a multiple of the block."""
+    return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), *[(0, 0)] * (x.ndim - 2)])

@@ -1,0 +1,207 @@
+"""What a training needs on a slice that is not there: memory by the TPU compiler, work and traffic by formula.
+
+The train step is the real one, compiled for the slice's devices on any machine; nothing is run or allocated.
+"""
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from echotts.config import Bucket, Config, RematName
+from echotts.data.batch import Batch
+from echotts.model import count_parameters
+from echotts.training import flops
+from echotts.training import mesh as meshes
+from echotts.training.state import abstract_state
+from echotts.training.step import make_train_step
+from echotts.training.topology import Topology
+
+GIB = 2**30
+UTILISATIONS = (0.4, 0.5, 0.6)
+REMATS: tuple[RematName, ...] = ("none", "dots", "full")  # cheapest first: least work done twice
+LATENT_BYTES = 2  # float16 in shards
+OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
+UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes a chip needs for one bucket, as the compiler found."""
+
+    needed: int
+    available: int
+    arguments: int | None  # state and batch; None where the compiler gave up and said only the sum
+    temporaries: int | None  # activations, gathered weights, gradients
+    aliased: int | None  # of the arguments, what the results are written over: the donated state
+    compile_s: float
+
+    @property
+    def fits(self) -> bool:
+        return self.needed <= self.available
+
+
+@dataclass(frozen=True)
+class BucketPlan:
+    """One bucket: `memory` is None where nothing was compiled."""
+
+    frames: int
+    tokens: int
+    memory: Memory | None
+    step_flops: float  # of the global batch, forward and backward
+    step_s: dict[str, float]  # model FLOPs utilisation -> seconds
+    samples_per_s_host: float  # at half of peak
+    megabytes_per_s_host: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The whole answer; JSON-ready by `asdict`."""
+
+    preset: str
+    topology: str
+    chips: int
+    hosts: int
+    batch_size: int
+    remat: str
+    attention: str
+    parameters: int
+    state_bytes_chip: int  # parameters, average and both moments in float32
+    checkpoint_bytes: int
+    fsdp_bytes_chip: int  # received a step
+    fsdp_s: float  # at the chip's one-way interconnect rate
+    buckets: list[BucketPlan]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None) -> Plan:
+    """Every bucket of the configuration on the slice; without devices (no compiler) by formula alone."""
+    mesh = slice_mesh(config, devices) if devices is not None else None
+    rows, chips = config.data.batch_size, topology.chips
+    ways = config.run.data_ways * config.run.tensor_ways
+    if chips % ways or rows % (chips // config.run.tensor_ways * config.optim.accumulation):
+        raise ValueError(f"batch_size {rows} cannot be dealt evenly to the {chips} chips of {topology.name}")
+    # shapes are the same on any mesh; without the compiler this machine's own device stands in
+    state = abstract_state(config, mesh or meshes.make_mesh(devices=jax.devices()[:1]))
+    parameters = count_parameters(state.params)
+    stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.arrays()))
+    held = sum(_bytes_on_a_chip(leaf) for leaf in jax.tree.leaves(state.arrays())) if mesh else stored // chips
+    traffic = flops.fsdp_traffic_bytes(parameters)
+    return Plan(
+        preset=config.preset,
+        topology=topology.name,
+        chips=chips,
+        hosts=topology.hosts,
+        batch_size=rows,
+        remat=config.model.remat,
+        attention=config.model.attention,
+        parameters=parameters,
+        state_bytes_chip=held,
+        checkpoint_bytes=stored,
+        fsdp_bytes_chip=traffic,
+        fsdp_s=traffic * 8 / (topology.chip.interconnect_gbps * 1e9 / 2),
+        buckets=[plan_bucket(config, topology, mesh, bucket) for bucket in config.data.buckets],
+    )
+
+
+def plan_bucket(config: Config, topology: Topology, mesh: Mesh | None, bucket: Bucket) -> BucketPlan:
+    """Work and data of one bucket, and its memory where there is a mesh to compile for."""
+    rows, reference = config.data.batch_size, config.data.reference_frames
+    work = rows * flops.training_flops(config.model, bucket.frames, bucket.tokens, reference)
+    peak = topology.chips * topology.chip.peak_tflops * flops.TERA
+    samples_per_s = rows / (work / peak / 0.5) / topology.hosts
+    sample_bytes = (bucket.frames + reference) * config.model.latent_channels * LATENT_BYTES + bucket.tokens
+    return BucketPlan(
+        frames=bucket.frames,
+        tokens=bucket.tokens,
+        memory=compile_memory(config, mesh, bucket, topology) if mesh else None,
+        step_flops=work,
+        step_s={f"{share:.0%}": work / peak / share for share in UTILISATIONS},
+        samples_per_s_host=samples_per_s,
+        megabytes_per_s_host=samples_per_s * sample_bytes / 1e6,
+    )
+
+
+def compile_memory(config: Config, mesh: Mesh, bucket: Bucket, topology: Topology) -> Memory:
+    """Compiles the train step; that it does not fit is an answer, not an error."""
+    began = time.perf_counter()
+    available = int(topology.chip.hbm_gib * GIB)
+    lowered = make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), abstract_batch(config, bucket))
+    try:
+        analysis = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if found is None:
+            raise
+        needed, limit = (float(found[i]) * UNITS[found[i + 1]] for i in (1, 3))
+        return Memory(int(needed), int(limit), None, None, None, time.perf_counter() - began)
+    arguments, aliased = analysis.argument_size_in_bytes, analysis.alias_size_in_bytes
+    results = analysis.output_size_in_bytes - aliased
+    temporaries = analysis.temp_size_in_bytes
+    needed = arguments + results + temporaries + analysis.generated_code_size_in_bytes
+    return Memory(needed, available, arguments, temporaries, aliased, time.perf_counter() - began)
+
+
+def search(config: Config, mesh: Mesh, topology: Topology, compile_one: Callable[[Config], Memory]) -> dict[str, int]:
+    """For each remat, the largest batch size of the largest bucket that fits; 0 where the least does not.
+
+    Memory grows in a straight line with the rows, so two small batches say where it meets the limit; that batch and,
+    where it is refused, the ones below are compiled. Prefer the cheapest remat that has the batch you want.
+    """
+    least = meshes.batch_ways(mesh) * config.optim.accumulation
+
+    def needed(remat: RematName, rows: int) -> Memory:
+        return compile_one(
+            replace(config, model=replace(config.model, remat=remat), data=replace(config.data, batch_size=rows))
+        )
+
+    largest = {}
+    for remat in REMATS:
+        one, two = needed(remat, least), needed(remat, 2 * least)
+        if not one.fits:
+            largest[remat] = 0
+            continue
+        slope = max(two.needed - one.needed, 1)
+        steps = int((one.available - one.needed) // slope) + 1
+        while steps > 1 and not needed(remat, steps * least).fits:
+            steps -= 1
+        largest[remat] = steps * least
+    return largest
+
+
+def slice_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
+    """The mesh the configuration asks for, over the devices of a slice."""
+    return meshes.make_mesh(data=config.run.data_ways, tensor=config.run.tensor_ways, devices=devices)
+
+
+def abstract_batch(config: Config, bucket: Bucket) -> Batch:
+    """A global batch as shapes."""
+    rows, reference = config.data.batch_size, config.data.reference_frames
+    channels = config.model.latent_channels
+
+    def shape(*dimensions: int, dtype: Any = jnp.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((rows, *dimensions), dtype)
+
+    return Batch(
+        latent=shape(bucket.frames, channels),
+        latent_mask=shape(bucket.frames, dtype=jnp.bool_),
+        text_ids=shape(bucket.tokens, dtype=jnp.int32),
+        text_mask=shape(bucket.tokens, dtype=jnp.bool_),
+        speaker_latent=shape(reference, channels),
+        speaker_mask=shape(reference, dtype=jnp.bool_),
+    )
+
+
+def _bytes_on_a_chip(leaf: Any) -> int:
+    shape = leaf.sharding.shard_shape(leaf.shape)
+    size = leaf.dtype.itemsize
+    for dimension in shape:
+        size *= dimension
+    return size

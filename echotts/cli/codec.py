@@ -5,9 +5,12 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from echotts.cli.app import UsageError, choose, parse
+
+if TYPE_CHECKING:
+    from echotts.codec import CodecConfig
 
 PROG = "python -m echotts codec"
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
@@ -74,6 +77,12 @@ class TrainArguments:
     """Constant after warm-up, then a cosine to zero."""
     kl_weight: float = 2e-4
     """Of the divergence of the posterior from the unit normal."""
+    wave_weight: float = 10.0
+    """Of the waveform's L1; less lets the decoder choose phases and keep the upper bands' energy."""
+    init_from: str | None = None
+    """Begin with the weights of this codec, and its sizes: a .pth or .safetensors, a folder, a Hub id, or demo."""
+    decoder_only: bool = False
+    """Leave all that makes latents as it is: shards and models made with --init_from stay valid."""
     seed: int = 0
     """Of the first weights, the crops and the posterior's noise."""
     loudness: float = -16.0
@@ -197,19 +206,11 @@ def _decode(argv: list[str]) -> int:
 def _train(argv: list[str]) -> int:
     arguments = parse(TrainArguments, argv, prog=f"{PROG} train")
     from echotts.audio import check_place
-    from echotts.codec import CodecConfig, save_codec
+    from echotts.codec import load_codec, save_codec
     from echotts.codec.training import CodecTraining, train_codec
 
-    rates = tuple(arguments.encoder_rates)
-    config = CodecConfig(
-        encoder_dim=arguments.encoder_dim,
-        encoder_rates=rates,
-        latent_dim=arguments.latent_dim,
-        decoder_dim=arguments.decoder_dim,
-        decoder_rates=rates[::-1],
-        codebook_dim=arguments.codebook_dim,
-        sample_rate=arguments.sample_rate,
-    )
+    base = load_codec(arguments.init_from) if arguments.init_from is not None else None
+    config = base.config if base is not None else _new_codec(arguments)
     training = CodecTraining(
         codec=config,
         steps=arguments.steps,
@@ -217,6 +218,8 @@ def _train(argv: list[str]) -> int:
         frames=arguments.frames,
         learning_rate=arguments.learning_rate,
         kl_weight=arguments.kl_weight,
+        wave_weight=arguments.wave_weight,
+        decoder_only=arguments.decoder_only,
         seed=arguments.seed,
     )
     check_place(arguments.output)
@@ -226,10 +229,26 @@ def _train(argv: list[str]) -> int:
     ]
     hours = sum(map(len, clips)) / config.sample_rate / 3600
     print(f"{len(clips)} clips, {hours:.2f} h at {config.sample_rate} Hz", flush=True)
-    params = train_codec(training, clips, arguments.run_dir, _print_step(training.steps))
+    start = base.params if base is not None else None
+    params = train_codec(training, clips, arguments.run_dir, _print_step(training.steps), start)
     save_codec(arguments.output, params, config, arguments.output.stem, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
+
+
+def _new_codec(arguments: TrainArguments) -> "CodecConfig":
+    from echotts.codec import CodecConfig
+
+    rates = tuple(arguments.encoder_rates)
+    return CodecConfig(
+        encoder_dim=arguments.encoder_dim,
+        encoder_rates=rates,
+        latent_dim=arguments.latent_dim,
+        decoder_dim=arguments.decoder_dim,
+        decoder_rates=rates[::-1],
+        codebook_dim=arguments.codebook_dim,
+        sample_rate=arguments.sample_rate,
+    )
 
 
 def _print_step(steps: int) -> Callable[[dict[str, Any]], None]:

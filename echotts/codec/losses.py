@@ -48,9 +48,9 @@ def magnitudes(audio: Float[Array, "b n"], window: int) -> Float[Array, "b f k"]
 
 
 def reconstruction_loss(
-    output: Float[Array, "b n"], target: Float[Array, "b n"], sample_rate: int
+    output: Float[Array, "b n"], target: Float[Array, "b n"], sample_rate: int, wave_weight: float
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """Mel + STFT + 10 * waveform L1, and the parts by name.
+    """Mel + STFT + wave_weight * waveform L1, and the parts by name.
 
     The STFT part is spectral convergence plus the log magnitudes' L1: without the latter, which sees every bin alike,
     noise fills the gaps between the upper harmonics and a recogniser hears fricatives in vowels.
@@ -65,7 +65,7 @@ def reconstruction_loss(
         stft += jnp.abs(_log(got) - _log(wanted)).mean()
     wave = jnp.abs(output - target).mean()
     parts = {"mel": mel / len(SCALES), "stft": stft / len(SCALES), "wave": wave}
-    return parts["mel"] + parts["stft"] + 10 * wave, parts
+    return parts["mel"] + parts["stft"] + wave_weight * wave, parts
 
 
 def kl_loss(mean: Float[Array, "b t c"], std: Float[Array, "b t c"]) -> Float[Array, ""]:

@@ -45,7 +45,10 @@ def demo_codec() -> CodecConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
-    """One codec training. `frames` is the crop length in latent frames; the rate falls over the last `decay_share`."""
+    """One codec training. `frames` is the crop length in latent frames; the rate falls over the last `decay_share`.
+
+    `decoder_only` leaves everything that makes latents as it is: shards and models made with the codec stay valid.
+    """
 
     codec: CodecConfig = field(default_factory=demo_codec)
     steps: int = 10000
@@ -57,6 +60,8 @@ class CodecTraining:
     weight_decay: float = 1e-3
     clip_norm: float = 10.0
     kl_weight: float = 2e-4
+    wave_weight: float = 10.0
+    decoder_only: bool = False
     ema_decay: float = 0.999
     seed: int = 0
     save_every: int = 500
@@ -81,17 +86,20 @@ def train_codec(
     clips: Sequence[np.ndarray],
     run_dir: Path,
     report: Callable[[dict[str, float]], None] = lambda metrics: None,
+    start: Params | None = None,
 ) -> Params:
     """Trains on mono clips (int16 or float32 at the codec's rate) and gives the folded EMA parameters.
 
-    Resumes from `run_dir` if it holds a state. `report` gets one dict of numbers every `log_every` steps.
-    Raises ValueError without clips or with another configuration than the saved one, FloatingPointError when
-    the loss is not finite.
+    Begins with the parameters `start`, or random ones; resumes from `run_dir` if it holds a state. `report` gets one
+    dict of numbers every `log_every` steps. Raises ValueError without clips, with another configuration than the saved
+    one or without a start where only the decoder is trained, FloatingPointError when the loss is not finite.
     """
+    if training.decoder_only and start is None:
+        raise ValueError("decoder_only trains the decoder of a codec that is there: name it with --init_from")
     crops = Crops(clips, training)
     run_dir.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(training)
-    state = _restore(run_dir, training, initial_state(training, optimizer))
+    state = _restore(run_dir, training, initial_state(training, optimizer, start))
     step_function = jax.jit(make_step(training, optimizer), donate_argnums=0)
     first, started = int(state.step), time.monotonic()
     for step in range(first, training.steps):
@@ -105,7 +113,9 @@ def train_codec(
             report({"step": done, **row, "time/steps_per_s": rate, "time/left_s": (training.steps - done) / rate})
         if done % training.save_every == 0 or done == training.steps:
             save_state(run_dir, training, state)
-    return fold(state.ema)
+    params = fold(state.ema)
+    # folding rounds: what is not trained comes from the start itself, bit by bit
+    return _choose(training, params, start) if start is not None else params
 
 
 def make_step(
@@ -118,9 +128,11 @@ def make_step(
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         params = fold(weights)
         mean, std = encode_frames(params, training.codec, audio)
+        if training.decoder_only:
+            mean, std = jax.lax.stop_gradient((mean, std))
         latent = mean + std * jax.random.normal(key, mean.shape)
         output = decode_frames(params, training.codec, latent)
-        loss, parts = reconstruction_loss(output, audio, training.codec.sample_rate)
+        loss, parts = reconstruction_loss(output, audio, training.codec.sample_rate, training.wave_weight)
         kl = kl_loss(mean, std)
         total = loss + training.kl_weight * kl
         return total, {"loss/total": total, "loss/kl": kl} | {f"loss/{name}": part for name, part in parts.items()}
@@ -129,7 +141,7 @@ def make_step(
         key = jax.random.fold_in(jax.random.key(training.seed), state.step)
         grads, metrics = jax.grad(loss_function, has_aux=True)(state.weights, audio, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights)
-        weights: Any = optax.apply_updates(state.weights, updates)
+        weights: Any = _choose(training, optax.apply_updates(state.weights, updates), state.weights)
         decay = jnp.minimum(training.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, weights)
         return TrainState(state.step + 1, weights, ema, optimizer_state), metrics | {
@@ -157,9 +169,20 @@ def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
     )
 
 
-def initial_state(training: CodecTraining, optimizer: optax.GradientTransformation) -> TrainState:
-    weights = unfold(init_params(training.codec, jax.random.key(training.seed)))
+def initial_state(
+    training: CodecTraining, optimizer: optax.GradientTransformation, start: Params | None = None
+) -> TrainState:
+    weights = unfold(init_params(training.codec, jax.random.key(training.seed)) if start is None else start)
+    weights = jax.tree.map(jnp.asarray, weights)
     return TrainState(jnp.int32(0), weights, jax.tree.map(jnp.copy, weights), optimizer.init(weights))
+
+
+def _choose(training: CodecTraining, trained: Any, before: Params) -> Params:
+    """The trained tree, with the parts that this training leaves alone as they were before."""
+    if not training.decoder_only:
+        return trained
+    bottleneck = before["bottleneck"] | {"out": trained["bottleneck"]["out"]}
+    return before | {"bottleneck": bottleneck, "decoder": trained["decoder"]}
 
 
 def unfold(params: Params) -> Params:

@@ -99,7 +99,7 @@ def test_train_writes_a_codec_that_loads(recordings: Path, tmp_path: Path, monke
 
     seen: dict[str, object] = {}
 
-    def pretend(settings: object, clips: list[np.ndarray], run_dir: Path, report: object) -> object:
+    def pretend(settings: object, clips: list[np.ndarray], run_dir: Path, report: object, start: object) -> object:
         seen.update(settings=settings, clips=clips, run_dir=run_dir)
         config = settings.codec  # pyright: ignore[reportAttributeAccessIssue]
         report({"step": 1, "loss/total": 2.0, "time/steps_per_s": 3.0, "time/left_s": 4.0})  # pyright: ignore

@@ -150,6 +150,19 @@ def test_model_flow_codec_and_data_know_no_mesh() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_only_these_modules_talk_to_the_network() -> None:
+    allowed = {"data/web.py", "data/hub.py", "data/remote.py", "codec/registry.py", "disk/hub.py"}
+    talks = ("urllib.request", "huggingface_hub", "fsspec", "http.client", "socket.create", "requests", "httpx")
+    wrong = [
+        str(found)
+        for found in all_imports()
+        if found.room in ("data", "codec", "disk")
+        and found.name.startswith(talks)
+        and str(found.path.relative_to(PACKAGE)) not in allowed
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_extras_are_imported_only_where_they_are_used() -> None:
     wrong = [str(found) for found in all_imports() if found.name.split(".")[0] in OPTIONAL and not found.in_function]
     assert not wrong, "\n".join(wrong)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from echotts.data.dataset import DatasetInfo, ShardInfo
+from echotts.data.info import DatasetInfo, ShardInfo
 from echotts.data.order import hash_int
 from echotts.data.rejections import Rejections
 from echotts.data.shards import Sample, ShardReader, ShardWriter, read_shard

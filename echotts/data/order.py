@@ -3,7 +3,8 @@
 The shards are dealt to V virtual streams. Where there are fewer shards than streams, each is cut into `parts`; one
 part of one shard is a unit. All epochs' permutations of the units, one behind the other, are dealt like cards:
 stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted anew in each epoch,
-and its parts are equal shares of that permutation.
+and its parts are equal shares of that permutation. Each source of a mixture is dealt by itself, and every stream
+takes its samples from them in turns that follow the weights.
 
 A batch of B rows is dealt to g = gcd(B, V) groups of neighbouring streams, B/g rows a step to each; inside a group
 the streams take turns. So with B a multiple of V every stream gives B/V rows to every batch; with V a multiple of
@@ -18,7 +19,9 @@ from collections.abc import Iterator, Sequence
 
 from echotts.config import Bucket
 
-HEADROOM = 1.1  # large buckets are chosen this much more often than their samples come: see bucket_thresholds
+# Large buckets are chosen this much more often than their samples come (see bucket_thresholds): a little where the
+# lengths of all samples are known, more where they were estimated.
+HEADROOM, ESTIMATE_HEADROOM = 1.02, 1.1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread most evenly
 _WORD = 1 << 64
 
@@ -100,12 +103,52 @@ class Rows:
                 yield group * self.streams_per_group + row % self.streams_per_group
 
 
+class Mixture:
+    """From which source a virtual stream takes its next sample: a Weyl sequence over the weights' shares."""
+
+    def __init__(self, weights: Sequence[float], seed: int) -> None:
+        self.seed = seed
+        self.edges = [sum(weights[: number + 1]) / sum(weights) for number in range(len(weights) - 1)]
+
+    def at(self, stream: int, turn: int) -> int:
+        """Index of the source of this stream's sample number `turn`."""
+        if not self.edges:
+            return 0
+        place = (hash_int(self.seed, "mixture", stream) + turn * _GOLDEN) % _WORD / _WORD
+        return sum(place >= edge for edge in self.edges)
+
+
+class Lengthening:
+    """A share of the samples goes into a longer bucket than theirs, so that the model learns to end in any window."""
+
+    def __init__(self, share: float, buckets: int, seed: int) -> None:
+        self.share = share
+        self.buckets = buckets
+        self.seed = seed
+
+    def bucket(self, own: int, *sample: int) -> int:
+        """The bucket of a sample whose own is `own`: that or, by the hash of `sample`, one of the longer ones."""
+        if own + 1 >= self.buckets or hash_int(self.seed, "longer", *sample) >= self.share * _WORD:
+            return own
+        return own + 1 + hash_int(self.seed, "how long", *sample) % (self.buckets - own - 1)
+
+    def counts(self, own: Sequence[int | float]) -> list[float]:
+        """How many samples come to each bucket, of how many each has as its own."""
+        counts = [float(count) for count in own]
+        for bucket, count in enumerate(own[:-1]):
+            moved = self.share * count
+            counts[bucket] -= moved
+            for longer in range(bucket + 1, len(own)):
+                counts[longer] += moved / (len(own) - bucket - 1)
+        return counts
+
+
 class BucketSchedule:
     """The bucket of each step: a Weyl sequence over the wanted shares, so that they hold over any short span."""
 
-    def __init__(self, counts: Sequence[int], seed: int) -> None:
+    def __init__(self, counts: Sequence[int | float], seed: int, headroom: float = HEADROOM) -> None:
         """`counts` are the samples that belong to each bucket, shortest first; only their ratios matter."""
-        self.thresholds = bucket_thresholds(counts)
+        self.thresholds = bucket_thresholds(counts, headroom)
         self.offset = hash_int(seed, "buckets")
 
     def at(self, step: int) -> int:
@@ -114,17 +157,17 @@ class BucketSchedule:
         return sum(place >= threshold for threshold in self.thresholds)
 
 
-def bucket_thresholds(counts: Sequence[int]) -> list[float]:
+def bucket_thresholds(counts: Sequence[int | float], headroom: float = HEADROOM) -> list[float]:
     """Bucket k is chosen for u in [threshold k-1, threshold k), u uniform in [0, 1).
 
     Samples may ride in a larger bucket than theirs, never in a smaller one. So buckets k and above are chosen
-    HEADROOM times as often as samples of k and above come: their queue then shrinks on average, however long
+    `headroom` times as often as samples of k and above come: their queue then shrinks on average, however long
     the run, and the spare places carry shorter samples.
     """
     total = sum(counts)
     if total <= 0:
         return [0.0] * (len(counts) - 1)
-    return [max(0.0, 1.0 - HEADROOM * sum(counts[k:]) / total) for k in range(1, len(counts))]
+    return [max(0.0, 1.0 - headroom * sum(counts[k:]) / total) for k in range(1, len(counts))]
 
 
 def smallest_bucket(buckets: Sequence[Bucket], frames: int, tokens: int) -> int | None:

@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from echotts.audio import SILENT_PEAK, loudness_normalise
 from echotts.data.assemble import Clip, describe, write_shards
-from echotts.data.dataset import INFO_NAME, SILENCE_NAME
+from echotts.data.info import INFO_NAME, SILENCE_NAME
 from echotts.data.recordings import Recording, RecordingReader, list_recordings
 from echotts.data.rejections import Rejected
 from echotts.data.shards import Sample, ShardWriter

@@ -10,6 +10,7 @@ logger = logging.getLogger(__name__)
 CAUSES = {
     "not_a_tar": "the file does not begin like a tar",
     "truncated_shard": "the tar is cut or broken; what lies before that point is used",
+    "shard_unavailable": "the shard is gone, or could not be fetched before the deadline",
     "hostile_member": "a link, a device or a name that is not a plain relative path",
     "duplicate_key": "a member of this key occurs twice in the shard",
     "member_missing": "no npy or no json for this key",
@@ -29,6 +30,8 @@ CAUSES = {
     "too_long": "the recording is longer than asked",
     "silent": "the recording holds only silence",
 }
+
+BAD_SHARD = ("not_a_tar", "truncated_shard", "shard_unavailable")
 
 
 class Rejected(ValueError):
@@ -78,14 +81,15 @@ class Rejections:
     def opened(self, shard: str, faults: Sequence[Fault]) -> None:
         """Counts a shard and the faults of its file as such."""
         self.shards += 1
-        if any(fault.cause in ("not_a_tar", "truncated_shard") for fault in faults):
+        if any(fault.cause in BAD_SHARD for fault in faults):
             self._bad_shards += 1
         for fault in faults:
             self.read += 1
             self.add(fault.cause, shard, fault.name, fault.detail)
         if self.shards >= self.MINIMUM_SHARDS and self._bad_shards > self.max_share * self.shards:
             raise TooManyRejected(
-                f"{self._bad_shards} of {self.shards} shards are cut or no tar, last {shard}: copy them again"
+                f"{self._bad_shards} of {self.shards} shards are cut, no tar, or could not be fetched, "
+                f"last {shard}: copy them again, or look at where they come from"
             )
 
     def add(self, cause: str, shard: str, key: str, detail: str) -> None:

@@ -1,26 +1,74 @@
-"""Where shards are: a folder, a file, a glob or a brace range of local paths, resolved to a list of files."""
+"""What a data argument means: one source of shards, or several with weights; local paths, globs and brace ranges.
+
+data/digits                                           a folder: its .tar files
+'data/*.tar'   s-{000..099}.tar   {a,b}/*.tar         globs, ranges, alternatives
+hf://datasets/ORG/NAME@REV/path-{000..999}.tar        the Hugging Face Hub (hub.py)
+https://host/path-{000..099}.tar   gs://bucket/*.tar  the rest of the network (listing.py)
+A + B                                                 both, each shard once an epoch
+0.7 * A + 0.3 * B                                     seven samples of A to three of B, as long as the run goes on
+"""
 
 import glob
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_WEIGHTED = re.compile(r"([0-9][0-9.eE+-]*) +\* +(.+)")
 MAX_RANGE = 10_000_000
 
 
+@dataclass(frozen=True)
+class Part:
+    """One term of a data argument. `weight` is None where none is given, for any of them."""
+
+    spec: str
+    weight: float | None = None
+
+
+def split_parts(argument: str) -> list[Part]:
+    """The terms of `A + B` or `0.7 * A + 0.3 * B`. ValueError where a weight is missing or not above 0."""
+    _check_given(argument)
+    parts = []
+    for term in re.split(r"\s\+\s", argument.strip()):
+        weighted = _WEIGHTED.fullmatch(term.strip())
+        try:
+            parts.append(Part(weighted[2].strip(), float(weighted[1])) if weighted else Part(term.strip()))
+        except ValueError:
+            raise ValueError(f"{argument}: the weight {term.split()[0]!r} is not a number") from None
+        if not parts[-1].spec:
+            raise ValueError(f"{argument}: there is nothing on one side of a +")
+    weights = [part.weight for part in parts]
+    if any(weight is not None for weight in weights):
+        if None in weights:
+            lacking = parts[weights.index(None)].spec
+            raise ValueError(f"{argument}: {lacking} has no weight: give each one, as in '0.7 * A + 0.3 * B', or none")
+        if not all(0 < weight < float("inf") for weight in weights if weight is not None):
+            raise ValueError(f"{argument}: weights must be above 0")
+    return parts
+
+
+def scheme_of(spec: str) -> str:
+    """`https` of https://host/x.tar, in small letters; empty for a local path."""
+    found = _SCHEME.match(spec)
+    return found[1].lower() if found else ""
+
+
+def is_glob(pattern: str) -> bool:
+    return any(letter in pattern for letter in "*?[")
+
+
 def resolve(spec: str, suffixes: tuple[str, ...] = (".tar",)) -> list[Path]:
-    """The files that `spec` names, each once, in an order that every process finds.
+    """The local files that `spec` names, each once, in an order that every process finds.
 
     `data/digits` is a folder (its files of `suffixes`), `data/*.tar` a glob, `data/s-{000..099}.tar` a range,
     `{a,b}/*.tar` alternatives. ValueError for a scheme such as https, FileNotFoundError where nothing is found.
     """
-    if not spec.strip():
-        raise ValueError(
-            "no data given: name a folder of shards, a glob such as 'data/*.tar' or a range 's-{000..099}.tar'"
-        )
-    if re.match(r"[A-Za-z0-9+.-]+://", spec):
-        raise ValueError(f"{spec}: shards are read from local paths, download them first and give the folder")
+    _check_given(spec)
+    if scheme_of(spec):
+        raise ValueError(f"{spec}: this command reads local files: download them first and give the folder")
     files: dict[Path, None] = {}
     for pattern in expand_braces(spec):
         files |= dict.fromkeys(_files(pattern, suffixes))
@@ -45,6 +93,14 @@ def expand_braces(spec: str) -> list[str]:
         raise ValueError(f"{spec}: {found[0]} is neither a range such as {{000..099}} nor a list such as {{a,b}}")
     head, tail = spec[: found.start()], spec[found.end() :]
     return [head + choice + rest for choice in choices for rest in expand_braces(tail)]
+
+
+def _check_given(argument: str) -> None:
+    if not argument.strip():
+        raise ValueError(
+            "no data given: name a folder of shards, a glob such as 'data/*.tar', a range 's-{000..099}.tar' "
+            "or hf://datasets/ORG/NAME"
+        )
 
 
 def _files(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:

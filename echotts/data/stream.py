@@ -1,7 +1,7 @@
 """The endless, shuffled stream of batches: a pure function of (seed, step), whatever the number of processes.
 
-`order` says which sample comes when, `pool` how a virtual stream reads and draws. A bucket is chosen for each step
-and every row of the global batch asks its stream for a sample of that bucket.
+`order` says which sample comes when, `pool` how a virtual stream reads and draws, `store` where shards come from. A
+bucket is chosen for each step and every row of the global batch asks its stream for a sample of that bucket.
 
 The state is JSON: per stream where it reads, how many samples it has drawn, and where in the shards the samples of
 its pool lie, so that restoring reads exactly those again. It says nothing of processes: any process count that
@@ -14,7 +14,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,20 +21,18 @@ from jaxtyping import Float
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.batch import Batch, collate
+from echotts.data.buckets import bucket_counts
 from echotts.data.loader import Loader
-from echotts.data.order import BucketSchedule, Order, Rows, smallest_bucket
+from echotts.data.order import ESTIMATE_HEADROOM, HEADROOM, BucketSchedule, Lengthening, Mixture, Order, Rows, hash_int
 from echotts.data.pool import StreamPlan, VirtualStream
 from echotts.data.rejections import Rejections
-from echotts.data.shards import ShardReader
+from echotts.data.store import LocalShards
 from echotts.text import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 MIN_POOL_SAMPLES = 16
-SCAN_SHARDS, SCAN_SAMPLES = 16, 128
-
-Lengths = Sequence[tuple[int, int, int]]  # latent frames, bytes of text, samples that are no longer than that
 
 
 class Stream:
@@ -47,24 +44,30 @@ class Stream:
 
     def __init__(
         self,
-        files: Sequence[str | Path],
+        shards: LocalShards,
         config: DataConfig,
         seed: int,
         tokenizer: Tokenizer,
         silence: Float[np.ndarray, "k c"],
         process_index: int = 0,
         process_count: int = 1,
-        lengths: Lengths = (),
     ) -> None:
-        """`files` are the shards, in the same order everywhere; `lengths` (dataset.json) spares a scan for them."""
+        """`shards` are the same, in the same order, everywhere; they are closed with the stream."""
         _check_buckets(config.buckets)
         self.config = config
         self.silence = np.asarray(silence, np.float32)
         self.rows = Rows(config.batch_size, config.streams, process_index, process_count)
         self.rejections = Rejections(config.max_rejected_share)
+        self.shards = shards
+        buckets = len(config.buckets)
         self._plan = StreamPlan(
-            files=tuple(map(Path, files)),
-            order=Order(len(files), config.streams, seed),
+            shards=shards,
+            orders=tuple(
+                Order(len(source.files), config.streams, seed if number == 0 else hash_int(seed, "source", number))
+                for number, source in enumerate(shards.sources)
+            ),
+            mixture=Mixture([source.weight for source in shards.sources], seed),
+            lengthening=Lengthening(config.longer_share, buckets, seed),
             seed=seed,
             buckets=config.buckets,
             tokenizer=tokenizer,
@@ -72,8 +75,11 @@ class Stream:
             reference_frames=config.reference_frames,
             pool_samples=max(MIN_POOL_SAMPLES, -(-config.shuffle_samples // config.streams)),
         )
+        self._say_parts(process_count)
         self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
-        self._schedule = BucketSchedule(bucket_counts(self._plan.files, lengths, tokenizer, config.buckets), seed)
+        counts, whole = bucket_counts(shards.sources, tokenizer, config.buckets)
+        headroom = HEADROOM if whole else ESTIMATE_HEADROOM
+        self._schedule = BucketSchedule(self._plan.lengthening.counts(counts), seed, headroom)
         self._step = 0
         self._state = self._snapshot()
         self._loader: Loader | None = None
@@ -87,6 +93,8 @@ class Stream:
         shard cannot be read.
         """
         if self._loader is None:
+            for stream in self._streams.values():
+                stream.expect()
             self._loader = Loader(self._produce)
         start = time.monotonic()
         batch, names, bucket, self._state = self._loader.get()
@@ -107,6 +115,8 @@ class Stream:
         self._step = state["step"]
         self._schedule.thresholds = list(state["thresholds"])
         for index, stream in self._streams.items():
+            stream.expect(state["streams"][str(index)])
+        for index, stream in self._streams.items():
             stream.restore(state["streams"][str(index)])
         self.rejections.read = sum(stream.read for stream in self._streams.values())
         self.rejections.counts = sum((stream.rejected for stream in self._streams.values()), Counter())
@@ -120,7 +130,8 @@ class Stream:
         return min(share, 1.0)
 
     def close(self) -> None:
-        """Ends the thread and closes the shards."""
+        """Ends the threads and closes the shards."""
+        self.shards.close()  # first: the loader may be waiting for one
         self._stop()
         for stream in self._streams.values():
             stream.close()
@@ -148,17 +159,29 @@ class Stream:
 
     def _identity(self) -> dict[str, Any]:
         """What must be equal for a state to mean the same."""
-        names = "\n".join(path.name for path in self._plan.files)
+        names = "\n".join(file.name for file in self.shards.files)
         return {
             "version": STATE_VERSION,
-            "shards": len(self._plan.files),
+            "shards": len(self.shards.files),
             "shard_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            "mixture": [[len(source.files), source.weight] for source in self.shards.sources],
             "seed": self._plan.seed,
             "batch_size": self.config.batch_size,
             "virtual_streams": self.config.streams,
             "pool_samples": self._plan.pool_samples,
+            "longer_share": self.config.longer_share,
             "buckets": [[bucket.frames, bucket.tokens] for bucket in self.config.buckets],
         }
+
+    def _say_parts(self, processes: int) -> None:
+        """Fewer shards than streams work, but every process then reads nearly all of them."""
+        for source, order in zip(self.shards.sources, self._plan.orders, strict=True):
+            if order.parts > 1 and (processes > 1 or source.files[0].remote):
+                logger.warning(
+                    "%s: %d shards for %d streams: each is cut into %d parts and read by several processes; "
+                    "cut the data into more shards, or lower --data.streams",
+                    *(source.files[0].url, len(source.files), order.streams, order.parts),
+                )
 
     def _stop(self) -> None:
         if self._loader is not None:
@@ -177,46 +200,6 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         _compare({name: value for name, value in merged.items() if name not in ("streams", "step")}, state)
         merged["streams"] |= state["streams"]
     return merged
-
-
-def bucket_counts(
-    files: Sequence[Path], lengths: Lengths, tokenizer: Tokenizer, buckets: Sequence[Bucket]
-) -> list[int]:
-    """How many samples belong to each bucket: from `lengths`, else from a scan of a few samples of a few shards.
-
-    The scan depends on `files` alone, so every process finds the same. Where it is partial the largest bucket
-    gets one sample more, so that samples which it missed find a place.
-    """
-    if len(buckets) == 1:
-        return [1]
-    counts = [0] * len(buckets)
-    if lengths and tokenizer.kind == "byte":
-        for frames, text_bytes, samples in lengths:
-            bucket = smallest_bucket(buckets, frames, text_bytes + 1)
-            counts[len(buckets) - 1 if bucket is None else bucket] += samples
-        return counts
-    scanned, whole = 0, len(files) <= SCAN_SHARDS
-    for path in [files[i * len(files) // SCAN_SHARDS] for i in range(SCAN_SHARDS)] if not whole else files:
-        with ShardReader(path) as reader:
-            stride = max(1, -(-len(reader) // SCAN_SAMPLES))
-            whole &= stride == 1
-            for place in range(0, len(reader), stride):
-                bucket = _scan_bucket(reader, place, tokenizer, buckets)
-                if bucket is not None:
-                    counts[bucket] += 1
-                    scanned += 1
-    counts[-1] += 0 if whole else 1
-    logger.info("length buckets follow %d scanned samples: %s", scanned, [int(count) for count in counts])
-    return counts
-
-
-def _scan_bucket(reader: ShardReader, place: int, tokenizer: Tokenizer, buckets: Sequence[Bucket]) -> int | None:
-    try:
-        sample = reader.sample(place)
-        tokens = len(tokenizer.encode(sample.text, buckets[-1].tokens))
-    except ValueError:  # the stream will meet it again and say what is wrong
-        return None
-    return smallest_bucket(buckets, len(sample.latent), tokens)
 
 
 def _check_buckets(buckets: Sequence[Bucket]) -> None:

@@ -160,6 +160,13 @@ class _Walk:
             self.faults.append(Fault("truncated_shard", "", f"a zero block at byte {offset} with data behind it"))
 
 
+def begins_like_a_tar(path: Path) -> bool:
+    """Whether the first block is a tar's: a page that says why there is no file is not."""
+    with path.open("rb") as file:
+        header = file.read(BLOCK)
+    return len(header) == BLOCK and (header == _ZERO_BLOCK or _member_size(header) is not None)
+
+
 def _open(path: Path) -> BinaryIO:
     if path.suffix != ".gz":
         return path.open("rb", buffering=0)

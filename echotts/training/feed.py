@@ -40,6 +40,16 @@ class Feed:
 
     def next(self) -> Fed:
         """The next batch, its copy to the devices under way."""
+    @property
+    def retries(self) -> int:
+        """Requests for shards that had to be made again since the start."""
+        return self._stream.shards.retries
+
+    @property
+    def cache_bytes(self) -> int:
+        """What fetched shards take on this machine's disk."""
+        return self._stream.shards.cache_bytes
+
         began = time.perf_counter()
         batch, keys, bucket = self._stream.next()
         self.waited_s += time.perf_counter() - began

@@ -1,51 +1,72 @@
 """What a run reads: the stream of training batches, held-out batches, and the facts that an export passes on."""
 
-from collections.abc import Callable
+import json
+import logging
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from echotts.config import Config
 from echotts.data.batch import Batch
-from echotts.data.dataset import Dataset, open_dataset
+from echotts.data.cache import Cache, default_root
+from echotts.data.dataset import Dataset, from_pin, open_dataset
+from echotts.data.remote import Patience
+from echotts.data.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream import Stream
+from echotts.files import atomic_write
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
+from echotts.training import runtime
+
+LOGGER = logging.getLogger(__name__)
+
+PINS_NAME = "data.json"
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An opened data set. `heldout` reads this process's rows of the held-out batches, or is None without them."""
+    """An opened data set. `heldout` reads this process's rows of the held-out batches, or is None without them.
+
+    `pins` are the lists of shards, JSON-ready, which the run directory keeps.
+    """
 
     stream: Stream
     heldout: Callable[[], list[Batch]] | None
     facts: dict[str, Any]
+    pins: dict[str, Any]
 
 
 def open_inputs(config: Config) -> Inputs:
-    """Opens `data.data` and `data.heldout`. ValueError where the latents are not of the model's channels."""
-    dataset = _open(config, config.data.data)
+    """Opens `data.data` and `data.heldout`, as the run directory lists them where it does.
+
+    ValueError where the latents are not of the model's channels, or the cache is too small for the shards.
+    """
     tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
         raise ValueError(
             f"the {tokenizer.kind} tokenizer has {tokenizer.vocabulary} ids, "
             f"model.vocabulary is {config.model.vocabulary}: make it at least as large"
         )
+    datasets = _open_shared(config)
+    dataset, held = datasets["data"], datasets.get("heldout")
+    cache = _open_cache(config, datasets.values())
 
     def heldout() -> list[Batch]:
-        assert config.data.heldout is not None
-        held = _open(config, config.data.heldout)
-        with _stream(held, config, tokenizer, HELDOUT_SEED) as stream:
+        assert held is not None
+        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, ahead=0) as stream:
             return [stream.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=_stream(dataset, config, tokenizer, config.run.seed),
-        heldout=heldout if config.data.heldout else None,
+        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS),
+        heldout=heldout if held else None,
         facts=facts(dataset, config, tokenizer),
+        pins={name: opened.pin for name, opened in datasets.items()},
     )
 
 
@@ -76,24 +97,107 @@ def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, A
     return {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
 
 
-def _open(config: Config, spec: str) -> Dataset:
-    dataset = open_dataset(spec)
-    if dataset.info.channels != config.model.latent_channels:
-        raise ValueError(
-            f"{spec}: latents of {dataset.info.channels} channels, the model takes {config.model.latent_channels}: "
-            f"set --model.latent_channels {dataset.info.channels}, or prepare the data with another codec"
-        )
-    return dataset
+def store_pins(config: Config, inputs: Inputs) -> None:
+    """Leaves the lists of shards in the run directory: a resumed run opens the same ones."""
+    if runtime.is_primary() and _stored_pins(config) != inputs.pins:
+        with atomic_write(_pins_path(config)) as path:
+            path.write_text(json.dumps(inputs.pins) + "\n", encoding="utf-8")
 
 
-def _stream(dataset: Dataset, config: Config, tokenizer: Tokenizer, seed: int) -> Stream:
+def _pins_path(config: Config) -> Path:
+    return Path(config.run.run_dir).expanduser() / PINS_NAME
+
+
+def _stored_pins(config: Config) -> dict[str, Any]:
+    """The lists that the run directory has; ValueError where the file is damaged."""
+    path = _pins_path(config)
+    if not config.run.run_dir or not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError):
+        raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} anew") from None
+
+
+def _open_shared(config: Config) -> dict[str, Dataset]:
+    """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
+    if jax.process_count() == 1:
+        return _open_all(config)
+    text = _from_primary(lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}))
+    return {name: from_pin(pin) for name, pin in json.loads(text).items()}
+
+
+def _open_all(config: Config) -> dict[str, Dataset]:
+    """`data` and, where there is one, `heldout`: from the run's stored lists where those are of the same arguments."""
+    arguments = {"data": config.data.data, "heldout": config.data.heldout}
+    stored = _stored_pins(config)
+    patience = Patience(deadline_s=config.data.fetch_deadline_s)
+    opened = {}
+    for name, argument in arguments.items():
+        if argument is None:
+            continue
+        pin = stored.get(name)
+        if pin is not None and pin["data"] != argument:
+            LOGGER.warning("data.%s was %s: listing the shards of %s anew", name, pin["data"], argument)
+            pin = None
+        opened[name] = open_dataset(argument, pin, patience)
+        channels = opened[name].info.channels
+        if channels != config.model.latent_channels:
+            raise ValueError(
+                f"{argument}: latents of {channels} channels, the model takes {config.model.latent_channels}: "
+                f"set --model.latent_channels {channels}, or prepare the data with another codec"
+            )
+    return opened
+
+
+def _from_primary(make: Callable[[], str]) -> str:
+    """What `make` gives on one process, on all of them. An error there is raised on all, as ValueError there."""
+    payload = b""
+    error: Exception | None = None
+    if runtime.is_primary():
+        try:
+            payload = b"+" + make().encode()
+        except (OSError, ValueError) as caught:
+            error, payload = caught, b"-" + str(caught).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
+    buffer = np.zeros(size, np.uint8)
+    if payload:
+        buffer[:] = np.frombuffer(payload, np.uint8)
+    told = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8).tobytes()
+    if error is not None:
+        raise error
+    if told[:1] == b"-":
+        raise ValueError(told[1:].decode())
+    return told[1:].decode()
+
+
+def _open_cache(config: Config, datasets: Iterable[Dataset]) -> Cache | None:
+    """Disk space for shards from elsewhere; None where there are none. ValueError where the budget is too small."""
+    remote = [dataset for dataset in datasets if dataset.remote]
+    if not remote:
+        return None
+    budget_bytes = round(config.data.cache_gb * 1e9)
+    for dataset in remote:
+        check_budget(dataset.sources, max(1, config.data.streams // jax.process_count()), budget_bytes)
+    root = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_root()
+    return Cache(root, budget_bytes)
+
+
+def _stream(
+    dataset: Dataset, config: Config, tokenizer: Tokenizer, seed: int, cache: Cache | None, ahead: int
+) -> Stream:
+    if dataset.remote:
+        assert cache is not None
+        patience = Patience(deadline_s=config.data.fetch_deadline_s)
+        shards: LocalShards = FetchedShards(dataset.sources, cache, patience, ahead)
+    else:
+        shards = LocalShards(dataset.sources)
     return Stream(
-        dataset.files,
+        shards,
         config.data,
         seed,
         tokenizer,
         dataset.silence,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
-        lengths=dataset.info.lengths,
     )

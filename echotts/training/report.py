@@ -151,3 +151,5 @@ def _describe(pending: Launched, numbers: Mapping[str, Any]) -> str:
         f"batch keys: {', '.join(keys)}; nothing is saved after this step: look at these samples, "
         "or resume with a lower learning rate in another run directory"
     )
+            "host/retries": self._feed.retries,
+            "host/cache_bytes": self._feed.cache_bytes,

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echotts.data.dataset import DatasetInfo, ShardInfo, open_dataset
+from echotts.data.dataset import open_dataset
+from echotts.data.info import DatasetInfo, ShardInfo
 from echotts.data.sources import expand_braces, resolve
 from tests.data.corpus import CHANNELS, write_shards, write_tar
 
@@ -53,8 +54,8 @@ def test_folders_globs_and_ranges_name_the_same_shards(tmp_path: Path) -> None:
     ("spec", "error", "words"),
     [
         ("", ValueError, "no data given"),
-        ("https://host/s.tar", ValueError, "https://host/s.tar: shards are read from local paths"),
-        ("hf://datasets/a/b", ValueError, "local paths"),
+        ("https://host/s.tar", ValueError, "https://host/s.tar: this command reads local files"),
+        ("hf://datasets/a/b", ValueError, "local files"),
         ("nowhere/*.tar", FileNotFoundError, "nowhere/.*no file matches"),
         ("s-{a}.tar", ValueError, "neither a range"),
         ("s-{0..99999999}.tar", ValueError, "more than"),

@@ -17,12 +17,14 @@ import soundfile
 from echotts.audio import measure_loudness, read_audio
 from echotts.config import Bucket
 from echotts.data.assemble import Clip, choose_references
+from echotts.data.buckets import bucket_counts
 from echotts.data.dataset import open_dataset
 from echotts.data.prepare import Settings, encode_clips, prepare
 from echotts.data.recordings import list_recordings
 from echotts.data.rejections import Rejections
 from echotts.data.shards import Sample, read_shard
-from echotts.data.stream import Stream, bucket_counts
+from echotts.data.store import LocalShards, local_shards
+from echotts.data.stream import Stream
 from tests.data.corpus import TOKENIZER, config, write_tar
 from tests.data.recorded import CODEC_CHANNELS, HOP, RATE, CosineCodec, tone, write_clips, write_ljspeech
 
@@ -63,9 +65,7 @@ def test_an_ljspeech_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert (first.text, first.speaker, first.duration_s) == ("It's number 0.", "lj", 0.6)
     assert first.source == "LJ-000.wav"
     assert any(np.array_equal(first.reference, s.latent) for key, s in samples.items() if key != first.key)
-    with Stream(
-        dataset.files, config(buckets=BUCKETS), 0, TOKENIZER, dataset.silence, lengths=dataset.info.lengths
-    ) as stream:
+    with Stream(LocalShards(dataset.sources), config(buckets=BUCKETS), 0, TOKENIZER, dataset.silence) as stream:
         assert stream.next()[0].speaker_mask.any(axis=1).all()
 
 
@@ -73,9 +73,9 @@ def test_the_length_histogram_sorts_into_buckets_as_the_samples_do(tmp_path: Pat
     write_ljspeech(tmp_path / "lj", 40)
     prepare(str(tmp_path / "lj"), tmp_path / "out", CosineCodec())
     dataset = open_dataset(str(tmp_path / "out"))
-    exact = bucket_counts(dataset.files, (), TOKENIZER, BUCKETS)
+    exact, whole = bucket_counts(local_shards(dataset.files).sources, TOKENIZER, BUCKETS)
     assert min(exact) > 0
-    assert bucket_counts(dataset.files, dataset.info.lengths, TOKENIZER, BUCKETS) == exact
+    assert bucket_counts(dataset.sources, TOKENIZER, BUCKETS) == (exact, whole)
 
 
 def test_sound_is_resampled_mixed_to_mono_and_levelled(tmp_path: Path) -> None:

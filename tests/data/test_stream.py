@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from hypothesis import strategies as st
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.batch import Batch
+from echotts.data.buckets import bucket_counts
 from echotts.data.shards import ShardWriter
-from echotts.data.stream import Stream, bucket_counts, merge_states
-from echotts.text import SentencePieceTokenizer
+from echotts.data.store import local_shards
+from echotts.data.stream import Stream, merge_states
+from echotts.text import SentencePieceTokenizer, Tokenizer
 from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
 
 Step = tuple[Batch, list[str], Bucket]
@@ -29,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def open_stream(files: list[Path], settings: DataConfig, seed: int = 1, process: int = 0, processes: int = 1) -> Stream:
-    return Stream(files, settings, seed, TOKENIZER, SILENCE, process, processes)
+    return Stream(local_shards(files), settings, seed, TOKENIZER, SILENCE, process, processes)
 
 
 def steps(stream: Stream, count: int) -> list[Step]:
@@ -137,7 +140,7 @@ def test_long_runs_keep_the_pools_bounded_and_lose_nothing(tmp_path: Path) -> No
     with open_stream(files, config(batch_size=8, streams=8)) as stream:
         steps(stream, 600)
         assert stream.rejections.summary().startswith("0 of ")
-        pools = [len(held) // 2 for one in stream.state()["streams"].values() for held in one["pool"]]
+        pools = [len(held) // 3 for one in stream.state()["streams"].values() for held in one["pool"]]
     assert sum(pools) <= 2 * 8 * 16  # the usual fill of a pool is 16
 
 
@@ -154,7 +157,7 @@ def test_shards_sorted_by_length_stay_bounded_and_say_what_they_lose(
     with open_stream(files, settings) as stream, caplog.at_level(logging.WARNING):
         taken = steps(stream, 1000)
         assert set(stream.rejections.counts) == {"crowded_out"}
-        assert sum(len(held) // 2 for held in stream.state()["streams"]["0"]["pool"]) <= 256
+        assert sum(len(held) // 3 for held in stream.state()["streams"]["0"]["pool"]) <= 256
     assert len({bucket for _, _, bucket in taken}) == 2
     assert "crowded_out" in caplog.text
 
@@ -276,14 +279,20 @@ def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path])
 
 def test_bucket_counts_come_from_the_histogram_or_from_a_scan(shards: list[Path]) -> None:
     histogram = [(8, 15, 5), (8, 16, 3), (16, 10, 2), (24, 63, 1), (99, 1, 1)]
-    assert bucket_counts(shards, histogram, TOKENIZER, BUCKETS) == [5, 5, 2]
-    exact = bucket_counts(shards, (), TOKENIZER, BUCKETS)
-    assert sum(exact) == 200
-    huge = Bucket(frames=99, tokens=99)
-    assert bucket_counts(shards * 20, (), TOKENIZER, (BUCKETS[2], huge))[1] == 1  # a partial scan may have missed some
-    assert bucket_counts(shards, (), TOKENIZER, (BUCKETS[2], huge))[1] == 0
+
+    def counts(
+        files: list[Path], lengths: list, buckets: Sequence[Bucket] = BUCKETS, tokenizer: Tokenizer = TOKENIZER
+    ) -> tuple[list[float], bool]:
+        return bucket_counts(local_shards(files, lengths).sources, tokenizer, buckets)
+
+    assert counts(shards, histogram) == ([5, 5, 2], True)
+    assert sum(counts(shards, [])[0]) == 200
+    huge = (BUCKETS[2], Bucket(frames=99, tokens=99))
+    assert counts(shards * 20, [], huge)[0][1] == 1  # a partial scan may have missed some
+    assert not counts(shards * 20, [], huge)[1]
+    assert counts(shards, [], huge)[0][1] == 0
     pieces = SentencePieceTokenizer.train([f"text {i} {j}" for i in range(9) for j in range(50)], 300)
-    assert bucket_counts(shards, histogram, pieces, BUCKETS) != [5, 5, 2]
+    assert counts(shards, histogram, BUCKETS, pieces)[0] != [5, 5, 2]
 
 
 def test_references_longer_than_a_batch_takes_are_not_kept(tmp_path: Path) -> None:

@@ -1,0 +1,315 @@
+"""What a data argument means, mixtures, and shards on the web and in stores that fsspec knows."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from email.message import Message
+from pathlib import Path
+
+import fsspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from echotts.config import Bucket
+from echotts.data.buckets import choose_buckets
+from echotts.data.cache import Cache
+from echotts.data.dataset import open_dataset
+from echotts.data.info import DatasetInfo, ShardInfo
+from echotts.data.order import BucketSchedule, Lengthening, Mixture
+from echotts.data.remote import Patience, Retries, patiently
+from echotts.data.shard_file import ShardFile
+from echotts.data.shards import ShardWriter
+from echotts.data.sources import Part, scheme_of, split_parts
+from echotts.data.store import FetchedShards, LocalShards, Source, local_shards
+from echotts.data.stream import Stream
+from echotts.data.web import Unavailable, asked_wait_s
+from echotts.files import sha256_file
+from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
+from tests.data.fake_hub import Cut, FakeHub, Status
+from tests.data.test_stream import assert_equal, steps
+
+FAST = Patience(deadline_s=4.0, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
+ONE = BUCKETS[-1:]  # one bucket: its schedule needs no lengths
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_shards(tmp_path_factory.mktemp("shards"), shards=4, samples=24)
+
+
+@pytest.mark.parametrize(
+    ("argument", "parts"),
+    [
+        ("data/*.tar", [Part("data/*.tar")]),
+        (
+            "0.7 * hf://datasets/a/b/x*.tar + 0.3 * d/{a,b}",
+            [Part("hf://datasets/a/b/x*.tar", 0.7), Part("d/{a,b}", 0.3)],
+        ),
+        ("a + b+c", [Part("a"), Part("b+c")]),
+        ("3 * a", [Part("a", 3.0)]),
+    ],
+)
+def test_an_argument_is_one_source_or_a_sum_of_them(argument: str, parts: list[Part]) -> None:
+    assert split_parts(argument) == parts
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        (" ", "no data given"),
+        ("0.5 * a + b", "b has no weight"),
+        ("0 * a + 1 * b", "above 0"),
+        ("1e999 * a", "above 0"),
+        ("1.2.3 * a", "not a number"),
+        ("a +  + b", "nothing on one side"),
+    ],
+)
+def test_a_sum_that_says_nothing_clear_is_refused(argument: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        split_parts(argument)
+
+
+def test_schemes_are_seen_in_any_case() -> None:
+    assert [scheme_of(spec) for spec in ("HF://x", "gs://b/x", "a/b:c", "C:/x", "/x")] == ["hf", "gs", "", "", ""]
+
+
+@given(weights=st.lists(st.floats(0.05, 20), min_size=1, max_size=5), stream=st.integers(0, 63))
+@settings(max_examples=20, deadline=None)
+def test_a_mixture_keeps_its_weights_over_any_span_of_every_stream(weights: list[float], stream: int) -> None:
+    mixture = Mixture(weights, seed=3)
+    for first in (0, 12345):
+        chosen = Counter(mixture.at(stream, turn) for turn in range(first, first + 500))
+        for source, weight in enumerate(weights):
+            assert chosen[source] / 500 == pytest.approx(weight / sum(weights), abs=0.015)
+
+
+def test_streams_of_a_mixture_draw_by_weight_at_any_number_of_processes_and_resume(tmp_path: Path) -> None:
+    folders = []
+    for name, shards, samples in (("rich", 6, 40), ("poor", 2, 10)):
+        folder = tmp_path / name
+        folder.mkdir()
+        for number in range(shards):
+            with ShardWriter(folder / f"{name}-{number}.tar", CHANNELS) as writer:
+                for place in range(samples):
+                    writer.write(sample(f"{name}{number}_{place}", frames=4 + place % 9))
+        folders.append(folder)
+    dataset = open_dataset(f"1 * {folders[0]} + 3 * {folders[1]}", patience=FAST)
+    with Stream(LocalShards(dataset.sources), config(), 1, TOKENIZER, SILENCE) as stream:
+        first = steps(stream, 40)
+        state = stream.state()
+        rest = steps(stream, 10)
+    counts = Counter(name[:4] for _, names, _ in first for name in names)
+    assert counts["poor"] / counts.total() == pytest.approx(0.75, abs=0.03)
+    halves = [Stream(LocalShards(dataset.sources), config(), 1, TOKENIZER, SILENCE, half, 2) for half in range(2)]
+    for half in halves:
+        half.restore(state)
+    for (_, names, _), *taken in zip(rest, *(steps(half, 10) for half in halves), strict=True):
+        assert names == [name for _, own, _ in taken for name in own]
+    for half in halves:
+        half.close()
+    with (
+        Stream(local_shards(dataset.files), config(), 1, TOKENIZER, SILENCE) as other,
+        pytest.raises(ValueError, match="mixture"),
+    ):
+        other.restore(state)
+
+
+def test_a_sum_without_weights_is_one_list(files: list[Path]) -> None:
+    dataset = open_dataset(f"{files[0]} + {files[2]}", patience=FAST)
+    assert [source.files for source in dataset.sources] == [
+        (ShardFile(url=str(files[0])), ShardFile(url=str(files[2])))
+    ]
+
+
+def test_a_share_of_the_samples_goes_into_longer_buckets_and_the_schedule_knows() -> None:
+    lengthening = Lengthening(0.25, 3, seed=1)
+    found = Counter((own, lengthening.bucket(own, 7, place)) for own in (0, 1, 2) for place in range(2000))
+    assert found[0, 0] / 2000 == pytest.approx(0.75, abs=0.03)
+    assert found[0, 1] / 2000 == pytest.approx(0.125, abs=0.03)
+    assert found[0, 2] / 2000 == pytest.approx(0.125, abs=0.03)
+    assert found[1, 2] / 2000 == pytest.approx(0.25, abs=0.03)
+    assert found[2, 2] == 2000
+    assert lengthening.counts([80, 40, 20]) == pytest.approx([60, 40, 40])
+    assert Lengthening(0.0, 3, seed=1).counts([80, 40, 20]) == [80, 40, 20]
+
+
+def test_the_stream_puts_that_share_into_longer_buckets(files: list[Path]) -> None:
+    def longer(share: float) -> float:
+        with Stream(local_shards(files), config(longer_share=share), 1, TOKENIZER, SILENCE) as stream:
+            taken = steps(stream, 60)
+        rows = [
+            (bucket, next(b for b in BUCKETS if frames <= b.frames))
+            for batch, _, bucket in taken
+            for frames in batch.latent_mask.sum(axis=1)
+        ]
+        return sum(bucket != own for bucket, own in rows) / len(rows)
+
+    assert longer(0.4) - longer(0.0) > 0.2
+
+
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=8), count=st.integers(1, 4)
+)
+@settings(max_examples=30, deadline=None)
+def test_chosen_buckets_pad_least_of_all_choices(lengths: list[tuple[int, int]], count: int) -> None:
+    def padded(edges: tuple[int, ...]) -> int:
+        return sum(samples * min(edge for edge in edges if edge >= frames) for frames, samples in lengths)
+
+    chosen = choose_buckets(lengths, count)
+    assert len(chosen) <= count
+    longest = max(frames for frames, _ in lengths)
+    others = _choices(sorted({frames for frames, _ in lengths} - {longest}), count - 1)
+    assert padded(tuple(chosen)) == min(padded((*edges, longest)) for edges in others)
+
+
+def _choices(edges: list[int], most: int) -> Iterator[tuple[int, ...]]:
+    yield ()
+    for place, edge in enumerate(edges if most else ()):
+        yield from ((edge, *rest) for rest in _choices(edges[place + 1 :], most - 1))
+
+
+def test_estimated_lengths_get_more_headroom() -> None:
+    assert BucketSchedule([50, 50], 0).thresholds == [pytest.approx(0.49)]
+    assert BucketSchedule([50, 50], 0, headroom=1.1).thresholds == [pytest.approx(0.45)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, 0),
+        ({"Retry-After": "17"}, 17),
+        ({"Retry-After": "Thu, 01 Jan 1970 00:01:40 GMT"}, 40),
+        ({"Retry-After": "soon"}, 0),
+        ({"RateLimit": '"api";r=0;t=55'}, 55),
+        ({"RateLimit": '"api";r=7;t=55'}, 0),
+    ],
+)
+def test_what_a_server_asks_for_is_understood(headers: dict[str, str], seconds: float) -> None:
+    message = Message()
+    for name, value in headers.items():
+        message[name] = value
+    assert asked_wait_s(message, now=60.0) == seconds
+
+
+def test_patience_ends_at_the_deadline_and_at_once_where_the_server_wants_longer() -> None:
+    calls = []
+
+    def fails(wait_s: float = 0.0, gone: bool = False) -> None:
+        calls.append(wait_s)
+        raise Unavailable("it is away", gone=gone, wait_s=wait_s)
+
+    retries = Retries(Patience(deadline_s=0.5, first_wait_s=0.01, longest_wait_s=0.05))
+    began = time.monotonic()
+    with pytest.raises(Unavailable, match="x: given up: it is away"):
+        patiently(fails, "x", retries)
+    assert 0.3 < time.monotonic() - began < 0.8
+    assert retries.count == len(calls) - 1 > 5
+    for call, words in ((lambda: fails(60.0), "asks to wait 60 s"), (lambda: fails(gone=True), "it is away")):
+        calls.clear()
+        with pytest.raises(Unavailable, match=words):
+            patiently(call, "x", retries)
+        assert len(calls) == 1
+
+
+def test_quiet_that_a_server_wants_holds_every_thread() -> None:
+    retries = Retries(FAST)
+    retries.hold(0.4)
+    passed = []
+    threads = [threading.Thread(target=lambda: (retries.wait(0.0), passed.append(time.monotonic()))) for _ in range(3)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert min(passed) - began >= 0.38
+
+
+@pytest.mark.network_fake
+def test_shards_on_the_web_are_a_range_of_addresses(files: list[Path], tmp_path: Path) -> None:
+    payloads = {path.name: path.read_bytes() for path in files}
+    with FakeHub() as web:
+        web.commit(payloads)
+        web.trouble(files[1].name, Status(503), Cut(900))
+        dataset = open_dataset(f"{web.url}/plain/s-{{000..003}}.tar", patience=FAST)
+        assert [file.bytes for file in dataset.sources[0].files] == [None] * 4
+        with Stream(
+            FetchedShards(dataset.sources, Cache(tmp_path, 10**8), FAST), config(buckets=ONE), 1, TOKENIZER, SILENCE
+        ) as stream:
+            found = steps(stream, 10)
+        with Stream(local_shards(files), config(buckets=ONE), 1, TOKENIZER, SILENCE) as stream:
+            assert_equal(steps(stream, 10), found)
+        for spec, words in (("x-{0..3}.tar", "404"), ("s-*.tar", "no list to match"), ("page.html", "page.html is no")):
+            with pytest.raises((ValueError, OSError), match=words):
+                open_dataset(f"{web.url}/plain/{spec}", patience=FAST)
+
+
+@pytest.mark.network_fake
+def test_dataset_json_on_the_web_gives_sizes_hashes_and_lengths(files: list[Path], tmp_path: Path) -> None:
+    shards = tuple(
+        ShardInfo(name=path.name, samples=24, bytes=path.stat().st_size, sha256=sha256_file(path)) for path in files
+    )
+    info = DatasetInfo(channels=CHANNELS, codec_id="demo", lengths=((8, 16, 7), (24, 32, 3)), shards=shards)
+    info.save(tmp_path / "dataset.json")
+    with FakeHub() as web:
+        web.commit({path.name: path.read_bytes() for path in [*files, tmp_path / "dataset.json"]})
+        dataset = open_dataset(f"{web.url}/plain/s-{{000..001}}.tar", patience=FAST)
+        assert [request.path for request in web.requests] == ["/plain/dataset.json", "/plain/silence.npy"]
+    assert dataset.sources[0].files[1] == ShardFile(
+        url=f"{web.url}/plain/s-001.tar", bytes=shards[1].bytes, checksum=f"sha256:{shards[1].sha256}"
+    )
+    assert (dataset.info.codec_id, dataset.sources[0].lengths, dataset.sources[0].lengths_whole) == (
+        ("demo", info.lengths, True)
+    )
+
+
+def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in files:
+        memory.pipe(f"/bucket/set/{path.name}", path.read_bytes())
+    specs = ["memory://bucket/set", "memory://bucket/set/s-{000..003}.tar", "memory://bucket/s*t/s-*.tar"]
+    opened = [open_dataset(spec, patience=FAST) for spec in specs]
+    assert opened[0].sources[0].files == opened[1].sources[0].files == opened[2].sources[0].files
+    assert [file.bytes for file in opened[0].sources[0].files] == [path.stat().st_size for path in files]
+    with Stream(
+        FetchedShards(opened[0].sources, Cache(tmp_path, 10**8), FAST), config(buckets=ONE), 1, TOKENIZER, SILENCE
+    ) as stream:
+        found = steps(stream, 10)
+    with Stream(local_shards(files), config(buckets=ONE), 1, TOKENIZER, SILENCE) as stream:
+        assert_equal(steps(stream, 10), found)
+    with pytest.raises(FileNotFoundError, match=r"2 of 6 paths are not there, the first is memory://bucket/set/s-004"):
+        open_dataset("memory://bucket/set/s-{000..005}.tar", patience=FAST)
+    with pytest.raises(ValueError, match=r"nothing here reads nowhere://"):
+        open_dataset("nowhere://x/y.tar", patience=FAST)
+
+
+def test_remote_and_local_shards_mix(files: list[Path], tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/mixed/r-0.tar", files[0].read_bytes())
+    sources = [Source((ShardFile(url="memory://mixed/r-0.tar"),)), Source(tuple(ShardFile(url=str(f)) for f in files))]
+    with Stream(FetchedShards(sources, Cache(tmp_path, 10**8), FAST), config(), 1, TOKENIZER, SILENCE) as stream:
+        names = Counter(name.split("/")[0] == "r-0.tar" for _, names, _ in steps(stream, 20) for name in names)
+    assert names[True] / names.total() == pytest.approx(0.5, abs=0.06)
+
+
+def test_two_processes_of_a_machine_take_two_slots_and_a_wrong_folder_is_said(tmp_path: Path) -> None:
+    caches = [Cache(tmp_path, 10**6) for _ in range(2)]
+    assert [cache.folder.name for cache in caches] == ["slot-0", "slot-1"]
+    for cache in caches:
+        cache.join()
+        cache.leave()
+    assert Cache(tmp_path, 10**6).folder.name == "slot-0"
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"file/slot-0: the shard cache cannot be made there .*--data\.cache_dir"):
+        Cache(tmp_path / "file", 10**6)
+
+
+def test_fewer_shards_than_streams_is_said_to_several_processes(
+    files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(batch_size=8, streams=8, buckets=(Bucket(frames=24, tokens=64),))
+    with Stream(local_shards(files), settings, 1, TOKENIZER, SILENCE):
+        assert "4 shards for 8 streams" not in caplog.text
+    with Stream(local_shards(files), settings, 1, TOKENIZER, SILENCE, 0, 2):
+        assert "4 shards for 8 streams: each is cut into 2 parts" in caplog.text

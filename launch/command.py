@@ -63,7 +63,7 @@ def _do(arguments: argparse.Namespace, pod: Pod) -> None:
     if arguments.verb == "logs":
         logs(pod, workers=arguments.worker, lines=arguments.lines, follow=arguments.follow)
     elif arguments.verb == "start":
-        verbs.start(pod, dashboard=arguments.with_dashboard)
+        verbs.start(pod, dashboard=arguments.dashboard)
     elif arguments.verb == "watch":
         watch(pod)
     else:
@@ -86,7 +86,7 @@ def _parse(
     parser.add_argument("--worker", default="all", metavar="N", help="logs: of one worker (default: all)")
     parser.add_argument("--lines", type=int, default=40, metavar="N", help="logs: how many of the last (default: 40)")
     parser.add_argument("--follow", action="store_true", help="logs: stay, and print what comes")
-    parser.add_argument("--with_dashboard", action="store_true", help="start: the dashboard too, on worker 0")
+    parser.add_argument("--dashboard", action="store_true", help="start: the dashboard too, on worker 0")
     more(parser)
     _add_settings(parser, NOT_HERE[prog.rsplit("/", 1)[-1]])
     return parser.parse_args([_underscored(word) for word in argv])

@@ -15,6 +15,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?")
 ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 WATCHDOG = "disk_watchdog.py --config launch/watchdog.toml"
+DASHBOARD = "monitor.py --port 8080"
 YES, NO = ("yes", "true", "on", "1"), ("no", "false", "off", "0")
 
 
@@ -70,7 +71,7 @@ class Settings:
     command: str = _setting("", "what runs on every worker, such as: train_pretrain.py --preset 1.3b ...")
     hf_token_file: str = _setting("", "file with a Hugging Face token; copied, never on a command line")
     watchdog: str = _setting(WATCHDOG, "command that keeps the workers' disks from filling, started with the run")
-    dashboard: str = _setting("", "command that shows the run, started on worker 0 with --dashboard")
+    dashboard_command: str = _setting(DASHBOARD, "what --dashboard starts; the command's --run_dir is added")
     min_free_gb: int = _setting(20, "free disk that start insists on, on every worker")
     max_skew_s: int = _setting(30, "how far the workers' clocks may be apart")
     grace_s: int = _setting(180, "seconds between SIGTERM and SIGKILL")
@@ -88,7 +89,7 @@ class Settings:
             raise UsageError(f"base {self.base!r}: name a directory below the home directory, or an absolute one")
         if not re.fullmatch(r"3\.\d+|/.+", self.python):
             raise UsageError(f"python {self.python!r}: give a version such as 3.11, or the path of an interpreter")
-        for key in ("command", "watchdog", "dashboard", "create_flags", "ssh_flags"):
+        for key in ("command", "watchdog", "dashboard_command", "create_flags", "ssh_flags"):
             try:
                 shlex.split(getattr(self, key))
             except ValueError as error:

@@ -15,6 +15,7 @@ from launch.errors import LaunchError, UsageError
 from launch.pack import Package, identify, pack
 from launch.pods import LOST, MISSING, READY, Pod, complain, say
 from launch.preflight import listed, preflight
+from launch.settings import Settings
 
 QUICK_S, INSTALL_S = 300, 3600
 KEEP_RELEASES = 3
@@ -76,16 +77,16 @@ def start(pod: Pod, *, dashboard: bool = False) -> str | None:
     """Starts the command on all workers, after every check; returns the id of the run, None in a dry run."""
     check_command(pod)
     settings = pod.settings
-    if dashboard and not settings.dashboard.strip():
-        raise UsageError("dashboard is missing: say what --dashboard starts, such as 'monitor.py --run_dir ...'")
     jobs = [("job", _training_command(pod), [])]
     jobs += [("watchdog", quoted(settings.watchdog), [])] if settings.watchdog.strip() else []
-    jobs += [("dashboard", quoted(settings.dashboard), [0])] if dashboard else []
+    jobs += [("dashboard", _dashboard_command(settings), [0])] if dashboard else []
 
     running = _running(pod)
     if running is not None:
         say(f"run {running} is running already on all workers")
     facts = {} if running else preflight(pod)
+    if "hf://" in settings.command and any(answer.facts["token"] == "none" for answer in facts.values()):
+        complain("launch: no Hugging Face token on the workers: no private data, and few requests (hf_token_file)")
     release = "RELEASE" if pod.dry_run else _release(pod, facts)
     run = running or f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{release[:7]}"
     for role, command, workers in jobs:
@@ -180,6 +181,22 @@ def _training_command(pod: Pod) -> str:
     if words[0] != TRAINING or told or pod.dry_run or len(pod.workers()) == 1:
         return quoted(pod.settings.command)
     return f"{quoted(pod.settings.command)} {pod.process_flags()}"
+
+
+def _dashboard_command(settings: Settings) -> str:
+    """What shows the run, told where the run is."""
+    words = shlex.split(settings.dashboard_command)
+    if not words:
+        raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
+    flags = [word.replace("-", "_") for word in words]
+    if any(flag.startswith("__run_dir") for flag in flags):
+        return quoted(settings.dashboard_command)
+    run = shlex.split(settings.command)
+    for place, word in enumerate(run):
+        flag, equals, value = word.partition("=")
+        if flag.replace("-", "_") == "__run_dir":
+            return shlex.join([*words, "--run_dir", value if equals else "".join(run[place + 1 : place + 2])])
+    raise UsageError("--dashboard: the command names no --run_dir; name one in dashboard_command")
 
 
 def quoted(command: str) -> str:

@@ -60,6 +60,7 @@ class Watch:
         self._said = ""
         self._had_machines = False
         self._unheard = 0  # looks in a row without an answer
+        self._lost = 0  # looks in a row at machines that seem gone
         self._leaving = 0  # looks at a run that was asked to leave
         self._since_s: float | None = None  # when the run was first seen running
 
@@ -88,13 +89,14 @@ class Watch:
 
     def _act(self, state: str, words: str, answers: dict[int, Answer]) -> bool:
         """What this state asks for; True when there is nothing left to watch."""
+        self._lost = self._lost + 1 if state == LOST else 0
         if state == MISSING and self._had_machines:  # machines that are taken away leave a suspended resource behind
             say("the machines were given back by hand: nothing left to watch")
             return True
         if state == MISSING:
             self._pod.create()
-        elif state == LOST:
-            self._since_s = None
+        elif self._lost > 1:  # a resource can be ACTIVE for a moment before its TPU is listed
+            self._lost, self._since_s, self._had_machines = 0, None, False
             self._try_again(f"the machines are gone ({words})")
             self._pod.delete()  # it holds quota and cannot be used again
             self._pod.create()
@@ -119,7 +121,7 @@ class Watch:
             self._leaving += 1  # some have ended well and the others are about to, or all were asked to leave
             return False
         if states != {"none"}:  # machines that are new are no failure
-            self._say_what_failed(failed)
+            self._say_what_failed(failed, [a.worker for a in answers.values() if a.facts["state"] == "none"])
             verbs.stop(self._pod, by_hand=False)
         verbs.sync(self._pod, self._package)
         verbs.start(self._pod)
@@ -132,12 +134,14 @@ class Watch:
             self._budget.steady()
         self._say(f"running on {workers} workers")
 
-    def _say_what_failed(self, failed: list[Answer]) -> None:
+    def _say_what_failed(self, failed: list[Answer], without: list[int]) -> None:
         self._leaving, self._since_s = 0, None
         for answer in failed:
             complain(verbs.describe(answer))
-        which = listed([answer.worker for answer in failed])
-        self._try_again(f"the run ended early on worker {which}" if which else "the run was asked to leave")
+        if failed:
+            self._try_again(f"the run ended early on worker {listed([answer.worker for answer in failed])}")
+        else:
+            self._try_again(f"no run on worker {listed(without)}" if without else "the run was asked to leave")
 
     def _try_again(self, why: str) -> None:
         pause_s = self._budget.spend(time.monotonic(), why)

@@ -71,6 +71,9 @@ def parser(kind: str, verb: str) -> argparse.ArgumentParser:
 def create(world: dict, arguments: argparse.Namespace) -> int:
     if world["states"]:
         return error("queued-resources.create", f"ALREADY_EXISTS: Resource '{arguments.names[0]}' already exists")
+    if world.get("refusals"):
+        world["refusals"] -= 1
+        return error("queued-resources.create", "RESOURCE_EXHAUSTED: Quota exceeded")
     world["states"] = world["creations"].pop(0) if world["creations"] else [USABLE]
     for worker in range(world["workers"]):
         make_worker(worker, world)

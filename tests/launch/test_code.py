@@ -112,6 +112,12 @@ def test_the_token_arrives_with_mode_600_and_is_on_no_command_line(world: World,
         assert arrived.read_text() == "hf_secret\n"
         assert arrived.stat().st_mode & 0o777 == 0o600
     assert "hf_secret" not in (world.cloud / "calls.jsonl").read_text()
+    assert "no Hugging Face token" not in world.call("start", *world.command("run", "hf://datasets/a/b"))
+
+
+def test_data_of_the_hub_without_a_token_is_said(world: World) -> None:
+    world.ready()
+    assert "no Hugging Face token" in world.call("start", *world.command("run", "hf://datasets/a/b"))
 
 
 @pytest.mark.parametrize(

@@ -93,13 +93,14 @@ def test_following_a_log_shows_what_comes(world: World) -> None:
 
 def test_the_watchdog_runs_on_all_and_the_dashboard_on_one(world: World) -> None:
     world.ready()
-    both = ["--watchdog", "little.py", "--dashboard", "little.py x", "--with_dashboard"]
-    world.call("start", *world.command(), *both)
+    both = ["--watchdog", "little.py", "--dashboard_command", "little.py x", "--dashboard"]
+    world.call("start", *world.command("run", "--run-dir=gs://b/r"), *both)
     status = world.call("status")
     assert status.count("running, watchdog") == 2
     assert status.count(", dashboard") == 1
+    assert "command=(little.py x --run_dir gs://b/r)" in world.job(0, "dashboard.sh").read_text()
     os.killpg(int(world.job(1, "watchdog.pid").read_text().split()[0]), signal.SIGKILL)
-    world.call("start", *world.command(), *both)  # which starts what is missing
+    world.call("start", *world.command("run", "--run_dir", "r"), *both)  # which starts what is missing
     assert world.call("status").count("running, watchdog") == 2
     world.call("stop")
     assert "running" not in world.call("status")
@@ -118,7 +119,7 @@ def test_starting_without_code_without_command_or_with_half_a_dashboard_is_one_l
     world.call("up", "--accelerator_type", "v4-16")
     assert "no code here yet; run sync first" in world.call("start", *world.command(), code=1)
     assert "command is missing" in world.call("start", code=2)
-    assert "dashboard is missing" in world.call("start", *world.command(), "--with_dashboard", code=2)
+    assert "the command names no --run_dir" in world.call("start", *world.command(), "--dashboard", code=2)
 
 
 def test_a_dry_run_of_start_and_stop_changes_nothing(world: World) -> None:

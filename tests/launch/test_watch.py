@@ -87,6 +87,29 @@ def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> Non
     assert "tried 2 times within 24 hours (max_per_day): watch gives up" in said[1].splitlines()[-1]
 
 
+def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: World) -> None:
+    with watching(world, *world.command()) as said:
+        until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
+        old = world.pid(0)
+        for worker in (0, 1):
+            os.killpg(world.pid(worker), signal.SIGTERM)
+        until(lambda: world.job(0).exists() and world.pid(0) != old, timeout_s=120)
+        world.call("stop")
+    assert "the run was asked to leave; trying again" in said[1]
+    assert "finished on all workers" not in said[0]
+
+
+def test_a_failed_creation_after_a_preemption_is_not_taken_for_the_end(world: World) -> None:
+    with watching(world, *world.command()) as said:
+        until(lambda: started(world), timeout_s=120)
+        world.set(states=["SUSPENDED"], refusals=1)
+        until(lambda: len(world.calls("queued-resources", "create")) == 3, timeout_s=120)
+        until(lambda: started(world), timeout_s=120)
+        world.call("stop")
+    assert said[2] == "0"
+    assert "RESOURCE_EXHAUSTED" in said[1]
+
+
 def test_machines_given_back_by_hand_are_not_made_again(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: started(world), timeout_s=120)

@@ -145,7 +145,7 @@ def make_step(
         decay = jnp.minimum(training.ema_decay, (1 + state.step) / (10 + state.step))
         ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, weights)
         return TrainState(state.step + 1, weights, ema, optimizer_state), metrics | {
-            "grad/norm": optax.global_norm(grads)
+            "grad/norm": optax.tree.norm(grads)
         }
 
     return step
@@ -172,8 +172,8 @@ def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
 def initial_state(
     training: CodecTraining, optimizer: optax.GradientTransformation, start: Params | None = None
 ) -> TrainState:
-    weights = unfold(init_params(training.codec, jax.random.key(training.seed)) if start is None else start)
-    weights = jax.tree.map(jnp.asarray, weights)
+    params = init_params(training.codec, jax.random.key(training.seed)) if start is None else start
+    weights = unfold(jax.tree.map(jnp.asarray, params))
     return TrainState(jnp.int32(0), weights, jax.tree.map(jnp.copy, weights), optimizer.init(weights))
 
 

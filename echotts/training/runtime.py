@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 from types import FrameType, TracebackType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -14,6 +15,11 @@ LOGGER = logging.getLogger(__name__)
 def is_primary() -> bool:
     """True on the one process that writes what only one may write. Never branch on it around communication."""
     return jax.process_index() == 0
+
+
+def whole(tree: Any) -> Any:
+    """The same tree with each array whole on this machine; of several processes all call it together."""
+    return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
 class StopSignal:

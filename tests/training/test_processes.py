@@ -23,7 +23,15 @@ SAME = {"code": "abc", "jax": "0.10.2", "host": "a"}
 
 # Each of two processes has one device; together they have the mesh that one process with two has.
 START = """
-import jax, os, runpy, sys
+import jax, numpy, runpy, sys
+import echotts.cli.train as command
+class Said:
+    def save(self, path):
+        path.write_text("said")
+def speak(weights, sentence, seed):
+    assert all(numpy.isfinite(numpy.asarray(leaf)).all() for leaf in jax.tree.leaves(weights.params))
+    return Said()
+command.make_speaker = lambda config: speak if config.run.sentences else None
 jax.config.update("jax_num_cpu_devices", int(sys.argv.pop(1)))
 sys.argv[0] = "train_pretrain.py"
 runpy.run_path("train_pretrain.py", run_name="__main__")
@@ -80,7 +88,7 @@ def test_alone_nothing_is_joined_and_errors_come_out_as_they_are() -> None:
 
 
 class Group:
-    """Processes of one run on this machine, each with its log."""
+    """Processes of one run on this machine, each with its log; none outlives the `with`."""
 
     def __init__(self, folder: Path, count: int, devices: int, *flags: str, each: dict[int, list[str]] | None = None):
         with socket.socket() as free:
@@ -104,11 +112,15 @@ class Group:
 
     def codes(self, timeout_s: float = 400) -> list[int]:
         """The exit codes, after all have ended."""
-        try:
-            return [process.wait(timeout=timeout_s) for process in self.processes]
-        finally:
-            for process in self.processes:
-                process.kill()
+        return [process.wait(timeout=timeout_s) for process in self.processes]
+
+    def __enter__(self) -> "Group":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def said(self) -> str:
         return "\n".join(path.read_text() for path in self.logs)
@@ -140,24 +152,27 @@ def flags(shards, compile_once, monkeypatch):
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
-def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path, flags) -> None:
-    alone = Group(tmp_path, 1, 2, *flags(tmp_path / "alone", 6))
-    assert alone.codes() == [0], alone.said()
+def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path, flags, shards) -> None:
+    with Group(tmp_path, 1, 2, *flags(tmp_path / "alone", 4)) as alone:
+        assert alone.codes() == [0], alone.said()
 
-    pair = Group(tmp_path, 2, 1, *flags(tmp_path / "pair", 4000))
-    pair.until("step 3/4000: loss")
-    assert "process 1 of 2 on " in pair.logs[1].read_text()
-    assert ": 1 of 2 devices (cpu)" in pair.logs[0].read_text()
-    asked = time.monotonic()
-    pair.processes[1].send_signal(signal.SIGTERM)  # one alone is told
-    assert pair.codes(60) == [0, 0], pair.said()
-    assert time.monotonic() - asked < 30
+    with Group(tmp_path, 2, 1, *flags(tmp_path / "pair", 4000)) as pair:
+        pair.until("step 3/4000: loss")
+        assert "process 1 of 2 on " in pair.logs[1].read_text()
+        assert ": 1 of 2 devices (cpu)" in pair.logs[0].read_text()
+        pair.processes[1].send_signal(signal.SIGTERM)  # one alone is told
+        assert pair.codes() == [0, 0], pair.said()
     (saved,) = [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()]
     step = int(saved.split("_")[1])
+    assert step < 4000
 
-    again = Group(tmp_path, 2, 1, *flags(tmp_path / "pair", step + 2))
-    assert again.codes() == [0, 0], again.said()
+    more = ["--run.sentences=ab", "--run.sample_every=1", f"--heldout={shards}", "--run.eval_every=1"]
+    steps = flags(tmp_path / "pair", step + 2)
+    with Group(tmp_path, 2, 1, *steps, *more, "--run.eval_batches=1") as again:
+        assert again.codes() == [0, 0], again.said()
     assert again.said().count(f"resuming after step {step}, ") == 2
+    assert (tmp_path / "pair" / "samples" / f"step_{step + 2:08d}" / "00_ab.wav").read_text() == "said"
+    assert f"step {step + 2}: held-out loss" in again.logs[1].read_text()
     one, two = losses(tmp_path / "alone"), losses(tmp_path / "pair")
     assert max(two) == step + 2
     for number in range(1, 4):
@@ -167,19 +182,19 @@ def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
 def test_processes_with_different_settings_refuse_to_start(tmp_path, flags) -> None:
-    pair = Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), each={1: ["--optim.learning_rate=0.5"]})
-    assert 0 not in pair.codes(100)
-    assert re.search(
-        r"the processes are not alike: configuration \w+ in process 1 \(.*\), \w+ in process 0", pair.said()
-    )
+    odd = {1: ["--optim.learning_rate=0.5"]}
+    with Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), each=odd) as pair:
+        assert 0 not in pair.codes()
+    said = r"the processes are not alike: configuration \w+ in process 1 \(.*\), \w+ in process 0"
+    assert all(re.search(said, path.read_text()) for path in pair.logs), pair.said()
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-def test_a_process_whose_partner_never_comes_says_so(tmp_path, flags) -> None:
-    lonely = Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), "--run.join_timeout_s=5")
-    lonely.processes[0].kill()
-    assert lonely.processes[1].wait(timeout=100) != 0
-    lonely.codes()
-    assert "process 1 of 2 on" in lonely.logs[1].read_text()
+def test_a_process_whose_partner_never_comes_says_so_and_ends(tmp_path, flags) -> None:
+    with Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), "--run.join_timeout_s=5") as pair:
+        pair.processes[0].kill()
+        assert pair.processes[1].wait(timeout=400) != 0
+    assert "process 1 of 2 on" in pair.logs[1].read_text()
+    assert "waited" in pair.logs[1].read_text()

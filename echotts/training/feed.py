@@ -23,13 +23,15 @@ class Fed:
     keys: Sequence[str]
     bucket: Bucket
     stream_state: dict[str, Any]
+    frames_seen: int  # frames of speech in all batches up to this one
 
 
 class Feed:
     """`next()` gives the next global batch; `waited_s` sums the seconds spent waiting for the stream."""
 
-    def __init__(self, stream: Stream, mesh: Mesh):
+    def __init__(self, stream: Stream, mesh: Mesh, frames_seen: int = 0):
         self.waited_s = 0.0
+        self._frames_seen = frames_seen
         self._stream = stream
         self._mesh = mesh
 
@@ -38,8 +40,6 @@ class Feed:
         """Samples this process has refused, by the stream's count."""
         return sum(self._stream.rejections.counts.values())
 
-    def next(self) -> Fed:
-        """The next batch, its copy to the devices under way."""
     @property
     def retries(self) -> int:
         """Requests for shards that had to be made again since the start."""
@@ -50,10 +50,14 @@ class Feed:
         """What fetched shards take on this machine's disk."""
         return self._stream.shards.cache_bytes
 
+    def next(self) -> Fed:
+        """The next batch, its copy to the devices under way."""
         began = time.perf_counter()
         batch, keys, bucket = self._stream.next()
         self.waited_s += time.perf_counter() - began
-        return Fed(place(batch, self._mesh), keys, bucket, self._stream.state())
+        # of several processes each sees its own rows, which are as long as the others' on average
+        self._frames_seen += int(np.sum(batch.latent_mask)) * jax.process_count()
+        return Fed(place(batch, self._mesh), keys, bucket, self._stream.state(), self._frames_seen)
 
 
 def place(batch: Batch, mesh: Mesh) -> Batch:

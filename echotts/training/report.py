@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from echotts.config import Config
+from echotts.config import FRAME_RATE_HZ, Config
 from echotts.disk.measure import Space
 from echotts.training.feed import Fed, Feed
+from echotts.training.flops import peak_flops, training_flops
 from echotts.training.metrics import MetricsWriter
+from echotts.training.processes import first_host
 from echotts.training.progress import Progress
 from echotts.training.step import Metrics, TrainStep
+from echotts.training.vitals import StepTimes, host_numbers
 
 LINE = {  # what the train step calls it -> what a metrics line calls it
     "loss": "loss/train",
@@ -24,6 +27,9 @@ LINE = {  # what the train step calls it -> what a metrics line calls it
     "learning_rate": "optim/learning_rate",
     "valid_share": "data/frames_valid_share",
 }
+
+
+WHY_LENGTH = 500  # characters of an error that a metrics line holds
 
 
 class NonFiniteError(ValueError):
@@ -56,10 +62,58 @@ class Reporter:
         self._start = start
         self._began_s = time.perf_counter()
         self._line_step, self._line_times = start, self._times()
+        self._step_times = StepTimes()
+        self._settled = self._times()  # when the numbers of the last step were there
+        self._clipped = 0  # steps since the last line
+        self._flops = 0.0  # since the last line
+        self._peak_flops = peak_flops(jax.devices()[0].device_kind)
+        self._compiled = 0
+        self._step = start  # the last whose numbers were there
+        self._run_dir = Path()
+
+    def began(self, run_dir: Path, samples_seen: int) -> None:
+        """The run begins, or goes on, after step `start`."""
+        self._run_dir = run_dir
+        where = ""
+        if jax.process_count() > 1:
+            where = f"; process {jax.process_index()} of {jax.process_count()}, the first is on {first_host()}"
+        event, what = "started", "a new run"
+        if self._start:
+            event, what = "resumed", f"after step {self._start}, {samples_seen} samples"
+        self._writer.event(self._start, event, what + where)
+
+    def ended(self, step: int) -> None:
+        """The loop is over and everything saved."""
+        event = "finished" if step == self._config.optim.steps else "stopped"
+        self._writer.event(step, event, f"after step {step} of {self._config.optim.steps}, saved")
+
+    @contextmanager
+    def telling_why(self) -> Iterator[None]:
+        """Writes into the metrics why the run ends, if what is done in here fails."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._last_words("stopped", "interrupted; what came after the last checkpoint is lost")
+            raise
+        except Exception as error:
+            why = str(error) or type(error).__name__
+            if isinstance(error, NonFiniteError):
+                self._last_words("nan", why)
+            self._last_words("failed", why)
+            raise
+
+    def _last_words(self, event: str, why: str) -> None:
+        with suppress(OSError):  # a full disk must not hide what went wrong first
+            self._writer.event(self._step, event, why[:WHY_LENGTH])
 
     def launched(self, step: int, samples_seen: int, fed: Fed, numbers: Metrics) -> None:
         """A step has been launched; the numbers of the one before are read while it runs."""
         self._progress.advance(step)
+        compiled = self._train_step.compilations
+        if compiled > self._compiled > 0:
+            what = f"for {fed.bucket.frames} frames and {fed.bucket.tokens} tokens, {compiled} times in all"
+            self._writer.event(step, "recompiled", what, {"compile/count": compiled})
+        self._compiled = compiled
         self.settle()
         self._pending = Launched(step, samples_seen, fed, numbers)
 
@@ -69,8 +123,14 @@ class Reporter:
         if pending is None:
             return
         numbers = jax.device_get({name: pending.numbers[name] for name in ("finite", *LINE)})
+        self._step = pending.step
+        self._time_step(pending)
         if not numbers["finite"]:
             raise NonFiniteError(_describe(pending, numbers))
+        self._clipped += bool(numbers["grad_norm"] > self._config.optim.clip_norm)
+        bucket, data = pending.fed.bucket, self._config.data
+        sample = training_flops(self._config.model, bucket.frames, bucket.tokens, data.reference_frames)
+        self._flops += data.batch_size * sample
         every = self._config.run.log_every
         if pending.step == self._config.optim.steps or (every and pending.step % every == 0):
             self._write_line(pending, numbers)
@@ -119,8 +179,15 @@ class Reporter:
         all_s = time.perf_counter() - self._began_s - self._train_step.compile_s
         left_s = all_s / (pending.step - self._start) * (self._config.optim.steps - pending.step)
         line = {name: float(numbers[key]) for key, name in LINE.items()}
+        line |= self._step_times.numbers() | host_numbers(self._run_dir)
+        clipped, self._clipped = self._clipped, 0
+        flops_per_s, self._flops = self._flops / max(training_s, 1e-9), 0.0
+        if self._peak_flops is not None:
+            line["throughput/mfu_share"] = flops_per_s / (self._peak_flops * jax.device_count())
         line |= {
+            "grad/clip_share": clipped / steps,
             "data/samples_seen": pending.samples_seen,
+            "data/audio_hours": pending.fed.frames_seen / FRAME_RATE_HZ / 3600,
             "data/bucket_frames": pending.fed.bucket.frames,
             "time/step_s": step_s,
             "time/data_wait_share": wait_share,
@@ -128,9 +195,20 @@ class Reporter:
             "throughput/samples_per_s": samples_per_s,
             "compile/count": self._train_step.compilations,
             "data/rejected_samples": self._feed.rejected,
+            "host/retries": self._feed.retries,
+            "host/cache_bytes": self._feed.cache_bytes,
         }
         self._writer.write(pending.step, line)
         self._progress.report(pending.step, line["loss/train"], samples_per_s, wait_share, left_s)
+
+    def _time_step(self, pending: Launched) -> None:
+        """Takes the time of a step whose numbers are there; says if it was slow."""
+        seconds, waited_s = (now := self._times()) - self._settled
+        self._settled = now
+        usual_s = self._step_times.add(seconds)
+        if usual_s is not None:
+            what = f"{seconds:.1f} s instead of {usual_s:.2f} s, {waited_s:.1f} s of it waiting for data"
+            self._writer.event(pending.step, "slow_step", what)
 
     def _times(self) -> np.ndarray:
         """(seconds of training, of which waiting for data) since the start; pauses and compilation are left out."""
@@ -151,5 +229,3 @@ def _describe(pending: Launched, numbers: Mapping[str, Any]) -> str:
         f"batch keys: {', '.join(keys)}; nothing is saved after this step: look at these samples, "
         "or resume with a lower learning rate in another run directory"
     )
-            "host/retries": self._feed.retries,
-            "host/cache_bytes": self._feed.cache_bytes,

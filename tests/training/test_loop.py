@@ -5,15 +5,17 @@ import json
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
-from echotts.training import feed, metrics
+from echotts.training import feed, metrics, report
 from echotts.training.checkpoint import FOLDER, ConfigDiffersError, step_folders
 from echotts.training.export import load_run
+from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.report import NonFiniteError
@@ -34,6 +36,11 @@ def in_folder(config, folder):
 def lines(run_dir, name="loss/train"):
     found = [json.loads(line) for line in metrics.metrics_path(run_dir).read_text().splitlines()]
     return {line["step"]: line[name] for line in found if name in line}
+
+
+def events(run_dir):
+    found = [json.loads(line) for line in metrics.metrics_path(run_dir).read_text().splitlines()]
+    return [(line["step"], line["event"]) for line in found if "event" in line]
 
 
 class StopAfter(StopSignal):
@@ -59,12 +66,15 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, tmp_path
     whole, parts = in_folder(config, tmp_path / "whole"), in_folder(config, tmp_path / "parts")
     assert train(whole).finished
     first = train(parts, stop=StopAfter(3))
+    assert events(tmp_path / "parts") == [(0, "started"), (3, "stopped")]
     assert (first.step, first.finished) == (3, False)
     second = train(parts)
     assert (second.step, second.samples_seen, second.finished) == (6, 48, True)
     for weights in ("raw", "ema"):
         assert_same_weights(load_run(tmp_path / "whole", weights), load_run(tmp_path / "parts", weights))
-    assert lines(tmp_path / "whole") == lines(tmp_path / "parts")
+    for name in ("loss/train", "data/audio_hours"):
+        assert lines(tmp_path / "whole", name) == lines(tmp_path / "parts", name)
+    assert events(tmp_path / "parts")[2:] == [(3, "resumed"), (6, "finished")]
     states = [(step_folders(tmp_path / run / FOLDER)[0] / "meta" / "metadata") for run in ("whole", "parts")]
     one, other = (json.loads(path.read_text())["stream"] for path in states)
     assert one == other
@@ -103,7 +113,8 @@ class Spoken:
         path.write_text(repr(self.asked))
 
 
-def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, shards):
+def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, shards, monkeypatch):
+    monkeypatch.setattr(report, "peak_flops", lambda kind: 1e9)
     config = with_sections(
         config,
         optim={"steps": 60, "learning_rate": 1e-2},
@@ -119,8 +130,22 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     assert list(heldout) == [30, 60]
     assert heldout[60] < heldout[30]
     assert set(metrics.timestep_bucket_names()) <= set(json.loads(metrics_line(run_dir, "heldout/loss")))
+    assert [name for _, name in events(run_dir)] == ["started", "recompiled", "finished"]
     assert lines(run_dir, "compile/count")[60] == 2  # one per bucket
     assert lines(run_dir, "data/samples_seen")[60] == 480
+    valid, bucket = lines(run_dir, "data/frames_valid_share"), lines(run_dir, "data/bucket_frames")
+    frames = sum(8 * valid[step] * bucket[step] for step in valid)
+    assert lines(run_dir, "data/audio_hours")[60] == pytest.approx(frames / 25 / 3600)
+    tokens = {8: 8, 16: 12}
+    for step, share in lines(run_dir, "throughput/mfu_share").items():
+        flops = 8 * training_flops(TINY.model, bucket[step], tokens[bucket[step]], 8)
+        step_s = lines(run_dir, "time/step_s")[step]
+        assert share == pytest.approx(flops / step_s / (1e9 * jax.device_count()), rel=1e-4)
+    clipped = lines(run_dir, "grad/clip_share")  # a line for each step: 0 or 1
+    assert all((norm > 1) == clipped[step] for step, norm in lines(run_dir, "grad/norm").items())
+    assert all(0 < share < 1 for share in lines(run_dir, "host/disk_free_share").values())
+    assert all(1e7 < size < 1e11 for size in lines(run_dir, "host/memory_bytes").values())
+    assert all(0 < seconds < 60 for seconds in lines(run_dir, "time/step_p95_s").values())
     assert [path.name for path in sorted((run_dir / "samples").iterdir())] == ["step_00000040", "step_00000060"]
     assert (run_dir / "samples" / "step_00000040" / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
     assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == 60
@@ -145,6 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, t
         train(with_sections(config, run={"save_every_steps": 1}))
     assert len(placed) <= 5  # found one step late at most
     assert step_folders(tmp_path / "run" / FOLDER)[0].name == "step_00000003"
+    assert events(tmp_path / "run") == [(0, "started"), (4, "nan"), (4, "failed")]
     message = str(caught.value)
     assert "rows that are not finite: s-00" in message
     assert message.count("s-00") == 9

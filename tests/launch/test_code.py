@@ -81,6 +81,7 @@ def test_requirements_that_cannot_be_installed_leave_the_old_release_current(wor
     assert (current(world, 0), current(world, 1)) == (before, before)
 
 
+@pytest.mark.slow
 def test_old_releases_and_environments_go_but_not_the_one_that_runs(world: World) -> None:
     first = world.ready()
     world.call("start", *world.command())

@@ -51,6 +51,7 @@ def test_a_dry_run_makes_nothing(world: World) -> None:
     assert "processes 0: at least 1" in local(world, "up", "--processes", "0", code=2)
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
 @pytest.mark.usefixtures("clean")

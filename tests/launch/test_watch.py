@@ -80,6 +80,7 @@ def test_a_run_that_loses_a_process_is_started_again_on_all_workers(world: World
     assert len(world.calls("queued-resources", "create")) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> None:
     with watching(world, *world.command("crash"), "--max_per_day", "2") as said:
         pass
@@ -87,6 +88,7 @@ def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> Non
     assert "tried 2 times within 24 hours (max_per_day): watch gives up" in said[1].splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
@@ -99,6 +101,7 @@ def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: Wor
     assert "finished on all workers" not in said[0]
 
 
+@pytest.mark.slow
 def test_a_failed_creation_after_a_preemption_is_not_taken_for_the_end(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: started(world), timeout_s=120)

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 REMOTE_TIMEOUT_S = 30
 
@@ -25,6 +25,7 @@ class Entry:
     identity: object = None
 
 
+@runtime_checkable
 class Folder(Protocol):
     """One run directory."""
 

@@ -59,7 +59,8 @@ class Growing:
             grown = np.empty(max(rows, 2 * len(self._array)), self._array.dtype)
             grown[: self.rows] = self.array
             self._array = grown
-        self._array[self.rows : rows] = new
+        with np.errstate(over="ignore"):  # a number beyond float32 is infinite
+            self._array[self.rows : rows] = new
         self.rows = rows
 
     def thin(self, older: np.ndarray, rows: int) -> None:
@@ -237,17 +238,17 @@ class History:
         old = [(columns, rows) for columns, rows in parts if rows]
         if not grown:
             return 0
-        if old and len(parts) > 1:
-            first = min(columns.times.array[rows:].min() for columns, rows in grown)
-            if first < max(columns.times.array[:rows].max() for columns, rows in old):
+        if len(grown) > 1:
+            return None
+        [(columns, rows)] = grown
+        if old:
+            last_time, last_step = max((each.times.array[seen - 1], each.steps.array[seen - 1]) for each, seen in old)
+            if columns.times.array[rows:].min() < last_time and len(parts) > 1:
                 return None
-        if old and parts[0][0].process >= 0:
-            first = min(columns.steps.array[rows:].min() for columns, rows in grown)
-            if first <= max(columns.steps.array[:rows].max() for columns, rows in old):
-                return None
-            if any(np.any(np.diff(columns.steps.array[rows:]) <= 0) for columns, rows in grown):
-                return None  # resumed within what is new
-        return sum(columns.rows - rows for columns, rows in grown)
+            steps = np.concatenate([[last_step], columns.steps.array[rows:]])
+            if columns.process >= 0 and not np.all(np.diff(steps) > 0):
+                return None  # resumed: some of what was there no longer counts
+        return columns.rows - rows
 
     def new_events(self, cursor: Cursor | None) -> list[tuple[MetricsFile, Event]]:
         """The events that were read after the cursor, or all of the last MAX_EVENTS."""

@@ -20,14 +20,14 @@ from echotts.monitor.folders import Folder
 Row = dict[str, Any]
 Names = tuple[str, ...]
 
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 20  # a longer line is no metrics line
 BLOCK_BYTES = 1 << 18  # parsed in one call
-LINE_BYTES = 1 << 20  # a longer line is no metrics line
 CHECKED_BYTES = 64  # before the place reached: if they changed, the file is another one
 MAX_NAMES = 500  # of one line
 MAX_NAME = 200  # characters
 MAX_STEP = 2**31 - 1
 MAX_MESSAGE = 1000
+NEWLINE = ord("\n")
 HEAD = ("time", "step", "process")
 WORDS = ("event", "message")
 
@@ -115,7 +115,7 @@ class LineReader:
             block = self._folder.read(self.path, self.done_bytes, READ_BYTES)
             whole = block.rfind(b"\n") + 1
             if not whole:
-                if len(block) < LINE_BYTES:
+                if len(block) < READ_BYTES:
                     return  # half a line: it is read again when it has grown
                 self._in_long_line = True
                 self._advance(block)
@@ -158,50 +158,59 @@ def _rows(block: bytes, parsed: Parsed) -> list[Row]:
     """The objects of a block of lines: all in one call, or line by line where one of them is bad."""
     try:
         rows = orjson.loads(b"[" + block[:-1].replace(b"\n", b",") + b"]")
+        if len(rows) == np.count_nonzero(np.frombuffer(block, np.uint8) == NEWLINE):  # bytes.count is slow here
+            return _objects(rows, parsed)
     except orjson.JSONDecodeError:
-        rows = []
-    if len(rows) == block.count(b"\n") and set(map(type, rows)) == {dict}:
-        return rows
+        pass
     rows = []
     for line in block.split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            parsed.bad += 1
-    return rows
+        if line.strip():
+            try:
+                rows.append(orjson.loads(line))
+            except orjson.JSONDecodeError:
+                parsed.bad += 1
+    return _objects(rows, parsed)
+
+
+def _objects(rows: list[Any], parsed: Parsed) -> list[Row]:
+    if set(map(type, rows)) <= {dict}:
+        return rows
+    objects = [row for row in rows if isinstance(row, dict)]
+    parsed.bad += len(rows) - len(objects)
+    return objects
 
 
 def _group(rows: list[Row], parsed: Parsed) -> None:
     """Tables of rows with the same keys; as many keys are mostly the same keys."""
-    if events := [row for row in rows if "event" in row]:
-        _carefully(events, parsed)
-        rows = [row for row in rows if "event" not in row]
     lengths = set(map(len, rows))
     for length in lengths:
         alike = rows if len(lengths) == 1 else [row for row in rows if len(row) == length]
-        if not _fast(alike, parsed):
+        if _fast(alike, parsed):
+            continue
+        plain = [row for row in alike if "event" not in row]
+        if not plain or len(plain) == len(alike) or not _fast(plain, parsed):
             _carefully(alike, parsed)
+        else:
+            _carefully([row for row in alike if "event" in row], parsed)
 
 
 def _fast(rows: list[Row], parsed: Parsed) -> bool:
     """Adds the rows as one table; False, with nothing added, where their keys differ or a value is no number."""
     names = tuple(sorted(rows[0]))
-    if len(names) > MAX_NAMES or not {"time", "step"} <= set(names) or max(map(len, names)) > MAX_NAME:
+    if not {"time", "step"} <= rows[0].keys() or "event" in rows[0]:
         return False
+    if len(names) > MAX_NAMES or max(map(len, names)) > MAX_NAME:
+        return False
+    fields, count = itemgetter(*names), len(rows) * len(names)
     try:
-        numbers = list(chain.from_iterable(map(itemgetter(*names), rows)))
-        if None in numbers:
-            numbers = [math.nan if number is None else number for number in numbers]
-        values = np.fromiter(numbers, np.float64, len(numbers)).reshape(-1, len(names))
+        try:
+            values = np.fromiter(chain.from_iterable(map(fields, rows)), np.float64, count)
+        except TypeError:
+            numbers = chain.from_iterable(map(fields, rows))
+            values = np.fromiter((math.nan if number is None else number for number in numbers), np.float64, count)
     except (KeyError, TypeError, ValueError, OverflowError):
         return False
-    _add(names, values, parsed, irregular=False)
+    _add(names, values.reshape(-1, len(names)), parsed, irregular=False)
     return True
 
 

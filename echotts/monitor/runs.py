@@ -25,7 +25,7 @@ RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "fai
 STALE_S = 120.0  # without a line; more where lines are rare
 STALE_LINES = 5
 FOLDERS_S = 5.0  # a look at checkpoints, samples, configuration, or for new runs, is reused for this long
-HISTORIES_BYTES = 130 << 20  # kept in memory, beside the one that is looked at
+HISTORIES_BYTES = 64 << 20  # kept in memory, beside the one that is looked at
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Run:
         if not self.config():
             said.append(f"no {CONFIG_NAME}: steps in all and configuration are not known")
         if "heldout/loss" not in names:
-            said.append("no evaluation loss yet: set --data.heldout and --run.eval_every")
+            said.append("no evaluation loss yet: set --heldout and --run.eval_every")
         if "host/disk_free_share" not in names:
             said.append("no disk and cache figures: run disk_watchdog.py on each host")
         if "throughput/mfu_share" not in names:

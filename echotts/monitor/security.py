@@ -28,7 +28,7 @@ TOKEN_LENGTH = 16  # characters at least
 QUERY_BYTES = 8192
 HEAD_BYTES = 16_384  # request line and headers
 REQUEST_S = 10.0  # in which a request must be there
-ANSWER_STALL_S = 30.0  # in which a client must take something of its answer
+ANSWER_STALL_S, ANSWER_TAKEN = 30.0, 1 << 14  # seconds in which a client must take so many bytes of its answer
 CONNECTIONS = 256  # beyond that, the one that has waited longest without a request goes
 COOKIE_S = 30 * 86_400
 POLICY = (
@@ -44,13 +44,16 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+OPEN = {"/static/page.css", "/static/icon.svg"}  # for the token page; they say nothing of a run
 LOGIN = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
-<title>echotts: token</title>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><title>echotts: token</title>
+<link rel="icon" href="/static/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/static/page.css">
+<main class="login"><img src="/static/icon.svg" alt="" width="36" height="36">
 <h1>This dashboard asks for its token</h1>
 <p>{said}</p>
 <form method="get" action="/login"><label>Token <input name="token" type="password" autocomplete="off" required
-autofocus></label> <button>Open</button></form>
+autofocus></label> <button>Open</button></form></main>
 """
 
 
@@ -188,7 +191,7 @@ class Guard:
             )
             return answer
         cookie = cookie_parser(headers.get("cookie", "")).get(self._access.cookie_name, "")
-        if not given and self._access.is_cookie(cookie):
+        if not given and (self._access.is_cookie(cookie) or scope["path"] in OPEN):
             return None
         said = "That was not it." if given else "It was printed where the dashboard was started."
         if "text/html" in headers.get("accept", "") or scope["path"] in ("/", "/login"):
@@ -237,11 +240,23 @@ class PatientProtocol(H11Protocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._abort_after(ANSWER_STALL_S)
+        self._in_time()
+        self._watch_answer(self.transport.get_write_buffer_size())
 
     def resume_writing(self) -> None:
         self._in_time()
         super().resume_writing()
+
+    def _watch_answer(self, left: int) -> None:
+        """Looks later whether some of the answer was taken; then for the rest."""
+
+        def look() -> None:
+            if self.transport.get_write_buffer_size() > left - ANSWER_TAKEN:
+                self.transport.abort()
+            else:
+                self._watch_answer(self.transport.get_write_buffer_size())
+
+        self._deadline = self.loop.call_later(ANSWER_STALL_S, look)
 
     def _abort_after(self, seconds: float) -> None:
         self._in_time()

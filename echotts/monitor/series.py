@@ -65,14 +65,14 @@ def spikes(values: np.ndarray, points: int) -> np.ndarray:
     if count <= points:
         return np.arange(count)
     stretches = max(points // 2 - 1, 1)
-    length = -(-(count - 1) // stretches)  # the last value is always shown
+    length = -(-(count - 1) // stretches)  # first and last are always shown
     padded = np.full(stretches * length, np.nan, values.dtype)
     padded[: count - 1] = values[:-1]
     rows = padded.reshape(stretches, length)
     starts = np.arange(stretches) * length
     least = starts + np.where(np.isnan(rows), np.inf, rows).argmin(axis=1)
     most = starts + np.where(np.isnan(rows), -np.inf, rows).argmax(axis=1)
-    kept = np.unique(np.concatenate([least, most, [count - 1]]))
+    kept = np.unique(np.concatenate([[0], least, most, [count - 1]]))
     return kept[kept < count]
 
 

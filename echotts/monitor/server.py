@@ -23,6 +23,8 @@ from starlette.routing import Route
 from echotts import __version__
 from echotts.monitor import alerts, series
 from echotts.monitor.history import Cursor, History
+from echotts.monitor.hosts import MetricsFile
+from echotts.monitor.lines import Event
 from echotts.monitor.runs import Library, Run, differences
 from echotts.monitor.samples import Item, Samples
 from echotts.monitor.security import Access, Guard
@@ -150,18 +152,7 @@ class Routes:
         with history.lock:
             found = history.new_events(Cursor.read(asked) if asked else None)
             cursor = str(history.cursor)
-        rows = [
-            {
-                "time": event.time,
-                "step": event.step,
-                "host": file.host,
-                "event": event.event,
-                "message": event.message,
-                "values": event.values,
-            }
-            for file, event in sorted(found, key=lambda pair: pair[1].time)
-        ]
-        return answer(request, {"cursor": cursor, "events": rows})
+        return answer(request, {"cursor": cursor, "events": _told_once(found)})
 
     def checkpoints(self, request: Request) -> Response:
         now = self._clock()
@@ -318,6 +309,25 @@ def _run(run: Run, now: float) -> dict[str, Any]:
     }
 
 
+def _told_once(found: list[tuple[MetricsFile, Event]]) -> list[dict[str, Any]]:
+    """Events by time; what all processes of a run say at the same step in the same words is one of them."""
+    told: dict[tuple[int, str, str], tuple[list[str], Event]] = {}
+    for file, event in sorted(found, key=lambda pair: (pair[1].time, pair[1].process)):
+        hosts, _ = told.setdefault((event.step, event.event, event.message), ([], event))
+        hosts.append(file.host)
+    return [
+        {
+            "time": event.time,
+            "step": event.step,
+            "host": hosts[0] if len(hosts) == 1 else f"{hosts[0]} and {len(hosts) - 1} more",
+            "event": event.event,
+            "message": event.message,
+            "values": event.values,
+        }
+        for hosts, event in told.values()
+    ]
+
+
 def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
@@ -376,7 +386,7 @@ def _names(asked: str) -> list[str]:
     return names
 
 
-def _number(text: str, what: str, least: float, most: float) -> float:
+def _number(text: str, what: str, least: float | int, most: float | int) -> float:
     try:
         number = float(text)
     except ValueError:

@@ -1,0 +1,46 @@
+"""A made-up run, and a real server for it on a free port of 127.0.0.1."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from echotts.monitor.runs import Library
+from echotts.monitor.security import called
+from echotts.monitor.serve import listen, make_server
+from tests.monitor.fake_run import make_run
+
+TOKEN = "a-token-of-the-tests-0123456789"
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    return make_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A run that nobody writes to; for tests that only read."""
+    return make_run(tmp_path_factory.mktemp("finished") / "run", ending="finished")
+
+
+@contextmanager
+def served(library: Library, *, token: str | None = None, tunnel: bool = False) -> Iterator[int]:
+    """The port of a server that answers until the block is left."""
+    with listen("127.0.0.1", 0) as sock:
+        port = sock.getsockname()[1]
+        server = make_server(library, called("127.0.0.1", (), tunnel, "this-machine", token, port))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 30
+        while not server.started:
+            assert time.monotonic() < deadline and thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join(30)

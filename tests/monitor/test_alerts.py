@@ -1,0 +1,122 @@
+"""Alerts and the webhook."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from echotts.monitor import alerts as module
+from echotts.monitor.alerts import Webhook, alerts
+from echotts.monitor.runs import Library
+from tests.monitor.fake_run import event_line, make_run, train_line, write_lines
+
+END = 1_800_000_000.0
+
+
+def kinds(run_dir, now):
+    return [(alert.kind, alert.host) for alert in alerts(Library([str(run_dir)], None), now)]
+
+
+def say(run_dir, *lines, host="host-0"):
+    write_lines(run_dir / "metrics" / f"{host}.jsonl", iter(lines))
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return make_run(tmp_path / "run", end=END)
+
+
+def test_a_run_that_is_well_or_over_or_long_gone_raises_none(tmp_path, run_dir):
+    assert kinds(run_dir, END + 10) == []
+    assert kinds(make_run(tmp_path / "done", end=END, ending="finished"), END + 3600) == []
+    assert kinds(run_dir, END + 90_000) == []  # nobody wants to hear of last month's runs
+
+
+def test_silence_and_failure(tmp_path, run_dir):
+    assert kinds(run_dir, END + 3600) == [("stale", None)]
+    failed = make_run(tmp_path / "failed", end=END, ending="failed")
+    [alert] = alerts(Library([str(failed)], None), END + 3600)
+    assert (alert.kind, alert.message) == ("failed", "OSError: disk quota exceeded")
+    assert alert.since == pytest.approx(END, abs=1)
+
+
+def test_a_number_that_is_not_finite_until_the_run_resumes(run_dir):
+    say(run_dir, train_line(2010, END + 5) | {"loss/train": None})
+    assert kinds(run_dir, END + 10) == [("nan", None)]
+    say(run_dir, event_line(2010, END + 6, "nan", "step 2010: loss nan"))
+    [alert] = alerts(Library([str(run_dir)], None), END + 10)
+    assert alert.message == "step 2010: loss nan"
+    say(run_dir, event_line(1500, END + 60, "resumed", ""), train_line(1510, END + 70))
+    assert kinds(run_dir, END + 75) == []
+
+
+def test_waiting_for_data_over_several_lines(run_dir):
+    say(run_dir, train_line(2010, END + 5) | {"time/data_wait_share": 0.9})
+    assert kinds(run_dir, END + 10) == []  # one line is an accident
+    say(
+        run_dir,
+        *(train_line(2010 + step, END + 5 + step) | {"time/data_wait_share": 0.5} for step in range(10, 60, 10)),
+    )
+    assert kinds(run_dir, END + 60) == [("data_wait", "host-0")]
+
+
+def test_a_disk_that_fills_by_its_host(run_dir):
+    say(run_dir, train_line(1990, END + 5, 1) | {"host/disk_free_share": 0.03}, host="host-1")
+    assert kinds(run_dir, END + 10) == [("disk", "host-1")]
+    full = event_line(7, END + 6, "disk_full", "97 % full, nothing more to remove", -1)
+    say(run_dir, full, host="host-0.watchdog")
+    found = {alert.host: alert.message for alert in alerts(Library([str(run_dir)], None), END + 10)}
+    assert found == {"host-0": "97 % full, nothing more to remove", "host-1": "3.0% of the disk is free"}
+
+
+class Listener:
+    """A chat program's webhook on a free port; `codes` are what it answers, the last for ever."""
+
+    def __init__(self, *codes: int):
+        self.bodies: list[dict] = []
+        heard, left = self.bodies, list(codes)
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self):
+                heard.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(left.pop(0) if len(left) > 1 else left[0])
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
+
+
+@pytest.mark.network_fake
+def test_the_webhook_hears_once_that_an_alert_began_and_once_that_it_ended(run_dir):
+    listener = Listener(200)
+    now = [END + 10]
+    hook = Webhook(Library([str(run_dir)], None), listener.url, clock=lambda: now[0])
+    assert not hook.look() and listener.bodies == []
+    now[0] = END + 3600
+    assert hook.look() and not hook.look()
+    [body] = listener.bodies
+    assert body["text"].startswith("run stale: no line for 60 min")
+    assert [alert["kind"] for alert in body["began"]] == ["stale"] and body["ended"] == []
+    now[0] = END + 10
+    assert hook.look()
+    assert listener.bodies[1]["text"] == "run stale: over"
+    listener.server.shutdown()
+
+
+@pytest.mark.network_fake
+def test_what_the_webhook_did_not_take_is_tried_again(run_dir, monkeypatch, caplog):
+    monkeypatch.setattr(module, "WEBHOOK_TRIES", 1)
+    listener = Listener(500, 200)
+    hook = Webhook(Library([str(run_dir)], None), listener.url, clock=lambda: END + 3600)
+    assert not hook.look()
+    assert "1 alerts could not be sent: HTTP Error 500" in caplog.text
+    assert hook.look() and len(listener.bodies) == 2
+    listener.server.shutdown()
+    listener.server.server_close()
+    monkeypatch.setattr(hook, "_standing", {})
+    assert not hook.look()  # nobody listens: a line in the log, no exception

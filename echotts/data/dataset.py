@@ -7,6 +7,7 @@ whole as JSON: a run stores it, shares it among its processes, and opens the sam
 import base64
 import dataclasses
 import io
+import json
 import logging
 import tempfile
 from collections import Counter
@@ -119,7 +120,7 @@ def _assemble(argument: str, described: Sequence[_Described]) -> Dataset:
             f"{first.spec}: {SILENCE_NAME} has {silence.shape[1]} channels, expected floats (frames, {info.channels})"
         )
     pin = {"version": PIN_VERSION, "data": argument, "sources": [_to_pin(one) for one in described]}
-    return Dataset(tuple(sources), info, silence, pin)
+    return Dataset(tuple(sources), info, silence, json.loads(json.dumps(pin)))  # as it is when it has been stored
 
 
 def _source(one: _Described) -> Source:

@@ -69,12 +69,14 @@ def list_part(part: Part, retries: Retries) -> Listing:
 
 
 def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
-    """What has happened to the revisions of stored lists since, one line each; empty where they are the same.
+    """What has happened to the sources of stored lists since, one line each; empty where they are the same.
 
     FileNotFoundError where a pinned commit itself is gone.
     """
     said = []
     for listing in listings:
+        if not listing.remote:
+            said += _check_local(listing)
         if scheme_of(listing.spec) != hub.SCHEME or listing.revision is None:
             continue
         place = hub.parse(listing.spec)
@@ -91,6 +93,20 @@ def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
                 "with the shards it began with; another --run_dir takes the new ones"
             )
     return said
+
+
+def _check_local(listing: Listing) -> list[str]:
+    try:
+        now = {str(path) for path in resolve(listing.spec)}
+    except FileNotFoundError:  # moved: the stream will say which shard is missing
+        return []
+    before = {file.url for file in listing.files}
+    if now == before:
+        return []
+    return [
+        f"{listing.spec}: {len(now - before)} shards are new and {len(before - now)} gone since the run began: it "
+        f"keeps to the {len(before)} it began with; another --run_dir takes the new ones"
+    ]
 
 
 def _list_hub(part: Part, retries: Retries) -> Listing:

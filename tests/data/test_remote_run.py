@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,23 @@ def test_a_run_stores_its_list_and_a_resumed_one_goes_on_with_it(
         stream.restore(state)
         assert [stream.next()[1] for _ in range(6)] == names
     assert second.pins == first.pins
+
+
+def test_a_resumed_run_keeps_to_its_local_shards_and_says_what_is_new(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = config(tmp_path, str(tmp_path / "shards"), heldout=None)
+    first = open_inputs(settings)
+    store_pins(settings, first)
+    written = (tmp_path / "run" / PINS_NAME).stat().st_ino
+    assert open_inputs(settings).pins == first.pins
+    store_pins(settings, open_inputs(settings))
+    assert (tmp_path / "run" / PINS_NAME).stat().st_ino == written  # not written again
+    assert "it keeps to" not in caplog.text
+    shutil.copy(tmp_path / "shards" / "s-000.tar", tmp_path / "shards" / "s-009.tar")
+    again = open_inputs(settings)
+    assert "1 shards are new and 0 gone since the run began: it keeps to the 4" in caplog.text
+    assert len(again.stream.shards.files) == 4
 
 
 def test_other_data_are_listed_anew_and_the_list_changes_only_when_the_run_goes_on(

@@ -231,8 +231,9 @@ def test_shards_on_the_web_are_a_range_of_addresses(files: list[Path], tmp_path:
     payloads = {path.name: path.read_bytes() for path in files}
     with FakeHub() as web:
         web.commit(payloads)
-        web.trouble(files[1].name, Status(503), Cut(900))
+        web.trouble(files[2].name, Status(503), Cut(900))  # which the look at the heads meets
         dataset = open_dataset(f"{web.url}/plain/s-{{000..003}}.tar", patience=FAST)
+        web.trouble(files[1].name, Status(503), Cut(20_000))  # there the tar would still begin like one
         assert [file.bytes for file in dataset.sources[0].files] == [None] * 4
         with Stream(
             FetchedShards(dataset.sources, Cache(tmp_path, 10**8), FAST), config(buckets=ONE), 1, TOKENIZER, SILENCE
@@ -282,6 +283,21 @@ def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], 
         open_dataset("memory://bucket/set/s-{000..005}.tar", patience=FAST)
     with pytest.raises(ValueError, match=r"nothing here reads nowhere://"):
         open_dataset("nowhere://x/y.tar", patience=FAST)
+
+
+def test_a_shard_of_another_size_than_was_listed_is_not_used(files: list[Path], tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in files:
+        memory.pipe(f"/changed/{path.name}", path.read_bytes())
+    dataset = open_dataset("memory://changed", patience=FAST)
+    memory.pipe("/changed/s-002.tar", files[0].read_bytes() + files[1].read_bytes())
+    patience = Patience(deadline_s=0.2, first_wait_s=0.01)
+    with Stream(
+        FetchedShards(dataset.sources, Cache(tmp_path, 10**8), patience), config(buckets=ONE), 1, TOKENIZER, SILENCE
+    ) as stream:
+        names = {name.split("/")[0] for _, names, _ in steps(stream, 20) for name in names}
+        assert stream.rejections.counts["shard_unavailable"] >= 1
+    assert names == {"s-000.tar", "s-001.tar", "s-003.tar"}
 
 
 def test_remote_and_local_shards_mix(files: list[Path], tmp_path: Path) -> None:

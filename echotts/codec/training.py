@@ -173,7 +173,7 @@ def initial_state(
     training: CodecTraining, optimizer: optax.GradientTransformation, start: Params | None = None
 ) -> TrainState:
     params = init_params(training.codec, jax.random.key(training.seed)) if start is None else start
-    weights = unfold(jax.tree.map(jnp.asarray, params))
+    weights = unfold(jax.tree.map(jnp.array, params))  # copies: steps donate their state, the caller keeps the start
     return TrainState(jnp.int32(0), weights, jax.tree.map(jnp.copy, weights), optimizer.init(weights))
 
 

@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-all lint format bench bench-env corpus clean
+.PHONY: help setup demo test test-slow test-browser chromium test-all lint format bench bench-env corpus clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,6 +21,16 @@ test: $(VENV)/.dev lint ## lint, types, and every test but the slow ones
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+test-browser: $(VENV)/.dev chromium ## the dashboard in a real browser (Chromium; two minutes)
+	$(BIN)/python -m pytest tests/browser -m browser
+
+# Debian's own, since a browser that pip or npm would bring is not updated with the system.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    { apt-get -qq update && apt-get -qq install -y --no-install-recommends chromium; } >/dev/null && command -v chromium; \
+	  else echo "Chromium is missing: apt-get install chromium, or put one on PATH" >&2; exit 1; fi; }
 
 test-all: $(VENV)/.dev lint ## every test; those that need another machine say so
 	$(BIN)/python -m pytest --all
@@ -35,7 +45,7 @@ format: $(VENV)/.dev ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench ## the measurements behind README's figures (about an hour on two cores)
+bench: $(VENV)/.bench chromium ## the measurements behind README's figures (about an hour on two cores)
 	for script in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 

@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 
 # Before any test imports jax; subprocesses inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -24,6 +26,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     reasons = {}
     if not config.getoption("--all") and "slow" not in config.getoption("-m"):
         reasons["slow"] = "takes minutes: make test-slow"
+    if not config.getoption("--all") and "browser" not in config.getoption("-m"):
+        reasons["browser"] = "needs Chromium: make test-browser"
+    elif not any(map(shutil.which, CHROMIUM)):
+        reasons["browser"] = "needs Chromium: apt-get install chromium"
     if not Path("/dev/nvidia0").exists() or os.environ["JAX_PLATFORMS"] == "cpu":
         reasons["gpu"] = "needs a GPU and JAX_PLATFORMS=cuda"
     if importlib.util.find_spec("libtpu") is None:

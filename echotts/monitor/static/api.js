@@ -33,11 +33,6 @@ export class Api {
     this.#kept.set(slot, { path, tag: response.headers.get("ETag"), body });
     return { body, fresh: true };
   }
-
-  /** Forgets what was kept, so that the next answers are fresh for whoever draws them anew. */
-  forget(prefix) {
-    for (const slot of this.#kept.keys()) if (slot.startsWith(prefix)) this.#kept.delete(slot);
-  }
 }
 
 /** The address of something of a run; ids and parameters are escaped. */

@@ -126,7 +126,7 @@ export class Chart {
       cursor: {
         y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false },
         sync: { key: "charts", scales: ["x", null], setSeries: false,
-          filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
+          filters: { pub: (type, plot) => type === "mousemove" && !plot.cursor.event?.buttons } }, // reading is shared, dragging is not
         bind: { dblclick: () => () => { this.#hub.onZoom(null); return null; } },
       },
       hooks: {
@@ -176,6 +176,7 @@ export class Chart {
     ctx.save();
     ctx.font = `${Math.round(10.5 * ratio)}px ${FONT.slice(5)}`;
     ctx.lineWidth = ratio;
+    ctx.lineCap = "butt";
     ctx.textAlign = "left";
     ctx.textBaseline = "bottom";
     ctx.fillStyle = colour("--muted");
@@ -239,13 +240,13 @@ export class Chart {
     const move = (event.shiftKey ? 10 : 1) * Math.max(1, width / 200);
     if (event.key === "ArrowLeft" || event.key === "ArrowRight") {
       const left = here + (event.key === "ArrowRight" ? move : -move);
-      plot.setCursor({ left: Math.min(width - 1, Math.max(0, left)), top: plot.over.clientHeight / 2 });
+      plot.setCursor({ left: Math.min(width - 1, Math.max(0, left)), top: plot.over.clientHeight / 2 }, true, true);
     } else if (event.key === "+" || event.key === "=" || event.key === "-") {
       const factor = event.key === "-" ? 2 : 0.5, middle = plot.posToVal(here, "x");
       const { min, max } = plot.scales.x;
       this.#hub.onZoom(clipped([middle - (middle - min) * factor, middle + (max - middle) * factor], plot.data[0]));
     } else if (event.key === "Escape" || event.key === "0") {
-      plot.setCursor({ left: -10, top: -10 });
+      plot.setCursor({ left: -10, top: -10 }, true, true);
       this.#hub.onZoom(null);
     } else return;
     event.preventDefault();
@@ -291,7 +292,7 @@ function clipped([low, high], [...xs]) {
 }
 
 /** Ticks of a log axis: 1, 2, 5 in each decade, evenly spread round numbers where it spans less than one. */
-export function logSplits(low, high) {
+function logSplits(low, high) {
   if (high / low < 6) {
     const raw = (high - low) / 4, scale = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 5, 10].find((factor) => factor * scale >= raw) * scale;

@@ -4,7 +4,7 @@ import { Chart, colour } from "./chart.js";
 import { extraPanel, linesOf, PANELS } from "./panels.js";
 import { markOf } from "./tables.js";
 
-export const RUN_COLOURS = 6, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 6], [1, 5]];
+const RUN_COLOURS = 6, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 6], [1, 5]];
 
 export class Charts {
   #charts = new Map(); #panels = [...PANELS]; #onZoomed; #missed = "";
@@ -57,7 +57,8 @@ export class Charts {
   /** `runs`: [{name, slot, curves, names, events, offset, place(event)}], the open one first; `offset` is taken off x. */
   draw(runs) {
     const names = [...new Set(runs.flatMap((run) => run.names))];
-    const marks = runs.flatMap((run) => this.#marksOf(run));
+    const marks = [...new Map(runs.flatMap((run) => this.#marksOf(run)).map((mark) => [`${mark.x} ${mark.label}`, mark])).values()]
+      .sort((a, b) => a.x - b.x); // every host tells of a resume; one line is enough
     for (const panel of this.#panels) {
       const lines = linesOf(panel, names);
       // one line: its colour is the run's; several: the colour is the line's, and the run is told by its dashes
@@ -81,7 +82,7 @@ export class Charts {
     return run.events.flatMap((event) => {
       const mark = markOf(event), x = mark && run.place(event);
       return mark && x !== null ? [{ x: x - run.offset, label: mark.label, colour: colour(mark.colour) }] : [];
-    }).sort((a, b) => a.x - b.x);
+    });
   }
 
   /** Said in every chart that is empty, instead of its own sentence; "" for none. */

@@ -3,7 +3,7 @@
 import { blank, byId, el, table } from "./dom.js";
 
 /** {"model": {"width": 8}} -> [["model.width", 8]] */
-export function flat(value, prefix = "") {
+function flat(value, prefix = "") {
   if (value === null || typeof value !== "object" || Array.isArray(value)) return [[prefix, value]];
   return Object.entries(value).flatMap(([key, inner]) => flat(inner, prefix ? `${prefix}.${key}` : key));
 }

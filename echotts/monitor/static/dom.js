@@ -58,6 +58,13 @@ export function table(label, columns, rows, { rowClass = () => "", shape = "" } 
       el("tbody", { role: "rowgroup" }, ...body)));
 }
 
+/** Shows a table or sentence in `box`; a table that is there already keeps the keyboard's place and its scrolling. */
+export function put(box, node) {
+  const old = box.firstElementChild;
+  if (box.childElementCount === 1 && old.className === node.className && old.classList.contains("table")) old.replaceChildren(...node.childNodes);
+  else box.replaceChildren(node);
+}
+
 /** "4 s ago", kept true by the page's clock: refreshAges() rewrites every one of them. */
 export function age(unix, format) {
   return el("time", { class: "age", "data-unix": unix, datetime: new Date(unix * 1000).toISOString(),

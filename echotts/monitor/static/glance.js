@@ -9,9 +9,11 @@ export const STATUS = {
 };
 const ALERT = { stale: "Silent", failed: "Failed", nan: "Not a number", data_wait: "Waiting for data", disk: "Disk" };
 
+const MANY_RUNS = 10; // from here on they can be searched
+
 /** The runs beside the page. Rows are kept and updated, so that the keyboard's place is not lost. */
 export class Rail {
-  #rows = new Map(); #onOpen; #onCompare;
+  #rows = new Map(); #onOpen; #onCompare; #redraw = () => {};
 
   constructor({ onOpen, onCompare }) {
     this.#onOpen = onOpen;
@@ -20,18 +22,23 @@ export class Rail {
     const fold = () => (details.open = wide.matches);
     wide.addEventListener("change", fold);
     fold();
+    byId("run-find").addEventListener("input", () => this.#redraw());
   }
 
   draw(runs, focus, over, colours) {
     byId("rail").hidden = runs.length < 2;
     document.body.classList.toggle("one-run", runs.length < 2);
     setText(byId("run-count"), String(runs.length));
+    this.#redraw = () => this.draw(runs, focus, over, colours);
+    byId("run-find").hidden = runs.length < MANY_RUNS;
+    const sought = byId("run-find").value.trim().toLowerCase();
     const gone = new Set(this.#rows.keys());
     for (const run of runs) {
       gone.delete(run.id);
       const row = this.#rows.get(run.id) ?? this.#add(run);
       const shown = run.id === focus || over.has(run.id);
       row.node.classList.toggle("open", run.id === focus);
+      row.node.hidden = !shown && !run.name.toLowerCase().includes(sought);
       row.button.setAttribute("aria-current", run.id === focus ? "true" : "false");
       row.check.checked = shown;
       row.check.disabled = run.id === focus;
@@ -75,9 +82,10 @@ export function drawGlance(run, ago) {
   if (run.last_time) heard.replaceChildren("last heard ", age(run.last_time, ago));
   else setText(heard, "nothing heard yet");
   const why = byId("run-why");
-  why.hidden = !run.why;
+  const said = run.why ?? run.metrics_where;
+  why.hidden = !said;
   why.dataset.status = run.status;
-  setText(why, run.why ?? "");
+  setText(why, said ?? "");
   const bar = byId("run-progress");
   bar.hidden = run.progress === null;
   bar.value = run.progress ?? 0;
@@ -96,7 +104,7 @@ function leftOf(run) {
 
 function drawNotes(run) {
   const notes = [...run.missing];
-  if (run.metrics_where) notes.push(`Metrics: ${run.metrics_where}`);
+  if (run.why && run.metrics_where) notes.push(run.metrics_where);
   if (run.bad_lines) notes.push(`${number(run.bad_lines)} unreadable metrics ${run.bad_lines === 1 ? "line was" : "lines were"} skipped.`);
   if (run.truncated) notes.push(`A metrics file was cut or replaced ${number(run.truncated)} ${run.truncated === 1 ? "time" : "times"} and was read anew.`);
   const box = byId("notes");
@@ -124,7 +132,7 @@ export function drawTiles(curves, hosts) {
     ["Samples/s", read("throughput/samples_per_s", number), value("data/samples_seen") ? `${read("data/samples_seen", compact)} seen` : ""],
     ["Step time", step ? span(step.value) : NONE, value("time/step_p95_s") ? `p95 ${read("time/step_p95_s", span)}` : ""],
     ["MFU", read("throughput/mfu_share", percent), value("throughput/mfu_share") ? "" : "not recorded"],
-    ["Useful frames", read("data/frames_valid_share", percent), value("data/audio_hours") ? `${read("data/audio_hours", compact)} h of audio` : ""],
+    ["Useful frames", read("data/frames_valid_share", percent), value("data/audio_hours") ? `${read("data/audio_hours", (hours) => number(hours < 100 ? hours : Math.round(hours)))} h of audio` : ""],
     ["Waiting for data", read("time/data_wait_share", percent), ""],
     ["Device memory", read("device/memory_bytes", bytes), value("device/memory_bytes") ? "" : "not recorded"],
     ["Hosts", machines ? number(machines) : NONE, machines ? (behind ? `up to ${number(behind)} steps behind` : "at the same step") : ""],

@@ -242,7 +242,10 @@ function report(state, detail = null) {
   const trouble = byId("trouble");
   trouble.hidden = state === "live" || state === "paused";
   trouble.dataset.retry = detail ? String(detail.retryAt) : "";
-  if (state === "refused") setText(byId("trouble-text"), "This page is not signed in any more. Load it again and enter the token.");
+  if (state === "refused") {
+    setText(byId("trouble-text"), "This page is not signed in any more. Load it again and enter the token.");
+    setText(byId("trouble-retry"), "Load again");
+  }
   if (state === "away") {
     trouble.dataset.said = `No news since ${moment(detail.since / 1000)}: ${detail.message}. What was read last is still shown.`;
     countDown();

@@ -1,6 +1,6 @@
 /** Hosts, checkpoints, events and the list of all metrics. */
 
-import { age, blank, byId, el, setText, table } from "./dom.js";
+import { age, blank, byId, el, put, setText, table } from "./dom.js";
 import { bytes, duration, NONE, number, percent, unitOf } from "./format.js";
 
 const SILENT_S = 120, EVENTS_AT_ONCE = 40;
@@ -38,11 +38,11 @@ export function markOf(event) {
 /** The hosts, silent ones first. Rejected samples are told by cause where a host tells them so. */
 export function drawHosts(hosts, now, ago, live) {
   const box = byId("host-table");
-  if (!hosts?.length) return box.replaceChildren(blank("No host has written a line yet."));
+  if (!hosts?.length) return put(box, blank("No host has written a line yet."));
   const silent = (row) => live && now - row.last_time > SILENT_S;
   const rows = [...hosts].sort((a, b) => silent(b) - silent(a) || a.process - b.process || a.host.localeCompare(b.host));
   const of = (row, name) => row.numbers[name];
-  return box.replaceChildren(table("Hosts", [
+  return put(box, table("Hosts", [
     { title: "Host", head: true, cell: (row) => row.host },
     { title: "Process", number: true, cell: (row) => (row.process < 0 ? "watchdog" : String(row.process)) },
     { title: "Last heard", number: true, cell: (row) => age(row.last_time, ago) },
@@ -76,9 +76,9 @@ function rejectedOf(numbers) {
 /** Newest first. */
 export function drawCheckpoints(checkpoints) {
   const box = byId("checkpoint-table");
-  if (!checkpoints?.length) return box.replaceChildren(blank("No checkpoint yet. One is written every run.save_every_steps steps or run.save_every_minutes minutes."));
+  if (!checkpoints?.length) return put(box, blank("No checkpoint yet. One is written every run.save_every_steps steps or run.save_every_minutes minutes."));
   const rows = [...checkpoints].sort((a, b) => b.step - a.step);
-  return box.replaceChildren(table("Checkpoints", [
+  return put(box, table("Checkpoints", [
     { title: "Step", head: true, number: true, cell: (row) => number(row.step) },
     { title: "Age", number: true, cell: (row) => (row.age_s === null ? NONE : duration(row.age_s)) },
     { title: "Size", number: true, cell: (row) => bytes(row.bytes) },
@@ -124,12 +124,12 @@ export class EventList {
 /** Every metric of the run, with a tick that charts it. */
 export function drawMetrics(names, charted, onChart) {
   const box = byId("metric-table");
-  if (!names?.length) return box.replaceChildren(blank("This run has written no metrics."));
   const key = JSON.stringify([names, charted]);
-  if (box.dataset.key === key) return undefined;
+  if (box.dataset.key === key) return;
   const focused = box.contains(document.activeElement) ? document.activeElement.name : null;
   box.dataset.key = key;
-  box.replaceChildren(table("All metrics", [
+  if (!names?.length) return put(box, blank("This run has written no metrics."));
+  put(box, table("All metrics", [
     { title: "Chart", cell: (row) => el("input", { type: "checkbox", name: row.name, checked: charted.includes(row.name),
       "aria-label": `Chart ${row.name}`, on: { change: (event) => onChart(row, event.target.checked) } }) },
     { title: "Name", head: true, cell: (row) => el("code", { text: row.name }) },
@@ -137,5 +137,5 @@ export function drawMetrics(names, charted, onChart) {
     { title: "Lines", number: true, cell: (row) => number(row.count) },
     { title: "What it is", cell: (row) => row.description ?? "" },
   ], names));
-  return focused && box.querySelector(`[name="${CSS.escape(focused)}"]`)?.focus();
+  if (focused) box.querySelector(`[name="${CSS.escape(focused)}"]`)?.focus();
 }

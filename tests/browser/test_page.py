@@ -1,0 +1,221 @@
+"""The page in a real browser: what it shows, what can be done with it, and what it says when something is missing."""
+
+import re
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page, expect
+
+from tests.browser.conftest import DESK, PHONE, Dashboard, Open
+
+pytestmark = pytest.mark.browser
+expect.set_options(timeout=15_000)
+
+SHOWN_CHARTS = {
+    "loss",
+    "heldout",
+    "buckets",
+    "norm",
+    "clip",
+    "rate",
+    "throughput",
+    "step",
+    "mfu",
+    "useful",
+    "wait",
+    "memory",
+}
+
+
+def picture(page: Page, panel: str) -> str:
+    """What the canvas of a chart holds."""
+    return page.locator(f'[data-panel="{panel}"] canvas').evaluate("canvas => canvas.toDataURL()")
+
+
+def reading(page: Page, panel: str) -> str:
+    """Where a chart's legend reads."""
+    return page.locator(f'[data-panel="{panel}"] .chart-place').inner_text()
+
+
+def test_a_run_is_told_in_one_glance(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    expect(page.locator("#run-name")).to_have_text("going")
+    expect(page.locator("#run-status")).to_have_text("Running")
+    expect(page.locator("#run-steps")).to_have_text("step 2,000 of 5,000 · 40.0 %")
+    expect(page.locator("#run-left")).to_contain_text("25 min left")
+    expect(page.locator("#tiles")).to_contain_text("p95 0.600 s")
+    expect(page.locator("#connection")).to_have_text("Live")
+    drawn = page.locator("figure:has(.uplot)").evaluate_all("all => all.map(one => one.dataset.panel)")
+    assert set(drawn) == SHOWN_CHARTS
+    expect(page.locator("#host-table tbody tr")).to_have_count(2)
+    expect(page.locator("#checkpoint-table tbody tr").first).to_contain_text("not complete")
+    expect(page.locator("#event-list")).to_contain_text("after step 1000, 32000 samples")
+    expect(page.locator("#config-table")).to_contain_text("optim.learning_rate")
+
+
+def test_failed_and_empty_runs_say_what_happened_and_what_is_missing(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    page.get_by_role("button", name="failed").click()
+    expect(page.locator("#run-status")).to_have_text("Failed")
+    expect(page.locator("#run-why")).to_have_text("OSError: disk quota exceeded")
+    page.get_by_role("button", name="nothing").click()
+    expect(page.locator("#run-status")).to_have_text("Empty")
+    expect(page.locator('[data-panel="heldout"] .blank')).to_contain_text("run.eval_every")
+    expect(page.locator("#notes-list")).to_contain_text("no config.json")
+    expect(page.locator("#sample-list")).to_contain_text("run.sample_every")
+    expect(page.locator(".uplot")).to_have_count(0)
+    expect(page.locator("table")).to_have_count(0)
+
+
+def test_the_log_scale_redraws_the_loss_and_leaves_the_speed_alone(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    loss, speed = picture(page, "loss"), picture(page, "throughput")
+    assert picture(page, "loss") == loss
+    page.get_by_role("radio", name="Log").check()
+    page.wait_for_timeout(300)
+    assert picture(page, "loss") != loss
+    assert picture(page, "throughput") == speed
+    assert "scale=log" in page.url
+
+
+def test_the_x_axis_can_be_samples_hours_of_audio_or_time(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    place = page.locator('[data-panel="loss"] .chart-place')
+    for axis, said in (("Samples", "64k samples"), ("Hours of audio", "28.44 h of audio")):
+        page.get_by_role("radio", name=axis).check()
+        expect(place).to_have_text(f"last: {said}")
+    page.get_by_role("radio", name="Time").check()
+    expect(place).to_have_text(re.compile(r"^last: (\d+ \w+, )?\d\d:\d\d:\d\d$"))
+
+
+def test_smoothing_changes_the_curve_and_can_be_off(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    smoothed = page.locator('[data-panel="loss"] .legend b').inner_text()
+    page.locator("#smooth").press("Home")
+    expect(page.locator("#smooth-value")).to_have_text("off")
+    expect(page.locator('[data-panel="loss"] .legend b')).not_to_have_text(smoothed)
+
+
+def test_a_second_run_is_drawn_over_the_first_and_compared(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    page.get_by_label("Draw finished over the open run").check()
+    entries = page.locator('[data-panel="loss"] .legend li')
+    expect(entries).to_have_count(2)
+    expect(entries.nth(1)).to_contain_text("finished")
+    expect(page.locator("#config-table thead").first).to_contain_text("finished")
+    expect(page.locator("#config-table tbody").first).to_contain_text("0.0003")
+    page.reload()  # the choice is in the address
+    expect(entries).to_have_count(2)
+    page.get_by_label("Draw finished over the open run").uncheck()
+    expect(entries).to_have_count(1)
+
+
+def test_a_sample_plays_and_two_steps_stand_side_by_side(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    sentence = page.locator(".sentence").first
+    expect(sentence.locator("h3")).to_have_text("seven three one nine")
+    titles = sentence.locator(".voice-title")
+    assert titles.all_inner_texts() == ["Reference", "A · step 2,000", "B · step 1,500"]
+    page.get_by_label("B: step").select_option("500")
+    expect(titles.nth(2)).to_have_text("B · step 500")
+    sentence.scroll_into_view_if_needed()
+    images = sentence.locator("img")
+    expect(images).to_have_count(3)
+    for place in range(3):
+        expect(images.nth(place)).to_have_js_property("naturalWidth", 512)
+    clip = sentence.locator(".clip").nth(1)
+    with page.expect_response(lambda answer: "/audio/" in answer.url) as answered:
+        clip.get_by_role("button").click()
+    assert answered.value.status in (200, 206)
+    expect(clip.get_by_role("button")).to_have_attribute("aria-label", "Stop “seven three one nine” at step 2,000")
+    moved = "head => parseFloat(head.style.getPropertyValue('--at')) > 0"
+    page.wait_for_timeout(400)
+    assert clip.locator(".playhead").evaluate(moved)
+    expect(clip.get_by_role("button")).to_have_attribute("aria-pressed", "false")  # it is a second long
+
+
+def test_charts_are_read_and_zoomed_with_the_keyboard(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    page.locator('[data-panel="loss"] .plot').focus()
+    for _ in range(3):
+        page.keyboard.press("Shift+ArrowLeft")
+    here = page.locator('[data-panel="loss"] .chart-place')
+    expect(here).to_have_text("step 1,700")
+    assert reading(page, "norm") == "step 1,700"  # all charts read at the same place
+    page.keyboard.press("+")
+    expect(page.locator("#zoom-reset")).to_be_enabled()
+    page.keyboard.press("Escape")
+    expect(page.locator("#zoom-reset")).to_be_disabled()
+    expect(here).to_have_text("last: step 2,000")
+
+
+def test_dragging_over_a_chart_zooms_all_of_them(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    norm = picture(page, "norm")
+    page.locator('[data-panel="loss"]').scroll_into_view_if_needed()
+    box = page.locator('[data-panel="loss"] .u-over').bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 60, steps=4)
+    page.mouse.up()
+    page.mouse.move(0, 0)
+    expect(page.locator("#zoom-reset")).to_be_enabled()
+    page.wait_for_timeout(300)
+    assert picture(page, "norm") != norm
+    page.locator("#zoom-reset").click()
+    page.wait_for_timeout(300)
+    assert picture(page, "norm") == norm
+
+
+def test_any_metric_can_be_charted_and_all_exported(still: Dashboard, open_page: Open, tmp_path: Path) -> None:
+    page = open_page(still.url)
+    page.get_by_label("Chart param/norm").check()
+    expect(page.locator('[data-panel="more:param/norm"] .uplot')).to_be_visible()
+    expect(page.get_by_label("Chart param/norm")).to_be_focused()
+    page.get_by_label("Chart param/norm").uncheck()
+    expect(page.locator('[data-panel="more:param/norm"]')).to_have_count(0)
+    for kind, head in (("CSV", "name,step,time,value\n"), ("JSON", '{"series":{')):
+        with page.expect_download() as begun:
+            page.get_by_role("link", name=kind, exact=True).click()
+        begun.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_text().startswith(head)
+
+
+def test_events_and_settings_are_found(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    names = page.locator("#event-list .tag")
+    assert {"started", "resumed", "disk cleaned"} <= set(names.all_inner_texts())
+    page.get_by_label("Show").select_option("disk")
+    assert set(names.all_inner_texts()) == {"disk cleaned"}
+    page.get_by_label("Show").select_option("trouble")
+    expect(page.locator("#event-blank")).to_have_text("No event of this kind.")
+    page.get_by_role("searchbox", name="Find").fill("learning")
+    expect(page.locator("#config-table tbody tr")).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+def test_axe_finds_no_barrier(still: Dashboard, open_page: Open, scheme: str, size: tuple[int, int]) -> None:
+    page = open_page(f"{still.url}", size=size, scheme=scheme)
+    page.locator("#notes").evaluate("notes => { notes.open = true }")
+    if size == PHONE:
+        page.locator("#rail summary").click()
+    page.get_by_label("Draw finished over the open run").check()
+    expect(page.locator('[data-panel="loss"] .legend li')).to_have_count(2)
+    found = Axe().run(page)
+    assert not found.response["violations"], found.generate_report()
+
+
+def test_a_phone_needs_no_sideways_scrolling(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url, size=PHONE)
+    page.locator("#rail summary").click()
+    page.get_by_label("Draw finished over the open run").check()
+    expect(page.locator('[data-panel="loss"] .legend li')).to_have_count(2)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE[0]
+    beyond = """all => all
+        .filter(one => one.getBoundingClientRect().right > innerWidth + 1 && !one.closest('.sections, .uplot, thead'))
+        .map(one => one.outerHTML.slice(0, 80))"""
+    assert page.locator("main *").evaluate_all(beyond) == []
+    assert page.locator(".table").evaluate_all("all => all.filter(one => one.scrollWidth > one.clientWidth)") == []

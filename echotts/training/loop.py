@@ -20,7 +20,7 @@ from echotts.training.report import Reporter
 from echotts.training.room import any_process, asked_to_wait, wait_for_room
 from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, write_samples
-from echotts.training.start import begin, bookmark, make_run_dir, write_config
+from echotts.training.start import begin, bookmark, for_checkpoint, make_run_dir, write_config
 from echotts.training.step import make_train_step
 
 
@@ -48,6 +48,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         train_step = make_train_step(config, mesh)
         heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
         run_dir = make_run_dir(run)
+        processes.check_shared(run_dir)
         stack.enter_context(writing(run_dir))
         checkpoints = stack.enter_context(Checkpoints(run_dir, run))
         state, step, samples_seen, frames_seen = begin(config, mesh, checkpoints, inputs)
@@ -71,7 +72,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
                 with reporter.pause():
                     if not any_process(not checkpoints.fits(state.arrays())):
-                        reporter.saved(step, checkpoints.save(state.arrays(), here))
+                        reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here)))
                         checkpoints.wait()
                     reporter.disk_full(step, space)
                     wait_for_room(run_dir, stop)
@@ -87,7 +88,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                         reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
-                    reporter.saved(step, checkpoints.save(state.arrays(), here))
+                    reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here)))
             if leaving:
                 break
 

@@ -13,11 +13,13 @@ import logging
 import os
 import platform
 import re
+import secrets
 import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax._src import distributed  # the coordinator's key-value store has no public name; all use of it is in here
@@ -29,7 +31,9 @@ LOGGER = logging.getLogger(__name__)
 
 AUTO = "auto"
 SHUTDOWN_S = 60  # how long a process that is done waits for the others
-COMPARE_S = 300  # how long a process waits for what the others run
+COMPARE_S = 300  # how long a process waits for a word of another
+SHARED_S = 30  # how long a network file system may take to show a new file
+SHARED_NAME = ".shared"
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
 OWN_KEYS = ("process_index",)  # of the run section: what may differ between processes
 WORKER = re.compile(r"-w-(\d+)$")  # how Google Cloud ends the host names of a slice
@@ -100,6 +104,50 @@ def all_end_at_once() -> Iterator[None]:
         os._exit(1)
 
 
+def check_shared(run_dir: Path) -> None:
+    """ProcessesError where a process does not see what process 0 writes into the run directory.
+
+    A checkpoint is written in parts by all; on a disk of each host's own it would never be whole.
+    """
+    state = distributed.global_state
+    if state.num_processes in (None, 1):
+        return
+    path = run_dir / SHARED_NAME
+    if state.process_id == 0:
+        nonce = secrets.token_hex(8)
+        path.write_text(nonce, encoding="utf-8")
+        _tell("shared", nonce)
+    nonce = _hear("shared", "process 0 to write into the run directory")
+    end = time.monotonic() + SHARED_S
+    while not (seen := _reads(path, nonce)) and time.monotonic() < end:
+        time.sleep(0.5)  # a network file system may show it later
+    _tell(f"shared/{state.process_id}", f"{'yes' if seen else 'no'} {socket.gethostname()}")
+    said = [_hear(f"shared/{other}", f"process {other}") for other in range(state.num_processes)]
+    blind = [f"process {other} ({words[3:]})" for other, words in enumerate(said) if words.startswith("no")]
+    if blind:
+        raise ProcessesError(
+            f"{run_dir}: {', '.join(blind)} cannot see what process 0 writes there: "
+            "give a --run_dir that all hosts share, a mounted file system"
+        )
+
+
+def collected(topic: str, value: Any) -> list[Any]:
+    """What each process says, JSON-ready, in order, on process 0; on the others nothing.
+
+    All call it together; a topic is used again only when process 0 is known to have gone on.
+    """
+    state = distributed.global_state
+    if state.num_processes in (None, 1):
+        return [value]
+    _tell(f"{topic}/{state.process_id}", json.dumps(value))
+    if state.process_id:
+        return []
+    said = [json.loads(_hear(f"{topic}/{other}", f"process {other}")) for other in range(state.num_processes)]
+    assert state.client is not None
+    state.client.key_value_delete(f"echotts/{topic}")  # weeks of them would pile up
+    return said
+
+
 def identity(config: Config) -> dict[str, str]:
     """What has to be the same in all processes, in words that can be shown."""
     versions = {"python": platform.python_version()}
@@ -154,19 +202,33 @@ def _initialize(run: RunConfig) -> None:
 
 def _exchanged(mine: Mapping[str, str], process: int, count: int) -> list[dict[str, str]]:
     """What every process said of itself, by index."""
+    _tell(f"identity/{process}", json.dumps({**mine, "host": socket.gethostname()}))
+    return [json.loads(_hear(f"identity/{other}", f"process {other} to say what it runs")) for other in range(count)]
+
+
+def _tell(key: str, value: str) -> None:
+    """Leaves a word for the other processes at the coordinator."""
     client = distributed.global_state.client
     assert client is not None
-    client.key_value_set(f"echotts/identity/{process}", json.dumps({**mine, "host": socket.gethostname()}))
-    said = []
-    for other in range(count):
-        try:
-            said.append(json.loads(client.blocking_key_value_get(f"echotts/identity/{other}", COMPARE_S * 1000)))
-        except RuntimeError as error:
-            raise ProcessesError(
-                f"process {process} waited {COMPARE_S} s for process {other} to say what it runs: "
-                f"{str(error).splitlines()[0]}"
-            ) from error
-    return said
+    client.key_value_set(f"echotts/{key}", value)
+
+
+def _hear(key: str, whom: str) -> str:
+    """The word that a process leaves; ProcessesError when it does not within COMPARE_S."""
+    client = distributed.global_state.client
+    assert client is not None
+    try:
+        return client.blocking_key_value_get(f"echotts/{key}", COMPARE_S * 1000)
+    except RuntimeError as error:
+        me, reason = distributed.global_state.process_id, str(error).splitlines()[0]
+        raise ProcessesError(f"process {me} waited {COMPARE_S} s for {whom}: {reason}") from error
+
+
+def _reads(path: Path, text: str) -> bool:
+    try:
+        return path.read_text(encoding="utf-8") == text
+    except OSError:
+        return False
 
 
 def _name(run: RunConfig) -> str:

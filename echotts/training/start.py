@@ -1,5 +1,6 @@
 """How a run begins: its directory, and a state that is new, taken from other weights, or resumed."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 from jax.sharding import Mesh
 
 from echotts.config import Config, ModelConfig, RunConfig, to_dict
+from echotts.data.stream import merge_states
 from echotts.files import atomic_write
 from echotts.model import Params, count_parameters
-from echotts.training import runtime
+from echotts.training import processes, runtime
 from echotts.training.checkpoint import Checkpoints, Meta, differences
 from echotts.training.export import load_weights
 from echotts.training.feed import Fed
@@ -85,6 +87,12 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
         facts=inputs.facts,
         frames_seen=fed.frames_seen,
     )
+
+
+def for_checkpoint(here: Meta) -> Meta:
+    """The bookmark as it is stored, with the streams of all processes; they call it together."""
+    states = processes.collected(f"stream/{here.step}", here.stream)
+    return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it
 
 
 def fitting_weights(source: str, model: ModelConfig) -> Params:

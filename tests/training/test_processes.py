@@ -90,7 +90,15 @@ def test_alone_nothing_is_joined_and_errors_come_out_as_they_are() -> None:
 class Group:
     """Processes of one run on this machine, each with its log; none outlives the `with`."""
 
-    def __init__(self, folder: Path, count: int, devices: int, *flags: str, each: dict[int, list[str]] | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        count: int,
+        devices: int,
+        *flags: str,
+        each: dict[int, list[str]] | None = None,
+        homes: bool = False,  # a home folder of its own for each
+    ):
         with socket.socket() as free:
             free.bind(("localhost", 0))
             address = f"localhost:{free.getsockname()[1]}"
@@ -104,7 +112,7 @@ class Group:
                 subprocess.Popen(
                     [sys.executable, "-c", START, str(devices), *SMALL.split(), *flags, *joined],
                     cwd=ROOT,
-                    env=environment | QUICK,
+                    env=environment | QUICK | ({"HOME": str(folder / f"home{index}")} if homes else {}),
                     stderr=self.logs[index].open("w"),
                     stdout=subprocess.DEVNULL,
                 )
@@ -190,6 +198,17 @@ def test_processes_with_different_settings_refuse_to_start(tmp_path, flags) -> N
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(600)
+def test_a_run_directory_that_only_one_host_sees_is_refused(tmp_path, flags) -> None:
+    with Group(tmp_path, 2, 1, *flags("~/run", 6), homes=True) as pair:
+        assert 0 not in pair.codes()
+    assert "process 1 (" in pair.logs[0].read_text()
+    assert all("cannot see what process 0 writes there" in path.read_text() for path in pair.logs), pair.said()
+
+
+@pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
 def test_a_process_whose_partner_never_comes_says_so_and_ends(tmp_path, flags) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 import jax
 from jax._src import distributed  # the coordinator's key-value store has no public name; all use of it is in here
 
-import echotts
 from echotts.config import Config, RunConfig, to_dict
 
 LOGGER = logging.getLogger(__name__)
@@ -159,7 +158,7 @@ def identity(config: Config) -> dict[str, str]:
 
 def code_hash() -> str:
     """A hash of the package's modules: told apart are also copies without git, and with changes."""
-    root = Path(echotts.__file__).parent
+    root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}\0".encode())

@@ -205,12 +205,9 @@ class History:
         return rough
 
     def names(self) -> dict[str, int]:
-        """How many lines there are of each name."""
-        counts: dict[str, int] = {}
-        for columns in self._columns.values():
-            for name in columns.values:
-                counts[name] = counts.get(name, 0) + columns.rows + columns.thinned
-        return counts
+        """How many lines there are of each name, of the process that speaks for the run."""
+        names = {name for columns in self._columns.values() for name in columns.values}
+        return {name: sum(each.rows + each.thinned for _, each in self._speaking(name)) for name in names}
 
     def points(self, name: str) -> Points:
         """The lines with this name of the process that speaks for the run: the first that has it."""

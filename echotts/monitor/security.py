@@ -216,7 +216,9 @@ class PatientProtocol(H11Protocol):
         self._abort_after(REQUEST_S)
         waiting = [each for each in self.connections if isinstance(each, PatientProtocol) and each.waiting_since]
         if len(self.connections) > CONNECTIONS and waiting:
-            min(waiting, key=lambda each: each.waiting_since or 0.0).transport.abort()
+            longest = min(waiting, key=lambda each: each.waiting_since or 0.0)
+            longest.waiting_since = None  # so that the next one in the same moment is another
+            longest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._in_time()

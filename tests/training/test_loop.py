@@ -130,7 +130,8 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     assert list(heldout) == [30, 60]
     assert heldout[60] < heldout[30]
     assert set(metrics.timestep_bucket_names()) <= set(json.loads(metrics_line(run_dir, "heldout/loss")))
-    assert [name for _, name in events(run_dir)] == ["started", "recompiled", "finished"]
+    happened = [name for _, name in events(run_dir) if name != "slow_step"]  # which a busy machine may have
+    assert happened == ["started", "recompiled", "finished"]
     assert lines(run_dir, "compile/count")[60] == 2  # one per bucket
     assert lines(run_dir, "data/samples_seen")[60] == 480
     valid, bucket = lines(run_dir, "data/frames_valid_share"), lines(run_dir, "data/bucket_frames")

@@ -16,6 +16,7 @@ import re
 import secrets
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,10 @@ def join(config: Config) -> None:
     if not run.coordinator:
         return
     began = time.monotonic()
+    # JAX can end the process itself when the time is up, without an exception: then this line is what tells why
+    warning = threading.Timer(run.join_timeout_s / 2, _say_waiting, [run])
+    warning.daemon = True
+    warning.start()
     try:
         _initialize(run)
     except (RuntimeError, ValueError) as error:
@@ -60,6 +65,8 @@ def join(config: Config) -> None:
             f"{_name(run)} on {socket.gethostname()} waited {waited_s:.0f} s for the others at {run.coordinator} "
             f"(join_timeout_s {run.join_timeout_s}); do all run, and reach that address? {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        warning.cancel()
     state = distributed.global_state
     assert state.num_processes is not None
     mine = identity(config)
@@ -228,6 +235,17 @@ def _reads(path: Path, text: str) -> bool:
         return path.read_text(encoding="utf-8") == text
     except OSError:
         return False
+
+
+def _say_waiting(run: RunConfig) -> None:
+    LOGGER.warning(
+        "%s on %s has waited %d s for the others at %s, and gives up after %d s (join_timeout_s): do all run?",
+        _name(run),
+        socket.gethostname(),
+        run.join_timeout_s // 2,
+        run.coordinator,
+        run.join_timeout_s,
+    )
 
 
 def _name(run: RunConfig) -> str:

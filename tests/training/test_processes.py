@@ -161,7 +161,9 @@ def flags(shards, compile_once, monkeypatch):
 @pytest.mark.multiprocess
 @pytest.mark.timeout(1200)
 def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path, flags, shards) -> None:
-    with Group(tmp_path, 1, 2, *flags(tmp_path / "alone", 4)) as alone:
+    with Group(tmp_path, 1, 2, *flags(tmp_path / "alone", 4000)) as alone:
+        alone.until("step 3/4000: loss")
+        alone.processes[0].terminate()
         assert alone.codes() == [0], alone.said()
 
     with Group(tmp_path, 2, 1, *flags(tmp_path / "pair", 4000)) as pair:
@@ -194,7 +196,7 @@ def test_processes_with_different_settings_refuse_to_start(tmp_path, flags) -> N
     with Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), each=odd) as pair:
         assert 0 not in pair.codes()
     said = r"the processes are not alike: configuration \w+ in process 1 \(.*\), \w+ in process 0"
-    assert all(re.search(said, path.read_text()) for path in pair.logs), pair.said()
+    assert re.search(said, pair.said()), pair.said()
     assert not (tmp_path / "run").exists()
 
 
@@ -204,16 +206,14 @@ def test_processes_with_different_settings_refuse_to_start(tmp_path, flags) -> N
 def test_a_run_directory_that_only_one_host_sees_is_refused(tmp_path, flags) -> None:
     with Group(tmp_path, 2, 1, *flags("~/run", 6), homes=True) as pair:
         assert 0 not in pair.codes()
-    assert "process 1 (" in pair.logs[0].read_text()
-    assert all("cannot see what process 0 writes there" in path.read_text() for path in pair.logs), pair.said()
+    assert re.search(r"process 1 \(.*\) cannot see what process 0 writes there", pair.said()), pair.said()
 
 
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
 def test_a_process_whose_partner_never_comes_says_so_and_ends(tmp_path, flags) -> None:
-    with Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), "--run.join_timeout_s=5") as pair:
+    with Group(tmp_path, 2, 1, *flags(tmp_path / "run", 6), "--run.join_timeout_s=20") as pair:
         pair.processes[0].kill()
         assert pair.processes[1].wait(timeout=400) != 0
-    assert "process 1 of 2 on" in pair.logs[1].read_text()
-    assert "waited" in pair.logs[1].read_text()
+    assert re.search(r"process 1 of 2 on .* waited \d+ s for the others at localhost", pair.logs[1].read_text())

@@ -82,7 +82,11 @@ def live_names(folder: int) -> set[str]:
     except OSError:
         return set()
     try:
-        return {name for file in os.listdir(records) if (name := _leased_by(records, file)) is not None}
+        return {
+            name
+            for file in os.listdir(records)
+            if file.endswith(".json") and (name := _leased_by(records, file)) is not None
+        }
     finally:
         os.close(records)
 
@@ -168,19 +172,25 @@ def _write_record(file: Path, name: str) -> bool:
         try:
             file.parent.mkdir(exist_ok=True)
             _clear_dead(file.parent)
-            file.write_text(json.dumps(said) + "\n", encoding="utf-8")
+            unfinished = file.with_suffix(".tmp")  # who is killed here leaves no record that nobody can read
+            unfinished.write_text(json.dumps(said) + "\n", encoding="utf-8")
+            unfinished.rename(file)
         except FileNotFoundError:
             continue
         except OSError:
             break
         return True
     with contextlib.suppress(OSError):
-        file.unlink(missing_ok=True)  # half a record would look like somebody else's
+        file.with_suffix(".tmp").unlink(missing_ok=True)
     return False
 
 
 def _clear_dead(folder: Path) -> None:
-    """Records of processes of this machine that are no more."""
+    """Records of processes of this machine that are no more, and what was to become one long ago."""
+    for file in folder.glob("*.tmp"):
+        with contextlib.suppress(OSError):
+            if time.time() - file.stat().st_mtime > STALE_S:
+                file.unlink()
     for file in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
             said = json.loads(file.read_text(encoding="utf-8"))

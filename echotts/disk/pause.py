@@ -1,22 +1,20 @@
-"""Asking a trainer to save and wait: `pause.json` in its run directory, until there is room again.
+"""Asking a trainer to save and wait: `pause.<hostname>.json` in its run directory, until there is room again.
 
-The watchdog writes it when a disk is nearly full and nothing more may be deleted, and takes it away when there is
-room; the trainer looks for it after each step. It can be empty, for want of room to write it.
+The watchdog of a host writes it when a disk is nearly full and nothing more may be deleted, and takes it away when
+there is room; the host's trainer looks for it after each step. It can be empty, for want of room to write it. Hosts
+that share a run directory have a file each, since nobody else can tell how full a host's disks are.
 """
 
 import contextlib
 import json
-import logging
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from echotts.disk.measure import Space, measure
 from echotts.disk.settings import Limits
 
-NAME = "pause.json"
 LOOK_S = 1.0
-
-LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,14 @@ class Request:
     """The used share below which it is over, whether or not the watchdog is still there to say so."""
 
 
+def request_path(run_dir: Path) -> Path:
+    """Where this host's trainers are asked."""
+    return run_dir / f"pause.{socket.gethostname()}.json"
+
+
 def ask(run_dir: Path, request: Request) -> bool:
     """Leaves the request there; False where it was there already."""
-    path = run_dir / NAME
+    path = request_path(run_dir)
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
@@ -44,13 +47,13 @@ def ask(run_dir: Path, request: Request) -> bool:
 def withdraw(run_dir: Path) -> None:
     """Takes the request away."""
     with contextlib.suppress(OSError):
-        (run_dir / NAME).unlink(missing_ok=True)
+        request_path(run_dir).unlink(missing_ok=True)
 
 
 def asked(run_dir: Path) -> Request | None:
     """What the trainer is asked; None: to go on. One system call where nothing is asked."""
     try:
-        content = (run_dir / NAME).read_text(encoding="utf-8")
+        content = request_path(run_dir).read_text(encoding="utf-8")
     except OSError:
         return None
     try:

@@ -9,9 +9,10 @@ import pytest
 from echotts.disk import scan
 from echotts.disk.candidates import candidates, open_place
 from echotts.disk.leases import lease
+from echotts.disk.remove import KeptError
 from echotts.disk.runs import BROKEN, CHECKPOINTS, STEP, note_verified, writing
 from echotts.disk.settings import Root
-from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, write
+from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, steps, write
 
 
 def listed(*roots: Root, count: int = 1000) -> list[str]:
@@ -147,6 +148,23 @@ def test_the_newest_verified_checkpoint_stays(tmp_path):
     assert checkpoints_listed(run) == [1, 3]
     note_verified(run, 3)
     assert checkpoints_listed(run) == [1, 2]
+
+
+def test_what_a_run_came_to_need_since_it_was_found_stays(tmp_path):
+    run = run_dir(tmp_path / "run", 1, 2, 3, keep_last=1)
+    write(run / "x.tmp", age_h=5)
+    with ExitStack() as stack:
+        place = open_place(Root(kind="runs", path=run), stack)
+        assert place is not None
+        half, first, second = candidates([place], scan.open_files(), 10)
+        note_verified(run, 1)
+        with pytest.raises(KeptError, match="needed by now"):
+            first.remove()
+        second.remove()
+        with writing(run), pytest.raises(KeptError, match="needed by now"):
+            half.remove()
+        half.remove()
+    assert steps(run) == [1, 3]
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"run": {}}', '{"run": {"keep_last": "2", "keep_every": 0}}'])

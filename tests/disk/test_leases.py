@@ -127,6 +127,18 @@ def test_half_a_record_holds_while_it_is_fresh(tmp_path):
     assert not leased(path)
 
 
+def test_who_is_killed_while_taking_a_lease_holds_nothing_and_is_cleared_away_later(tmp_path):
+    path = write(tmp_path / "thing")
+    half = write(tmp_path / ".leases" / "thing.0.tmp", content=b"")
+    assert not leased(path)
+    with lease(path):
+        assert half.exists()
+    then = time.time() - leases.STALE_S - 1
+    os.utime(half, (then, then))
+    with lease(path):
+        assert not half.exists()
+
+
 def test_the_heart_beats_while_a_lease_lasts(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "HEARTBEAT_S", 0.02)
     path = write(tmp_path / "thing")
@@ -174,6 +186,22 @@ def test_a_lease_waits_for_one_who_only_looks_and_is_not_given_for_what_went_mea
     for thread in threads:
         thread.join()
     assert outcome == {"kept": "leased", "gone": "gone"}
+
+
+def test_a_lease_is_one_of_what_has_the_name_once_it_is_locked(tmp_path, monkeypatch):
+    path = write(tmp_path / "thing")
+    (tmp_path / ".leases").touch()  # the lock alone
+    really = leases._try_shared
+
+    def lock_after_a_swap(descriptor):
+        monkeypatch.setattr(leases, "_try_shared", really)
+        path.rename(tmp_path / "trash")
+        write(path)
+        return really(descriptor)
+
+    monkeypatch.setattr(leases, "_try_shared", lock_after_a_swap)
+    with lease(path):
+        assert leased(path)
 
 
 def test_a_lease_through_a_symlink_is_one_of_the_thing_itself(tmp_path):

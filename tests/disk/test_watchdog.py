@@ -90,6 +90,12 @@ def test_a_pass_deletes_no_more_bytes_than_its_cap_but_at_least_one_thing(disk):
         assert len(Watchdog(rules).run_pass()) == count
 
 
+def test_the_cap_of_files_holds_over_all_kinds_of_roots(disk):
+    rules = settings(logs(disk, 1), Root(kind="partial", path=disk / "staging"), start=0.5, max_files_per_pass=1)
+    write(disk / "staging" / "a.partial", DISK // 2, age_h=9)
+    assert [action.path.name for action in Watchdog(rules).run_pass()] == ["a.partial"]
+
+
 @pytest.mark.parametrize("least", [{"min_free_gib": 0.45 * DISK / 2**30}, {"min_free_inodes": 996}])
 def test_too_few_free_bytes_or_inodes_start_it_too(disk, least):
     rules = settings(logs(disk, 6), start=0.85, stop=0.75, **least)
@@ -155,10 +161,14 @@ def test_at_97_percent_the_trainers_are_asked_to_wait_and_told_when_it_is_over(d
     filler = write(disk / "data", int(0.975 * DISK))
     dog = Watchdog(settings(Root(kind="runs", path=disk / "runs"), start=0.85, stop=0.75))
     with writing(run), caplog.at_level(logging.WARNING, logger="echotts"):
+        write(filler, int(0.96 * DISK))
+        dog.run_pass()
         assert pause.asked(run) is None
+        write(filler, int(0.975 * DISK))
         dog.run_pass()
         dog.run_pass()
         assert pause.full(run) is not None
+        assert pause.asked(idle) is None
         assert pause.asked(run) == pause.Request(place=str(disk / "runs"), below=0.95)
         assert [line["event"] for line in lines(run)] == ["disk_full"]
         assert caplog.text.count("nothing more may be deleted") == 1
@@ -170,13 +180,27 @@ def test_at_97_percent_the_trainers_are_asked_to_wait_and_told_when_it_is_over(d
         pause.ask(run, pause.Request(place=str(disk)))
         dog.run_pass()
         assert pause.asked(run) is None
-    assert not (idle / pause.NAME).exists()
+
+
+def test_hosts_that_share_a_run_directory_do_not_touch_each_others_requests(disk, monkeypatch):
+    run = run_dir(disk / "run", 1)
+    filler = write(disk / "data", int(0.98 * DISK))
+    dog = Watchdog(settings(Root(kind="runs", path=disk / "run"), start=0.85, stop=0.75))
+    with writing(run):
+        dog.run_pass()
+        filler.unlink()
+        own = pause.asked(run)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(socket, "gethostname", lambda: "elsewhere")
+            assert own is not None and pause.asked(run) is None and pause.full(run) is None
+            dog.run_pass()
+        assert pause.asked(run) == own
 
 
 def test_a_request_that_had_no_room_for_its_words_is_one(disk):
     run = run_dir(disk / "run", 1)
     write(disk / "data", int(0.96 * DISK))
-    (run / pause.NAME).touch()
+    pause.request_path(run).touch()
     assert pause.asked(run) == pause.Request(place=str(run), below=0.95)
     assert pause.full(run) is not None
     assert not pause.ask(run, pause.Request(place="elsewhere"))
@@ -187,13 +211,14 @@ def test_hub_revisions_are_deleted_by_the_hub_itself_and_stay_while_they_are_rea
     for letter in "abc":
         name = {"a": "org/read", "b": "org/open", "c": "org/free"}[letter]
         hub_revision(cache, name, letter * 40, {"w": letter.encode() * 5000}, age_h=500, ref="main")
+    hub_revision(cache, "org/read", "d" * 40, {"w": b"the revision before"}, age_h=600)
     rules = settings(Root(kind="hub", path=cache))
     opened = cache / "models--org--open" / "snapshots" / ("b" * 40) / "w"
     with lease(cache / "models--org--read" / "snapshots" / ("a" * 40) / "w"), opened.open("rb"):
         gone = Watchdog(rules).run_pass()
     assert [(action.path.name, action.freed_bytes) for action in gone] == [("c" * 40, 5000)]
     assert sorted(path.name for path in cache.iterdir()) == ["models--org--open", "models--org--read"]
-    assert len(Watchdog(rules).run_pass()) == 2
+    assert len(Watchdog(rules).run_pass()) == 3
 
 
 def test_a_hub_revision_that_was_read_since_it_was_found_stays(tmp_path, monkeypatch):

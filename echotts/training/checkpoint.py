@@ -10,10 +10,11 @@ a whole checkpoint or, after damage from outside, one that is passed over with a
 import dataclasses
 import json
 import logging
+import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +25,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from echotts.config import Config, RunConfig
-from echotts.disk.leases import lease
+from echotts.disk.leases import is_leased, lease
 from echotts.disk.runs import note_verified
 from echotts.disk.settings import load_settings
 from echotts.disk.watchdog import make_room
@@ -82,7 +83,7 @@ class Checkpoints:
         self._last_save_s = time.monotonic()
         for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last), Leased(self.directory)]
         if run.keep_every:
             keep.append(policies.EveryNSteps(run.keep_every))
         self._manager = ocp.CheckpointManager(
@@ -218,6 +219,22 @@ class Checkpoints:
             f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free / 1e6:.1f} MB free); "
             f"{self._last_whole()}; make room and start the same command again"
         )
+
+
+@dataclass(frozen=True)
+class Leased(policies.PreservationPolicy):
+    """Keeps what somebody reads just now; a later save looks again."""
+
+    directory: Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of Orbax's checkpoint infos."""
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = [f"{STEP_PREFIX}_{info.step:0{STEP_DIGITS}d}" for info in checkpoints]
+            return [is_leased(folder, name) for name in names]
+        finally:
+            os.close(folder)
 
 
 class ConfigDiffersError(ValueError):

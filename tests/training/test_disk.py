@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from echotts.disk import pause
-from echotts.disk.leases import is_leased
+from echotts.disk.leases import is_leased, lease
 from echotts.disk.runs import WRITER, verified_step
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Watchdog
@@ -70,6 +70,15 @@ def test_a_checkpoint_is_leased_while_it_is_restored_and_verified_after(tmp_path
     here = os.open(tmp_path, os.O_RDONLY)
     assert verified_step(here, ()) == 2
     os.close(here)
+
+
+def test_the_trainer_too_keeps_a_checkpoint_that_somebody_reads(tmp_path):
+    save_steps(tmp_path, 1, 2, keep_last=2)
+    with lease(tmp_path / FOLDER / "step_00000001"):
+        save_steps(tmp_path, 3, keep_last=1)
+        assert names(tmp_path) == ["step_00000001", "step_00000003"]
+    save_steps(tmp_path, 4, keep_last=1)
+    assert names(tmp_path) == ["step_00000004"]
 
 
 def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):

@@ -204,10 +204,13 @@ class History:
         rough._mark()
         return rough
 
+    def known(self) -> set[str]:
+        """The names there are."""
+        return {name for columns in list(self._columns.values()) for name in columns.values}
+
     def names(self) -> dict[str, int]:
         """How many lines there are of each name, of the process that speaks for the run."""
-        names = {name for columns in self._columns.values() for name in columns.values}
-        return {name: sum(each.rows + each.thinned for _, each in self._speaking(name)) for name in names}
+        return {name: sum(each.rows + each.thinned for _, each in self._speaking(name)) for name in self.known()}
 
     def points(self, name: str) -> Points:
         """The lines with this name of the process that speaks for the run: the first that has it."""

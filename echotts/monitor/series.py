@@ -10,7 +10,7 @@ from echotts.monitor.history import Cursor, History, Points
 AXES = ("step", "time", "samples", "hours")
 COUNTED = {"samples": "data/samples_seen", "hours": "data/audio_hours"}
 FORGOTTEN = 1e-6  # of a smooth line's past: what weighs less is left out
-CHUNK = 256
+CHUNK, PIECE = 256, 1 << 16  # values
 MAX_POINTS = 20_000
 
 
@@ -81,23 +81,29 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
 
     a[i] = weight * a[i - 1] + (1 - weight) * values[i], worked out in chunks: within one all at once, by powers.
     """
-    good = np.flatnonzero(np.isfinite(values))
     averages = np.full(len(values), np.nan)
-    if not len(good):
-        return averages
-    inputs = values[good].astype(np.float64)
+    average = None
+    for start in range(0, len(values), PIECE):  # so that millions of values take no more memory than thousands
+        piece = values[start : start + PIECE]
+        good = np.flatnonzero(np.isfinite(piece))
+        if len(good):
+            inputs = piece[good].astype(np.float64)
+            line = _smooth_piece(inputs, weight, inputs[0] if average is None else average)
+            averages[start + good] = line
+            average = line[-1]
+    return averages
+
+
+def _smooth_piece(inputs: np.ndarray, weight: float, before: Any) -> np.ndarray:
     # powers of a small weight run out of range: then the past of a short chunk is forgotten all the sooner
-    chunk = max(1, min(CHUNK, int(200 / -math.log10(weight)))) if weight > 0 else 1
+    chunk = max(1, min(CHUNK, int(200 / -math.log10(weight))))
     chunks = -(-len(inputs) // chunk)
     padded = np.zeros(chunks * chunk)
     padded[: len(inputs)] = inputs
     powers = weight ** np.arange(1, chunk + 1)
     within = np.cumsum(padded.reshape(chunks, chunk) * ((1 - weight) / powers), axis=1) * powers
     carried = np.empty(chunks)
-    carry = inputs[0]
-    ends, decay = within[:, -1], powers[-1]
-    for number in range(chunks):
-        carried[number] = carry
-        carry = decay * carry + ends[number]
-    averages[good] = (within + carried[:, None] * powers).reshape(-1)[: len(inputs)]
-    return averages
+    for number, end in enumerate(within[:, -1]):
+        carried[number] = before
+        before = powers[-1] * before + end
+    return (within + carried[:, None] * powers).reshape(-1)[: len(inputs)]

@@ -287,7 +287,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
 def _run(run: Run, now: float) -> dict[str, Any]:
     status = run.status(now)
     opened = run.opened
-    known = set(opened.names()) if opened else {name for end in run.ends() for name in end.numbers}
+    known = opened.known() if opened else {name for end in run.ends() for name in end.numbers}
     missing = run.missing(known)
     if run.is_rough:
         missing.insert(0, "still reading: the charts show some of the lines for now")

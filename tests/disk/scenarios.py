@@ -29,6 +29,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from echotts.disk import pause, watchdog
 from echotts.disk.candidates import candidates, open_place
@@ -54,11 +55,17 @@ class Ledger:
 
     def note(self, kind: str, value: object = None) -> None:
         with self.path.open("a") as file:
-            file.write(json.dumps([kind, value]) + "\n")
+            file.write("\n" + json.dumps([kind, value]) + "\n")
 
     def of(self, kind: str) -> list:
-        lines = (json.loads(line) for line in self.path.read_text().splitlines())
-        return [value for known, value in lines if known == kind]
+        return [value for known, value in self.lines() if known == kind]
+
+    def lines(self) -> Iterator[tuple[str, Any]]:
+        """All notes; one that is being written, or that its writer was killed over, is passed over."""
+        for line in self.path.read_text().splitlines():
+            with contextlib.suppress(ValueError):
+                kind, value = json.loads(line)
+                yield kind, value
 
 
 class Scene:
@@ -431,7 +438,7 @@ def main() -> int:
             broken += [f"scenario {number}: {text}" for text in ledger.of("broken")]
             if not ledger.of("settled"):
                 broken.append(f"scenario {number}: did not come to its end")
-            counts.update(json.loads(line)[0] for line in ledger.path.read_text().splitlines())
+            counts.update(kind for kind, _ in ledger.lines())
     assert "jax" not in sys.modules
     seconds = round(time.monotonic() - began, 1)
     result = {"disk": kind, "scenarios": arguments.count, "broken": broken, "counts": counts, "seconds": seconds}

@@ -182,7 +182,7 @@ export class Chart {
     ctx.fillStyle = colour("--muted");
     const groups = []; // marks so near each other that their labels would collide share one
     for (const mark of this.#marks) {
-      const x = Math.round(plot.valToPos(mark.x, "x", true));
+      const x = Math.round(plot.valToPos(mark.x, "x", true)) + (ratio % 2) / 2; // on the pixel, so that it is sharp
       if (!(x >= bbox.left && x <= bbox.left + bbox.width)) continue;
       ctx.strokeStyle = mark.colour;
       ctx.setLineDash([3 * ratio, 3 * ratio]);
@@ -220,7 +220,7 @@ export class Chart {
   #read() {
     const plot = this.#plot, unit = this.#panel.unit ?? UNITS.number;
     if (!plot) return;
-    const at = plot.cursor.left >= 0 && plot.cursor.idx !== null ? plot.posToVal(plot.cursor.left, "x") : null;
+    const at = plot.cursor.left >= 0 ? plot.posToVal(plot.cursor.left, "x") : null;
     const readings = this.#legend.querySelectorAll("b");
     let place = null;
     this.#lines.filter((line) => line.listed).forEach(({ curve }, index) => {

@@ -14,10 +14,10 @@ export class Poller {
   constructor(tick, report) {
     this.#tick = tick;
     this.#report = report;
-    document.addEventListener("visibilitychange", () => (document.hidden ? this.#pause() : this.now()));
+    document.addEventListener("visibilitychange", () => this.now());
   }
 
-  /** Ticks at once; a tick that is still under way is given up. */
+  /** Ticks at once, or rests while the page is hidden; a tick that is still under way is given up. */
   async now() {
     this.#stop();
     if (document.hidden) return this.#pause();

@@ -130,7 +130,8 @@ def make_speaker(config: Config) -> "Speaker | None":
         codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
 
     def speak(weights: Weights, sentence: str, seed: int) -> Speech:
-        codec = codec_of(weights.metadata["codec"]["id"], weights.metadata["codec"]["weights_hash"])
+        about = weights.metadata.get("codec", {})
+        codec = codec_of(about.get("id"), about.get("weights_hash"))
         return EchoTTS(weights.params, weights.config, weights.metadata, codec).synthesize(sentence, seed=seed)
 
     return speak

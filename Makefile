@@ -8,7 +8,7 @@ TORCH := torch==2.13.0
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-browser chromium test-all lint format bench bench-env corpus clean
+.PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format bench bench-env corpus clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ chromium:
 
 test-all: $(VENV)/.dev lint ## every test; those that need another machine say so
 	$(BIN)/python -m pytest --all
+
+test-tpu-compile: $(VENV)/.dev ## the 1.3b train step compiled for a v4-64 (brings the TPU compiler, 700 MB; minutes)
+	$(PIP) -e '.[tpu]'
+	$(BIN)/python -m pytest -m tpu_compile
 
 lint: $(VENV)/.dev ## ruff, pyright and shellcheck
 	$(BIN)/ruff check .

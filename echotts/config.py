@@ -298,7 +298,7 @@ def demo() -> Config:
             reference_frames=48,
             streams=8,
         ),
-        optim=OptimConfig(steps=1200, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
+        optim=OptimConfig(steps=1500, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
         run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec="demo"),
     )
 

@@ -231,6 +231,12 @@ class RunConfig:
     """Which of them this is, from 0; with auto the machines know."""
     join_timeout_s: int = 1800
     """Seconds to wait for the other processes at the start."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, into RUN_DIR/tensorboard; needs the extra tensorboard."""
+    profile_step: int = 0
+    """First step of a profiler trace; 0: only when asked, by touching RUN_DIR/profile."""
+    profile_steps: int = 3
+    """Steps of a profiler trace."""
     heartbeat_s: int = 60
     """Seconds without a sign of life after which a process counts as lost, and all end."""
 
@@ -243,6 +249,8 @@ class RunConfig:
             raise ValueError(f"coordinator {self.coordinator!r}: give HOST:PORT of process 0, or auto")
         if self.join_timeout_s < 1 or self.heartbeat_s < 1:
             raise ValueError(f"join_timeout_s {self.join_timeout_s} and heartbeat_s {self.heartbeat_s} must be above 0")
+        if self.profile_step < 0 or self.profile_steps < 1:
+            raise ValueError(f"profile_step {self.profile_step}: from 0; profile_steps {self.profile_steps}: from 1")
         if self.data_ways < 1 or self.tensor_ways < 1:
             raise ValueError(f"data_ways {self.data_ways} and tensor_ways {self.tensor_ways} must be at least 1")
         if self.keep_last < 1 or self.eval_batches < 1:

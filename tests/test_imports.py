@@ -46,6 +46,7 @@ OPTIONAL = {
     "pocketsphinx": "eval",
     "resemblyzer": "eval",
     "espeakng_loader": "dev",
+    "tensorboardX": "tensorboard",
 }  # imported in functions only
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "webdataset", "huggingface_hub")
 

@@ -62,8 +62,11 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, check, train; returns the exit code."""
     config = parse_config(argv)
+    from echotts.training import tensorboard
     from echotts.training.loop import train
 
+    if config.run.tensorboard:
+        tensorboard.require()
     result = train(config, speak=make_speaker(config))
     if result.finished:
         print(

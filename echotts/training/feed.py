@@ -53,7 +53,8 @@ class Feed:
     def next(self) -> Fed:
         """The next batch, its copy to the devices under way."""
         began = time.perf_counter()
-        batch, keys, bucket = self._stream.next()
+        with jax.profiler.TraceAnnotation("next batch"):
+            batch, keys, bucket = self._stream.next()
         self.waited_s += time.perf_counter() - began
         # of several processes each sees its own rows, which are as long as the others' on average
         self._frames_seen += int(np.sum(batch.latent_mask)) * jax.process_count()

@@ -15,6 +15,7 @@ from echotts.training.feed import Feed
 from echotts.training.heldout import Heldout
 from echotts.training.inputs import open_inputs
 from echotts.training.metrics import MetricsWriter
+from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.room import any_process, asked_to_wait, wait_for_room
@@ -22,6 +23,7 @@ from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, write_samples
 from echotts.training.start import begin, bookmark, for_checkpoint, make_run_dir, write_config
 from echotts.training.step import make_train_step
+from echotts.training.tensorboard import TensorBoard
 
 
 @dataclass(frozen=True)
@@ -54,20 +56,24 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         state, step, samples_seen, frames_seen = begin(config, mesh, checkpoints, inputs)
         write_config(run_dir, config)
 
-        metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index()))
+        beside = TensorBoard(run_dir, step) if run.tensorboard and runtime.is_primary() else None
+        metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index(), beside=beside))
         progress = stack.enter_context(Progress(steps, step))
         feed = Feed(stack.enter_context(inputs.stream), mesh, frames_seen)
         reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
+        profiler = stack.enter_context(Profiler(run_dir, run, reporter))
 
         stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
         stack.enter_context(reporter.telling_why())
         reporter.began(run_dir, samples_seen)
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
-            fed = feed.next()
-            state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
+            with profiler.step(step + 1):
+                fed = feed.next()
+                state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
             step, samples_seen = step + 1, samples_seen + config.data.batch_size
             reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
+            profiler.launched(step)
             here = bookmark(config, inputs, step, samples_seen, fed)
             if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
                 with reporter.pause():

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from echotts.training.tensorboard import TensorBoard
+
 TIMESTEP_BUCKETS = 5  # equal parts of [0, 1]; t = 0 is data, t = 1 is noise
 
 
@@ -65,6 +67,7 @@ EVENTS: dict[str, str] = {
     "skipped": "a batch was left out",
     "rolled_back": "the run went back to an earlier checkpoint by itself",
     "recompiled": "the train step was compiled again after its first time",
+    "profile": "a profiler trace was written, or could not be; the message says where, or why",
     "slow_step": "a step took five times as long as usual",
     "hang": "a process waited too long for another",
     "retry": "something on the network or the disk was tried again",
@@ -79,13 +82,17 @@ def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
 
 
 class MetricsWriter:
-    """Appends lines and flushes each. Names must be listed in METRICS; a number that is not finite becomes null."""
+    """Appends lines and flushes each. Names must be listed in METRICS; a number that is not finite becomes null.
 
-    def __init__(self, run_dir: Path, *, process: int = 0):
+    `beside` gets every line, too, and is closed with this.
+    """
+
+    def __init__(self, run_dir: Path, *, process: int = 0, beside: TensorBoard | None = None):
         path = metrics_path(run_dir)
         path.parent.mkdir(parents=True, exist_ok=True)
         torn = path.exists() and _last_byte(path) not in (b"", b"\n")
         self._process = process
+        self._beside = beside
         self._file = path.open("a", encoding="utf-8")
         if torn:  # a killed run may have left half a line; it must not swallow the next one
             self._file.write("\n")
@@ -108,9 +115,13 @@ class MetricsWriter:
         line |= words | {name: _number(value) for name, value in values.items()}
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
+        if self._beside is not None:
+            self._beside.write(step, values, words)
 
     def close(self) -> None:
         self._file.close()
+        if self._beside is not None:
+            self._beside.close()
 
     def __enter__(self) -> "MetricsWriter":
         return self

@@ -87,9 +87,7 @@ def join(config: Config) -> None:
 
 def first_host() -> str:
     """The host of process 0, where there are several processes: the run's own metrics and samples are there."""
-    client = distributed.global_state.client
-    assert client is not None
-    return json.loads(client.blocking_key_value_get("echotts/identity/0", COMPARE_S * 1000))["host"]
+    return json.loads(_client().blocking_key_value_get("echotts/identity/0", COMPARE_S * 1000))["host"]
 
 
 @contextlib.contextmanager
@@ -149,9 +147,22 @@ def collected(topic: str, value: Any) -> list[Any]:
     if state.process_id:
         return []
     said = [json.loads(_hear(f"{topic}/{other}", f"process {other}")) for other in range(state.num_processes)]
-    assert state.client is not None
-    state.client.key_value_delete(f"echotts/{topic}")  # weeks of them would pile up
+    _client().key_value_delete(f"echotts/{topic}")  # weeks of them would pile up
     return said
+
+
+def announce(topic: str, words: str) -> None:
+    """Leaves words for all processes under a topic, in the place of what was there; not heard where that fails."""
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        _client().key_value_set(f"echotts/{topic}", words, allow_overwrite=True)
+
+
+def heard(topic: str) -> str | None:
+    """The words under a topic; None while there are none. Waits for nobody."""
+    try:
+        return _client().key_value_try_get(f"echotts/{topic}")
+    except jax.errors.JaxRuntimeError:
+        return None
 
 
 def identity(config: Config) -> dict[str, str]:
@@ -212,19 +223,21 @@ def _exchanged(mine: Mapping[str, str], process: int, count: int) -> list[dict[s
     return [json.loads(_hear(f"identity/{other}", f"process {other} to say what it runs")) for other in range(count)]
 
 
-def _tell(key: str, value: str) -> None:
-    """Leaves a word for the other processes at the coordinator."""
+def _client() -> Any:
     client = distributed.global_state.client
     assert client is not None
-    client.key_value_set(f"echotts/{key}", value)
+    return client
+
+
+def _tell(key: str, value: str) -> None:
+    """Leaves a word for the other processes at the coordinator."""
+    _client().key_value_set(f"echotts/{key}", value)
 
 
 def _hear(key: str, whom: str) -> str:
     """The word that a process leaves; ProcessesError when it does not within COMPARE_S."""
-    client = distributed.global_state.client
-    assert client is not None
     try:
-        return client.blocking_key_value_get(f"echotts/{key}", COMPARE_S * 1000)
+        return _client().blocking_key_value_get(f"echotts/{key}", COMPARE_S * 1000)
     except RuntimeError as error:
         me, reason = distributed.global_state.process_id, str(error).splitlines()[0]
         raise ProcessesError(f"process {me} waited {COMPARE_S} s for {whom}: {reason}") from error

@@ -148,6 +148,11 @@ class Reporter:
         """A checkpoint of this step is on its way to disk."""
         self._writer.write(step, {"checkpoint/save_s": seconds})
 
+    def profiled(self, step: int, message: str) -> None:
+        """A profiler trace has been written, or could not be."""
+        self._writer.event(step, "profile", message)
+        self._progress.say(f"step {step}: {message}")
+
     def disk_full(self, step: int, space: Space) -> None:
         """The watchdog asks to save and wait; training goes on when there is room."""
         message = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"

@@ -119,7 +119,13 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
         config,
         optim={"steps": 60, "learning_rate": 1e-2},
         data={"heldout": str(shards), "buckets": (Bucket(frames=8, tokens=8), Bucket(frames=16, tokens=12))},
-        run={"eval_every": 30, "sample_every": 40, "save_every_steps": 50, "sentences": ("ab", "c d!")},
+        run={
+            "eval_every": 30,
+            "sample_every": 40,
+            "save_every_steps": 50,
+            "sentences": ("ab", "c d!"),
+            "tensorboard": True,
+        },
     )
     train(config, speak=lambda weights, text, seed: Spoken(weights.metadata["step"], text, seed))
     run_dir = tmp_path / "run"
@@ -150,6 +156,8 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     assert [path.name for path in sorted((run_dir / "samples").iterdir())] == ["step_00000040", "step_00000060"]
     assert (run_dir / "samples" / "step_00000040" / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
     assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == 60
+    [events_file] = (run_dir / "tensorboard").iterdir()
+    assert events_file.read_bytes().count(b"loss/train") == 60
 
 
 def metrics_line(run_dir, name):

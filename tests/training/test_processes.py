@@ -170,8 +170,12 @@ def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path
         pair.until("step 3/4000: loss")
         assert "process 1 of 2 on " in pair.logs[1].read_text()
         assert ": 1 of 2 devices (cpu)" in pair.logs[0].read_text()
+        (tmp_path / "pair" / "profile").touch()
+        pair.until("profiler trace of steps")
         pair.processes[1].send_signal(signal.SIGTERM)  # one alone is told
         assert pair.codes() == [0, 0], pair.said()
+    (traced,) = (tmp_path / "pair" / "profiles").iterdir()  # the same steps in both
+    assert [path.name[:4] for path in sorted(traced.iterdir())] == ["000_", "001_"]
     (saved,) = [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()]
     step = int(saved.split("_")[1])
     assert step < 4000

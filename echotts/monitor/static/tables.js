@@ -16,6 +16,7 @@ const EVENTS = {
   nan: { tone: "bad", trouble: true, mark: "--bad" },
   skipped: { tone: "warn", trouble: true },
   rolled_back: { tone: "bad", trouble: true, mark: "--bad" },
+  profile: { tone: "info" },
   recompiled: { tone: "info" },
   slow_step: { tone: "warn", trouble: true },
   hang: { tone: "bad", trouble: true, mark: "--bad" },

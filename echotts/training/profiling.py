@@ -1,0 +1,109 @@
+"""Profiler traces of a few steps: at `run.profile_step`, or when somebody touches `<run dir>/profile`.
+
+Each process traces itself, all of them the same steps, into `<run dir>/profiles/step_*/<process>_<host>`, where
+TensorBoard's profiler (xprof) and Perfetto find them. A profiler that fails costs the trace, never the run.
+"""
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import jax
+
+from echotts.config import RunConfig
+from echotts.training import processes
+from echotts.training.report import Reporter
+
+LOGGER = logging.getLogger(__name__)
+
+REQUEST_NAME, FOLDER = "profile", "profiles"
+TOPIC = "profile"  # under which process 0 tells the others the first step of a trace
+
+
+class Profiler:
+    """Looks for a request every `run.log_every` steps; of several processes the first looks and tells the others."""
+
+    def __init__(self, run_dir: Path, run: RunConfig, reporter: Reporter):
+        self._run_dir = run_dir
+        self._steps = run.profile_steps
+        self._every = max(run.log_every, 1)
+        self._reporter = reporter
+        self._begins = {run.profile_step} - {0}  # the first steps of traces to come
+        self._tracing: tuple[int, Path] | None = None  # first step, folder
+        self._step = 0
+
+    @contextmanager
+    def step(self, step: int) -> Iterator[None]:
+        """In here this step is fetched and launched; in a trace it stands under its number."""
+        if step in self._begins and self._tracing is None:
+            self._start(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+            yield
+
+    def launched(self, step: int) -> None:
+        """Ends a trace of which this step was the last; looks whether one is asked for."""
+        self._step = step
+        if self._tracing is not None and step >= self._tracing[0] + self._steps - 1:
+            with self._reporter.pause():  # which waits until the step is done
+                self._stop()
+        if step % self._every == 0:
+            self._look(step)
+
+    def _look(self, step: int) -> None:
+        if jax.process_count() == 1:
+            if self._requested():
+                self._begins.add(step + 1)
+            return
+        if jax.process_index() == 0 and self._requested():
+            # whoever comes to the second look from here has had the numbers of a step that process 0 launched after
+            # these words: by then all have heard them
+            processes.announce(TOPIC, str(step + 2 * self._every + 1))
+        heard = processes.heard(TOPIC)
+        if heard is not None and int(heard) > step:
+            self._begins.add(int(heard))
+
+    def _requested(self) -> bool:
+        """Whether the file is there; it is taken away. One that cannot be is said, and not honoured."""
+        path = self._run_dir / REQUEST_NAME
+        try:
+            if not path.is_file():
+                return False
+            path.unlink()
+        except OSError as error:
+            LOGGER.warning("no profiler trace: %s cannot be removed: %s", path, error)
+            return False
+        return True
+
+    def _start(self, step: int) -> None:
+        folder = self._run_dir / FOLDER / f"step_{step:08d}" / f"{jax.process_index():03d}_{socket.gethostname()}"
+        options = jax.profiler.ProfileOptions()
+        options.python_tracer_level = 0  # each Python call would make the trace many times as large
+        with self._reporter.pause():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                jax.profiler.start_trace(folder, profiler_options=options)
+                self._tracing = step, folder
+            except Exception as error:  # whatever the profiler or the disk has, training goes on
+                self._reporter.profiled(step, f"no profiler trace: {error}")
+
+    def _stop(self) -> None:
+        if self._tracing is None:
+            return
+        (first, folder), self._tracing = self._tracing, None
+        try:
+            jax.profiler.stop_trace()
+        except Exception as error:  # as above
+            self._reporter.profiled(self._step, f"no profiler trace in {folder}: {error}")
+        else:
+            self._reporter.profiled(self._step, f"profiler trace of steps {first} to {self._step}: {folder}")
+
+    def __enter__(self) -> "Profiler":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop()

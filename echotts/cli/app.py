@@ -15,6 +15,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import tyro
@@ -33,6 +34,7 @@ _QUIET = {  # read when the libraries are imported, and only where the user has 
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
+_COMPILED_BYTES = 4 * 2**30  # the least recently used goes first
 
 
 class UsageError(Exception):
@@ -48,6 +50,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
     _quiet(debug)
+    _keep_compiled()
     try:
         code = main(arguments)
         sys.stdout.flush()
@@ -117,6 +120,13 @@ def _quiet(debug: bool) -> None:
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("echotts").setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+def _keep_compiled() -> None:
+    """What XLA compiles is kept for the next process, unless the user says where (JAX_COMPILATION_CACHE_DIR)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path.home() / ".cache" / "echotts" / "compiled")
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
 
 
 def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:

@@ -196,3 +196,24 @@ def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:
         process.stdout.close()
         assert process.stderr.read() == ""
         assert process.wait() == 141
+
+
+COMPILES = """
+import sys
+from echotts.cli.app import run
+def main(argv):
+    import jax
+    jax.jit(lambda x: x + 1)(1.0)
+run(main, [])
+"""
+
+
+@pytest.mark.parametrize(("chosen", "kept"), [(None, ".cache/echotts/compiled"), ("here", "here")])
+def test_what_is_compiled_is_kept_for_the_next_process(tmp_path: Path, chosen: str | None, kept: str) -> None:
+    environment = os.environ | {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    if chosen:
+        environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / chosen)
+    done = subprocess.run([sys.executable, "-c", COMPILES], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list((tmp_path / kept).glob("*-cache"))

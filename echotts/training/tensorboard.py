@@ -22,7 +22,7 @@ class TensorBoard:
     def __init__(self, run_dir: Path, start: int):
         require()
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  protobuf makes them as it loads
 
         folder = run_dir / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,8 +33,8 @@ class TensorBoard:
 
     def write(self, step: int, values: Mapping[str, float | int], words: Mapping[str, str] | None = None) -> None:
         """One line of the metrics; of an event also its name and message, as TensorBoard's text."""
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.proto.summary_pb2 import Summary
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import text
 
         summary = Summary(value=[Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()])

@@ -301,12 +301,12 @@ def demo() -> Config:
             remat="dots",
         ),
         data=DataConfig(
-            batch_size=32,
+            batch_size=16,
             buckets=(Bucket(frames=64, tokens=48),),
             reference_frames=48,
             streams=8,
         ),
-        optim=OptimConfig(steps=1500, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
+        optim=OptimConfig(steps=2400, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
         run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec="demo"),
     )
 

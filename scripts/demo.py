@@ -1,6 +1,6 @@
 """`make demo`: the whole journey on two CPU cores, by the commands a user would type, each printed before it runs.
 
-    python scripts/demo.py [--steps 1500] [--output demo]
+    python scripts/demo.py [--steps 2400] [--output demo]
 
 The built-in corpus becomes latents, the demo preset is trained on them from nothing, its weights are exported; then it
 says three strings it has not seen with two reference voices, and the meter listens. What is done already is not done

@@ -38,12 +38,16 @@ class Stopped(Exception):
 
 
 class Retries:
-    """The waits between tries, over all threads of one fetcher; `count` is how many there were."""
+    """The waits between tries, over all threads of one fetcher; `count` is how many there were.
+
+    `listener` hears of each, in one line, in the thread that waits.
+    """
 
     def __init__(self, patience: Patience, stopping: threading.Event | None = None) -> None:
         self.patience = patience
         self.stopping = stopping or threading.Event()
         self.count = 0
+        self.listener: Callable[[str], None] | None = None
         self._quiet_until = 0.0
 
     def start(self, what: str) -> "Tries":
@@ -100,7 +104,10 @@ class Tries:
             asked = f"; the server asks to wait {asked_s:.0f} s" if asked_s else ""
             raise Unavailable(f"{self._what}: given up: {describe(error)}{asked}") from error
         self._retries.count += 1
-        logger.warning("%s: %s; again in %.1f s, for up to %.0f s", self._what, describe(error), wait_s, left_s)
+        said = f"{self._what}: {describe(error)}; again in {wait_s:.1f} s, for up to {left_s:.0f} s"
+        logger.warning("%s", said)
+        if self._retries.listener is not None:
+            self._retries.listener(said)
         if isinstance(error, Unavailable) and error.status == TOO_MANY:
             self._retries.hold(wait_s)
         self._retries.wait(wait_s)

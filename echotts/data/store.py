@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +60,9 @@ class LocalShards:
     def retries(self) -> int:
         """Requests that had to be made again so far."""
         return 0
+
+    def on_retry(self, listener: Callable[[str], None]) -> None:
+        """`listener` hears of each such request, in one line, from any thread."""
 
     @property
     def cache_bytes(self) -> int:
@@ -114,6 +117,9 @@ class FetchedShards(LocalShards):
     @property
     def retries(self) -> int:
         return self._fetcher.retries.count
+
+    def on_retry(self, listener: Callable[[str], None]) -> None:
+        self._fetcher.retries.listener = listener
 
     @property
     def cache_bytes(self) -> int:

@@ -10,12 +10,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from echotts.monitor.hosts import FileEnd
-from echotts.monitor.runs import Library, Run
+from echotts.monitor.runs import RUNNING, Library, Run, duration, stale_after
 
 LOGGER = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ DATA_WAIT_SHARE = 0.2  # of the time, over the last lines
 DISK_FREE_SHARE = 0.1
 DISK_EVENT_S = 3600.0
 OLD_S = 86_400.0  # a run whose last line is older is history, not an alarm
+TOGETHER_S = 60.0  # within which the hosts of a run say that it starts
 WEBHOOK_EVERY_S = 30.0
 WEBHOOK_TIMEOUT_S = 10.0
 WEBHOOK_TRIES = 3
@@ -56,16 +57,22 @@ def of_run(run: Run, now: float) -> list[Alert]:
         return []
     last = status.last_time
     found = []
-    if status.name in ("stale", "failed"):
-        found.append(Alert(run.id, run.name, status.name, last, status.why or f"the run has {status.name}"))
     ends = run.ends()
+    trainers = [end for end in ends if end.process >= 0 and end.time is not None]
+    if status.name in ("stale", "failed"):
+        host, more = _first_silent(trainers) if status.name == "stale" else (_first_failed(trainers), "")
+        reason = (status.why or f"the run has {status.name}") + more
+        found.append(Alert(run.id, run.name, status.name, last, reason, host))
+    elif status.name == "running":
+        for host, when, reason in _silent(trainers, now, stale_after(trainers, run.stale_s)):
+            found.append(Alert(run.id, run.name, "stale", when, reason, host))
     for end in ends:
         if end.process >= 0 and (reason := _not_finite(end)):
             found.append(Alert(run.id, run.name, "nan", end.time or last, reason))
             break
-    for end in ends:
+    for end in trainers:
         waits = [share for share in end.recent.get("time/data_wait_share", []) if math.isfinite(share)]
-        if waits and end.process >= 0 and (share := sum(waits) / len(waits)) > DATA_WAIT_SHARE:
+        if waits and (share := sum(waits) / len(waits)) > DATA_WAIT_SHARE:
             message = f"waiting for data {share:.0%} of the time: the readers are slower than the devices"
             found.append(Alert(run.id, run.name, "data_wait", end.time or last, message, end.file.host))
     for host in {end.file.host: None for end in ends}:
@@ -134,6 +141,48 @@ class Webhook:
 
 def _who(alert: Alert) -> str:
     return f"{alert.name} {alert.kind}" + (f" on {alert.host}" if alert.host else "")
+
+
+def _silent(trainers: list[FileEnd], now: float, allowed_s: float) -> Iterator[tuple[str, float, str]]:
+    """(host, its last line's time, why) of hosts that say nothing while others of the run do.
+
+    A host that has not spoken since the run last resumed, or for longer than the others' last lines reach back, is
+    none of the run any more: machines come and go, and their files stay.
+    """
+    began = max((_began(end) for end in trainers), default=-math.inf)
+    for end in trainers:
+        assert end.time is not None
+        if end.time >= began - TOGETHER_S and now - end.time > allowed_s:
+            reason = f"no line for {duration(now - end.time)}, the last of step {end.step}; other hosts go on"
+            yield end.file.host, end.time, reason
+
+
+def _began(end: FileEnd) -> float:
+    """When this trainer last started or resumed, or its first line that is known."""
+    resumed = [event.time for event in end.events if event.event in RUNNING]
+    return max(resumed, default=end.oldest if end.oldest is not None else -math.inf)
+
+
+def _first_silent(trainers: list[FileEnd]) -> tuple[str | None, str]:
+    """The host of a silent run where it has one; of several, words about the one that got least far."""
+    if len({end.file.host for end in trainers}) == 1:
+        return trainers[0].file.host, ""
+    behind = min(trainers, key=lambda end: end.step)
+    if behind.step == max(end.step for end in trainers):
+        return None, ""
+    return None, f"; {behind.file.host} got least far, to step {behind.step}"
+
+
+def _first_failed(trainers: list[FileEnd]) -> str | None:
+    """The host whose process ended with an error before all others, in the try that ended last."""
+    began = max((_began(end) for end in trainers), default=-math.inf)
+    failed = [
+        (event.time, end.file.host)
+        for end in trainers
+        for event in end.events
+        if event.event == "failed" and event.time >= began
+    ]
+    return min(failed)[1] if failed else None
 
 
 def _not_finite(end: FileEnd) -> str | None:

@@ -34,6 +34,7 @@ class FileEnd:
 
     file: MetricsFile
     started: float | None = None  # of the file's first line, Unix s
+    oldest: float | None = None  # of the first of these last lines
     time: float | None = None  # of its last
     step: int = 0
     process: int = 0
@@ -89,6 +90,7 @@ def metrics_files(folder: Folder) -> list[MetricsFile]:
 def _take(end: FileEnd, parsed: Parsed) -> None:
     """Fills `end` with what the lines say, the latest last."""
     tables = sorted((table for table in parsed.tables if len(table.times)), key=lambda table: table.times[-1])
+    end.oldest = min((float(table.times[0]) for table in tables), default=None)
     for table in tables:
         end.time, end.step, end.process = float(table.times[-1]), int(table.steps[-1]), table.process
         if table.process >= 0 and not table.irregular and len(table.times) > 2:

@@ -55,7 +55,7 @@ class Run:
         self.id = hashlib.sha256(folder.spec.encode()).hexdigest()[:10]
         self.lock = threading.RLock()
         self.used = 0.0  # when its history was last asked for; time.monotonic
-        self._stale_s = stale_s
+        self.stale_s = stale_s
         self._ends = Ends(folder)
         self._checkpoints: dict[str, dict[str, Any]] = {}
         self._looks: dict[str, tuple[float, Any]] = {}
@@ -85,7 +85,7 @@ class Run:
             why = "no metrics lines yet" if ends else f"no {METRICS} folder with lines in it"
             return Status("empty", why, 0, steps, None, None, None, where)
         last = max(trainers, key=lambda end: (end.time or 0.0, -end.process))
-        name, why = _state(trainers, now, self._stale_s)
+        name, why = _state(trainers, now, self.stale_s)
         if steps and last.step >= steps and name == "stale":
             name, why = "finished", None  # a trainer that wrote no events
         left_s = last.numbers.get("time/left_s") if name in ("running", "stale") else None
@@ -110,7 +110,7 @@ class Run:
             )
         furthest = max((row["step"] for row in rows if row["step"] is not None), default=0)
         for row in rows:
-            row["lag_steps"] = None if row["step"] is None else furthest - row["step"]
+            row["lag_steps"] = None if row["step"] is None else _lag(row, furthest)
         return sorted(rows, key=lambda row: (row["process"] < 0, row["process"], row["host"]))
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -321,16 +321,22 @@ def _state(trainers: list[FileEnd], now: float, stale_s: float | None) -> tuple[
     said_why = f"; last: {hung.message}" if hung else ""
     return (
         "stale",
-        f"no line for {_duration(silent_s)}, lines came every {_duration(allowed_s / STALE_LINES)}{said_why}",
+        f"no line for {duration(silent_s)}, lines came every {duration(allowed_s / STALE_LINES)}{said_why}",
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 12 min, 5 h, 3 days."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
+
+
+def _lag(row: dict[str, Any], furthest: int) -> int:
+    """Steps behind the furthest line; of a host that wrote as far as that, what it says itself."""
+    return furthest - row["step"] or int(row["numbers"].get("host/lag_steps") or 0)
 
 
 def _finite(value: float | None) -> float | None:

@@ -1,7 +1,7 @@
 """Batches onto the devices, and how long the loop waited for them. Reading ahead is the stream's own affair."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,14 +36,18 @@ class Feed:
         self._mesh = mesh
 
     @property
-    def rejected(self) -> int:
-        """Samples this process has refused, by the stream's count."""
-        return sum(self._stream.rejections.counts.values())
+    def rejected(self) -> Mapping[str, int]:
+        """Samples this process has refused, by cause, by the stream's count."""
+        return self._stream.rejections.counts
 
     @property
     def retries(self) -> int:
         """Requests for shards that had to be made again since the start."""
         return self._stream.shards.retries
+
+    def on_retry(self, listener: Callable[[str], None]) -> None:
+        """`listener` hears of each such request from now on, in one line, from any thread."""
+        self._stream.shards.on_retry(listener)
 
     @property
     def cache_bytes(self) -> int:

@@ -9,12 +9,14 @@ jax.
 import json
 import math
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from echotts.data.rejections import CAUSES
 from echotts.training.tensorboard import TensorBoard
 
 TIMESTEP_BUCKETS = 5  # equal parts of [0, 1]; t = 0 is data, t = 1 is noise
@@ -23,6 +25,11 @@ TIMESTEP_BUCKETS = 5  # equal parts of [0, 1]; t = 0 is data, t = 1 is noise
 def timestep_bucket_names(buckets: int = TIMESTEP_BUCKETS) -> tuple[str, ...]:
     """The metric of each timestep bucket: heldout/loss_t0.0_0.2 and so on."""
     return tuple(f"heldout/loss_t{i / buckets:.1f}_{(i + 1) / buckets:.1f}" for i in range(buckets))
+
+
+def rejected_name(cause: str) -> str:
+    """The metric that counts the samples refused for a cause of data/rejections.py."""
+    return f"data/rejected_{cause}"
 
 
 METRICS: dict[str, str] = {
@@ -49,12 +56,16 @@ METRICS: dict[str, str] = {
     "host/disk_free_bytes": "free on the disk of the run directory, for users that are not root",
     "host/disk_free_share": "share of that disk that is free, 0 to 1",
     "host/cache_bytes": "size of the cache of downloaded shards on this host",
-    "host/lag_steps": "steps this host is behind the furthest",
+    "host/lag_steps": "steps launched by the furthest of several processes that this one has not, a second ago at most",
     "host/retries": "network requests repeated since the process started",
     "disk/freed_bytes": "bytes the watchdog has freed with this action",
     "device/memory_bytes": "memory in use on the fullest device of this process",
     "heldout/loss": "held-out loss with the EMA weights, no condition dropout, the same draws each time",
-} | dict.fromkeys(timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]")
+}
+METRICS |= dict.fromkeys(
+    timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]"
+)
+METRICS |= {rejected_name(cause): f"samples this process refused: {why}" for cause, why in CAUSES.items()}
 
 EVENTS: dict[str, str] = {
     "started": "a new run began",
@@ -70,7 +81,7 @@ EVENTS: dict[str, str] = {
     "profile": "a profiler trace was written, or could not be; the message says where, or why",
     "slow_step": "a step took five times as long as usual",
     "hang": "a process waited too long for another",
-    "retry": "something on the network or the disk was tried again",
+    "retry": "a request on the network was made again; one event a minute at most",
     "disk_cleaned": "the watchdog removed files",
     "disk_full": "a disk is fuller than the watchdog can help",
 }
@@ -84,7 +95,7 @@ def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
 class MetricsWriter:
     """Appends lines and flushes each. Names must be listed in METRICS; a number that is not finite becomes null.
 
-    `beside` gets every line, too, and is closed with this.
+    Any thread may write. `beside` gets every line, too, and is closed with this.
     """
 
     def __init__(self, run_dir: Path, *, process: int = 0, beside: TensorBoard | None = None):
@@ -93,6 +104,7 @@ class MetricsWriter:
         torn = path.exists() and _last_byte(path) not in (b"", b"\n")
         self._process = process
         self._beside = beside
+        self._lock = threading.Lock()
         self._file = path.open("a", encoding="utf-8")
         if torn:  # a killed run may have left half a line; it must not swallow the next one
             self._file.write("\n")
@@ -113,10 +125,11 @@ class MetricsWriter:
             raise ValueError(f"metric {unknown[0]!r} is not listed in training/metrics.py")
         line: dict[str, Any] = {"time": round(time.time(), 3), "step": step, "process": self._process}
         line |= words | {name: _number(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
-        if self._beside is not None:
-            self._beside.write(step, values, words)
+        with self._lock:
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            if self._beside is not None:
+                self._beside.write(step, values, words)
 
     def close(self) -> None:
         self._file.close()

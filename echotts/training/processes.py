@@ -165,6 +165,14 @@ def heard(topic: str) -> str | None:
         return None
 
 
+def heard_below(topic: str) -> list[str]:
+    """The words under all topics below this one; none where they cannot be had. Waits for nobody."""
+    try:
+        return [words for _, words in _client().key_value_dir_get(f"echotts/{topic}/")]
+    except jax.errors.JaxRuntimeError:
+        return []
+
+
 def identity(config: Config) -> dict[str, str]:
     """What has to be the same in all processes, in words that can be shown."""
     versions = {"python": platform.python_version()}

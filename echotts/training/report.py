@@ -14,11 +14,12 @@ from echotts.config import FRAME_RATE_HZ, Config
 from echotts.disk.measure import Space
 from echotts.training.feed import Fed, Feed
 from echotts.training.flops import peak_flops, training_flops
-from echotts.training.metrics import MetricsWriter
+from echotts.training.metrics import MetricsWriter, rejected_name
 from echotts.training.processes import first_host
 from echotts.training.progress import Progress
+from echotts.training.retries import RetryEvents
 from echotts.training.step import Metrics, TrainStep
-from echotts.training.vitals import StepTimes, host_numbers
+from echotts.training.vitals import Pace, StepTimes, host_numbers
 
 LINE = {  # what the train step calls it -> what a metrics line calls it
     "loss": "loss/train",
@@ -70,6 +71,8 @@ class Reporter:
         self._compiled = 0
         self._step = start  # the last whose numbers were there
         self._run_dir = Path()
+        self._pace = Pace()
+        feed.on_retry(RetryEvents(self._retried))
 
     def began(self, run_dir: Path, samples_seen: int) -> None:
         """The run begins, or goes on, after step `start`."""
@@ -109,6 +112,7 @@ class Reporter:
     def launched(self, step: int, samples_seen: int, fed: Fed, numbers: Metrics) -> None:
         """A step has been launched; the numbers of the one before are read while it runs."""
         self._progress.advance(step)
+        self._pace.at(step)
         compiled = self._train_step.compilations
         if compiled > self._compiled > 0:
             what = f"for {fed.bucket.frames} frames and {fed.bucket.tokens} tokens, {compiled} times in all"
@@ -160,6 +164,9 @@ class Reporter:
         self._writer.event(step, "disk_full", message, free)
         self._progress.say(f"step {step}: {message}")
 
+    def _retried(self, what: str) -> None:
+        self._writer.event(self._step, "retry", what, {"host/retries": self._feed.retries})
+
     @contextmanager
     def pause(self) -> Iterator[None]:
         """Settles, so that nothing in here follows a step that was not finite; and stops the clock.
@@ -184,7 +191,9 @@ class Reporter:
         all_s = time.perf_counter() - self._began_s - self._train_step.compile_s
         left_s = all_s / (pending.step - self._start) * (self._config.optim.steps - pending.step)
         line = {name: float(numbers[key]) for key, name in LINE.items()}
-        line |= self._step_times.numbers() | host_numbers(self._run_dir)
+        line |= self._step_times.numbers() | host_numbers(self._run_dir) | self._pace.numbers()
+        rejected = self._feed.rejected
+        line |= {rejected_name(cause): count for cause, count in rejected.items()}
         clipped, self._clipped = self._clipped, 0
         flops_per_s, self._flops = self._flops / max(training_s, 1e-9), 0.0
         if self._peak_flops is not None:
@@ -199,7 +208,7 @@ class Reporter:
             "time/left_s": left_s,
             "throughput/samples_per_s": samples_per_s,
             "compile/count": self._train_step.compilations,
-            "data/rejected_samples": self._feed.rejected,
+            "data/rejected_samples": sum(rejected.values()),
             "host/retries": self._feed.retries,
             "host/cache_bytes": self._feed.cache_bytes,
         }

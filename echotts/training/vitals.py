@@ -1,17 +1,23 @@
 """How the machine and the steps are doing: memory, disk, and how long steps take."""
 
+import math
 import os
 import shutil
+import time
 from collections import deque
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from echotts.training import processes
+
 SLOW = 5  # times the usual
 SLOW_S = 1.0  # that a slow step takes longer at least: below, everything is noise
 USUAL_STEPS = 50  # the usual is the median of so many
 KNOWN_STEPS = 10  # without which nothing is usual yet
+SAY_S = 1.0
+TOPIC = "launched"  # under which each process leaves the number of its last step
 STATM = Path("/proc/self/statm")
 
 
@@ -28,6 +34,32 @@ def host_numbers(run_dir: Path) -> dict[str, float | int]:
     if in_use:
         numbers["device/memory_bytes"] = max(in_use)
     return numbers
+
+
+class Pace:
+    """How far this process is behind the furthest, by what each leaves at the coordinator once a second.
+
+    Nothing waits for another: it is two small requests, one a second and one a line. Alone there is no pace.
+    """
+
+    def __init__(self) -> None:
+        self._step = 0
+        self._said = -math.inf
+
+    def at(self, step: int) -> None:
+        """This process has launched the step."""
+        self._step = step
+        now = time.monotonic()
+        if jax.process_count() > 1 and now - self._said >= SAY_S:
+            self._said = now
+            processes.announce(f"{TOPIC}/{jax.process_index()}", str(step))
+
+    def numbers(self) -> dict[str, int]:
+        """Metrics of now."""
+        if jax.process_count() == 1:
+            return {}
+        furthest = max(map(int, processes.heard_below(TOPIC)), default=self._step)
+        return {"host/lag_steps": max(furthest - self._step, 0)}
 
 
 class StepTimes:

@@ -32,6 +32,7 @@ def test_a_live_run_moves_and_an_alert_comes_when_its_writer_stops(
     writer.stop()
     expect(page.locator("#alerts")).to_be_visible()
     expect(page.locator("#alerts")).to_contain_text("Silent")
+    expect(page.locator("#alerts .alert-host")).to_have_text("on host-0")
     expect(page.locator("#run-status")).to_have_text("Stale")
     expect(page).to_have_title(re.compile(r"^1 alert · 0\.\d{3} · live · echotts monitor$"))
     expect(steps).to_contain_text(f"step {writer.step:,}")

@@ -49,6 +49,7 @@ def test_a_run_is_told_in_one_glance(still: Dashboard, open_page: Open) -> None:
     drawn = page.locator("figure:has(.uplot)").evaluate_all("all => all.map(one => one.dataset.panel)")
     assert set(drawn) == SHOWN_CHARTS
     expect(page.locator("#host-table tbody tr")).to_have_count(2)
+    expect(page.locator("#host-table tbody tr").first).to_contain_text("empty text 2, non finite 1")
     expect(page.locator("#checkpoint-table tbody tr").first).to_contain_text("not complete")
     expect(page.locator("#event-list")).to_contain_text("after step 1000, 32000 samples")
     expect(page.locator("#config-table")).to_contain_text("optim.learning_rate")

@@ -97,6 +97,11 @@ class FakeHub:
         if forever is not None:
             self._always[path] = forever
 
+    def heal(self, path: str) -> None:
+        """Nothing happens to the GETs of a file any more."""
+        self._troubles.pop(path, None)
+        self._always.pop(path, None)
+
     def next_trouble(self, path: str) -> Trouble | None:
         return self._troubles[path].pop(0) if self._troubles[path] else self._always.get(path)
 

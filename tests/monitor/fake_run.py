@@ -23,7 +23,7 @@ STEP_S = 0.5
 
 
 def train_line(step: int, when: float, process: int = 0, rng: np.random.Generator | None = None) -> dict[str, Any]:
-    """What the trainer writes at each log step: 25 numbers of METRICS."""
+    """What the trainer writes at each log step: 27 numbers of METRICS."""
     noise = rng.normal() if rng is not None else 0.0
     loss = 0.3 + 0.8 * math.exp(-step / 1500) + 0.02 * noise
     line: dict[str, Any] = {"time": round(when, 3), "step": step, "process": process}
@@ -38,6 +38,8 @@ def train_line(step: int, when: float, process: int = 0, rng: np.random.Generato
         "data/frames_valid_share": round(0.8 + 0.01 * noise, 8),
         "data/bucket_frames": 64,
         "data/rejected_samples": 3,
+        "data/rejected_empty_text": 2,
+        "data/rejected_non_finite": 1,
         "time/step_s": round(STEP_S + 0.01 * noise, 8),
         "time/step_p50_s": STEP_S,
         "time/step_p95_s": round(STEP_S * 1.2, 8),

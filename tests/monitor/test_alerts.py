@@ -34,11 +34,32 @@ def test_a_run_that_is_well_or_over_or_long_gone_raises_none(tmp_path, run_dir):
 
 
 def test_silence_and_failure(tmp_path, run_dir):
-    assert kinds(run_dir, END + 3600) == [("stale", None)]
+    [alert] = alerts(Library([str(run_dir)], None), END + 3600)
+    assert (alert.kind, alert.host) == ("stale", None)
+    assert alert.message.startswith("no line for 60 min")
+    assert alert.message.endswith("; host-1 got least far, to step 1980")
+    alone = make_run(tmp_path / "alone", end=END, hosts=1)
+    assert kinds(alone, END + 3600) == [("stale", "host-0")]
     failed = make_run(tmp_path / "failed", end=END, ending="failed")
     [alert] = alerts(Library([str(failed)], None), END + 3600)
     assert (alert.kind, alert.message) == ("failed", "OSError: disk quota exceeded")
+    assert alert.host == "host-0"
     assert alert.since == pytest.approx(END, abs=1)
+
+
+def test_one_host_that_falls_silent_while_others_go_on_is_named(run_dir):
+    say(run_dir, *(train_line(2000 + step, END + step) for step in range(10, 400, 10)))
+    [alert] = alerts(Library([str(run_dir)], None), END + 400)
+    assert (alert.kind, alert.host, alert.since) == ("stale", "host-1", pytest.approx(END, abs=1))
+    assert alert.message == "no line for 7 min, the last of step 1980; other hosts go on"
+    say(run_dir, event_line(2390, END + 395, "resumed", "after step 2390"))  # without that machine
+    assert kinds(run_dir, END + 400) == []
+
+
+def test_the_host_that_failed_first_is_named(run_dir):
+    say(run_dir, event_line(2001, END + 2, "failed", "the others are gone"))
+    say(run_dir, event_line(2000, END + 1, "failed", "no memory", 1), host="host-1")
+    assert kinds(run_dir, END + 10) == [("failed", "host-1")]
 
 
 def test_a_number_that_is_not_finite_until_the_run_resumes(run_dir):

@@ -111,7 +111,15 @@ def test_hosts_tell_their_lag_and_the_watchdogs_numbers(tmp_path):
         ("host-1", 1, 1980, 20),
     ]
     assert rows[0]["numbers"]["host/memory_bytes"] == 3_002_000_000
+    assert rows[1]["numbers"]["data/rejected_empty_text"] == 2
     assert rows[1]["numbers"]["host/disk_free_share"] == 0.5  # the trainer's is newer than the watchdog's 0.3
+
+
+def test_hosts_of_the_same_line_are_as_far_behind_as_they_say(tmp_path):
+    say(tmp_path, train_line(10, END), host="a")
+    say(tmp_path, train_line(10, END, 1) | {"host/lag_steps": 2}, host="b")
+    say(tmp_path, train_line(9, END, 2) | {"host/lag_steps": 0}, host="c")  # it has said nothing of step 10
+    assert [row["lag_steps"] for row in only(tmp_path).hosts()] == [0, 2, 1]
 
 
 def test_checkpoints_are_whole_or_not(tmp_path):

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import numpy as np
@@ -115,6 +116,8 @@ class Spoken:
 
 def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, shards, monkeypatch):
     monkeypatch.setattr(report, "peak_flops", lambda kind: 1e9)
+    waits_s, next_batch = 0.05, feed.Stream.next
+    monkeypatch.setattr(feed.Stream, "next", lambda stream: (time.sleep(waits_s), next_batch(stream))[1])
     config = with_sections(
         config,
         optim={"steps": 60, "learning_rate": 1e-2},
@@ -152,7 +155,14 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     assert all((norm > 1) == clipped[step] for step, norm in lines(run_dir, "grad/norm").items())
     assert all(0 < share < 1 for share in lines(run_dir, "host/disk_free_share").values())
     assert all(1e7 < size < 1e11 for size in lines(run_dir, "host/memory_bytes").values())
-    assert all(0 < seconds < 60 for seconds in lines(run_dir, "time/step_p95_s").values())
+    p50, p95, mean = (lines(run_dir, f"time/{name}") for name in ("step_p50_s", "step_p95_s", "step_s"))
+    assert p50 == p95  # a line for each step
+    assert waits_s < np.median(list(p50.values())) < 60
+    waited_s = sum(mean[step] * share for step, share in lines(run_dir, "time/data_wait_share").items())
+    assert 60 * waits_s <= waited_s < sum(mean.values())
+    samples_per_s = lines(run_dir, "throughput/samples_per_s")
+    assert all(samples_per_s[step] * seconds == pytest.approx(8) for step, seconds in mean.items())
+    assert not lines(run_dir, "device/memory_bytes") and not lines(run_dir, "host/lag_steps")  # a CPU, alone
     assert [path.name for path in sorted((run_dir / "samples").iterdir())] == ["step_00000040", "step_00000060"]
     assert (run_dir / "samples" / "step_00000040" / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
     assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == 60

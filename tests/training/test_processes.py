@@ -174,6 +174,9 @@ def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path
         pair.until("profiler trace of steps")
         pair.processes[1].send_signal(signal.SIGTERM)  # one alone is told
         assert pair.codes() == [0, 0], pair.said()
+    (metrics,) = (tmp_path / "pair" / "metrics").iterdir()
+    lags = {line["process"]: line["host/lag_steps"] for line in map(json.loads, metrics.open()) if "loss/train" in line}
+    assert lags.keys() == {0, 1} and all(0 <= lag <= 2 for lag in lags.values())
     (traced,) = (tmp_path / "pair" / "profiles").iterdir()  # the same steps in both
     assert [path.name[:4] for path in sorted(traced.iterdir())] == ["000_", "001_"]
     (saved,) = [path.name for path in (tmp_path / "pair" / "checkpoints").iterdir()]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from echotts.training.vitals import StepTimes, host_numbers
+from echotts.training import vitals
+from echotts.training.vitals import Pace, StepTimes, host_numbers
 
 
 def test_a_step_that_takes_five_times_the_usual_is_slow_once_the_usual_is_known():
@@ -33,3 +34,41 @@ def test_the_disk_of_the_run_is_measured(tmp_path):
     assert 0 < numbers["host/disk_free_share"] < 1
     assert numbers["host/disk_free_bytes"] > 0
     assert numbers["host/memory_bytes"] == pytest.approx(1e9, rel=20)
+
+
+class Device:
+    def __init__(self, stats):
+        self._stats = stats
+
+    def memory_stats(self):
+        return self._stats
+
+
+def test_memory_in_use_is_of_the_fullest_device_and_not_told_where_devices_do_not(tmp_path, monkeypatch):
+    assert "device/memory_bytes" not in host_numbers(tmp_path)  # a CPU
+    devices = [Device({"bytes_in_use": 3_000, "bytes_limit": 9_000}), Device({"bytes_in_use": 5_000}), Device(None)]
+    monkeypatch.setattr(vitals.jax, "local_devices", lambda: devices)
+    assert host_numbers(tmp_path)["device/memory_bytes"] == 5_000
+
+
+def test_of_several_processes_each_says_how_far_it_is_behind_the_furthest(monkeypatch):
+    words = {}
+    now = [0.0]
+    monkeypatch.setattr(vitals.processes, "announce", words.__setitem__)
+    monkeypatch.setattr(vitals.processes, "heard_below", lambda topic: words.values())
+    monkeypatch.setattr(vitals.time, "monotonic", lambda: now[0])
+    pace = Pace()
+    pace.at(7)
+    assert pace.numbers() == {} and not words  # alone
+    monkeypatch.setattr(vitals.jax, "process_count", lambda: 2)
+    pace.at(8)
+    assert words == {"launched/0": "8"}
+    assert pace.numbers() == {"host/lag_steps": 0}
+    words["launched/1"] = "11"
+    assert pace.numbers() == {"host/lag_steps": 3}
+    pace.at(12)
+    assert words["launched/0"] == "8"  # once a second is enough
+    assert pace.numbers() == {"host/lag_steps": 0}  # further than the other has said
+    now[0] = 1.5
+    pace.at(13)
+    assert words["launched/0"] == "13"

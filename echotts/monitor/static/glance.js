@@ -160,6 +160,7 @@ export function drawAlerts(alerts, nameOf, ago, onOpen) {
     el("p", { class: "alert", "data-kind": alert.kind },
       el("strong", { text: ALERT[alert.kind] ?? alert.kind }),
       el("button", { type: "button", class: "link", text: nameOf(alert.run), on: { click: () => onOpen(alert.run) } }),
+      alert.host ? el("span", { class: "alert-host", text: `on ${alert.host}` }) : null,
       el("span", { class: "alert-text", text: alert.message }),
       alert.since ? age(alert.since, ago) : null)));
 }

@@ -1,0 +1,101 @@
+"""Repeated requests as events: the first at once, few however many there are. Refused samples by their cause."""
+
+import json
+import threading
+import time
+
+import pytest
+
+from echotts.data.remote import Patience, Retries, patiently
+from echotts.data.web import Unavailable
+from echotts.training import inputs
+from echotts.training.loop import train
+from echotts.training.metrics import MetricsWriter, metrics_path
+from echotts.training.retries import RetryEvents
+from tests.data.fake_hub import REPOSITORY, FakeHub, Status
+from tests.training.conftest import TINY, with_sections
+
+
+def test_the_first_is_told_at_once_and_then_one_a_minute_with_the_number_of_the_others():
+    told, now = [], [0.0]
+    events = RetryEvents(told.append, clock=lambda: now[0])
+    for second in range(125):
+        now[0] = float(second)
+        events(f"x: 503 at {second}")
+    assert told == [
+        "x: 503 at 0",
+        "x: 503 at 60; 59 more since the last such line",
+        "x: 503 at 120; 59 more since the last such line",
+    ]
+
+
+def test_a_request_that_is_made_again_says_what_why_and_when():
+    retries = Retries(Patience(deadline_s=9.0, first_wait_s=0.01))
+    heard = []
+    retries.listener = heard.append
+    answers = iter([Unavailable("http://h/s-000.tar: HTTP 503", status=503), None])
+
+    def ask():
+        if error := next(answers):
+            raise error
+        return b"tar"
+
+    assert patiently(ask, "http://h/s-000.tar", retries) == b"tar"
+    [words] = heard
+    assert words.startswith("http://h/s-000.tar: http://h/s-000.tar: HTTP 503; again in 0.0 s, for up to 9 s")
+
+
+def test_a_full_disk_does_not_end_the_download():
+    def full(words):
+        raise OSError("no space left on device")
+
+    RetryEvents(full)("x")
+
+
+def test_lines_of_several_threads_are_whole(tmp_path):
+    with MetricsWriter(tmp_path) as writer:
+
+        def write():
+            for step in range(300):
+                writer.event(step, "retry", "x" * 3000, {"host/retries": step})
+
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = metrics_path(tmp_path).read_text().splitlines()
+    assert len([json.loads(line) for line in lines]) == 1200
+
+
+@pytest.mark.network_fake
+def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path, shards, monkeypatch):
+    impatient = {"first_wait_s": 0.05, "longest_wait_s": 0.1}
+    monkeypatch.setattr(inputs, "Patience", lambda deadline_s: Patience(deadline_s=deadline_s, **impatient))
+    run_dir = tmp_path / "run"
+    files = {f"train/{path.name}": path.read_bytes() for path in shards.iterdir()}
+    files["train/s-001.tar"] = files["train/s-001.tar"][:-5000]
+
+    def heal():
+        path = metrics_path(run_dir)
+        while not (path.exists() and '"retry"' in path.read_text()):
+            time.sleep(0.05)
+        time.sleep(0.5)
+        hub.heal("train/s-000.tar")
+
+    with FakeHub() as hub:
+        hub.commit(files)
+        hub.trouble("train/s-000.tar", forever=Status(503))
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        healer = threading.Thread(target=heal, daemon=True)
+        healer.start()
+        data = {"data": f"hf://datasets/{REPOSITORY}/train", "cache_dir": str(tmp_path / "cache")}
+        assert train(with_sections(TINY, data=data, run={"run_dir": str(run_dir)})).finished
+        healer.join()
+    lines = [json.loads(line) for line in metrics_path(run_dir).read_text().splitlines()]
+    [event] = [line for line in lines if line.get("event") == "retry"]  # of many
+    assert "s-000.tar" in event["message"] and "503" in event["message"]
+    last = [line for line in lines if "loss/train" in line][-1]
+    assert last["host/retries"] > event["host/retries"] >= 1
+    assert last["data/rejected_truncated_shard"] >= 1
+    assert last["data/rejected_samples"] == sum(n for name, n in last.items() if name.startswith("data/rejected_")) / 2

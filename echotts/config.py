@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 FRAME_RATE_HZ = 25
+HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
@@ -219,6 +220,8 @@ class RunConfig:
     """Steps between speech samples; 0: never."""
     sentences: tuple[str, ...] = ()
     """Sentences of the speech samples."""
+    sample_references: tuple[str, ...] = ()
+    """Recordings in whose voices they are spoken, in turn; the one word heldout: voices of the held-out samples."""
     codec: str = ""
     """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
@@ -274,6 +277,8 @@ class Config:
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
                 f"{self.model.patch}"
             )
+        if self.run.sample_references == (HELDOUT_VOICES,) and not self.data.heldout:
+            raise ValueError(f"sample_references {HELDOUT_VOICES}: there are no held-out shards (--heldout)")
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(
                 f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"

@@ -58,8 +58,8 @@ ENERGY_THRESHOLD_DB = -40.0
 
 logger = logging.getLogger(__name__)
 
-SpeakerReference = str | Path | tuple[Samples, int]
-"""A recording of the voice: a file, or (mono samples, rate in Hz)."""
+SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
+"""A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec."""
 
 
 @runtime_checkable
@@ -283,15 +283,12 @@ class EchoTTS:
 
         Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
         """
-        samples, name = self._read_reference(reference)
-        seconds = len(samples) / self.sample_rate
-        if seconds < REFERENCE_LEAST_S:
-            raise ValueError(
-                f"{name}: {seconds:.2f} s long: a reference needs at least {REFERENCE_LEAST_S} s of a voice"
-            )
-        if not len(trim_silence(samples, self.sample_rate)):
-            raise ValueError(f"{name}: is silent: a reference needs at least {REFERENCE_LEAST_S} s of a voice")
         window = self.limits.reference_frames
+        if isinstance(reference, np.ndarray):
+            return self._check_latent(reference)[:window]
+        samples, name = self._read_reference(reference)
+        check_reference(samples, self.sample_rate, name)
+        seconds = len(samples) / self.sample_rate
         if seconds > self.reference_window_s:
             logger.warning(
                 "%s: %.1f s long, the first %.1f s are used (the model's window for references)",
@@ -303,7 +300,13 @@ class EchoTTS:
         heard = level[: (window + CODEC_CONTEXT_FRAMES) * self.codec.hop_length]
         return np.asarray(self.codec.encode(heard[None]), np.float32)[0, :window]
 
-    def _read_reference(self, reference: SpeakerReference) -> tuple[Samples, str]:
+    def _check_latent(self, latent: np.ndarray) -> Float[np.ndarray, "m c"]:
+        channels = self.config.latent_channels
+        if latent.ndim != 2 or not len(latent) or latent.shape[1] != channels:
+            raise ValueError(f"reference: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+        return latent.astype(np.float32)
+
+    def _read_reference(self, reference: str | Path | tuple[Samples, int]) -> tuple[Samples, str]:
         if isinstance(reference, tuple):
             samples, rate = reference
             if not np.isfinite(samples).all():
@@ -369,6 +372,15 @@ def locate_checkpoint(checkpoint: str | Path | None) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{name}: no such path here, and no {HUB_FILE} from the Hub ({reason})") from error
+
+
+def check_reference(samples: Samples, rate: int, name: str) -> None:
+    """ValueError where a recording is too short or too quiet to hold a voice."""
+    seconds = len(samples) / rate
+    if seconds < REFERENCE_LEAST_S:
+        raise ValueError(f"{name}: {seconds:.2f} s long: a reference needs at least {REFERENCE_LEAST_S} s of a voice")
+    if not len(trim_silence(samples, rate)):
+        raise ValueError(f"{name}: is silent: a reference needs at least {REFERENCE_LEAST_S} s of a voice")
 
 
 def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"]:

@@ -4,18 +4,20 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from echotts import config as configs
 from echotts.cli.app import UsageError, parse
-from echotts.config import Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
+from echotts.config import HELDOUT_VOICES, Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
 
 if TYPE_CHECKING:
-    from echotts.training.samples import Speaker
+    from echotts.training.samples import Speaker, Spoken, Voice
 
 PROG = "train_pretrain.py"
+CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a reference, before the run
 SHORT = {  # flag -> the (section, key) it is short for
     "data": ("data", "data"),
     "heldout": ("data", "heldout"),
@@ -111,15 +113,23 @@ def make_speaker(config: Config) -> "Speaker | None":
 
     The codec is the data's: `run.codec` where it has its weights, else found by id and hash. For local data it is
     looked for here, so that a run does not end at its first sample; what is elsewhere is opened once, by the run.
+    So are the recordings of `run.sample_references`.
     """
     if not config.run.sentences:
         return None
+    import numpy as np
+
+    from echotts.audio import read_audio
     from echotts.codec import Codec, find_codec, load_codec
     from echotts.data.dataset import open_dataset
     from echotts.data.sources import scheme_of, split_parts
-    from echotts.synthesis import EchoTTS, Speech
+    from echotts.synthesis import EchoTTS, Speech, check_reference
     from echotts.training.export import Weights
+    from echotts.training.samples import Spoken
 
+    if config.run.sample_references != (HELDOUT_VOICES,):
+        for path in config.run.sample_references:
+            check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, path)
     named = load_codec(config.run.codec) if config.run.codec else None
 
     @functools.cache
@@ -132,10 +142,20 @@ def make_speaker(config: Config) -> "Speaker | None":
         info = open_dataset(config.data.data).info
         codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
 
-    def speak(weights: Weights, sentence: str, seed: int) -> Speech:
+    def speak(weights: Weights, sentence: str, seed: int, voice: "Voice | None") -> "Spoken":
         about = weights.metadata.get("codec", {})
         codec = codec_of(about.get("id"), about.get("weights_hash"))
-        return EchoTTS(weights.params, weights.config, weights.metadata, codec).synthesize(sentence, seed=seed)
+        tts = EchoTTS(weights.params, weights.config, weights.metadata, codec)
+        speech = tts.synthesize(sentence, voice, seed=seed)
+        if voice is None:
+            return Spoken(speech)
+        # as the model hears it: its window of a recording, or what a latent sounds like
+        latent = tts.encode_reference(voice)
+        if isinstance(voice, np.ndarray):
+            samples = np.asarray(codec.decode(latent[None]), np.float32)[0]
+        else:
+            samples = read_audio(voice, tts.sample_rate, limit_s=tts.reference_window_s)
+        return Spoken(speech, Speech(samples, tts.sample_rate, latent))
 
     return speak
 

@@ -24,6 +24,11 @@ class Heldout:
         self._mesh = mesh
         self._batches = read()
 
+    def references(self, most: int) -> list[np.ndarray]:
+        """The first reference latents (m, c) among this process's rows, at most so many."""
+        rows = [row for batch in self._batches for row in zip(batch.speaker_latent, batch.speaker_mask, strict=True)]
+        return [np.asarray(latent)[np.asarray(mask)] for latent, mask in rows if np.any(mask)][:most]
+
     def losses(self, params: Params) -> dict[str, float]:
         """The loss over all batches and the mean squared error of the rows in each part of [0, 1].
 

@@ -20,7 +20,7 @@ from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.room import any_process, asked_to_wait, wait_for_room
 from echotts.training.runtime import StopSignal
-from echotts.training.samples import Speaker, write_samples
+from echotts.training.samples import Speaker, choose_voices, write_samples
 from echotts.training.start import begin, bookmark, for_checkpoint, make_run_dir, write_config
 from echotts.training.step import make_train_step
 from echotts.training.tensorboard import TensorBoard
@@ -91,7 +91,8 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                 with reporter.pause():
                     weights = describe(runtime.whole(state.ema), config.model, here, "ema")
                     if runtime.is_primary():
-                        reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights))
+                        voices = choose_voices(run, heldout)
+                        reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights, voices))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
                     reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here)))

@@ -1,38 +1,73 @@
-"""Speech samples of a running training: fixed sentences, fixed seeds, one folder per step."""
+"""Speech samples of a running training: fixed sentences, seeds and voices, one folder per step."""
 
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
+from echotts.config import HELDOUT_VOICES, RunConfig
 from echotts.training.export import Weights
+from echotts.training.heldout import Heldout
+
+Voice = Path | np.ndarray
+"""A recording, or the (m, c) latent of one."""
 
 
 @runtime_checkable
-class Speech(Protocol):
-    """What a speaker returns (echotts.synthesis.Speech)."""
+class Sound(Protocol):
+    """What can be written to a file (echotts.synthesis.Speech)."""
 
     def save(self, path: Path) -> object: ...
 
 
-Speaker = Callable[[Weights, str, int], Speech]
-"""(weights, sentence, seed) -> speech. Training does not know synthesis; the command line hands one in."""
+@dataclass(frozen=True)
+class Spoken:
+    """What a speaker returns: a sentence, and the voice it was given, if any, as it sounds."""
+
+    speech: Sound
+    reference: Sound | None = None
 
 
-def write_samples(run_dir: Path, step: int, sentences: tuple[str, ...], speak: Speaker, weights: Weights) -> Path:
-    """Speaks each sentence, seeded by its place, into `samples/step_*/NN_words.wav`; the folder appears when whole."""
+Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
+"""(weights, sentence, seed, voice) -> speech. Training does not know synthesis; the command line hands one in."""
+
+
+def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:
+    """The voices of the speech samples, for the process that speaks; none where none are asked for."""
+    if run.sample_references == (HELDOUT_VOICES,):
+        return [*heldout.references(len(run.sentences))] if heldout else []
+    return [Path(path).expanduser() for path in run.sample_references]
+
+
+def write_samples(
+    run_dir: Path, step: int, sentences: Sequence[str], speak: Speaker, weights: Weights, voices: Sequence[Voice] = ()
+) -> Path:
+    """Speaks each sentence, seeded by its place, into `samples/step_*/NN_words.wav`; the folder appears when whole.
+
+    The voices take turns. Each lies beside its sentences as `reference_NN.wav`; `sentences.json` says which is whose.
+    """
     folder = run_dir / "samples" / f"step_{step:08d}"
     unfinished = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    spoken = {}
+    described: dict[str, Any] = {}
     for number, sentence in enumerate(sentences):
         name = f"{number:02d}_{_slug(sentence)}.wav"
-        speak(weights, sentence, number).save(unfinished / name)
-        spoken[name] = sentence
-    (unfinished / "sentences.json").write_text(json.dumps(spoken, ensure_ascii=False, indent=1), encoding="utf-8")
+        turn = number % max(len(voices), 1)
+        spoken = speak(weights, sentence, number, voices[turn] if voices else None)
+        spoken.speech.save(unfinished / name)
+        described[name] = sentence
+        if spoken.reference is not None:
+            reference = f"reference_{turn:02d}.wav"
+            if not (unfinished / reference).exists():
+                spoken.reference.save(unfinished / reference)
+            described[name] = {"text": sentence, "reference": reference}
+    (unfinished / "sentences.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return folder

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+import soundfile
 
 from echotts import config as configs
 from echotts.cli.app import UsageError
@@ -16,6 +18,7 @@ from echotts.cli.train import make_speaker, parse_config
 from echotts.codec import CodecConfig, save_codec
 from echotts.codec.dacvae import init_params
 from echotts.config import Bucket, to_dict
+from echotts.synthesis import Speech
 from echotts.training import mesh as meshes
 from echotts.training.checkpoint import Meta
 from echotts.training.export import describe
@@ -173,10 +176,29 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
     assert speak is not None
     params = initial_state(TINY, meshes.make_mesh()).params
     meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts={"silence": [[0.0] * CHANNELS]})
-    speak(describe(params, TINY.model, meta, "ema"), "ab", 0).save(tmp_path / "ab.wav")
+    weights = describe(params, TINY.model, meta, "ema")
+    made_up = speak(weights, "ab", 0, None)
+    assert made_up.reference is None
+    made_up.speech.save(tmp_path / "ab.wav")
     assert (tmp_path / "ab.wav").stat().st_size > 44
+    voice = np.random.default_rng(0).normal(size=(3, CHANNELS)).astype(np.float32)
+    heldout = speak(weights, "ab", 0, voice).reference
+    assert isinstance(heldout, Speech)
+    np.testing.assert_array_equal(heldout.latents, voice)
+    assert len(heldout.samples) == 3 * 24  # frames, samples each
     with pytest.raises(FileNotFoundError, match="nowhere"):
         make_speaker(parse_config([*line, str(tmp_path / "nowhere.safetensors")]))
+
+
+def test_recordings_that_hold_no_voice_are_refused_before_the_run(tmp_path, shards):
+    line = ["--data", str(shards), "--run_dir", str(tmp_path), "--run.sentences", "ab", "--run.sample_references"]
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
+        make_speaker(parse_config([*line, str(tmp_path / "nowhere.wav")]))
+    soundfile.write(tmp_path / "short.wav", np.ones(1600), 16_000)
+    with pytest.raises(ValueError, match=r"short\.wav: 0\.10 s long: a reference needs at least 0\.5 s"):
+        make_speaker(parse_config([*line, str(tmp_path / "short.wav")]))
+    with pytest.raises(UsageError, match="sample_references heldout: there are no held-out shards"):
+        parse_config([*line, "heldout"])
 
 
 def test_without_sentences_nothing_speaks(shards):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import time
 
@@ -21,8 +22,9 @@ from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.report import NonFiniteError
 from echotts.training.runtime import StopSignal
+from echotts.training.samples import Spoken
 from echotts.training.start import check_facts
-from tests.training.conftest import TINY, with_sections
+from tests.training.conftest import CHANNELS, TINY, with_sections
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
     assert stored["optim"]["learning_rate"] == 0.003
 
 
-class Spoken:
+class Sound:
     """Stands for synthesis: the file holds what was asked."""
 
     def __init__(self, *asked):
@@ -123,6 +125,7 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
         optim={"steps": 60, "learning_rate": 1e-2},
         data={"heldout": str(shards), "buckets": (Bucket(frames=8, tokens=8), Bucket(frames=16, tokens=12))},
         run={
+            "sample_references": ("heldout",),
             "eval_every": 30,
             "sample_every": 40,
             "save_every_steps": 50,
@@ -130,7 +133,11 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
             "tensorboard": True,
         },
     )
-    train(config, speak=lambda weights, text, seed: Spoken(weights.metadata["step"], text, seed))
+
+    def speak(weights, text, seed, voice):
+        return Spoken(Sound(weights.metadata["step"], text, seed), Sound(voice.shape))
+
+    train(config, speak=speak)
     run_dir = tmp_path / "run"
     losses = list(lines(run_dir).values())
     assert len(losses) == 60
@@ -164,7 +171,11 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     assert all(samples_per_s[step] * seconds == pytest.approx(8) for step, seconds in mean.items())
     assert not lines(run_dir, "device/memory_bytes") and not lines(run_dir, "host/lag_steps")  # a CPU, alone
     assert [path.name for path in sorted((run_dir / "samples").iterdir())] == ["step_00000040", "step_00000060"]
-    assert (run_dir / "samples" / "step_00000040" / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
+    spoken = run_dir / "samples" / "step_00000040"
+    assert (spoken / "01_c-d.wav").read_text() == "(40, 'c d!', 1)"
+    said = json.loads((spoken / "sentences.json").read_text())
+    assert said["01_c-d.wav"] == {"text": "c d!", "reference": "reference_01.wav"}
+    assert re.fullmatch(rf"\(\(\d, {CHANNELS}\),\)", (spoken / "reference_01.wav").read_text())
     assert json.loads((run_dir / "config.json").read_text())["optim"]["steps"] == 60
     [events_file] = (run_dir / "tensorboard").iterdir()
     assert events_file.read_bytes().count(b"loss/train") == 60
@@ -199,9 +210,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, t
 def test_sigterm_finishes_the_step_saves_and_leaves(config, tmp_path):
     config = with_sections(config, run={"sample_every": 2, "sentences": ("a",), "save_every_steps": 100})
 
-    def speak(weights, text, seed):
+    def speak(weights, text, seed, voice):
+        assert voice is None
         os.kill(os.getpid(), signal.SIGTERM)
-        return Spoken()
+        return Spoken(Sound())
 
     before = signal.getsignal(signal.SIGTERM)
     result = train(config, speak=speak)

@@ -28,9 +28,10 @@ import echotts.cli.train as command
 class Said:
     def save(self, path):
         path.write_text("said")
-def speak(weights, sentence, seed):
+def speak(weights, sentence, seed, voice):
+    from echotts.training.samples import Spoken
     assert all(numpy.isfinite(numpy.asarray(leaf)).all() for leaf in jax.tree.leaves(weights.params))
-    return Said()
+    return Spoken(Said(), None if voice is None else Said())
 command.make_speaker = lambda config: speak if config.run.sentences else None
 jax.config.update("jax_num_cpu_devices", int(sys.argv.pop(1)))
 sys.argv[0] = "train_pretrain.py"
@@ -183,12 +184,19 @@ def test_two_processes_train_as_one_stop_together_on_sigterm_and_resume(tmp_path
     step = int(saved.split("_")[1])
     assert step < 4000
 
-    more = ["--run.sentences=ab", "--run.sample_every=1", f"--heldout={shards}", "--run.eval_every=1"]
+    more = [
+        "--run.sentences=ab",
+        "--run.sample_references=heldout",
+        "--run.sample_every=1",
+        f"--heldout={shards}",
+        "--run.eval_every=1",
+    ]
     steps = flags(tmp_path / "pair", step + 2)
     with Group(tmp_path, 2, 1, *steps, *more, "--run.eval_batches=1") as again:
         assert again.codes() == [0, 0], again.said()
     assert again.said().count(f"resuming after step {step}, ") == 2
     assert (tmp_path / "pair" / "samples" / f"step_{step + 2:08d}" / "00_ab.wav").read_text() == "said"
+    assert (tmp_path / "pair" / "samples" / f"step_{step + 2:08d}" / "reference_00.wav").read_text() == "said"
     assert f"step {step + 2}: held-out loss" in again.logs[1].read_text()
     one, two = losses(tmp_path / "alone"), losses(tmp_path / "pair")
     assert max(two) == step + 2

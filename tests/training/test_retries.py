@@ -74,7 +74,7 @@ def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path
     monkeypatch.setattr(inputs, "Patience", lambda deadline_s: Patience(deadline_s=deadline_s, **impatient))
     run_dir = tmp_path / "run"
     files = {f"train/{path.name}": path.read_bytes() for path in shards.iterdir()}
-    files["train/s-001.tar"] = files["train/s-001.tar"][:-5000]
+    files["train/s-001.tar"] = files["train/s-001.tar"][:20_000]
 
     def heal():
         path = metrics_path(run_dir)
@@ -85,7 +85,13 @@ def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path
 
     with FakeHub() as hub:
         hub.commit(files)
-        hub.trouble("train/s-000.tar", forever=Status(503))
+        open_stream = inputs._stream
+
+        def listed(*given, **named):  # from here on shards are fetched
+            hub.trouble("train/s-000.tar", forever=Status(503))
+            return open_stream(*given, **named)
+
+        monkeypatch.setattr(inputs, "_stream", listed)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         healer = threading.Thread(target=heal, daemon=True)
         healer.start()

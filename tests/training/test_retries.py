@@ -96,6 +96,7 @@ def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path
         healer = threading.Thread(target=heal, daemon=True)
         healer.start()
         data = {"data": f"hf://datasets/{REPOSITORY}/train", "cache_dir": str(tmp_path / "cache")}
+        data |= {"max_rejected_share": 1.0}
         assert train(with_sections(TINY, data=data, run={"run_dir": str(run_dir)})).finished
         healer.join()
     lines = [json.loads(line) for line in metrics_path(run_dir).read_text().splitlines()]

@@ -14,6 +14,7 @@ Seconds on the clock and of processor time: on a machine that does other things,
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -112,10 +113,10 @@ def measure_open(run: Path) -> dict[str, float]:
     assert serve
     history = History(open_folder(str(run)))
     rough_s, rough_cpu_s = timed(lambda: answer(history.preview(), ["loss/train"], "step", 2000, 0.9, None))
+    memory = Memory()
     whole_s, whole_cpu_s = timed(history.refresh)
     timed(lambda: answer(history, [*CHARTS.split(",")], "step", 2000, 0.9, None))
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak_mib = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
+    peak_mib = memory.peak_mib()
     return {
         "rough_s": rough_s,
         "rough_cpu_s": rough_cpu_s,
@@ -125,11 +126,59 @@ def measure_open(run: Path) -> dict[str, float]:
     }
 
 
+class Memory(threading.Thread):
+    """Watches what this process and those it starts hold together, pages that they share counted once."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self._most = 0
+        self._over = threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        while not self._over.wait(0.1):
+            self._look()
+
+    def peak_mib(self) -> float:
+        self._over.set()
+        self.join()
+        self._look()
+        return self._most / 1024
+
+    def _look(self) -> None:
+        processes = [path.name for path in Path("/proc").iterdir() if path.name.isdigit()]
+        ours = [process for process in processes if process == str(os.getpid()) or parent(process) == os.getpid()]
+        self._most = max(self._most, sum(map(proportional_kib, ours)))
+
+
+def parent(process: str) -> int:
+    """The process that started it; -1 if it ended."""
+    try:
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return -1
+
+
+def proportional_kib(process: str) -> int:
+    """The memory of a process, where pages that n processes share count 1/n (proc(5): smaps_rollup); 0 if it ended."""
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("Pss:")), 0)
+
+
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds on the clock and of processor time."""
-    began, cpu = time.perf_counter(), time.process_time()
+    """Seconds on the clock and of processor time, that of processes started meanwhile among it."""
+    began, cpu = time.perf_counter(), cpu_s()
     work()
-    return time.perf_counter() - began, time.process_time() - cpu
+    return time.perf_counter() - began, cpu_s() - cpu
+
+
+def cpu_s() -> float:
+    """Processor time of this process and of those it started, which have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def write_run(run: Path, lines: int, kind: str) -> int:

@@ -1,8 +1,8 @@
 """All numbers of one run, in memory: a column for each name and kind of line, growing as the files grow.
 
-Columns are float32 and steps int32. Beyond BUDGET_BYTES the older lines of the longest columns are thinned: of each
-four, every column keeps its least and its greatest, so that no spike is lost. Where a step occurs twice the later line
-counts, and what a resumed run has left behind it does not count at all.
+Beyond BUDGET_BYTES older lines are thinned: of each four, every column keeps its least and its greatest, so that no
+spike is lost. Where a step occurs twice the later line counts, and what a resumed run has left behind it does not count
+at all. Large files are read by processes of their own (digest.py).
 """
 
 import itertools
@@ -14,18 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from echotts.monitor import digest
+from echotts.monitor.columns import Columns, standing
 from echotts.monitor.folders import Folder
 from echotts.monitor.hosts import MetricsFile, metrics_files
-from echotts.monitor.lines import Event, LineReader, Names, Parsed, Table, sampled
+from echotts.monitor.lines import LineReader, sampled
+from echotts.monitor.parsing import Event, Names, Parsed
 
-FIRST_ROWS = 1024
-BUDGET_BYTES = 64 << 20  # of one run: 2 million lines of five numbers, or 600,000 of the trainer's
-NEWEST = 4  # one part in so many is never thinned
+BUDGET_BYTES = 40 << 20  # of one run: 400,000 lines of the trainer's
 MAX_KINDS = 300  # a run has about ten kinds of lines for each host; a stranger's file may name anything
 MAX_EVENTS = 5000
+ORDERS = 8  # of several kinds of lines, that are remembered
 MARKS = 1000  # cursors that are remembered
 HALF_LINE_S = 5.0  # a last line that is not finished by then is counted as bad
-PREVIEW_BYTES, PREVIEW_BLOCKS = 48 << 20, 64
+LARGE_BYTES = 32 << 20  # of a file that is read by processes of their own
+PREVIEW_BLOCKS = 64
 
 _numbers = itertools.count(1)
 
@@ -36,80 +39,6 @@ class Points(NamedTuple):
     times: np.ndarray
     steps: np.ndarray
     values: np.ndarray
-
-
-class Growing:
-    """An array that grows by doubling. What is not written yet takes no memory."""
-
-    def __init__(self, dtype: type):
-        self._array = np.empty(FIRST_ROWS, dtype)
-        self.rows = 0
-
-    @property
-    def array(self) -> np.ndarray:
-        return self._array[: self.rows]
-
-    @property
-    def bytes(self) -> int:
-        return self.rows * self._array.itemsize
-
-    def extend(self, new: np.ndarray) -> None:
-        rows = self.rows + len(new)
-        if rows > len(self._array):
-            grown = np.empty(max(rows, 2 * len(self._array)), self._array.dtype)
-            grown[: self.rows] = self.array
-            self._array = grown
-        with np.errstate(over="ignore"):  # a number beyond float32 is infinite
-            self._array[self.rows : rows] = new
-        self.rows = rows
-
-    def thin(self, older: np.ndarray, rows: int) -> None:
-        """Puts `older` in the place of the first `rows`."""
-        newer = self.array[rows:]
-        thinned = np.empty(len(self._array), self._array.dtype)
-        thinned[: len(older)] = older
-        thinned[len(older) : len(older) + len(newer)] = newer
-        self._array, self.rows = thinned, len(older) + len(newer)
-
-
-class Columns:
-    """All lines of one kind: the same file, process and names."""
-
-    def __init__(self, table: Table):
-        self.process = table.process
-        self.rises = True  # each step is above the one before
-        self.times, self.steps = Growing(np.float64), Growing(np.int32)
-        self.values = {name: Growing(np.float32) for name in table.names}
-        self.thinned = 0  # lines that are there no more
-
-    @property
-    def rows(self) -> int:
-        return self.times.rows
-
-    @property
-    def bytes(self) -> int:
-        return sum(column.bytes for column in (self.times, self.steps, *self.values.values()))
-
-    def append(self, table: Table) -> None:
-        last = self.steps.array[-1] if self.rows else -1
-        self.rises &= bool(np.all(np.diff(table.steps, prepend=last) > 0))
-        self.times.extend(table.times)
-        self.steps.extend(table.steps)
-        for place, name in enumerate(table.names):
-            self.values[name].extend(table.values[:, place])
-
-    def thin(self) -> None:
-        """Halves what is not of the newest quarter: the least and the greatest of each four, in their order."""
-        rows = self.rows * (NEWEST - 1) // NEWEST // 4 * 4
-        for column in (self.times, self.steps):
-            column.thin(column.array[:rows].reshape(-1, 4)[:, [0, 2]].reshape(-1), rows)
-        for column in self.values.values():
-            fours = column.array[:rows].reshape(-1, 4)
-            least, most = np.fmin.reduce(fours, axis=1), np.fmax.reduce(fours, axis=1)
-            falls = fours.argmax(axis=1) < fours.argmin(axis=1)
-            pairs = np.stack([np.where(falls, most, least), np.where(falls, least, most)], axis=1)
-            column.thin(pairs.reshape(-1), rows)
-        self.thinned += rows // 2
 
 
 Kind = tuple[str, int, Names, bool]
@@ -149,6 +78,7 @@ class History:
         self._readers: dict[str, tuple[MetricsFile, LineReader]] = {}
         self._columns: dict[Kind, Columns] = {}
         self._marks: deque[tuple[int, dict[Kind, int], int]] = deque(maxlen=MARKS)
+        self._orders: dict[tuple[Kind, ...], tuple[tuple[int, ...], np.ndarray]] = {}
         self._half_since: dict[str, tuple[int, float]] = {}
         self._dropped_events = 0
         self._ignored = 0
@@ -186,6 +116,8 @@ class History:
         with self.lock:
             self._find_files()
             for path, (file, reader) in self._readers.items():
+                if not reader.done_bytes and file.size_bytes > LARGE_BYTES:
+                    self._digest(file, reader)
                 restarted, news = reader.poll()
                 if restarted:
                     self._forget(path)
@@ -206,26 +138,44 @@ class History:
 
     def known(self) -> set[str]:
         """The names there are."""
-        return {name for columns in list(self._columns.values()) for name in columns.values}
+        return {name for columns in list(self._columns.values()) for name in columns.names}
 
     def names(self) -> dict[str, int]:
         """How many lines there are of each name, of the process that speaks for the run."""
         return {name: sum(each.rows + each.thinned for _, each in self._speaking(name)) for name in self.known()}
 
-    def points(self, name: str) -> Points:
-        """The lines with this name of the process that speaks for the run: the first that has it."""
-        speaking = [columns for _, columns in self._speaking(name)]
+    def points(self, name: str, last: int | None = None) -> Points:
+        """The lines with this name, or the `last` of them, of the process that speaks for the run."""
+        speaking = self._speaking(name)
         if not speaking:
             return Points(np.empty(0), np.empty(0, np.int32), np.empty(0))
-        points = Points(*(_joined(parts) for parts in zip(*(_arrays(each, name) for each in speaking), strict=True)))
-        rises = len(speaking) == 1 and speaking[0].rises
         if len(speaking) > 1:
-            order = np.argsort(points.times, kind="stable")
-            points = Points(*(part[order] for part in points))
-        if rises or speaking[0].process < 0:  # a watchdog knows no steps
-            return points
-        counts = standing(points.steps)
-        return Points(*(part[counts] for part in points))
+            order = self._merged(speaking)
+            order = order if last is None else order[max(len(order) - last, 0) :]
+            parts = zip(*((each.times, each.steps, each.of(name)) for _, each in speaking), strict=True)
+            return Points(*(np.concatenate(part)[order] for part in parts))
+        [(_, columns)] = speaking
+        rows = columns.standing if columns.process >= 0 else slice(0, columns.rows)  # a watchdog knows no steps
+        if isinstance(rows, slice):
+            rows = slice(0 if last is None else max(rows.stop - last, 0), rows.stop)
+        elif last is not None:
+            rows = rows[max(len(rows) - last, 0) :]
+        return Points(columns.times[rows], columns.steps[rows], columns.of(name)[rows])
+
+    def _merged(self, speaking: list[tuple[Kind, Columns]]) -> np.ndarray:
+        """The rows of several kinds of lines that count, in the order in which they were written."""
+        key = tuple(kind for kind, _ in speaking)
+        rows = self._generation, *(columns.rows for _, columns in speaking)
+        known = self._orders.get(key)
+        if known and known[0] == rows:
+            return known[1]
+        order = np.argsort(np.concatenate([columns.times for _, columns in speaking]), kind="stable")
+        if speaking[0][1].process >= 0:
+            order = order[standing(np.concatenate([columns.steps for _, columns in speaking])[order])]
+        while len(self._orders) >= ORDERS:
+            del self._orders[next(iter(self._orders))]
+        self._orders[key] = rows, order.astype(np.int32)
+        return self._orders[key][1]
 
     def newer(self, name: str, cursor: Cursor) -> int | None:
         """How many of `points` came after the cursor, at their end; None where those before are no longer the same."""
@@ -242,10 +192,10 @@ class History:
             return None
         [(columns, rows)] = grown
         if old:
-            last_time, last_step = max((each.times.array[seen - 1], each.steps.array[seen - 1]) for each, seen in old)
-            if columns.times.array[rows:].min() < last_time and len(parts) > 1:
+            last_time, last_step = max((each.times[seen - 1], each.steps[seen - 1]) for each, seen in old)
+            if columns.times[rows:].min() < last_time and len(parts) > 1:
                 return None
-            steps = np.concatenate([[last_step], columns.steps.array[rows:]])
+            steps = np.concatenate([[last_step], columns.steps[rows:]])
             if columns.process >= 0 and not np.all(np.diff(steps) > 0):
                 return None  # resumed: some of what was there no longer counts
         return columns.rows - rows
@@ -262,7 +212,7 @@ class History:
 
     def _speaking(self, name: str) -> list[tuple[Kind, Columns]]:
         """The kinds of lines whose numbers stand for the name: of process 0, else the lowest, the watchdog's last."""
-        having = [(kind, columns) for kind, columns in self._columns.items() if name in columns.values]
+        having = [(kind, columns) for kind, columns in self._columns.items() if name in columns.names]
         processes = {columns.process for _, columns in having}
         first = min(processes, key=lambda process: (process < 0, process), default=0)
         speaking = [(kind, columns) for kind, columns in having if columns.process == first]
@@ -287,14 +237,40 @@ class History:
                 if len(self._columns) >= MAX_KINDS:
                     self._ignored += len(table.times)
                     continue
-                self._columns[kind] = Columns(table)
+                self._columns[kind] = Columns(table.process, table.names)
             self._columns[kind].append(table)
+        self._make_room()
+        self._note(file, parsed.events)
+
+    def _make_room(self) -> None:
         while self.bytes > BUDGET_BYTES:
-            max(self._columns.values(), key=lambda columns: columns.bytes).thin()
+            if not max(self._columns.values(), key=lambda columns: columns.bytes).thin():
+                return
             self._generation += 1
-        self.events += ((file, event) for event in parsed.events)
+
+    def _note(self, file: MetricsFile, events: list[Event]) -> None:
+        self.events += ((file, event) for event in events)
         self._dropped_events += max(len(self.events) - MAX_EVENTS, 0)
         del self.events[:-MAX_EVENTS]
+
+    def _digest(self, file: MetricsFile, reader: LineReader) -> None:
+        """Takes in the beginning of a large file from the processes that read it; nothing where they could not."""
+        parts = digest.read(self.folder, file.path, file.size_bytes, BUDGET_BYTES // 2)
+        for found in parts or []:
+            for columns, irregular in found.columns:
+                self._add(file, columns, irregular)
+            self._note(file, found.events)
+            reader.skip(found.end_bytes, reader.bad + found.bad)
+        self._make_room()
+
+    def _add(self, file: MetricsFile, columns: Columns, irregular: bool) -> None:
+        kind = (file.path, columns.process, columns.names, irregular)
+        if kind not in self._columns:
+            if len(self._columns) >= MAX_KINDS:
+                self._ignored += columns.rows + columns.thinned
+                return
+            self._columns[kind] = Columns(columns.process, columns.names)
+        self._columns[kind].join(columns)
 
     def _forget(self, path: str) -> None:
         """What one file had said."""
@@ -309,19 +285,3 @@ class History:
         if not self._marks or self._marks[-1][1:] != (rows, events):
             self._version += 1
             self._marks.append((self._version, rows, events))
-
-
-def _arrays(columns: Columns, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return columns.times.array, columns.steps.array, columns.values[name].array
-
-
-def _joined(parts: tuple[np.ndarray, ...]) -> np.ndarray:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def standing(steps: np.ndarray) -> np.ndarray:
-    """Which lines count, where steps were written in this order: those that no later line takes back."""
-    later = np.minimum.accumulate(steps[::-1])[::-1]
-    counts = np.ones(len(steps), bool)
-    counts[:-1] = steps[:-1] < later[1:]
-    return counts

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echotts.monitor.folders import Folder
-from echotts.monitor.lines import Event, Parsed, parse
+from echotts.monitor.parsing import Event, Parsed, Parser
 
 METRICS = "metrics"
 FILE = re.compile(r"(?P<host>.+?)(?P<watchdog>\.watchdog)?\.jsonl(?:\.\d+)?")  # a rotated file has a number behind it
@@ -65,13 +65,13 @@ class Ends:
         block = self._folder.read(file.path, start, END_BYTES)
         first = block.find(b"\n") + 1 if start else 0
         end = FileEnd(file)
-        _take(end, parse(block[first : block.rfind(b"\n") + 1]))
+        _take(end, Parser().parse(block[first : block.rfind(b"\n") + 1]))
         known = self._known.get(file.path)
         if known and known.file.size_bytes <= file.size_bytes and known.started:
             end.started = known.started
         else:
             head = self._folder.read(file.path, 0, START_BYTES)
-            parsed = parse(head[: head.rfind(b"\n") + 1])
+            parsed = Parser().parse(head[: head.rfind(b"\n") + 1])
             end.started = min((float(table.times[0]) for table in parsed.tables if len(table.times)), default=end.time)
         return end
 
@@ -97,6 +97,6 @@ def _take(end: FileEnd, parsed: Parsed) -> None:
             between = float(np.median(np.diff(table.times)))
             end.interval_s = between if end.interval_s is None else min(between, end.interval_s)
         for place, name in enumerate(table.names):
-            end.numbers[name] = float(table.values[-1, place])
-            end.recent[name] = table.values[-RECENT:, place].tolist()
+            end.numbers[name] = float(table.values[place, -1])
+            end.recent[name] = table.values[place, -RECENT:].tolist()
     end.events = sorted(parsed.events, key=lambda event: event.time)

@@ -12,9 +12,9 @@ from typing import Any
 import orjson
 
 from echotts.monitor.folders import Folder, open_folder, walk
-from echotts.monitor.history import PREVIEW_BYTES, History
+from echotts.monitor.history import LARGE_BYTES, History
 from echotts.monitor.hosts import METRICS, Ends, FileEnd
-from echotts.monitor.lines import Event
+from echotts.monitor.parsing import Event
 
 CONFIG_NAME, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 CONFIG_BYTES = 1 << 20
@@ -153,7 +153,7 @@ class Run:
     def _begin_opening(self) -> None:
         """Reads small files at once, large ones in a thread."""
         history = History(self.folder)
-        if sum(end.file.size_bytes for end in self.ends()) <= PREVIEW_BYTES:
+        if sum(end.file.size_bytes for end in self.ends()) <= LARGE_BYTES:
             history.refresh()
             self._whole = history
             return

@@ -1,6 +1,7 @@
 """What a chart is sent: at most so many points, none of the spikes missing, a smooth line, and a choice of x axes."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,17 +23,27 @@ def answer(
     `smooth` is the weight of the past in the smooth line: 0, which leaves it out, to below 1.
     """
     with history.lock:
-        reset = since is not None and any(history.newer(name, since) is None for name in names)
-        fresh = since is None or reset
+        news = {name: None if since is None else history.newer(name, since) for name in names}
+        fresh = None in news.values()
+        known = _counted(history, axis)
         series = {}
-        for name in names:
-            found = history.points(name)
-            new = len(found.steps) if fresh or since is None else history.newer(name, since) or 0
-            series[name] = _line(history, found, new, axis, points, smooth)
-        return {"cursor": str(history.cursor), "reset": reset, "series": series}
+        for name, new in news.items():
+            reach = 0 if smooth <= 0 else math.ceil(math.log(FORGOTTEN) / math.log(smooth))
+            found = history.points(name, last=None if fresh or new is None else new + reach)
+            old = 0 if fresh or new is None else len(found.steps) - new
+            series[name] = _line(found, old, lambda shown: x_axis(history, shown, axis, known), points, smooth)
+        return {"cursor": str(history.cursor), "reset": since is not None and fresh, "series": series}
 
 
-def x_axis(history: History, points: Points, axis: str) -> np.ndarray:
+def _counted(history: History, axis: str) -> Points | None:
+    """The lines that say how much has been heard, for an axis that counts it."""
+    if axis not in COUNTED:
+        return None
+    known = history.points(COUNTED[axis])
+    return Points(*(part[np.isfinite(known.values)] for part in known))
+
+
+def x_axis(history: History, points: Points, axis: str, known: Points | None) -> np.ndarray:
     """The x of each point, never falling. What a line does not say itself is read off the lines that say it."""
     if axis == "time" or not len(points.steps):
         return np.maximum.accumulate(points.times)
@@ -41,21 +52,20 @@ def x_axis(history: History, points: Points, axis: str) -> np.ndarray:
             return points.steps
         main = history.points("loss/train")  # a watchdog knows the time better than the step
         return np.interp(points.times, main.times, main.steps) if len(main.times) else np.sort(points.steps)
-    known = history.points(COUNTED[axis])
-    good = np.isfinite(known.values)
-    if not good.any():
+    if known is None or not len(known.steps):
         return np.full(len(points.steps), math.nan)
-    return np.round(np.interp(points.steps, known.steps[good], known.values[good]), 6)
+    return np.round(np.interp(points.steps, known.steps, known.values), 6)
 
 
-def _line(history: History, found: Points, new: int, axis: str, points: int, smooth: float) -> dict[str, np.ndarray]:
-    old = len(found.values) - new
+def _line(
+    found: Points, old: int, x_of: Callable[[Points], np.ndarray], points: int, smooth: float
+) -> dict[str, np.ndarray]:
+    """What is sent of the points after the `old` ones, which only the smooth line looks back on."""
     kept = old + spikes(found.values[old:], points)
     shown = Points(*(part[kept] for part in found))
-    line = {"x": np.ascontiguousarray(x_axis(history, shown, axis)), "y": shown.values}
+    line = {"x": np.ascontiguousarray(x_of(shown)), "y": shown.values}
     if smooth > 0:
-        reach = min(old, math.ceil(math.log(FORGOTTEN) / math.log(smooth)))
-        line["smooth"] = smoothed(found.values[old - reach :], smooth)[kept - old + reach].astype(np.float32)
+        line["smooth"] = smoothed(found.values, smooth)[kept].astype(np.float32)
     return line
 
 

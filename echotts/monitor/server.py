@@ -24,7 +24,7 @@ from echotts import __version__
 from echotts.monitor import alerts, series
 from echotts.monitor.history import Cursor, History
 from echotts.monitor.hosts import MetricsFile
-from echotts.monitor.lines import Event
+from echotts.monitor.parsing import Event
 from echotts.monitor.runs import Library, Run, differences
 from echotts.monitor.samples import Item, Samples
 from echotts.monitor.security import Access, Guard
@@ -339,7 +339,7 @@ def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
 
 
 def _last(history: History, name: str) -> Any:
-    values = history.points(name).values
+    values = history.points(name, last=1).values
     return values[-1] if len(values) else None
 
 

@@ -217,7 +217,7 @@ def test_a_history_keeps_to_its_memory_and_loses_no_spike(tmp_path, monkeypatch)
 
 
 def test_a_preview_has_both_ends_of_a_large_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("echotts.monitor.lines.BLOCK_BYTES", 2000)
+    monkeypatch.setattr("echotts.monitor.lines.SAMPLE_BYTES", 2000)
     make_run(tmp_path, steps=20_000, hosts=1)
     preview = opened(tmp_path).preview()
     assert steps_of(preview)[0] <= 10 and steps_of(preview)[-1] == 20_000

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from echotts.monitor import lines
 from echotts.monitor.folders import LocalFolder
-from echotts.monitor.lines import LineReader, parse, sampled
+from echotts.monitor.lines import LineReader, sampled
+from echotts.monitor.parsing import MAX_NAMES, Parser
 from tests.monitor.fake_run import event_line, run_lines, train_line
 
 PATH = "metrics/host.jsonl"
@@ -39,7 +40,7 @@ class Seen:
             for table in parsed.tables:
                 for row, (when, step) in enumerate(zip(table.times, table.steps, strict=True)):
                     self.numbers[table.process, float(when), int(step), None, ""] += 1
-                    for name, value in zip(table.names, table.values[row], strict=True):
+                    for name, value in zip(table.names, table.values[:, row], strict=True):
                         self.numbers[table.process, float(when), int(step), name, repr(float(value))] += 1
             self.events += [(event.time, event.step, event.event, event.message) for event in parsed.events]
 
@@ -53,7 +54,7 @@ def one_by_one(content: bytes) -> tuple[Seen, int]:
         try:
             row = orjson.loads(text)
             when, step = float(row["time"]), float(row["step"])
-            assert math.isfinite(when) and 0 <= step < 2**31 and step == int(step) and len(row) <= lines.MAX_NAMES
+            assert math.isfinite(when) and 0 <= step < 2**31 and step == int(step) and len(row) <= MAX_NAMES
         except (ValueError, TypeError, KeyError, AssertionError, OverflowError):
             bad += 1
             continue
@@ -102,7 +103,7 @@ def test_a_growing_file_is_read_as_if_it_had_been_read_line_by_line(tmp_path_fac
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_BYTES", block)
-        patch.setattr(lines, "READ_BYTES", 16 * block)
+        patch.setattr(lines, "BLOCK_BYTES", 16 * block)
         for end in [*sorted(cuts), len(content)]:
             path.write_bytes(content[:end])  # at any byte: within a line, within a character
             restarted, news = reader.poll()
@@ -179,7 +180,7 @@ def test_a_file_that_is_gone_is_forgotten(tmp_path):
 
 
 def test_an_endless_line_costs_no_memory_and_counts_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "READ_BYTES", 1000)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 1000)
     path, reader = open_file(tmp_path, b"x" * 10_000)
     list(reader.poll()[1])
     assert reader.done_bytes == 10_000 and reader.has_half_line
@@ -192,13 +193,13 @@ def test_an_endless_line_costs_no_memory_and_counts_once(tmp_path, monkeypatch):
 
 def test_two_lines_that_only_together_are_json_are_two_bad_lines():
     torn = b'{"time": 1, "step": 1, "a": 1\n"b": 2, "c": 3}\n'
-    parsed = parse(torn + b'{"time": 2, "step": 2}\n')
+    parsed = Parser().parse(torn + b'{"time": 2, "step": 2}\n')
     assert parsed.bad == 2
     assert [table.steps.tolist() for table in parsed.tables] == [[2]]
 
 
 def test_a_sample_of_a_file_reaches_from_its_first_line_to_its_last(tmp_path, monkeypatch):
-    monkeypatch.setattr(lines, "BLOCK_BYTES", 4000)
+    monkeypatch.setattr(lines, "SAMPLE_BYTES", 4000)
     content = b"".join(json.dumps(train_line(step, 1e9 + step)).encode() + b"\n" for step in range(1, 1001))
     open_file(tmp_path, content)
     parts = list(sampled(LocalFolder(tmp_path), PATH, len(content), 8))

@@ -1,0 +1,177 @@
+"""The numbers of lines of one kind, as arrays that grow, of which older parts can be thinned without losing a spike."""
+
+from bisect import bisect_left
+
+import numpy as np
+
+from echotts.monitor.parsing import Names, Table
+
+FIRST_ROWS = 1024
+NEWEST = 4  # one part in so many is never thinned
+
+
+class Columns:
+    """All lines of one kind: the same file, process and names. Values are float32, steps int32, times float64.
+
+    The rows lie in parts, oldest first, (how often thinned, rows): all rows of a part stand for as many lines each.
+    """
+
+    def __init__(self, process: int, names: Names):
+        self.process = process
+        self.names = names
+        self.rows = 0
+        self.parts: list[tuple[int, int]] = []
+        self._places = {name: place for place, name in enumerate(names)}
+        self._times = np.empty(FIRST_ROWS)
+        self._steps = np.empty(FIRST_ROWS, np.int32)
+        self._values = np.empty((len(names), FIRST_ROWS), np.float32)
+        self._standing: np.ndarray | None = None  # rows that count; None: all, since each step is above the one before
+        self._stands = 0  # how many of them
+
+    @property
+    def times(self) -> np.ndarray:
+        return self._times[: self.rows]
+
+    @property
+    def steps(self) -> np.ndarray:
+        return self._steps[: self.rows]
+
+    @property
+    def values(self) -> np.ndarray:
+        """(names, rows)"""
+        return self._values[:, : self.rows]
+
+    @property
+    def bytes(self) -> int:
+        return self.rows * self.row_bytes
+
+    @property
+    def thinned(self) -> int:
+        """Lines that are there no more."""
+        return sum(rows * (2**times - 1) for times, rows in self.parts)
+
+    @property
+    def row_bytes(self) -> int:
+        return 12 + 4 * len(self.names)
+
+    @property
+    def standing(self) -> np.ndarray | slice:
+        """The rows that count: those whose step no later line takes back."""
+        return slice(0, self.rows) if self._standing is None else self._standing[: self._stands]
+
+    def of(self, name: str) -> np.ndarray:
+        return self._values[self._places[name], : self.rows]
+
+    def append(self, table: Table) -> None:
+        """Lines that are newer than all there are."""
+        self.extend(table.times, table.steps, table.values)
+
+    def extend(self, times: np.ndarray, steps: np.ndarray, values: np.ndarray, thinned: int = 0) -> None:
+        """Newer rows, which may have been `thinned` so many times."""
+        if not len(times):
+            return
+        start, self.rows = self.rows, self.rows + len(times)
+        if self.rows > len(self._times):
+            self._grow(max(self.rows, 2 * len(self._times)))
+        self._times[start : self.rows] = times
+        self._steps[start : self.rows] = steps
+        with np.errstate(over="ignore"):  # a number beyond float32 is infinite
+            self._values[:, start : self.rows] = values
+        self.parts = _merged([*self.parts, (thinned, len(times))])
+        self._cross_out(start)
+
+    def join(self, newer: "Columns") -> None:
+        """All rows of other columns of this kind."""
+        start = 0
+        for thinned, rows in newer.parts:
+            part = slice(start, start + rows)
+            self.extend(newer.times[part], newer.steps[part], newer.values[:, part], thinned)
+            start += rows
+
+    def thin(self) -> bool:
+        """Halves the part with most rows, the newest quarter of all left out; False where there is too little."""
+        most, begin, chosen, start = 0, 0, 0, 0
+        for number, (_, rows) in enumerate(self.parts):
+            thinnable = min(rows, self.rows - self.rows // NEWEST - start)
+            if thinnable >= most:
+                most, begin, chosen = thinnable, start, number
+            start += rows
+        count = most // 4 * 4
+        if count <= 0:
+            return False
+        end, kept, capacity = begin + count, self.rows - count // 2, len(self._times)
+        pairs = slice(begin, begin + count // 2)
+        part = slice(begin, end)
+        for array in (self._times, self._steps, self._values):
+            array[..., pairs] = halved(array[..., part], spikes=array is self._values)
+            array[..., pairs.stop : kept] = array[..., end : self.rows].copy()
+        thinned, rows = self.parts[chosen]
+        split = [(thinned + 1, count // 2), (thinned, rows - count)]
+        self.parts = _merged([*self.parts[:chosen], *split, *self.parts[chosen + 1 :]])
+        self.rows = kept
+        if 4 * kept < capacity:
+            self._grow(2 * kept)
+        self._standing, self._stands = None, 0
+        self._cross_out(0)
+        return True
+
+    def _grow(self, capacity: int) -> None:
+        """Moves to arrays with room for so many rows. What is not written yet takes no memory."""
+        for name in ("_times", "_steps", "_values"):
+            old = getattr(self, name)
+            new = np.empty((*old.shape[:-1], capacity), old.dtype)
+            rows = min(self.rows, old.shape[-1])
+            new[..., :rows] = old[..., :rows]
+            setattr(self, name, new)
+
+    def _cross_out(self, start: int) -> None:
+        """Brings `standing` up to date with the rows from `start` on."""
+        steps = self._steps[start : self.rows]
+        if self._standing is None:
+            if (start == 0 or steps[0] > self._steps[start - 1]) and bool(np.all(np.diff(steps) > 0)):
+                return
+            self._standing, self._stands = np.arange(start, dtype=np.int32), start
+        kept, least = self._standing, steps.min()
+        still = bisect_left(range(self._stands), least, key=lambda place: self._steps[kept[place]])
+        new = start + np.flatnonzero(standing(steps)).astype(np.int32)
+        if still + len(new) > len(self._standing):
+            self._standing = np.resize(self._standing, 2 * (still + len(new)))
+        self._standing[still : still + len(new)] = new
+        self._stands = still + len(new)
+
+
+def halved(rows: np.ndarray, *, spikes: bool) -> np.ndarray:
+    """Of each four the first and the third; with `spikes`, the least and the greatest in the order they stand in."""
+    first, second, third, fourth = (rows[..., place::4] for place in range(4))
+    pairs = np.empty((*rows.shape[:-1], rows.shape[-1] // 2), rows.dtype)
+    if not spikes:
+        pairs[..., 0::2], pairs[..., 1::2] = first, third
+        return pairs
+    early, late = np.fmin(first, second), np.fmin(third, fourth)
+    least = np.fmin(early, late)
+    highest, later = np.fmax(first, second), np.fmax(third, fourth)
+    most = np.fmax(highest, later)
+    before = (highest == most) & ~(early == least)  # the greatest in the first half, the least in the second
+    within = np.where(early == least, (highest == most) & (first > second), (third > fourth) & ~(highest == most))
+    falls = before | within
+    pairs[..., 0::2], pairs[..., 1::2] = np.where(falls, most, least), np.where(falls, least, most)
+    return pairs
+
+
+def standing(steps: np.ndarray) -> np.ndarray:
+    """Which lines count, where steps were written in this order: those that no later line takes back."""
+    later = np.minimum.accumulate(steps[::-1])[::-1]
+    counts = np.ones(len(steps), bool)
+    counts[:-1] = steps[:-1] < later[1:]
+    return counts
+
+
+def _merged(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Neighbours that are thinned alike as one, empty ones left out."""
+    merged: list[tuple[int, int]] = []
+    for thinned, rows in parts:
+        if merged and merged[-1][0] == thinned:
+            rows += merged.pop()[1]
+        if rows:
+            merged.append((thinned, rows))
+    return merged

@@ -51,6 +51,9 @@ def test_a_run_that_goes_on_after_an_ending_runs(tmp_path):
     say(run_dir, train_line(2010, END + 600))
     status = only(run_dir).status(END + 610)
     assert (status.name, status.step) == ("running", 2010)
+    older = make_run(tmp_path / "older", end=END, ending="stopped")  # of a trainer that says no more than numbers
+    say(older, train_line(2010, END + 600))
+    assert only(older).status(END + 610).name == "running"
 
 
 def test_after_a_step_back_the_step_is_the_one_the_run_is_at(tmp_path):
@@ -167,8 +170,8 @@ def test_the_histories_looked_at_longest_ago_make_room(tmp_path, monkeypatch):
 
 
 def test_a_large_run_shows_a_rough_history_until_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(runs_module, "PREVIEW_BYTES", 1000)
-    monkeypatch.setattr("echotts.monitor.lines.BLOCK_BYTES", 1000)
+    monkeypatch.setattr(runs_module, "LARGE_BYTES", 1000)
+    monkeypatch.setattr("echotts.monitor.lines.SAMPLE_BYTES", 1000)
     run = only(make_run(tmp_path / "run"))
     rough = run.history()
     assert 0 < len(rough.points("loss/train").steps) < 200

@@ -191,7 +191,7 @@ def test_the_budget_holds_consumed_shards_go_and_what_is_read_is_leased(
         slot = tmp_path / "slot-0"
         for _ in range(50):  # until nothing is being fetched
             here = {path.name for path in slot.glob("*.tar")}
-            leased = {json.loads(path.read_text())["name"] for path in (slot / ".leases").iterdir()}
+            leased = {json.loads(path.read_text())["name"] for path in (slot / ".leases").glob("*.json")}
             if here == leased:
                 break
             time.sleep(0.05)

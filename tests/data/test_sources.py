@@ -17,10 +17,10 @@ from echotts.data.buckets import choose_buckets
 from echotts.data.cache import Cache
 from echotts.data.dataset import open_dataset
 from echotts.data.info import DatasetInfo, ShardInfo
-from echotts.data.order import BucketSchedule, Lengthening, Mixture
+from echotts.data.order import BucketSchedule, Lengthening, Mixture, Order
 from echotts.data.remote import Patience, Retries, patiently
 from echotts.data.shard_file import ShardFile
-from echotts.data.shards import ShardWriter
+from echotts.data.shards import ShardReader, ShardWriter
 from echotts.data.sources import Part, scheme_of, split_parts
 from echotts.data.store import FetchedShards, LocalShards, Source, local_shards
 from echotts.data.stream import Stream
@@ -283,6 +283,36 @@ def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], 
         open_dataset("memory://bucket/set/s-{000..005}.tar", patience=FAST)
     with pytest.raises(ValueError, match=r"nothing here reads nowhere://"):
         open_dataset("nowhere://x/y.tar", patience=FAST)
+
+
+def test_a_consumed_shard_is_deleted_unless_all_have_room(files: list[Path], tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    for path in files:
+        memory.pipe(f"/consumed/{path.name}", path.read_bytes())
+    dataset = open_dataset("memory://consumed", patience=FAST)
+    everything = sum(path.stat().st_size for path in files)
+    for budget, left in ((everything, 1), (everything - 1, 0)):
+        with FetchedShards(dataset.sources, Cache(tmp_path / str(budget), budget), FAST) as shards:
+            shards.open(0, None).close()
+            assert len(list(shards.cache.folder.glob("*.tar"))) == left
+
+
+def test_a_shard_that_is_left_out_costs_its_stream_nothing_else(files: list[Path]) -> None:
+    opened = []
+
+    class Lacking(LocalShards):
+        def open(self, number: int, channels: int | None) -> ShardReader:
+            opened.append(number)
+            if number == 2:
+                raise Unavailable("not here", gone=True)
+            return super().open(number, channels)
+
+    settings = config(batch_size=1, streams=1, buckets=ONE, max_rejected_share=1.0)
+    with Stream(Lacking(local_shards(files).sources), settings, 1, TOKENIZER, SILENCE) as stream:
+        steps(stream, 150)
+    order = Order(len(files), 1, 1)
+    assert opened == [order.unit(0, ordinal)[0] for ordinal in range(len(opened))]
+    assert opened.count(2) >= 2
 
 
 def test_a_shard_of_another_size_than_was_listed_is_not_used(files: list[Path], tmp_path: Path) -> None:

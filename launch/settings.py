@@ -70,7 +70,9 @@ class Settings:
     )
     command: str = _setting("", "what runs on every worker, such as: train_pretrain.py --preset 1.3b ...")
     hf_token_file: str = _setting("", "file with a Hugging Face token; copied, never on a command line")
-    watchdog: str = _setting(WATCHDOG, "command that keeps the workers' disks from filling, started with the run")
+    watchdog: str = _setting(
+        WATCHDOG, "what keeps the workers' disks from filling, started with the run, whose --run_dir is added"
+    )
     dashboard_command: str = _setting(DASHBOARD, "what --dashboard starts; the command's --run_dir is added")
     min_free_gb: int = _setting(20, "free disk that start insists on, on every worker")
     max_skew_s: int = _setting(30, "how far the workers' clocks may be apart")

@@ -78,7 +78,7 @@ def start(pod: Pod, *, dashboard: bool = False) -> str | None:
     check_command(pod)
     settings = pod.settings
     jobs = [("job", _training_command(pod), [])]
-    jobs += [("watchdog", quoted(settings.watchdog), [])] if settings.watchdog.strip() else []
+    jobs += [("watchdog", _watchdog_command(settings), [])] if settings.watchdog.strip() else []
     jobs += [("dashboard", _dashboard_command(settings), [0])] if dashboard else []
 
     running = _running(pod)
@@ -188,15 +188,28 @@ def _dashboard_command(settings: Settings) -> str:
     words = shlex.split(settings.dashboard_command)
     if not words:
         raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
-    flags = [word.replace("-", "_") for word in words]
-    if any(flag.startswith("__run_dir") for flag in flags):
-        return quoted(settings.dashboard_command)
-    run = shlex.split(settings.command)
-    for place, word in enumerate(run):
+    run_dir = _run_dir(words) or _run_dir(shlex.split(settings.command))
+    if not run_dir:
+        raise UsageError("--dashboard: the command names no --run_dir; name one in dashboard_command")
+    return quoted(settings.dashboard_command) if _run_dir(words) else shlex.join([*words, "--run_dir", run_dir])
+
+
+def _watchdog_command(settings: Settings) -> str:
+    """What keeps the disk from filling, told where the run is: a run in a bucket takes no room on a worker."""
+    words = shlex.split(settings.watchdog)
+    run_dir = _run_dir(shlex.split(settings.command))
+    if _run_dir(words) or not run_dir or "://" in run_dir:
+        return quoted(settings.watchdog)
+    return shlex.join([*words, "--run_dir", run_dir])
+
+
+def _run_dir(words: list[str]) -> str:
+    """The value of --run_dir in a command; empty where it names none."""
+    for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__run_dir":
-            return shlex.join([*words, "--run_dir", value if equals else "".join(run[place + 1 : place + 2])])
-    raise UsageError("--dashboard: the command names no --run_dir; name one in dashboard_command")
+            return value if equals else "".join(words[place + 1 : place + 2])
+    return ""
 
 
 def quoted(command: str) -> str:

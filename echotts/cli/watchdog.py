@@ -29,6 +29,8 @@ class Arguments:
 
     config: Path
     """TOML file of limits and roots."""
+    run_dir: Path | None = None
+    """A run on this host, a root of kind runs beside those of the file."""
     dry_run: bool = False
     """Print what may be deleted (now or later, bytes, path, reason), oldest first, and delete nothing."""
     once: bool = False
@@ -38,10 +40,12 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, check the configuration, watch until told to stop; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.disk.settings import load_settings
+    from echotts.disk.settings import load_settings, with_run
     from echotts.disk.watchdog import Watchdog
 
     settings = load_settings(arguments.config)
+    if arguments.run_dir is not None:
+        settings = with_run(settings, arguments.run_dir)
     watchdog = Watchdog(settings, dry_run=arguments.dry_run, say=say_planned if arguments.dry_run else say_done)
     for path, space in watchdog.spaces().items():
         print(f"{path}: {space}", flush=True)

@@ -6,6 +6,7 @@ deleted; if another thing took its place in between, that one gets its name back
 """
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
@@ -20,6 +21,9 @@ from echotts.disk.leases import OPEN_FOLDER, live_names, lock_alone
 from echotts.disk.scan import Folder, Found, OpenFiles
 
 OPEN_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+OPEN_TO_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+KEEP_SIZE, PUNCH_HOLE = 1, 2
+LIBC = ctypes.CDLL(None, use_errno=True)
 _COUNTER = itertools.count()
 
 
@@ -79,6 +83,34 @@ class OpenRoot:
         finally:
             os.close(descriptor)
 
+    def shorten(self, found: Found, freed_bytes: int, kept_bytes: int) -> int:
+        """Frees so much of a file that somebody may be writing, the oldest of it, but never its last `kept_bytes`.
+
+        A hole takes the place of what is freed: the file keeps its length and its writer its place in it. Returns the
+        bytes that are free again. Raises KeptError where nothing can be freed.
+        """
+        try:
+            folder = self._enter(found.folder)
+            descriptor = os.open(found.name, OPEN_TO_WRITE, dir_fd=folder)
+        except OSError as error:
+            raise KeptError(f"cannot be opened: {error.strerror}") from error
+        try:
+            about = os.fstat(descriptor)
+            if (about.st_dev, about.st_ino) != (found.device, found.inode) or not stat.S_ISREG(about.st_mode):
+                raise KeptError("another file has its name by now")
+            if not lock_alone(descriptor) or found.name in live_names(folder):
+                raise KeptError("leased")
+            start = os.lseek(descriptor, 0, os.SEEK_DATA)  # behind the holes of earlier passes
+            length = min(freed_bytes, about.st_size - kept_bytes - start)
+            if length <= 0:
+                raise KeptError("there is no more of it that may go")
+            punch_hole(descriptor, start, length)
+            return max(about.st_blocks - os.fstat(descriptor).st_blocks, 0) * 512
+        except OSError as error:
+            raise KeptError(f"cannot be shortened: {error.strerror}") from error
+        finally:
+            os.close(descriptor)
+
     def leave(self) -> None:
         """Unlocks the folders that were gone into, but not the root."""
         while len(self._way) > 1:
@@ -121,6 +153,13 @@ class OpenRoot:
             os.close(descriptor)
             raise
         return descriptor
+
+
+def punch_hole(descriptor: int, start: int, length: int) -> None:
+    """Frees a part of a file, which then reads as zeros; see fallocate(2). OSError where the filesystem cannot."""
+    if LIBC.fallocate(descriptor, KEEP_SIZE | PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(length)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
 
 
 def _remove(folder: int, found: Found, descriptor: int, in_use: OpenFiles, still: Callable[[], bool]) -> int:

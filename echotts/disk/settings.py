@@ -24,7 +24,13 @@ NAMES = {  # kind -> what in a root of that kind may go, where the file does not
     "logs": ("*.log", "*.log.*", "*.out", "*.err", "*.INFO*", "*.WARNING*", "*.ERROR*"),
 }
 MIN_AGE_HOURS = {"partial": 1.0, "shards": 1.0, "logs": 24.0, "hub": 168.0, "runs": 1.0}
-ONLY_FOR = {"names": tuple(NAMES), "keep": ("hub",), "keep_last": ("runs",), "keep_every": ("runs",)}
+ONLY_FOR = {
+    "names": tuple(NAMES),
+    "max_gib": ("logs",),
+    "keep": ("hub",),
+    "keep_last": ("runs",),
+    "keep_every": ("runs",),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +80,8 @@ class Root:
     """Patterns of the file names that may go; partial, shards and logs only."""
     min_age_hours: float = -1.0
     """Nothing that was written (shards, hub: read) since is deleted; negative: the kind's own."""
+    max_gib: float = 0.0
+    """logs: the most that they may take in all, however much room the disk has; 0: no such cap."""
     keep: tuple[str, ...] = ()
     """hub: repositories that stay, such as "facebook/dacvae-watermarked"."""
     keep_last: int = 0
@@ -87,8 +95,8 @@ class Root:
         for key, kinds in ONLY_FOR.items():
             if getattr(self, key) and self.kind not in kinds:
                 raise ValueError(f"{self.path}: {key} is for kind {', '.join(kinds)}, not for {self.kind}")
-        if self.keep_last < 0 or self.keep_every < 0:
-            raise ValueError(f"{self.path}: keep_last and keep_every must not be negative")
+        if self.keep_last < 0 or self.keep_every < 0 or self.max_gib < 0:
+            raise ValueError(f"{self.path}: max_gib, keep_last and keep_every must not be negative")
         if any("/" in name or not name for name in self.names):
             raise ValueError(f"{self.path}: names are patterns of file names, without a folder")
         check_place(self.path)
@@ -123,6 +131,14 @@ class Settings:
             for other in self.roots[:number]:
                 if root.path.is_relative_to(other.path) or other.path.is_relative_to(root.path):
                     raise ValueError(f"{root.path}: overlaps the root {other.path}; each file belongs to one root")
+
+
+def with_run(settings: Settings, run_dir: Path) -> Settings:
+    """The settings with this run directory as a root, where it lies in none of the runs that they name."""
+    run_dir = run_dir.expanduser().absolute()
+    if any(root.kind == "runs" and run_dir.is_relative_to(root.path) for root in settings.roots):
+        return settings
+    return dataclasses.replace(settings, roots=(*settings.roots, Root(kind="runs", path=run_dir)))
 
 
 def load_settings(path: Path) -> Settings:

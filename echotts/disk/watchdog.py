@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from echotts.disk import pause, runs, scan
+from echotts.disk import logs, pause, runs, scan
 from echotts.disk.candidates import Candidate, Place, candidates, open_place
 from echotts.disk.journal import write_event
 from echotts.disk.measure import Space, measure
@@ -79,7 +79,7 @@ class Watchdog:
         with contextlib.ExitStack() as stack:
             places = [place for rule in self._settings.roots if (place := open_place(rule, stack)) is not None]
             in_use = scan.open_files()
-            actions: list[Action] = []
+            actions = [action for place in places for action in self._cap(place, in_use)]
             for device in dict.fromkeys(place.root.device for place in places):
                 here = [place for place in places if place.root.device == device]
                 needs = on is not None and on.stat().st_dev == device
@@ -125,6 +125,18 @@ class Watchdog:
             self._cleaning.add(root.device)
         else:
             self._cleaning.discard(root.device)
+        return actions
+
+    def _cap(self, place: Place, in_use: scan.OpenFiles) -> list[Action]:
+        """Keeps a root of logs to its cap, however much room the disk has."""
+        actions: list[Action] = []
+        if not place.rule.max_gib or not (self._dry_run or place.root.lock(LOCK_WAIT_S)):
+            return actions
+        for excess in logs.beyond_cap(place, in_use):
+            candidate = Candidate(place.root.path_of(excess.found), excess.size_bytes, excess.why, None, excess.remove)
+            if (action := self._act(candidate, now=True)) is not None:
+                actions.append(action)
+                self._say(action)
         return actions
 
     def _is_needed(self, root: OpenRoot, goal: Goal) -> bool:

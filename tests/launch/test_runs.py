@@ -99,9 +99,11 @@ def test_the_watchdog_runs_on_all_and_the_dashboard_on_one(world: World) -> None
     assert status.count("running, watchdog") == 2
     assert status.count(", dashboard") == 1
     assert "command=(little.py x --run_dir gs://b/r)" in world.job(0, "dashboard.sh").read_text()
+    assert "command=(little.py)" in world.job(1, "watchdog.sh").read_text()  # a bucket takes no room here
     os.killpg(int(world.job(1, "watchdog.pid").read_text().split()[0]), signal.SIGKILL)
     world.call("start", *world.command("run", "--run_dir", "r"), *both)  # which starts what is missing
     assert world.call("status").count("running, watchdog") == 2
+    assert "command=(little.py --run_dir r)" in world.job(1, "watchdog.sh").read_text()
     world.call("stop")
     assert "running" not in world.call("status")
 

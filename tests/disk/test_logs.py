@@ -1,0 +1,100 @@
+"""Logs that may take only so much, though the disk has room."""
+
+import os
+
+import pytest
+
+from echotts.disk.leases import lease
+from echotts.disk.settings import Root, load_settings, with_run
+from echotts.disk.watchdog import Watchdog
+from tests.disk.layout import run_dir, settings, write
+
+MIB = 2**20
+
+
+def capped(folder, mib: float) -> Root:
+    return Root(kind="logs", path=folder, names=("*",), max_gib=mib / 1024)
+
+
+def pass_over(*roots: Root, dry_run: bool = False):
+    roomy = settings(*roots, start=0.999, stop=0.998, pause=1.0, resume=0.999)  # the disk itself has room
+    return Watchdog(roomy, dry_run=dry_run).run_pass()
+
+
+def taken(path) -> int:
+    return path.stat().st_blocks * 512
+
+
+def test_logs_beyond_their_cap_go_oldest_first_however_young(tmp_path):
+    for hours in range(5):
+        write(tmp_path / "logs" / "deep" / f"{hours}.log", MIB, age_h=hours / 10)
+    planned = pass_over(capped(tmp_path / "logs", 2.5), dry_run=True)
+    assert [action.path.name for action in planned] == ["4.log", "3.log", "2.log"]
+    assert len(list(tmp_path.rglob("*.log"))) == 5
+    done = pass_over(capped(tmp_path / "logs", 2.5))
+    assert [action.path for action in done] == [action.path for action in planned]
+    assert sum(action.freed_bytes for action in done) == 3 * MIB
+    assert sorted(path.name for path in tmp_path.rglob("*.log")) == ["0.log", "1.log"]
+    assert pass_over(capped(tmp_path / "logs", 2.5)) == []
+
+
+def test_without_a_cap_young_logs_of_a_roomy_disk_stay(tmp_path):
+    write(tmp_path / "logs" / "a.log", 3 * MIB)
+    assert pass_over(capped(tmp_path / "logs", 0)) == []
+
+
+@pytest.mark.parametrize("mode", ["ab", "r+b"])  # r+b: without O_APPEND a cut file would grow back to its length
+def test_a_log_that_is_being_written_loses_its_beginning_and_its_writer_nothing(tmp_path, mode):
+    path = write(tmp_path / "logs" / "libtpu.INFO", content=b"a" * 4 * MIB)
+    old = write(tmp_path / "logs" / "old.log", MIB)
+    with path.open(mode, buffering=0) as writer:
+        writer.seek(0, os.SEEK_END)
+        writer.write(b"b" * 4 * MIB)
+        first, second = pass_over(capped(tmp_path / "logs", 3))
+        assert first.path == old and not old.exists()  # what is closed goes first
+        assert second.path == path and second.freed_bytes == 5 * MIB
+        writer.write(b"the end")
+    content = path.read_bytes()
+    assert len(content) == 8 * MIB + 7 and content.endswith(b"b" * 3 * MIB + b"the end")
+    assert taken(path) <= 3 * MIB + 8192
+
+
+def test_the_end_of_an_open_log_stays_even_beyond_the_cap_and_holes_are_not_dug_twice(tmp_path):
+    path = write(tmp_path / "logs" / "a.log", 4 * MIB)
+    with path.open("ab", buffering=0) as writer:
+        [action] = pass_over(capped(tmp_path / "logs", 0.1))
+        assert action.freed_bytes == 3 * MIB
+        assert pass_over(capped(tmp_path / "logs", 0.1)) == []
+        writer.write(b"x" * 2 * MIB)
+        [action] = pass_over(capped(tmp_path / "logs", 0.1))
+        assert action.freed_bytes == 2 * MIB and path.stat().st_size == 6 * MIB
+
+
+def test_leased_logs_and_what_lies_behind_links_keep_their_bytes(tmp_path):
+    elsewhere = write(tmp_path / "elsewhere.log", 3 * MIB)
+    leased = write(tmp_path / "logs" / "leased.log", 3 * MIB)
+    (tmp_path / "logs" / "link.log").symlink_to(elsewhere)
+    with lease(leased):
+        assert pass_over(capped(tmp_path / "logs", 1)) == []
+    assert taken(leased) == taken(elsewhere) == 3 * MIB
+
+
+def test_a_cap_is_for_logs_alone(tmp_path):
+    with pytest.raises(ValueError, match="max_gib is for kind logs, not for shards"):
+        Root(kind="shards", path=tmp_path, max_gib=1.0)
+    with pytest.raises(ValueError, match="max_gib, keep_last and keep_every must not be negative"):
+        Root(kind="logs", path=tmp_path, max_gib=-1.0)
+    path = tmp_path / "watchdog.toml"
+    path.write_text(f'[[root]]\nkind = "logs"\npath = "{tmp_path}"\nmax_gib = 5\n')
+    assert load_settings(path).roots[0].max_gib == 5.0
+
+
+def test_a_run_is_added_to_the_roots_unless_they_hold_it(tmp_path):
+    logs = settings(Root(kind="logs", path=tmp_path / "logs"))
+    assert [(root.kind, root.path) for root in with_run(logs, tmp_path / "run").roots[1:]] == [
+        ("runs", run_dir(tmp_path / "run"))
+    ]
+    runs = settings(Root(kind="runs", path=tmp_path / "runs", keep_last=7))
+    assert with_run(runs, tmp_path / "runs" / "one") == runs
+    with pytest.raises(ValueError, match="overlaps"):
+        with_run(logs, tmp_path)

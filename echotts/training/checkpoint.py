@@ -22,6 +22,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
 
 from echotts.config import Config, RunConfig
@@ -40,6 +41,10 @@ SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long mes
 ARRAYS = ("params", "ema", "opt_state")
 SAVE_TIMEOUT_S = 1800
 UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
+
+# Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
+flags.FLAGS.mark_as_parsed()
+flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
 # What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
 MAY_DIFFER = (
@@ -86,7 +91,7 @@ class Checkpoints:
         keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last), Leased(self.directory)]
         if run.keep_every:
             keep.append(policies.EveryNSteps(run.keep_every))
-        self._manager = ocp.CheckpointManager(
+        self._manager = _Manager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 step_prefix=STEP_PREFIX,
@@ -219,6 +224,16 @@ class Checkpoints:
             f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free / 1e6:.1f} MB free); "
             f"{self._last_whole()}; make room and start the same command again"
         )
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask whether the machine is taken away: the loop does (runtime.StopSignal).
+
+    Its question, with a number of its own and from a thread, would move the point on which the processes agree.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from echotts.config import Config
 from echotts.data.batch import Batch
@@ -20,11 +19,12 @@ from echotts.data.store import AHEAD_UNITS, FetchedShards, LocalShards, check_bu
 from echotts.data.stream import Stream
 from echotts.files import atomic_write
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
-from echotts.training import runtime
+from echotts.training import exchange, runtime
 
 LOGGER = logging.getLogger(__name__)
 
 PINS_NAME = "data.json"
+LISTING_DEADLINES = 2  # that the first process may take in all; each of its requests has one
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
 
@@ -123,7 +123,12 @@ def _open_shared(config: Config) -> dict[str, Dataset]:
     """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
     if jax.process_count() == 1:
         return _open_all(config)
-    text = _from_primary(lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}))
+    text = exchange.from_first(
+        "inputs",
+        lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}),
+        f"list the shards of {config.data.data}",
+        LISTING_DEADLINES * config.data.fetch_deadline_s,
+    )
     return {name: from_pin(pin) for name, pin in json.loads(text).items()}
 
 
@@ -148,27 +153,6 @@ def _open_all(config: Config) -> dict[str, Dataset]:
                 f"set --model.latent_channels {channels}, or prepare the data with another codec"
             )
     return opened
-
-
-def _from_primary(make: Callable[[], str]) -> str:
-    """What `make` gives on one process, on all of them. An error there is raised on all, as ValueError there."""
-    payload = b""
-    error: Exception | None = None
-    if runtime.is_primary():
-        try:
-            payload = b"+" + make().encode()
-        except (OSError, ValueError) as caught:
-            error, payload = caught, b"-" + str(caught).encode()
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(payload))))
-    buffer = np.zeros(size, np.uint8)
-    if payload:
-        buffer[:] = np.frombuffer(payload, np.uint8)
-    told = np.asarray(multihost_utils.broadcast_one_to_all(buffer), np.uint8).tobytes()
-    if error is not None:
-        raise error
-    if told[:1] == b"-":
-        raise ValueError(told[1:].decode())
-    return told[1:].decode()
 
 
 def _open_cache(config: Config, datasets: Iterable[Dataset]) -> Cache | None:

@@ -82,7 +82,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                         checkpoints.wait()
                     reporter.disk_full(step, space)
                     wait_for_room(run_dir, stop)
-            leaving = stop.agreed(step) or step == steps
+            leaving = stop.agreed() or step == steps
 
             if heldout and _due(step, run.eval_every, steps):
                 with reporter.pause():

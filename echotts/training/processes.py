@@ -20,27 +20,25 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
-from jax._src import distributed  # the coordinator's key-value store has no public name; all use of it is in here
+import jax.numpy as jnp
+import numpy as np
 
 from echotts.config import Config, RunConfig, to_dict
+from echotts.training import mesh as meshes
+from echotts.training.exchange import ProcessesError, hear, place, tell
 
 LOGGER = logging.getLogger(__name__)
 
 AUTO = "auto"
 SHUTDOWN_S = 60  # how long a process that is done waits for the others
-COMPARE_S = 300  # how long a process waits for a word of another
+LAST_WORDS_S = 1.0  # in which the others say what went wrong, often the same
 SHARED_S = 30  # how long a network file system may take to show a new file
 SHARED_NAME = ".shared"
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
 OWN_KEYS = ("process_index",)  # of the run section: what may differ between processes
 WORKER = re.compile(r"-w-(\d+)$")  # how Google Cloud ends the host names of a slice
-
-
-class ProcessesError(RuntimeError):
-    """The processes of a run did not find each other, or are not alike."""
 
 
 def join(config: Config) -> None:
@@ -67,10 +65,9 @@ def join(config: Config) -> None:
         ) from error
     finally:
         warning.cancel()
-    state = distributed.global_state
-    assert state.num_processes is not None
     mine = identity(config)
-    check_alike(_exchanged(mine, state.process_id, state.num_processes))
+    check_alike(_exchanged(mine))
+    _meet()
     worker = WORKER.search(socket.gethostname())
     LOGGER.info(
         "process %d of %d on %s%s: %d of %d devices (%s); %s",
@@ -87,7 +84,7 @@ def join(config: Config) -> None:
 
 def first_host() -> str:
     """The host of process 0, where there are several processes: the run's own metrics and samples are there."""
-    return json.loads(_client().blocking_key_value_get("echotts/identity/0", COMPARE_S * 1000))["host"]
+    return json.loads(hear("identity/0", "process 0 to say its host"))["host"]
 
 
 @contextlib.contextmanager
@@ -105,6 +102,8 @@ def all_end_at_once() -> Iterator[None]:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
+        if jax.process_index() == 0:  # which has the coordinator: without it the others end in mid-sentence
+            time.sleep(LAST_WORDS_S)
         os._exit(1)
 
 
@@ -113,64 +112,26 @@ def check_shared(run_dir: Path) -> None:
 
     A checkpoint is written in parts by all; on a disk of each host's own it would never be whole.
     """
-    state = distributed.global_state
-    if state.num_processes in (None, 1):
+    index, count = place()
+    if count == 1:
         return
     path = run_dir / SHARED_NAME
-    if state.process_id == 0:
+    if index == 0:
         nonce = secrets.token_hex(8)
         path.write_text(nonce, encoding="utf-8")
-        _tell("shared", nonce)
-    nonce = _hear("shared", "process 0 to write into the run directory")
+        tell("shared", nonce)
+    nonce = hear("shared", "process 0 to write into the run directory")
     end = time.monotonic() + SHARED_S
     while not (seen := _reads(path, nonce)) and time.monotonic() < end:
         time.sleep(0.5)  # a network file system may show it later
-    _tell(f"shared/{state.process_id}", f"{'yes' if seen else 'no'} {socket.gethostname()}")
-    said = [_hear(f"shared/{other}", f"process {other}") for other in range(state.num_processes)]
+    tell(f"shared/{index}", f"{'yes' if seen else 'no'} {socket.gethostname()}")
+    said = [hear(f"shared/{other}", f"process {other} to look into the run directory") for other in range(count)]
     blind = [f"process {other} ({words[3:]})" for other, words in enumerate(said) if words.startswith("no")]
     if blind:
         raise ProcessesError(
             f"{run_dir}: {', '.join(blind)} cannot see what process 0 writes there: "
             "give a --run_dir that all hosts share, a mounted file system"
         )
-
-
-def collected(topic: str, value: Any) -> list[Any]:
-    """What each process says, JSON-ready, in order, on process 0; on the others nothing.
-
-    All call it together; a topic is used again only when process 0 is known to have gone on.
-    """
-    state = distributed.global_state
-    if state.num_processes in (None, 1):
-        return [value]
-    _tell(f"{topic}/{state.process_id}", json.dumps(value))
-    if state.process_id:
-        return []
-    said = [json.loads(_hear(f"{topic}/{other}", f"process {other}")) for other in range(state.num_processes)]
-    _client().key_value_delete(f"echotts/{topic}")  # weeks of them would pile up
-    return said
-
-
-def announce(topic: str, words: str) -> None:
-    """Leaves words for all processes under a topic, in the place of what was there; not heard where that fails."""
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-        _client().key_value_set(f"echotts/{topic}", words, allow_overwrite=True)
-
-
-def heard(topic: str) -> str | None:
-    """The words under a topic; None while there are none. Waits for nobody."""
-    try:
-        return _client().key_value_try_get(f"echotts/{topic}")
-    except jax.errors.JaxRuntimeError:
-        return None
-
-
-def heard_below(topic: str) -> list[str]:
-    """The words under all topics below this one; none where they cannot be had. Waits for nobody."""
-    try:
-        return [words for _, words in _client().key_value_dir_get(f"echotts/{topic}/")]
-    except jax.errors.JaxRuntimeError:
-        return []
 
 
 def identity(config: Config) -> dict[str, str]:
@@ -225,30 +186,23 @@ def _initialize(run: RunConfig) -> None:
         initialize(run.coordinator, run.processes, run.process_index, cluster_detection_method="deactivate")
 
 
-def _exchanged(mine: Mapping[str, str], process: int, count: int) -> list[dict[str, str]]:
+def _exchanged(mine: Mapping[str, str]) -> list[dict[str, str]]:
     """What every process said of itself, by index."""
-    _tell(f"identity/{process}", json.dumps({**mine, "host": socket.gethostname()}))
-    return [json.loads(_hear(f"identity/{other}", f"process {other} to say what it runs")) for other in range(count)]
+    index, count = place()
+    tell(f"identity/{index}", json.dumps({**mine, "host": socket.gethostname()}))
+    return [json.loads(hear(f"identity/{other}", f"process {other} to say what it runs")) for other in range(count)]
 
 
-def _client() -> Any:
-    client = distributed.global_state.client
-    assert client is not None
-    return client
+def _meet() -> None:
+    """A first sum over all devices, now that all processes are known to be here.
 
-
-def _tell(key: str, value: str) -> None:
-    """Leaves a word for the other processes at the coordinator."""
-    _client().key_value_set(f"echotts/{key}", value)
-
-
-def _hear(key: str, whom: str) -> str:
-    """The word that a process leaves; ProcessesError when it does not within COMPARE_S."""
-    try:
-        return _client().blocking_key_value_get(f"echotts/{key}", COMPARE_S * 1000)
-    except RuntimeError as error:
-        me, reason = distributed.global_state.process_id, str(error).splitlines()[0]
-        raise ProcessesError(f"process {me} waited {COMPARE_S} s for {whom}: {reason}") from error
+    Gloo, which connects CPUs, gives the others 30 s from the first collective on; later ones may come far apart, since
+    each process compiles by itself.
+    """
+    mesh = meshes.make_mesh()
+    ones = np.ones(jax.local_device_count(), np.float32)
+    spread = jax.make_array_from_process_local_data(meshes.batch_sharding(mesh), ones)
+    jax.block_until_ready(jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh))(spread))
 
 
 def _reads(path: Path, text: str) -> bool:

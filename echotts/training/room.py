@@ -4,11 +4,10 @@ import time
 from pathlib import Path
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from echotts.disk import pause
 from echotts.disk.measure import Space, measure
+from echotts.training.exchange import from_all
 from echotts.training.runtime import StopSignal
 
 
@@ -27,12 +26,10 @@ def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
 
 def wait_for_room(run_dir: Path, stop: StopSignal) -> None:
     """Waits until no process is asked any more, or one is asked to stop."""
-    while any_process(pause.full(run_dir) is not None) and not any_process(stop.requested):
+    while any_process(pause.full(run_dir) is not None) and not stop.agreed():
         time.sleep(pause.LOOK_S)
 
 
 def any_process(flag: bool) -> bool:
     """Whether it is true of any process; all processes ask together."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
+    return any(from_all("room", flag))

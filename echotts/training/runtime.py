@@ -26,11 +26,13 @@ class StopSignal:
     """Within `with StopSignal() as stop:` SIGINT and SIGTERM ask for a stop instead of ending the process.
 
     The loop asks `agreed` after each step, saves and leaves. A second SIGINT interrupts at once. Of several processes
-    JAX's own notice of SIGTERM is used, which makes all of them stop after the same step.
+    JAX's own notice of SIGTERM is used, which makes all of them stop after the same question.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._asked = 0  # also in pauses, where no step is done
+        self._agreed = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> "StopSignal":
@@ -39,11 +41,13 @@ class StopSignal:
             self._previous[number] = signal.signal(number, self._ask)
         return self
 
-    def agreed(self, step: int) -> bool:
-        """Whether the run leaves after this step. All processes ask after each step, and get the same answer."""
+    def agreed(self) -> bool:
+        """Whether the run leaves now. All processes ask together, after each step, and get the same answer."""
         if jax.process_count() == 1:
             return self.requested
-        return bool(multihost_utils.reached_preemption_sync_point(step))
+        self._asked += 1
+        self._agreed = self._agreed or bool(multihost_utils.reached_preemption_sync_point(self._asked))
+        return self._agreed
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

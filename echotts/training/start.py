@@ -12,7 +12,7 @@ from echotts.config import Config, ModelConfig, RunConfig, to_dict
 from echotts.data.stream import merge_states
 from echotts.files import atomic_write
 from echotts.model import Params, count_parameters
-from echotts.training import processes, runtime
+from echotts.training import exchange, runtime
 from echotts.training.checkpoint import Checkpoints, Meta, differences
 from echotts.training.export import load_weights
 from echotts.training.feed import Fed
@@ -91,7 +91,7 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
 
 def for_checkpoint(here: Meta) -> Meta:
     """The bookmark as it is stored, with the streams of all processes; they call it together."""
-    states = processes.collected(f"stream/{here.step}", here.stream)
+    states = exchange.collected(f"stream/{here.step}", here.stream)
     return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it
 
 

@@ -8,6 +8,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from echotts.disk import pause
 from echotts.disk.leases import is_leased, lease
@@ -169,16 +170,16 @@ def test_a_run_that_waits_can_be_stopped_and_has_saved_what_fitted(config, tmp_p
 
 
 class Others:
-    """Two more processes, which are asked to wait or to stop."""
+    """Two more processes, of which one is asked to wait or not."""
 
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)
         monkeypatch.setattr(room.jax, "process_count", lambda: 3)
-        monkeypatch.setattr(room.multihost_utils, "process_allgather", self.gather)
+        monkeypatch.setattr(room, "from_all", self.say)
 
-    def gather(self, flag):
+    def say(self, topic, flag):
         self.asked += 1
-        return np.stack([flag, np.array(False), np.array(self._answers.pop(0))])
+        return [flag, False, self._answers.pop(0)]
 
 
 def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):
@@ -187,10 +188,18 @@ def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp
     assert room.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
     assert room.asked_to_wait(tmp_path, 10, 10) is None
     assert room.asked_to_wait(tmp_path, 20, 10) is not None
-    stop = StopSignal()
-    others = Others(monkeypatch, True, False, False)
-    room.wait_for_room(tmp_path, stop)
+    others = Others(monkeypatch, True, True, False)
+    room.wait_for_room(tmp_path, StopSignal())
     assert others.asked == 3
-    others = Others(monkeypatch, True, True)
+
+
+def test_processes_that_wait_for_room_leave_together_when_one_is_told_to_stop(tmp_path, monkeypatch):
+    monkeypatch.setattr(pause, "LOOK_S", 0.01)
+    Others(monkeypatch, *[True] * 9)
+    point, asked = 3, []
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == point)
+    stop = StopSignal()
+    assert not stop.agreed()  # after a step
     room.wait_for_room(tmp_path, stop)
-    assert others.asked == 2
+    assert asked == [1, 2, 3]
+    assert stop.agreed()  # the loop asks again, and leaves

@@ -12,6 +12,7 @@ from echotts.training import inputs
 from echotts.training.loop import train
 from echotts.training.metrics import MetricsWriter, metrics_path
 from echotts.training.retries import RetryEvents
+from echotts.training.tensorboard import TensorBoard
 from tests.data.fake_hub import REPOSITORY, FakeHub, Status
 from tests.training.conftest import TINY, with_sections
 
@@ -52,11 +53,27 @@ def test_a_full_disk_does_not_end_the_download():
     RetryEvents(full)("x")
 
 
-def test_lines_of_several_threads_are_whole(tmp_path):
-    with MetricsWriter(tmp_path) as writer:
+def test_lines_of_several_threads_are_written_one_after_the_other(tmp_path):
+    class Beside(TensorBoard):
+        """In whose file two at once would mix their bytes."""
+
+        def __init__(self):
+            self.writing, self.met = 0, False
+
+        def write(self, step, values, words=None):
+            self.writing += 1
+            time.sleep(0.002)
+            self.met |= self.writing > 1
+            self.writing -= 1
+
+        def close(self):
+            pass
+
+    beside = Beside()
+    with MetricsWriter(tmp_path, beside=beside) as writer:
 
         def write():
-            for step in range(300):
+            for step in range(20):
                 writer.event(step, "retry", "x" * 3000, {"host/retries": step})
 
         threads = [threading.Thread(target=write) for _ in range(4)]
@@ -64,8 +81,8 @@ def test_lines_of_several_threads_are_whole(tmp_path):
             thread.start()
         for thread in threads:
             thread.join()
-    lines = metrics_path(tmp_path).read_text().splitlines()
-    assert len([json.loads(line) for line in lines]) == 1200
+    assert len([json.loads(line) for line in metrics_path(tmp_path).read_text().splitlines()]) == 80
+    assert not beside.met
 
 
 @pytest.mark.network_fake

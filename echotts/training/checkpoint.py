@@ -22,8 +22,8 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
 
 from echotts.config import Config, RunConfig
 from echotts.disk.leases import is_leased, lease
@@ -43,8 +43,8 @@ SAVE_TIMEOUT_S = 1800
 UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
 
 # Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
-flags.FLAGS.mark_as_parsed()
-flags.FLAGS.experimental_orbax_use_distributed_barrier = True
+multihost.flags.FLAGS.mark_as_parsed()
+multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
 # What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
 MAY_DIFFER = (

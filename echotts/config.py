@@ -242,6 +242,20 @@ class RunConfig:
     """Steps of a profiler trace."""
     heartbeat_s: int = 60
     """Seconds without a sign of life after which a process counts as lost, and all end."""
+    skips: int = 10
+    """Steps within skip_window whose update may be left out, because a number is not finite or the loss spikes; past
+    that the run goes back to an earlier checkpoint. 0: the first number that is not finite stops the run."""
+    skip_window: int = 500
+    """Steps over which skips are counted."""
+    spike_factor: float = 3.0
+    """A step whose mean squared error is so many times the median of the last 128 good ones is left out; 0: none is."""
+    rollbacks: int = 5
+    """Times a run goes back to an earlier checkpoint by itself before it stops."""
+    hang_s: float = 1800.0
+    """Seconds without a finished step after which a process shows its stacks and ends; 0: never. More than fetching a
+    shard may take; the first step, compiling, saving, measuring and speaking may take an hour."""
+    hang_factor: float = 20.0
+    """Times the median step that a step may take at least, whatever hang_s says."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.process_index < self.processes:
@@ -258,6 +272,15 @@ class RunConfig:
             raise ValueError(f"data_ways {self.data_ways} and tensor_ways {self.tensor_ways} must be at least 1")
         if self.keep_last < 1 or self.eval_batches < 1:
             raise ValueError(f"keep_last {self.keep_last} and eval_batches {self.eval_batches} must be at least 1")
+        if not 0 <= self.skips < self.skip_window or self.rollbacks < 0:
+            raise ValueError(
+                f"skips {self.skips} must be at least 0 and below skip_window {self.skip_window}, "
+                f"rollbacks {self.rollbacks} at least 0"
+            )
+        if self.hang_s < 0 or self.hang_factor < 1:
+            raise ValueError(f"hang_s {self.hang_s} must be at least 0 and hang_factor {self.hang_factor} at least 1")
+        if self.spike_factor != 0 and self.spike_factor <= 1:
+            raise ValueError(f"spike_factor {self.spike_factor} must be above 1, or 0: no step counts as a spike")
 
 
 @dataclass(frozen=True, kw_only=True)

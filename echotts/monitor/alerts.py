@@ -23,6 +23,7 @@ DATA_WAIT_SHARE = 0.2  # of the time, over the last lines
 DISK_FREE_SHARE = 0.1
 DISK_EVENT_S = 3600.0
 OLD_S = 86_400.0  # a run whose last line is older is history, not an alarm
+SETTLES_NAN = ("started", "resumed", "skipped", "rolled_back")  # what a trainer says when it goes on after a NaN
 TOGETHER_S = 60.0  # within which the hosts of a run say that it starts
 WEBHOOK_EVERY_S = 30.0
 WEBHOOK_TIMEOUT_S = 10.0
@@ -186,12 +187,11 @@ def _first_failed(trainers: list[FileEnd]) -> str | None:
 
 
 def _not_finite(end: FileEnd) -> str | None:
-    """Why the numbers of a trainer are not finite now, after its last resume."""
-    resumed = max((event.time for event in end.events if event.event in ("started", "resumed")), default=-math.inf)
-    for event in reversed(end.events):
-        if event.event == "nan" and event.time >= resumed:
-            return event.message or f"step {event.step}: a number is not finite"
-    if end.file.watchdog or not (end.time or 0) >= resumed:
+    """Why the numbers of a trainer are not finite now, after its last resume; what it skipped itself is no reason."""
+    last = next((event for event in reversed(end.events) if event.event in ("nan", *SETTLES_NAN)), None)
+    if last and last.event == "nan":
+        return last.message or f"step {last.step}: a number is not finite"
+    if end.file.watchdog or not (end.time or 0) >= (last.time if last else -math.inf):
         return None
     bad = [name for name in ("loss/train", "grad/norm", "heldout/loss") if math.isnan(end.numbers.get(name, 0.0))]
     return f"step {end.step}: {bad[0]} is not finite" if bad else None

@@ -76,6 +76,7 @@ class Meta:
     facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
     format: int = FORMAT
     frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
+    guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
 
 
 class Checkpoints:
@@ -142,15 +143,18 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(error) from error
 
-    def restore(self, abstract: Mapping[str, Any], config: dict[str, Any]) -> tuple[dict[str, Any], Meta] | None:
+    def restore(
+        self, abstract: Mapping[str, Any], config: dict[str, Any], before: int | None = None
+    ) -> tuple[dict[str, Any], Meta] | None:
         """The newest checkpoint that is whole, on today's shardings, or None in a new run directory.
 
-        `abstract` holds a tree of jax.ShapeDtypeStruct with shardings for each of ARRAYS. A damaged checkpoint is
-        renamed to `<name>.broken` and said. Raises ValueError where the run was made with another configuration, and
-        CheckpointError where the next checkpoint would not fit on the disk.
+        `before` is a step: only checkpoints of earlier ones are looked at. `abstract` holds a tree of
+        jax.ShapeDtypeStruct with shardings for each of ARRAYS. A damaged checkpoint is renamed to `<name>.broken` and
+        said. Raises ValueError where the run was made with another configuration, and CheckpointError where the next
+        checkpoint would not fit on the disk.
         """
         self._check_room(abstract)
-        found = step_folders(self.directory)
+        found = [folder for folder in step_folders(self.directory) if before is None or step_of(folder) < before]
         broken: list[tuple[Path, Exception]] = []
         for folder in found:
             try:
@@ -261,7 +265,12 @@ def step_folders(directory: Path) -> list[Path]:
     if not directory.is_dir():
         return []
     found = [path for path in directory.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.rsplit("_", 1)[1]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step of a committed checkpoint's folder."""
+    return int(folder.name.rsplit("_", 1)[1])
 
 
 def read_meta(folder: Path) -> Meta:

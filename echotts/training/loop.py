@@ -1,5 +1,6 @@
 """The training loop, top to bottom: build, restore; then next batch, step, log, eval, speak, save, stop."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from echotts.training import processes, runtime
 from echotts.training.checkpoint import Checkpoints
 from echotts.training.export import describe
 from echotts.training.feed import Feed
+from echotts.training.hang import HangWatch
 from echotts.training.heldout import Heldout
 from echotts.training.inputs import open_inputs
 from echotts.training.metrics import MetricsWriter
@@ -53,32 +55,41 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         processes.check_shared(run_dir)
         stack.enter_context(writing(run_dir))
         checkpoints = stack.enter_context(Checkpoints(run_dir, run))
-        state, step, samples_seen, frames_seen = begin(config, mesh, checkpoints, inputs)
+        state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
         write_config(run_dir, config)
 
         beside = TensorBoard(run_dir, step) if run.tensorboard and runtime.is_primary() else None
         metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index(), beside=beside))
         progress = stack.enter_context(Progress(steps, step))
         feed = Feed(stack.enter_context(inputs.stream), mesh, frames_seen)
-        reporter = Reporter(config, metrics, progress, feed, train_step, start=step)
+        watch = HangWatch(run.hang_s, run.hang_factor, start=step)
+        reporter = Reporter(config, metrics, progress, feed, train_step, guard, watch, start=step)
         profiler = stack.enter_context(Profiler(run_dir, run, reporter))
 
         stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
         stack.enter_context(reporter.telling_why())
         reporter.began(run_dir, samples_seen)
+        stack.enter_context(watch.telling(reporter.hung))
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
             with profiler.step(step + 1):
                 fed = feed.next()
-                state, numbers = train_step(state, fed.batch)  # returns at once; the devices work on
+                watch.launching(step + 1, fed.bucket)
+                limit = guard.limit(step + 1)  # of a good step's error
+                state, numbers = train_step(state, fed.batch, limit)  # returns at once; the devices work on
             step, samples_seen = step + 1, samples_seen + config.data.batch_size
             reporter.launched(step, samples_seen, fed, numbers)  # reads the numbers of the step before
             profiler.launched(step)
             here = bookmark(config, inputs, step, samples_seen, fed)
-            if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
+            if guard.lost(step):  # too many steps were left out: the weights are taken from before the first of them
                 with reporter.pause():
+                    state, what = guard.roll_back(state, step, config, mesh, checkpoints)
+                    reporter.rolled_back(step, what)
+                    reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))
+            if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
+                with reporter.pause(hang_s=math.inf):
                     if not any_process(not checkpoints.fits(state.arrays())):
-                        reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here)))
+                        reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))
                         checkpoints.wait()
                     reporter.disk_full(step, space)
                     wait_for_room(run_dir, stop)
@@ -95,11 +106,12 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                         reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights, voices))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
-                    reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here)))
+                    reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))
             if leaving:
                 break
 
-        checkpoints.wait()
+        with reporter.pause():
+            checkpoints.wait()
         reporter.ended(step)
     return Result(step=step, samples_seen=samples_seen, finished=step == steps)
 

@@ -133,7 +133,10 @@ def compile_memory(config: Config, mesh: Mesh, bucket: Bucket, topology: Topolog
     """Compiles the train step; that it does not fit is an answer, not an error."""
     began = time.perf_counter()
     available = int(topology.chip.hbm_gib * GIB)
-    lowered = make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), abstract_batch(config, bucket))
+    limit = jax.ShapeDtypeStruct((), jnp.float32)
+    lowered = make_train_step(config, mesh).jitted.lower(
+        abstract_state(config, mesh), abstract_batch(config, bucket), limit
+    )
     try:
         analysis = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as error:

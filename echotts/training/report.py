@@ -1,5 +1,6 @@
-"""What the loop says about itself: reads each step's numbers one step late, stops on NaN, writes lines and progress."""
+"""What the loop says about itself: reads each step's numbers one step late, tells the guard, writes lines."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,6 +15,8 @@ from echotts.config import FRAME_RATE_HZ, Config
 from echotts.disk.measure import Space
 from echotts.training.feed import Fed, Feed
 from echotts.training.flops import peak_flops, training_flops
+from echotts.training.guard import Guard, NonFiniteError, describe
+from echotts.training.hang import HangWatch
 from echotts.training.metrics import MetricsWriter, rejected_name
 from echotts.training.processes import first_host
 from echotts.training.progress import Progress
@@ -33,10 +36,6 @@ LINE = {  # what the train step calls it -> what a metrics line calls it
 WHY_LENGTH = 500  # characters of an error that a metrics line holds
 
 
-class NonFiniteError(ValueError):
-    """The loss or the gradient became NaN or infinite."""
-
-
 @dataclass(frozen=True)
 class Launched:
     """A step whose numbers may still be on their way."""
@@ -51,13 +50,23 @@ class Reporter:
     """Follows the steps of one run from `start` to the last."""
 
     def __init__(
-        self, config: Config, writer: MetricsWriter, progress: Progress, feed: Feed, step: TrainStep, start: int
+        self,
+        config: Config,
+        writer: MetricsWriter,
+        progress: Progress,
+        feed: Feed,
+        step: TrainStep,
+        guard: Guard,
+        watch: HangWatch,
+        start: int,
     ):
         self._config = config
         self._writer = writer
         self._progress = progress
         self._feed = feed
         self._train_step = step
+        self._guard = guard
+        self._watch = watch
         self._pending: Launched | None = None
         self._paused_s = 0.0
         self._start = start
@@ -99,11 +108,13 @@ class Reporter:
             self._last_words("stopped", "interrupted; what came after the last checkpoint is lost")
             raise
         except Exception as error:
-            why = str(error) or type(error).__name__
-            if isinstance(error, NonFiniteError):
-                self._last_words("nan", why)
-            self._last_words("failed", why)
+            self._last_words("failed", str(error) or type(error).__name__)
             raise
+
+    def hung(self, step: int, why: str) -> None:
+        """The hang watch is about to end this process."""
+        self._writer.event(step, "hang", why)
+        self._writer.event(step, "failed", why)
 
     def _last_words(self, event: str, why: str) -> None:
         with suppress(OSError):  # a full disk must not hide what went wrong first
@@ -122,15 +133,24 @@ class Reporter:
         self._pending = Launched(step, samples_seen, fed, numbers)
 
     def settle(self) -> None:
-        """Waits for the numbers of the last launched step; raises NonFiniteError, or writes its line if one is due."""
+        """Waits for the numbers of the last launched step, and writes its line if one is due.
+
+        NonFiniteError where it was not good and may not be left out.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        numbers = jax.device_get({name: pending.numbers[name] for name in ("finite", *LINE)})
+        numbers = jax.device_get({name: pending.numbers[name] for name in ("finite", "good", "error", *LINE)})
         self._step = pending.step
         self._time_step(pending)
-        if not numbers["finite"]:
-            raise NonFiniteError(_describe(pending, numbers))
+        if numbers["good"]:
+            self._guard.counted(pending.step, float(numbers["error"]))
+        else:
+            self._left_out(pending, numbers)
+        if not math.isfinite(numbers["param_norm"]):  # then nothing helps but what is on disk
+            what = f"step {pending.step}: the norm of the weights is {float(numbers['param_norm'])}"
+            self._writer.event(pending.step, "nan", what)
+            raise NonFiniteError(f"{what}; nothing is saved after this step: start again from the last checkpoint")
         self._clipped += bool(numbers["grad_norm"] > self._config.optim.clip_norm)
         bucket, data = pending.fed.bucket, self._config.data
         sample = training_flops(self._config.model, bucket.frames, bucket.tokens, data.reference_frames)
@@ -138,6 +158,24 @@ class Reporter:
         every = self._config.run.log_every
         if pending.step == self._config.optim.steps or (every and pending.step % every == 0):
             self._write_line(pending, numbers)
+
+    def _left_out(self, pending: Launched, numbers: Mapping[str, Any]) -> None:
+        """Says what was wrong with a step that changed nothing, and tells the guard."""
+        rows, keys = jax.device_get(pending.numbers["row_loss"]), list(pending.fed.keys)
+        what = describe(pending.step, float(numbers["loss"]), float(numbers["grad_norm"]), rows, keys)
+        event = "nan"
+        if numbers["finite"]:
+            event = "spike"
+            what = f"error {numbers['error']:.4g}, limit {self._guard.limit(pending.step):.4g}; {what}"
+        self._writer.event(pending.step, event, what[:WHY_LENGTH])
+        often = self._guard.skip(pending.step, what)
+        self._writer.event(pending.step, "skipped", f"{often}; {what}"[:WHY_LENGTH])
+        self._progress.say(f"step {pending.step}: not finite or a spike, skipped: {often}")
+
+    def rolled_back(self, step: int, what: str) -> None:
+        """The run goes on with the weights of an earlier checkpoint."""
+        self._writer.event(step, "rolled_back", what[:WHY_LENGTH])
+        self._progress.say(f"step {step}: {what[:WHY_LENGTH]}")
 
     def measured(self, step: int, losses: Mapping[str, float | int]) -> None:
         """Held-out losses of this step."""
@@ -168,15 +206,17 @@ class Reporter:
         self._writer.event(self._step, "retry", what, {"host/retries": self._feed.retries})
 
     @contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self, hang_s: float = 0.0) -> Iterator[None]:
         """Settles, so that nothing in here follows a step that was not finite; and stops the clock.
 
-        Step time and samples a second leave out the time spent in here.
+        Step time and samples a second leave out the time spent in here. The hang watch allows it `hang_s`, or what it
+        allows all that takes long, if that is more.
         """
         self.settle()
         began = time.perf_counter()
         try:
-            yield
+            with self._watch.pause(hang_s):
+                yield
         finally:
             self._paused_s += time.perf_counter() - began
 
@@ -219,6 +259,7 @@ class Reporter:
         """Takes the time of a step whose numbers are there; says if it was slow."""
         seconds, waited_s = (now := self._times()) - self._settled
         self._settled = now
+        self._watch.finished(pending.step, seconds)
         usual_s = self._step_times.add(seconds)
         if usual_s is not None:
             what = f"{seconds:.1f} s instead of {usual_s:.2f} s, {waited_s:.1f} s of it waiting for data"
@@ -228,18 +269,3 @@ class Reporter:
         """(seconds of training, of which waiting for data) since the start; pauses and compilation are left out."""
         elapsed = time.perf_counter() - self._began_s - self._paused_s - self._train_step.compile_s
         return np.array([elapsed, self._feed.waited_s])
-
-
-def _describe(pending: Launched, numbers: Mapping[str, Any]) -> str:
-    """One line: step, loss, gradient norm and the keys of the batch, the rows that are not finite first."""
-    rows = np.asarray(jax.device_get(pending.numbers["row_loss"]))
-    keys = list(pending.fed.keys)
-    first = jax.process_index() * len(keys)
-    bad = [key for key, loss in zip(keys, rows[first : first + len(keys)], strict=True) if not np.isfinite(loss)]
-    rest = [key for key in keys if key not in bad]
-    which = f"rows that are not finite: {', '.join(bad)}; " if bad and rest else ""
-    return (
-        f"step {pending.step}: loss {float(numbers['loss'])}, gradient norm {float(numbers['grad_norm'])}; {which}"
-        f"batch keys: {', '.join(keys)}; nothing is saved after this step: look at these samples, "
-        "or resume with a lower learning rate in another run directory"
-    )

@@ -16,6 +16,7 @@ from echotts.training import exchange, runtime
 from echotts.training.checkpoint import Checkpoints, Meta, differences
 from echotts.training.export import load_weights
 from echotts.training.feed import Fed
+from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins
 from echotts.training.state import TrainState, abstract_state, initial_state, restored_state, state_from_params
 
@@ -44,8 +45,10 @@ def write_config(run_dir: Path, config: Config) -> None:
             path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
 
 
-def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) -> tuple[TrainState, int, int, int]:
-    """(state, step, samples seen, frames of speech seen) to begin with.
+def begin(
+    config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs
+) -> tuple[TrainState, int, int, int, Guard]:
+    """(state, step, samples seen, frames of speech seen, what is known of bad steps) to begin with.
 
     That is the newest checkpoint, else the weights of `run.init_from`, else a random model.
     A resumed stream continues after the last batch that was trained on.
@@ -57,15 +60,16 @@ def begin(config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs) 
         inputs.stream.restore(meta.stream)
         store_pins(config, inputs)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
-        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen
+        guard = Guard(config.run, meta.guard)
+        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
     store_pins(config, inputs)
     if config.run.init_from:
         params = fitting_weights(config.run.init_from, config.model)
         LOGGER.info("starting from the weights of %s", config.run.init_from)
-        return state_from_params(params, config, mesh), 0, 0, 0
+        return state_from_params(params, config, mesh), 0, 0, 0, Guard(config.run)
     state = initial_state(config, mesh)
     LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
-    return state, 0, 0, 0
+    return state, 0, 0, 0, Guard(config.run)
 
 
 def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
@@ -89,8 +93,9 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
     )
 
 
-def for_checkpoint(here: Meta) -> Meta:
+def for_checkpoint(here: Meta, guard: Guard) -> Meta:
     """The bookmark as it is stored, with the streams of all processes; they call it together."""
+    here = dataclasses.replace(here, guard=guard.state())
     states = exchange.collected(f"stream/{here.step}", here.stream)
     return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it
 

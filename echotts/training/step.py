@@ -1,11 +1,13 @@
 """One training step and one held-out measurement, as pure jitted functions of state and batch."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
@@ -34,22 +36,23 @@ class TrainStep:
         """How many shapes it has been compiled for."""
         return self.jitted._cache_size()
 
-    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def __call__(self, state: TrainState, batch: Batch, limit: float = math.inf) -> tuple[TrainState, Metrics]:
         """Launches one step and returns at once, unless the batch's bucket is new and has to be compiled."""
         before, began = self.compilations, time.perf_counter()
-        result = self.jitted(state, batch)
+        result = self.jitted(state, batch, np.float32(limit))
         if self.compilations != before:
             self.compile_s += time.perf_counter() - began
         return result
 
 
 def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
-    """The step (state, global batch) -> (state, metrics). The given state is donated: rebind its name.
+    """The step (state, global batch, limit) -> (state, metrics). The given state is donated: rebind its name.
 
-    Metrics are arrays on the device: "loss", "grad_norm", "param_norm", "learning_rate" (), "valid_share" (),
-    "finite" () bool and "row_loss" (b,). It compiles once per bucket.
+    Metrics are arrays on the device: "loss", "error" (), the mean squared error of the rows, whatever their padding,
+    "grad_norm", "param_norm", "learning_rate" (), "valid_share" (), "finite" and "good" () bool and "row_loss" (b,).
+    A step that is not good, because a number is not finite or the error above the limit, changes nothing but the
+    step's number (training/guard.py). It compiles once per bucket.
     """
-    optimizer = make_optimizer(config.optim)
     graphdef = meshes.model_structure(config.model, mesh)
     rows = config.data.batch_size
     parts = config.optim.accumulation
@@ -58,7 +61,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
         return velocity_loss(merge(graphdef, params), batch, t, noise, config.flow.loss)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
         # every draw is a function of (seed, step) over the global batch, however it is cut and accumulated
         key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
@@ -67,26 +70,38 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         batch = condition_dropout(dropout_key, batch, config.flow)
 
         loss, row_loss, grads = mean_gradients(part_loss, state.params, (batch, t, noise), parts)
+        grad_norm = optax.tree.norm(grads)
+        error = jnp.sum(row_loss) / jnp.maximum(jnp.sum(batch.latent_mask.any(axis=1)), 1)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        good = finite & (error <= limit)
+
+        rate = learning_rate(state.step, config.optim)  # of the step: the optimizer does not count those left out
+        optimizer = make_optimizer(config.optim, schedule=lambda _: rate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         ema = update_average(state.ema, params, state.step, config.optim.ema_decay)
-
-        grad_norm = optax.tree.norm(grads)
+        params, ema, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, ema, opt_state),
+            (state.params, state.ema, state.opt_state),
+        )
         metrics = {
             "loss": loss,
+            "error": error,
             "row_loss": row_loss,
             "grad_norm": grad_norm,
             "param_norm": optax.tree.norm(params),
-            "learning_rate": learning_rate(state.step, config.optim),
+            "learning_rate": rate,
             "valid_share": jnp.mean(batch.latent_mask, dtype=jnp.float32),
-            "finite": jnp.isfinite(loss) & jnp.isfinite(grad_norm),
+            "finite": finite,
+            "good": good,
         }
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     jitted = jax.jit(
         train_step,
-        in_shardings=(shardings, meshes.batch_sharding(mesh)),
+        in_shardings=(shardings, meshes.batch_sharding(mesh), meshes.replicated(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
     )

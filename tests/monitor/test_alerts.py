@@ -72,6 +72,14 @@ def test_a_number_that_is_not_finite_until_the_run_resumes(run_dir):
     assert kinds(run_dir, END + 75) == []
 
 
+def test_a_step_that_the_trainer_skipped_itself_is_no_alert_once_it_goes_on(run_dir):
+    say(run_dir, event_line(2010, END + 5, "nan", "step 2010: loss nan"))
+    say(run_dir, event_line(2010, END + 5, "skipped", "1 in 500 steps"), train_line(2020, END + 6))
+    assert kinds(run_dir, END + 10) == []
+    say(run_dir, event_line(2030, END + 7, "nan", "step 2030: loss nan"))
+    assert kinds(run_dir, END + 10) == [("nan", None)]
+
+
 def test_waiting_for_data_over_several_lines(run_dir):
     say(run_dir, train_line(2010, END + 5) | {"time/data_wait_share": 0.9})
     assert kinds(run_dir, END + 10) == []  # one line is an accident

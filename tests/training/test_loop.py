@@ -18,9 +18,9 @@ from echotts.training import feed, metrics, report
 from echotts.training.checkpoint import FOLDER, ConfigDiffersError, step_folders
 from echotts.training.export import load_run
 from echotts.training.flops import training_flops
+from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
-from echotts.training.report import NonFiniteError
 from echotts.training.runtime import StopSignal
 from echotts.training.samples import Spoken
 from echotts.training.start import check_facts
@@ -185,7 +185,7 @@ def metrics_line(run_dir, name):
     return next(line for line in metrics.metrics_path(run_dir).read_text().splitlines() if name in line)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, tmp_path, monkeypatch):
+def test_without_skips_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, tmp_path, monkeypatch):
     placed = []
 
     def poisoned(batch, mesh):
@@ -197,7 +197,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_samples(config, t
     real_place = feed.place
     monkeypatch.setattr(feed, "place", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan") as caught:
-        train(with_sections(config, run={"save_every_steps": 1}))
+        train(with_sections(config, run={"save_every_steps": 1, "skips": 0}))
     assert len(placed) <= 5  # found one step late at most
     assert step_folders(tmp_path / "run" / FOLDER)[0].name == "step_00000003"
     assert events(tmp_path / "run") == [(0, "started"), (4, "nan"), (4, "failed")]

@@ -163,7 +163,8 @@ def test_weights_travel_between_chips_in_bfloat16():
     )
     mesh = plan.slice_mesh(config, topology.compiler_devices(parse_topology("v4-64")))
     state, batch = abstract_state(config, mesh), plan.abstract_batch(config, config.data.buckets[0])
-    text = make_train_step(config, mesh).jitted.lower(state, batch).compile().as_text()
+    limit = jax.ShapeDtypeStruct((), jax.numpy.float32)
+    text = make_train_step(config, mesh).jitted.lower(state, batch, limit).compile().as_text()
 
     moved = re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]*? (all-gather|collective-permute)(?:-start)?\(", text)
     sizes = collections.Counter[str]()

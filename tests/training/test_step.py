@@ -70,6 +70,7 @@ def test_the_state_is_donated(step, begin):
 
 def test_all_batches_of_a_bucket_share_one_compilation(step, begin):
     run(step, begin(), [random_batch(seed=seed) for seed in range(3)])
+    step(begin(), random_batch(), 3.0)
     assert step.compilations == 1
 
 
@@ -92,6 +93,36 @@ def test_a_row_that_is_not_finite_is_found_on_the_device(step, begin):
     _, [numbers] = run(step, begin(), [batch])
     assert not numbers["finite"]
     assert np.flatnonzero(~np.isfinite(numbers["row_loss"])).tolist() == [3]
+
+
+@pytest.mark.parametrize(("value", "limit", "finite"), [(np.nan, np.inf, False), (1e3, 9.0, True)])
+def test_a_step_that_is_not_good_changes_nothing_but_its_number(step, begin, value, limit, finite):
+    before, _ = run(step, at_step(begin(), 1), [random_batch()])  # moments and average are no longer those of the start
+    kept = jax.tree.map(np.array, before)
+    batch = random_batch(seed=1)
+    batch.latent[3] = value
+    after, numbers = step(before, batch, limit)
+    assert (bool(numbers["good"]), bool(numbers["finite"])) == (False, finite)
+    assert_trees_equal(after.arrays(), kept.arrays())
+    assert int(after.step) == int(kept.step) + 1
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(before))
+    moved, numbers = step(after, random_batch(seed=1), limit)
+    assert numbers["good"]
+    with pytest.raises(AssertionError):
+        assert_trees_equal(moved.arrays(), kept.arrays())
+
+
+def test_the_error_that_spikes_are_seen_by_does_not_depend_on_how_much_of_a_batch_is_padding(step, begin):
+    batch = random_batch()
+    _, [numbers] = run(step, begin(), [batch])
+    np.testing.assert_allclose(numbers["error"], np.mean(numbers["row_loss"]), rtol=1e-6)
+    np.testing.assert_allclose(numbers["error"], numbers["loss"] * numbers["valid_share"], rtol=1e-5)
+    batch.latent_mask[:, 2:] = False  # the same frames, called padding
+    _, [padded] = run(step, begin(), [batch])
+    np.testing.assert_allclose(padded["error"], numbers["error"], rtol=1e-6)
+    batch.latent_mask[4:] = False  # rows that only fill the batch
+    _, [half] = run(step, begin(), [batch])
+    np.testing.assert_allclose(half["error"], np.mean(numbers["row_loss"][:4]), rtol=1e-6)
 
 
 def test_rows_that_only_fill_the_batch_change_nothing(step, begin):

@@ -14,6 +14,7 @@ const EVENTS = {
   failed: { tone: "bad", life: true, trouble: true, mark: "--bad" },
   preempted: { tone: "warn", life: true, trouble: true, mark: "--warn" },
   nan: { tone: "bad", trouble: true, mark: "--bad" },
+  spike: { tone: "warn", trouble: true },
   skipped: { tone: "warn", trouble: true },
   rolled_back: { tone: "bad", trouble: true, mark: "--bad" },
   profile: { tone: "info" },

@@ -1,0 +1,217 @@
+"""Bad steps: left out while they are few, else the run goes back, and stops when that does not help."""
+
+import json
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from echotts.data.stream import Stream
+from echotts.training import guard as module
+from echotts.training import mesh as meshes
+from echotts.training.checkpoint import FOLDER, Checkpoints, read_meta, step_folders
+from echotts.training.export import load_run
+from echotts.training.feed import Fed, Feed
+from echotts.training.guard import Guard, NonFiniteError, describe
+from echotts.training.hang import HangWatch
+from echotts.training.loop import train
+from echotts.training.metrics import MetricsWriter, metrics_path
+from echotts.training.progress import Progress
+from echotts.training.report import LINE, Reporter
+from echotts.training.state import TrainState
+from echotts.training.step import TrainStep
+from tests.training.conftest import TINY, random_batch, with_sections
+from tests.training.test_loop import StopAfter, assert_same_weights, events, lines
+
+
+def guard_of(**run) -> Guard:
+    return Guard(with_sections(TINY, run=run).run)
+
+
+def test_the_limit_is_a_multiple_of_the_usual_once_enough_steps_counted():
+    guard = guard_of(spike_factor=3.0)
+    for step in range(1, 33):
+        guard.counted(step, 2.0 if step < 32 else 1e6)
+        assert guard.limit(step + 1) == math.inf
+    assert guard.limit(34) == 6.0  # of the last 32, one of them mad
+    for step in range(33, 400):
+        guard.counted(step, 0.5)
+    assert guard.limit(401) == 1.5
+    assert len(json.dumps(guard.state())) < 4000
+
+
+def test_a_limit_does_not_depend_on_whether_the_step_before_is_known_already():
+    early, late = guard_of(), guard_of()
+    errors = 1 + np.arange(300) % 7 / 10
+    for step, error in enumerate(errors.tolist(), 1):
+        before = early.limit(step + 1)
+        early.counted(step, error)  # as where a save has waited for it
+        assert early.limit(step + 1) == before == late.limit(step + 1)
+        late.counted(step, error)
+
+
+@pytest.mark.parametrize("run", [{"skips": 0}, {"spike_factor": 0.0}])
+def test_no_step_is_a_spike_where_none_is_looked_for(run):
+    guard = guard_of(**run)
+    for step in range(1, 100):
+        guard.counted(step, 1.0)
+    assert guard.limit(100) == math.inf
+
+
+def test_skips_are_counted_within_their_window():
+    guard = guard_of(skips=2, skip_window=10)
+    for step in (5, 14, 15, 24):
+        guard.skip(step, "why")
+        assert not guard.lost(step + 1)
+    assert guard.skip(25, "why") == "2 in 10 steps, at most 2 are borne"
+    guard.skip(26, "why")
+    assert not guard.lost(26)  # which looks at the steps before
+    assert guard.lost(27)
+
+
+def test_what_is_remembered_survives_a_checkpoint():
+    guard = guard_of(skips=2, skip_window=10)
+    for step in range(1, 50):
+        guard.counted(step, 1 / step)
+    guard.skip(50, "why")
+    again = Guard(with_sections(TINY, run={"skips": 2, "skip_window": 10}).run, json.loads(json.dumps(guard.state())))
+    assert (again.state(), again.limit(52)) == (guard.state(), guard.limit(52))
+    for step in (51, 52):
+        again.skip(step, "why")
+    assert again.lost(53)
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"skips": 5, "skip_window": 5}, "skips 5 must be at least 0 and below skip_window 5"),
+        ({"rollbacks": -1}, "rollbacks -1 at least 0"),
+        ({"spike_factor": 0.5}, r"spike_factor 0\.5 must be above 1, or 0"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(keys, said):
+    with pytest.raises(ValueError, match=said):
+        with_sections(TINY, run=keys)
+
+
+def test_a_bad_step_is_described_with_its_worst_rows_first():
+    said = describe(7, math.nan, 1.5, np.array([0.1, np.nan, 9.0]), ["a", "b", "c"])
+    assert said == (
+        "step 7: loss nan, gradient norm 1.5; rows that are not finite: b; batch keys, the worst first: b, c, a"
+    )
+
+
+@pytest.fixture
+def config(tmp_path, shards):
+    """Six steps as everywhere here, of which one in four may be skipped; one makes what is usual."""
+    return with_sections(TINY, data={"data": str(shards)}, run={"skips": 1, "skip_window": 4})
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """poison({step: factor}) multiplies the latents of these steps' batches, however often the run is started."""
+    monkeypatch.setattr(module, "KNOWN_STEPS", 1)
+    real_next, factors = Stream.next, {}
+
+    def next_batch(stream):
+        batch, keys, bucket = real_next(stream)
+        batch.latent[2] *= factors.get(stream.state()["step"], 1.0)
+        return batch, keys, bucket
+
+    monkeypatch.setattr(Stream, "next", next_batch)
+    return factors.update
+
+
+def said(run_dir):
+    found = [json.loads(line) for line in metrics_path(run_dir).read_text().splitlines()]
+    return {(line["step"], line["event"]): line["message"] for line in found if "event" in line}
+
+
+def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_with_new_data(config, tmp_path, poison):
+    poison({3: 1e3, 4: np.nan})
+    whole, parts = (with_sections(config, run={"run_dir": str(tmp_path / name)}) for name in ("whole", "parts"))
+    assert train(with_sections(whole, run={"keep_last": 9})).finished
+    happened = said(tmp_path / "whole")
+    expected = [(0, "started"), (3, "spike"), (3, "skipped"), (4, "nan"), (4, "skipped"), (5, "rolled_back")]
+    assert events(tmp_path / "whole") == [*expected, (6, "finished")]
+    assert happened[3, "skipped"].startswith("1 in 4 steps, at most 1 are borne; error ")
+    assert "batch keys, the worst first: s-00" in happened[3, "spike"]
+    assert "rows that are not finite: s-00" in happened[4, "nan"]
+    back = "back to the weights of step 2, 3 updates are lost, the data goes on; time 1 of at most 5; 2 steps were "
+    assert happened[5, "rolled_back"].startswith(back)
+    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / "whole" / FOLDER)}
+    assert_same_weights(load_run(folders[5]), load_run(folders[2]))
+    assert read_meta(folders[5]).stream["step"] == 5
+    remembered = read_meta(folders[5]).guard
+    assert (remembered["rollbacks"], remembered["skipped"]) == (1, [])
+    assert [step for step, _ in remembered["errors"]] == [1, 2]
+
+    assert train(parts, stop=StopAfter(3)).step == 3  # in the middle of it
+    assert train(parts).finished
+    for weights in ("raw", "ema"):
+        assert_same_weights(load_run(tmp_path / "parts", weights), load_run(tmp_path / "whole", weights))
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    assert list(lines(tmp_path / "parts")) == [1, 2, 3, 4, 5, 6]
+    assert [step for step, loss in lines(tmp_path / "parts").items() if loss is None] == [4]
+    newest = [read_meta(step_folders(tmp_path / name / FOLDER)[0]) for name in ("whole", "parts")]
+    assert newest[0].guard == newest[1].guard
+
+
+class NoCheckpoints(Checkpoints):
+    """A run directory that has nothing from before."""
+
+    def __init__(self):
+        pass
+
+    def wait(self):
+        pass
+
+    def restore(self, abstract, config, before=None):
+        assert before == 5
+
+
+@pytest.mark.parametrize(
+    ("rollbacks", "reason"),
+    [
+        (1, "there is no checkpoint from before to go back to"),
+        (0, r"the run has gone back 0 times \(run\.rollbacks\)"),
+    ],
+)
+def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(rollbacks, reason):
+    config = with_sections(TINY, run={"skips": 1, "skip_window": 8, "rollbacks": rollbacks})
+    guard = Guard(config.run)
+    for step in (5, 6):
+        guard.skip(step, f"step {step}: loss nan; batch keys: a, b")
+    state = TrainState(step=jnp.int32(6), params={}, ema={}, opt_state={})
+    why = "2 steps were skipped from 5 on, the last because of step 6: loss nan; batch keys: a, b; "
+    with pytest.raises(NonFiniteError, match=f"^{why}{reason}: look at these samples"):
+        guard.roll_back(state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoCheckpoints())
+
+
+class NoFeed(Feed):
+    """A feed without a stream."""
+
+    def __init__(self):
+        self.waited_s = 0.0
+
+    def on_retry(self, listener):
+        pass
+
+
+def test_a_step_whose_weights_are_not_finite_ends_the_run_before_anything_is_saved(tmp_path):
+    step = TrainStep(SimpleNamespace(_cache_size=lambda: 1))
+    guard, watch = Guard(TINY.run), HangWatch(0.0, 1.0)
+    fed = Fed(random_batch(), ["a"], TINY.data.buckets[0], {}, 1)
+    numbers: dict[str, Any] = dict.fromkeys((*LINE, "error", "good", "finite"), jnp.float32(1))
+    numbers["param_norm"] = jnp.float32(np.inf)
+    with MetricsWriter(tmp_path) as writer, Progress(steps=6) as progress:
+        reporter = Reporter(TINY, writer, progress, NoFeed(), step, guard, watch, start=0)
+        reporter.launched(1, 8, fed, numbers)
+        said = "step 1: the norm of the weights is inf; nothing is saved"
+        with pytest.raises(NonFiniteError, match=said), reporter.pause():
+            pytest.fail("saved")
+    assert events(tmp_path) == [(1, "nan")]

@@ -1,6 +1,6 @@
 """From the command to the first step: the demo preset over two processes, with an empty and with a warm compile cache.
 
-    python -m benchmarks.start         # about three minutes on two cores
+    python -m benchmarks.start         # about two minutes on two cores
 
 Each side starts `train_pretrain.py` twice on this machine and stops the clock when both have said the numbers of step
 1: imports, joining, listing the shards, the first batch, compiling and the step are in it. The sides differ in the
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.processes import stop, training, until, write_shards
 
-PROCESSES, REPEATS = 2, 3
+PROCESSES, REPEATS = 2, 2
 
 
 def main() -> None:

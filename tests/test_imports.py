@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
 ANYTHING = {"cli"}  # parses and calls every room; no room imports it
 
 NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
+NOT_IMPORTED = {"filelock"}  # JAX does, where its compile cache has a limit
 OPTIONAL = {
     "fsspec": "gcs",
     "pocketsphinx": "eval",
@@ -180,7 +181,7 @@ def test_pyproject_lists_what_is_imported_and_nothing_else() -> None:
             continue
         candidates = {normalised(name) for name in distributions.get(package, [package])}
         used.add(next(iter(candidates & declared), f"{package} ({found})"))
-    assert used == declared
+    assert used | NOT_IMPORTED == declared
 
 
 def normalised(distribution: str) -> str:

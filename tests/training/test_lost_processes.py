@@ -26,7 +26,7 @@ def flags(shards, compile_once, monkeypatch):
 
 def finish(folder, run_dir, flags, devices) -> Group:
     """Resumes after the newest checkpoint, does a little more, and is told to stop."""
-    whole = saved_steps(run_dir)[-1]
+    whole = newest(run_dir)
     with Group(folder, 2, devices, *flags(run_dir)) as last:
         last.until_step(whole + 3)
         last.send(0, signal.SIGTERM)
@@ -41,7 +41,7 @@ def test_when_one_is_lost_the_other_ends_in_time_and_a_restart_goes_on(
 ) -> None:
     run_dir, groups = tmp_path / "run", []
     for number, victim in ((signal.SIGKILL, 0), (signal.SIGKILL, 1), (signal.SIGSTOP, 0), (signal.SIGSTOP, 1)):
-        before = saved_steps(run_dir)[-1] if groups else 0
+        before = newest(run_dir)
         with Group(tmp_path / f"{number.name} {victim}", 2, 2, *flags(run_dir)) as pair:
             pair.until_step(before + 12)
             began = time.monotonic()
@@ -53,11 +53,11 @@ def test_when_one_is_lost_the_other_ends_in_time_and_a_restart_goes_on(
         assert took_s < (HEARTBEAT_S + 10) * MACHINE
         with capsys.disabled():
             print(f"\n{number.name} to process {victim}: the other ended with {other.exitcode} after {took_s:.1f} s")
-        assert saved_steps(run_dir)[-1] > before
+        assert newest(run_dir) > before
         groups.append(pair)
     groups.append(finish(tmp_path / "last", run_dir, flags, 2))
 
-    batches, expected = alone(tmp_path / "alone", shards, saved_steps(run_dir)[-1], monkeypatch)
+    batches, expected = alone(tmp_path / "alone", shards, newest(run_dir), monkeypatch)
     for group in groups:
         for trained in group.trained():
             assert trained, group.said()
@@ -73,7 +73,7 @@ def test_a_run_killed_twenty_times_is_the_run_that_nobody_killed(tmp_path, flags
     run_dir, groups = tmp_path / "run", []
     table = [f"seed {seed}", "kill | moment | process | last step | other ended after s | newest checkpoint"]
     for number in range(1, KILLS + 1):
-        before = saved_steps(run_dir)[-1] if groups else 0
+        before = newest(run_dir)
         victim, saving = draw.randrange(2), number % 2 == 1
         with Group(tmp_path / f"kill {number}", 2, 1, *flags(run_dir)) as pair:
             pair.until("process ")  # they have met
@@ -89,12 +89,12 @@ def test_a_run_killed_twenty_times_is_the_run_that_nobody_killed(tmp_path, flags
         groups.append(pair)
         done = [max(steps, default=before) for steps in pair.trained()]
         moment = "while saving" if saving else "any"
-        table.append(f"{number} | {moment} | {victim} | {max(done)} | {took_s:.1f} | {saved_steps(run_dir)[-1:]}")
+        table.append(f"{number} | {moment} | {victim} | {max(done)} | {took_s:.1f} | {newest(run_dir)}")
     groups.append(finish(tmp_path / "last", run_dir, flags, 1))
     with capsys.disabled():
         print("", *table, sep="\n")
 
-    last = saved_steps(run_dir)[-1]
+    last = newest(run_dir)
     with Group(tmp_path / "whole", 2, 1, *flags(tmp_path / "whole" / "run")) as whole:  # which nobody interrupts
         whole.until_step(last + 1)
         whole.send(0, signal.SIGTERM)
@@ -107,11 +107,18 @@ def test_a_run_killed_twenty_times_is_the_run_that_nobody_killed(tmp_path, flags
     assert {step: found[step] for step in range(1, last + 1)} == {step: expected[step] for step in range(1, last + 1)}
 
 
+def newest(run_dir) -> int:
+    """The step of the newest checkpoint that is whole, 0 without one."""
+    return max(saved_steps(run_dir), default=0)
+
+
 def await_save(pair: Group, run_dir, before: int, more_s: float) -> None:
-    """Returns while a checkpoint is being written, `more_s` after its folder appeared."""
-    pair.until_step(before + 1)
-    end = time.monotonic() + 120
-    while not any((run_dir / "checkpoints").glob("*orbax-checkpoint-tmp*")):
+    """Returns while the second checkpoint of these processes is being written, `more_s` after its folder appeared.
+
+    The first is spared: a run whose every first save is cut off never gets on.
+    """
+    end = time.monotonic() + 200
+    while newest(run_dir) == before or not any((run_dir / "checkpoints").glob("*orbax-checkpoint-tmp*")):
         assert time.monotonic() < end, pair.said()
         time.sleep(0.001)
     time.sleep(more_s)
@@ -141,6 +148,6 @@ def test_processes_that_wait_for_room_on_the_disk_leave_together_on_sigterm(tmp_
         assert pair.codes() == [0, 0], pair.said()
         assert time.monotonic() - began < 10 * MACHINE
     waited = stopped_at(run_dir, "disk_full")
-    assert waited[0] == waited[1] == saved_steps(run_dir)[-1]
+    assert waited[0] == waited[1] == newest(run_dir)
     assert stopped_at(run_dir) == waited  # not a step was done after
     assert [line for line in metric_lines(run_dir) if "loss/train" in line][-1]["step"] == waited[0]

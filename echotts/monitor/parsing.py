@@ -5,6 +5,7 @@ matrix without a look at any one of its numbers. What does not fit - events, tor
 line by line. What a line may be is said in docs/training.md and training/metrics.py.
 """
 
+import functools
 import math
 from collections import defaultdict
 from dataclasses import dataclass, field
@@ -87,7 +88,7 @@ class Parser:
         for keys in dict.fromkeys(tuple(row) for _, row in plain):
             names |= dict.fromkeys(name for name in keys if len(name) <= MAX_NAME and not set("{}") & set(name))
         if len(known) < len(names) <= MAX_LEARNED:
-            self._shape = Shape(tuple(names))
+            self._shape = shape_of(tuple(names))
 
     def _all_at_once(self, block: Block, parsed: Parsed) -> bool:
         """Adds the lines as tables, one for each set of names; False, with nothing added, where one does not fit."""
@@ -148,6 +149,12 @@ class Shape:
             return np.array(rows, np.float64).T
         numbers = np.frombuffer(packed, self._row, offset=start)["numbers"]["number"]
         return np.ascontiguousarray(numbers.T, np.float64)
+
+
+@functools.lru_cache(maxsize=64)
+def shape_of(names: Names) -> Shape:
+    """The shape of these names, which takes milliseconds to make."""
+    return Shape(names)
 
 
 def _is_one_a_line(block: Block, objects: int) -> bool:

@@ -14,7 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HOME = Path(os.environ["FAKE_GCLOUD"])
@@ -112,21 +111,23 @@ def describe_node(world: dict, arguments: argparse.Namespace) -> int:
 def ssh(world: dict, arguments: argparse.Namespace) -> int:
     workers = chosen(world, arguments)
     print(f"Using ssh batch size of 1. Attempting to SSH into 1 nodes with a total of {len(workers)} workers.")
-    with ThreadPoolExecutor() as pool:
-        # as gcloud and ssh do: split at spaces, joined by spaces, read by the login shell of the worker
-        command = " ".join(arguments.command.split(" "))
-        codes = list(pool.map(lambda worker: run_on(worker, command), workers))
+    # as gcloud and ssh do: split at spaces, joined by spaces, read by the login shell of the worker
+    command = " ".join(arguments.command.split(" "))
+    sys.stdout.flush()  # the workers write to it themselves
+    shells = [start_on(worker, command) for worker in workers]
+    codes = [255 if shell is None else end_of(shell) for shell in shells]
     for worker, code in zip(workers, codes, strict=True):
         if code and len(workers) > 1:
             print(f"##### Command execution on worker {worker} failed with exit status {code}. Continuing.")
     return next((code for code in codes if code), 0)
 
 
-def run_on(worker: int, command: str) -> int:
+def start_on(worker: int, command: str) -> subprocess.Popen | None:
+    """The shell of a worker; None where it cannot be reached."""
     home = HOME / f"w{worker}"
     if not home.exists() or (home / "unreachable").exists():
         print("ssh: connect to host port 22: Connection timed out", file=sys.stderr)
-        return 255
+        return None
     environment = {
         "HOME": str(home),
         "PATH": f"{home}/bin:{HOME}/bin:/usr/bin:/bin",
@@ -135,7 +136,10 @@ def run_on(worker: int, command: str) -> int:
         "ECHOTTS_TPU_LOCK": str(home / "libtpu_lockfile"),
     }
     # a process group of its own, ended when the connection ends: only what is detached stays
-    shell = subprocess.Popen(["bash", "-c", command], cwd=home, env=environment, start_new_session=True)
+    return subprocess.Popen(["bash", "-c", command], cwd=home, env=environment, start_new_session=True)
+
+
+def end_of(shell: subprocess.Popen) -> int:
     code = shell.wait()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(shell.pid, signal.SIGHUP)

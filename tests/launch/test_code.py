@@ -107,7 +107,8 @@ def test_the_token_arrives_with_mode_600_and_is_on_no_command_line(world: World,
     token = tmp_path / "token"
     token.write_text("hf_secret\n")
     token.chmod(0o644)
-    world.ready("--hf_token_file", str(token))
+    world.call("up", "--accelerator_type", "v4-16")
+    world.call("sync", "--hf_token_file", str(token))
     for worker in (0, 1):
         arrived = world.job(worker, "token")
         assert arrived.read_text() == "hf_secret\n"

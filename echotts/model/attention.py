@@ -5,11 +5,13 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jaxtyping import Array, Bool, Float
 
 from echotts.model.layers import Linear, RMSNorm, rotate
 
 MASKED_SCORE = -1e30  # finite: a row with no visible key attends evenly instead of giving NaN
+MANY_SCORES = 1 << 16  # a row and head: above, those of all heads no longer fit a CPU's cache
 
 
 @runtime_checkable
@@ -32,12 +34,42 @@ def attend(
 ) -> Float[Array, "b t h d"]:
     """Attention as XLA makes it, on any platform: matrix products and a softmax in float32."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    if visible is not None:
-        scores = jnp.where(visible[:, None, None], scores, MASKED_SCORE)
-    if causal:
-        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, MASKED_SCORE)
+    scores = _hide(scores, None if visible is None else visible[:, None, None], causal)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def attend_by_head(
+    q: Float[Array, "b t h d"],
+    k: Float[Array, "b s h d"],
+    v: Float[Array, "b s h d"],
+    visible: Bool[Array, "b s"] | None = None,
+    *,
+    causal: bool = False,
+) -> Float[Array, "b t h d"]:
+    """`attend` on a CPU: where the scores are many, one head after the other, so that its scores stay in the cache."""
+    if q.shape[1] * k.shape[1] < MANY_SCORES:
+        return attend(q, k, v, visible, causal=causal)
+
+    def one(head: tuple[Array, Array, Array]) -> Array:
+        q, k, v = head  # (b t d), (b s d), (b s d)
+        scores = jnp.einsum("btd,bsd->bts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+        scores = _hide(scores, None if visible is None else visible[:, None], causal)
+        weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        heard = jnp.einsum("bts,bsd->btd", weights.astype(v.dtype), v)
+        return (heard / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # fewer numbers to divide than weights
+
+    by_head = lax.map(one, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0)))
+    return jnp.moveaxis(by_head, 0, 2)
+
+
+def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
+    """Scores (... t s) with those of keys that may not be read out of reach."""
+    if visible is not None:
+        scores = jnp.where(visible, scores, MASKED_SCORE)
+    if causal:
+        scores = jnp.where(jnp.tril(jnp.ones(scores.shape[-2:], bool)), scores, MASKED_SCORE)
+    return scores
 
 
 class ConditionKeysValues(NamedTuple):

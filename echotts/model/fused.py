@@ -1,4 +1,4 @@
-"""Which attention a platform uses: Pallas splash on TPU, cuDNN on GPU, XLA's own elsewhere.
+"""Which attention a platform uses: Pallas splash on TPU, cuDNN on GPU, head by head on CPU, XLA's own elsewhere.
 
 All keep the semantics of `attention.attend`: keys that are not visible weigh nothing, and a row without a visible key
 gives finite numbers, which nobody reads. Fused kernels never store the scores, t x s numbers a head.
@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
 from echotts.config import ModelConfig
-from echotts.model.attention import Attend, attend
+from echotts.model.attention import Attend, attend, attend_by_head
 
 LANES = 128  # a TPU register's width: blocks, and heads that splash takes, are multiples of it
 BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster as long as padding does not grow
@@ -33,7 +33,7 @@ def choose_attention(platform: str, config: ModelConfig) -> Attend:
         return splash
     if platform in ("gpu", "cuda") and config.compute_dtype == "bfloat16" and max(heads) <= CUDNN_HEAD_LIMIT:
         return cudnn
-    return attend
+    return attend_by_head if platform == "cpu" else attend
 
 
 def splash(

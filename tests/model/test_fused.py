@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from echotts.config import demo, echo_1b3, echo_840m
-from echotts.model.attention import attend
+from echotts.model.attention import MANY_SCORES, attend, attend_by_head
 from echotts.model.fused import choose_attention, cudnn, splash
 from tests.blockdit_golden import Golden
 
@@ -75,8 +76,21 @@ def test_the_platform_and_the_head_size_choose():
     assert choose_attention("tpu", small) is attend  # heads of 48 channels fill no register
     assert choose_attention("gpu", large) is cudnn
     assert choose_attention("gpu", small) is attend  # float32
-    assert choose_attention("cpu", large) is attend
+    assert choose_attention("cpu", large) is attend_by_head
+    assert choose_attention("cpu", dataclasses.replace(large, attention="xla")) is attend
     assert choose_attention("tpu", dataclasses.replace(large, attention="xla")) is attend
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_head_by_head_equals_all_heads_at_once(causal):
+    frames = keys = math.isqrt(MANY_SCORES)
+    inputs = operands(2, frames, keys)
+    visible = jnp.arange(keys) < jnp.asarray([[keys], [40]])
+    for rows in (frames - 1, frames):  # just too few scores to be worth it, and enough
+        q, k, v = inputs[0][:, :rows], inputs[1], inputs[2]
+        k, v, seen = (k[:, :rows], v[:, :rows], visible[:, :rows]) if causal else (k, v, visible)
+        want, got = (f(q, k, v, seen, causal=causal) for f in (attend, attend_by_head))
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu

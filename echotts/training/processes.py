@@ -67,6 +67,10 @@ def join(config: Config) -> None:
         warning.cancel()
     mine = identity(config)
     check_alike(_exchanged(mine))
+    if jax.default_backend() == "cpu":
+        # There process 0 alone finds again what was compiled before, and two that differ in that have been seen to wait
+        # for each other in a collective of step 2 without end.
+        jax.config.update("jax_enable_compilation_cache", False)
     _meet()
     worker = WORKER.search(socket.gethostname())
     LOGGER.info(

@@ -3,9 +3,9 @@
     python -m benchmarks.start         # about three minutes on two cores
 
 Each line starts `train_pretrain.py` on this machine and stops the clock when all processes have said the numbers of
-step 1: imports, joining, listing the shards, the first batch, compiling and the step are in it. The two of a pair differ
-in the compile cache alone, which several processes on CPUs do without. The last figure is from SIGTERM to one of the
-processes until all have saved and left. Target: at most 60 s over two processes once the cache is warm; 10 s for
+step 1: imports, joining, listing the shards, the first batch, compiling and the step are in it. The lines of a pair
+differ in the compile cache alone, which several processes on CPUs do without. The last figure is from SIGTERM to one of
+the processes until all have saved and left. Target: at most 60 s over two processes once the cache is warm; 10 s for
 leaving.
 """
 

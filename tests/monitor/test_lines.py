@@ -206,3 +206,21 @@ def test_a_sample_of_a_file_reaches_from_its_first_line_to_its_last(tmp_path, mo
     steps = [step for parsed in parts for table in parsed.tables for step in table.steps.tolist()]
     assert len(parts) == 8 and sum(parsed.bad for parsed in parts) == 0
     assert steps == sorted(steps) and steps[0] == 1 and steps[-1] == 1000 and 16 < len(steps) < 80
+
+
+@pytest.mark.parametrize(
+    ("odd", "bad"),
+    [
+        (b'{"time": 2, "step": 2}{"time": 3, "step": 3}\n', 1),
+        (b'{"time": 2,\n"step": 2}\n', 2),
+        (b'{"time": 2, "step": 2}{"time": 3,\n"step": 3}\n', 2),  # as many objects as lines
+        (b'\n \n{"time": null, "step": 2}\n', 1),
+    ],
+)
+def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad):
+    parser, good = Parser(), b'{"time": 1, "step": 1, "a": 1}\n'
+    assert parser.parse(good).bad == 0
+    parsed = parser.parse(good + odd + good)
+    assert parsed.bad == bad
+    assert [step for table in parsed.tables for step in table.steps.tolist()] == [1, 1]
+    assert not any(table.irregular for table in parsed.tables)

@@ -34,7 +34,7 @@ class Group:
     """`count` processes of one run with `devices` each; none outlives the `with`.
 
     `folder` gets a log of each, and of each a list of what it trained on (`trained`). `each` holds further flags of
-    single ones; of `homes` each has one of its own.
+    single ones; of `homes` each has one of its own; `poisons` holds factors of `poisoned`.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Group:
         homes: bool = False,
         environment: Mapping[str, str] | None = None,
         spoken: bool = False,
+        poisons: Mapping[int, dict[int, float]] | None = None,
     ):
         folder.mkdir(exist_ok=True)
         with socket.socket() as free:
@@ -66,6 +67,7 @@ class Group:
                     "options": QUICK | {"jax_num_cpu_devices": devices, "jax_compilation_cache_dir": cache},
                     "environment": dict(environment or {}) | ({"HOME": str(folder / f"home{index}")} if homes else {}),
                     "spoken": spoken,
+                    "factors": (poisons or {}).get(index, {}),
                 },
             )
             process.start()
@@ -170,6 +172,17 @@ def hashes(batch: Any) -> list[str]:
     return [digest.hexdigest()[:16] for digest in digests]
 
 
+def poisoned(next_batch: Any, factors: Mapping[int, float]) -> Any:
+    """Stream.next, which multiplies the latents of one row of these steps' batches, however often they are read."""
+
+    def and_poison(stream: Any) -> Any:
+        batch, keys, bucket = next_batch(stream)
+        batch.latent[2] *= factors.get(stream.state()["step"], 1.0)
+        return batch, keys, bucket
+
+    return and_poison
+
+
 class _Said:
     def save(self, path: Path) -> None:
         path.write_text("said")
@@ -186,7 +199,13 @@ def _speak(weights: Any, sentence: str, seed: int, voice: Any) -> Any:
 
 
 def _run(
-    log: Path, trained: Path, flags: list[str], options: dict[str, Any], environment: dict[str, str], spoken: bool
+    log: Path,
+    trained: Path,
+    flags: list[str],
+    options: dict[str, Any],
+    environment: dict[str, str],
+    spoken: bool,
+    factors: dict[int, float],
 ) -> None:
     """What a process does: the program, as if it had been called with these flags. It does not outlive the tests."""
     tests = multiprocessing.parent_process()
@@ -201,12 +220,14 @@ def _run(
     import jax
 
     from echotts.cli import train
+    from echotts.data.stream import Stream
     from echotts.training.report import Reporter
 
     for name, value in options.items():
         jax.config.update(name, value)
     if spoken:
         train.make_speaker = lambda config: _speak
+    Stream.next = poisoned(Stream.next, factors)
     Reporter.launched = record(trained, Reporter.launched)
     sys.argv = ["train_pretrain.py", *flags]
     try:

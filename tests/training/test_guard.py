@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +26,9 @@ from echotts.training.report import LINE, Reporter
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep
 from tests.training.conftest import TINY, random_batch, with_sections
+from tests.training.group import Group, losses, metric_lines, poisoned
 from tests.training.test_loop import StopAfter, assert_same_weights, events, lines
+from tests.training.test_processes import run_flags
 
 
 def guard_of(**run) -> Guard:
@@ -115,14 +118,8 @@ def config(tmp_path, shards):
 def poison(monkeypatch):
     """poison({step: factor}) multiplies the latents of these steps' batches, however often the run is started."""
     monkeypatch.setattr(module, "KNOWN_STEPS", 1)
-    real_next, factors = Stream.next, {}
-
-    def next_batch(stream):
-        batch, keys, bucket = real_next(stream)
-        batch.latent[2] *= factors.get(stream.state()["step"], 1.0)
-        return batch, keys, bucket
-
-    monkeypatch.setattr(Stream, "next", next_batch)
+    factors = {}
+    monkeypatch.setattr(Stream, "next", poisoned(Stream.next, factors))
     return factors.update
 
 
@@ -152,8 +149,7 @@ def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_w
 
     assert train(parts, stop=StopAfter(3)).step == 3  # in the middle of it
     assert train(parts).finished
-    for weights in ("raw", "ema"):
-        assert_same_weights(load_run(tmp_path / "parts", weights), load_run(tmp_path / "whole", weights))
+    assert_same_weights(load_run(tmp_path / "parts", "raw"), load_run(tmp_path / "whole", "raw"))
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert list(lines(tmp_path / "parts")) == [1, 2, 3, 4, 5, 6]
     assert [step for step, loss in lines(tmp_path / "parts").items() if loss is None] == [4]
@@ -215,3 +211,25 @@ def test_a_step_whose_weights_are_not_finite_ends_the_run_before_anything_is_sav
         with pytest.raises(NonFiniteError, match=said), reporter.pause():
             pytest.fail("saved")
     assert events(tmp_path) == [(1, "nan")]
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(600)
+def test_rows_of_one_process_make_all_skip_and_go_back_together(tmp_path, shards, compile_once, monkeypatch):
+    run_dir = tmp_path / "run"
+    few = ["--run.skips=1", "--run.skip_window=4", "--run.save_every_steps=2"]
+    flags = run_flags(compile_once, monkeypatch, f"--data={shards}", *few)(run_dir)
+    with Group(tmp_path, 2, 1, *flags, poisons={1: {3: math.nan, 4: math.nan}}) as pair:
+        pair.until_step(8)
+        pair.send(0, signal.SIGTERM)
+        assert pair.codes() == [0, 0], pair.said()
+    found = [line for line in metric_lines(run_dir) if line.get("event") in ("nan", "skipped", "rolled_back")]
+    for process in (0, 1):
+        mine = [line for line in found if line["process"] == process]
+        happened = [(line["step"], line["event"]) for line in mine]
+        assert happened == [(3, "nan"), (3, "skipped"), (4, "nan"), (4, "skipped"), (5, "rolled_back")]
+        assert ("rows that are not finite: s-00" in mine[0]["message"]) == (process == 1)
+        assert mine[-1]["message"].startswith("back to the weights of step 2, 3 updates are lost")
+    assert all(loss is None for step, loss in losses(run_dir).items() if step in (3, 4))
+    assert all(loss is not None for step, loss in losses(run_dir).items() if step > 4)

@@ -75,7 +75,7 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[dev,eval]'
+	$(PIP) -e '.[dev,eval,gcs]'
 	$(PIP) $(METER)
 	touch $@ $(VENV)/.runtime
 

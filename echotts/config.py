@@ -193,7 +193,7 @@ class RunConfig:
     """Where the run lives, and when it saves, measures and speaks."""
 
     run_dir: str = ""
-    """Folder of checkpoints, metrics and samples."""
+    """Folder of checkpoints, metrics and samples, here or in a bucket: gs://bucket/run."""
     seed: int = 0
     """Decides every random draw."""
     data_ways: int = 1

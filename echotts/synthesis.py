@@ -32,6 +32,7 @@ from echotts.audio import (
     write_audio,
     write_whole,
 )
+from echotts.buckets import is_bucket
 from echotts.config import DataConfig, DtypeName, ModelConfig
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
 from echotts.model import Params, build
@@ -160,7 +161,7 @@ class EchoTTS:
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
     ) -> "EchoTTS":
-        """Run directory, one of its checkpoints, .safetensors, published .pkl or Hub id; None is the demo model.
+        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None is the demo model.
 
         The codec is found by what the checkpoint says of it; `codec` names another. `weights` ("ema" or "raw") chooses
         in a run directory. `dtype` of the computation is float32 on a CPU and the model's own elsewhere.
@@ -352,12 +353,17 @@ class EchoTTS:
         return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end])
 
 
-def locate_checkpoint(checkpoint: str | Path | None) -> Path:
-    """A path on this machine: the demo model for None, a download for a Hub id. FileNotFoundError if there is none."""
+def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
+    """The demo model for None, a download for a Hub id, a bucket's gs:// as it is; else a path on this machine.
+
+    FileNotFoundError if there is none.
+    """
     if checkpoint is None:
         if not DEMO_MODEL.is_file():
             raise FileNotFoundError(f"{DEMO_MODEL}: the demo model is not installed: give a checkpoint")
         return DEMO_MODEL
+    if isinstance(checkpoint, str) and is_bucket(checkpoint):
+        return checkpoint
     path = Path(checkpoint).expanduser()
     if path.exists():
         return path

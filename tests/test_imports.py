@@ -21,6 +21,7 @@ PACKAGE = ROOT / "echotts"
 ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itself
     "config": set(),
     "files": set(),
+    "buckets": set(),
     "disk": {"files"},
     "pickle_machine": set(),
     "pickles": {"pickle_machine"},
@@ -31,9 +32,9 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "codec": {"audio", "files", "pickles"},
     "data": {"config", "files", "text", "audio", "codec", "disk"},
     "interop": {"config", "files", "text", "pickles", "model"},
-    "training": {"config", "files", "text", "disk", "model", "flow", "data", "interop"},
-    "monitor": {"training"},  # the names of metrics, and no more
-    "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training"},
+    "training": {"config", "files", "text", "disk", "model", "flow", "data", "interop", "buckets"},
+    "monitor": {"training", "buckets"},  # of training the names of metrics, and no more
+    "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training", "buckets"},
     "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
     "__init__": {"synthesis"},
     "__main__": {"cli"},
@@ -44,6 +45,10 @@ NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and bench
 NOT_IMPORTED = {"filelock"}  # JAX does, where its compile cache has a limit
 OPTIONAL = {
     "fsspec": "gcs",
+    "gcsfs": "gcs",
+    "aiohttp": "gcs",
+    "requests": "gcs",
+    "google": "gcs",
     "pocketsphinx": "eval",
     "resemblyzer": "eval",
     "espeakng_loader": "dev",

@@ -30,7 +30,8 @@ class Arguments:
     """
 
     checkpoint: str | None = None
-    """Run directory, one of its checkpoints, .safetensors, published .pkl or Hub id. None: the demo model."""
+    """Run directory, here or gs://bucket/run, one of its checkpoints, .safetensors, published .pkl or Hub id.
+    None: the demo model."""
     codec: str | None = None
     """Codec in place of the one the checkpoint names."""
     data: Path | None = None

@@ -13,8 +13,8 @@ PROG = "python -m echotts export"
 class Arguments:
     """Write the weights of a run as one file: .safetensors for inference.py, .pkl as published checkpoints are."""
 
-    run_dir: Path
-    """Run directory (its newest whole checkpoint is taken), or one of its checkpoints/step_* folders."""
+    run_dir: str
+    """Run directory, local or gs://bucket/run (its newest whole checkpoint is taken), or one of its step_* folders."""
     output: Path
     """File to write, .safetensors or .pkl; folders are made."""
     weights: Literal["ema", "raw"] = "ema"

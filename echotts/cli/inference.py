@@ -23,8 +23,8 @@ class Arguments:
     speaker_ref: Path | None = None
     """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: one made up from the seed."""
     checkpoint: str | None = None
-    """Run directory, one of its checkpoints, .safetensors, published .pkl or Hub id. None: the demo model, which
-    knows digits."""
+    """Run directory, here or gs://bucket/run, one of its checkpoints, .safetensors, published .pkl or Hub id.
+    None: the demo model, which knows digits."""
     codec: str | None = None
     """Codec in place of the one the checkpoint names: weights.pth, .safetensors, directory or Hub id."""
     duration: float = 15.0

@@ -43,7 +43,8 @@ class Arguments:
     """Shards to train on: a folder, a glob in quotes, s-{000..099}.tar, hf://datasets/ORG/NAME@REV/s-{000..999}.tar,
     https:// or gs://; '0.7 * A + 0.3 * B' mixes [data.data]. Required."""
     run_dir: str
-    """Directory of checkpoints, metrics and samples; made where missing, resumed where not [run.run_dir]. Required."""
+    """Directory of checkpoints, metrics and samples, or gs://bucket/run; made where missing, resumed where not
+    [run.run_dir]. Required."""
     steps: int
     """Optimizer steps in all; the learning rate ends at 0 there [optim.steps]."""
     batch_size: int

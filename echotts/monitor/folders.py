@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from echotts import buckets
+
 REMOTE_TIMEOUT_S = 30
 
 
@@ -112,23 +114,22 @@ class RemoteFolder:
 
     def __init__(self, spec: str):
         self.spec = spec
-        try:
-            import fsspec
+        if buckets.is_bucket(spec):
+            self._files, root = buckets.open_bucket(spec)
+        else:
+            try:
+                import fsspec
 
-            self._files, root = fsspec.core.url_to_fs(spec)
-        except ImportError as error:
-            raise ModuleNotFoundError(
-                f"{spec}: reading a bucket needs more packages ({error}): pip install 'echotts[gcs]'"
-            ) from error
-        except ValueError as error:
-            raise ValueError(f"{spec}: {error}; known: local directories and gs://bucket/run") from error
+                self._files, root = fsspec.core.url_to_fs(spec)
+            except (ImportError, ValueError) as error:
+                raise ValueError(f"{spec}: {error}; known: local directories and gs://bucket/run") from error
         self._root = root.rstrip("/")
 
     def entries(self, path: str = "") -> list[Entry]:
         self._files.invalidate_cache()
         try:
             found = self._files.ls(f"{self._root}/{path}".rstrip("/"), detail=True)
-        except OSError:
+        except buckets.failures():
             return []
         entries = (_remote_entry(info) for info in found)
         return sorted((entry for entry in entries if entry.name), key=lambda entry: entry.name)
@@ -137,14 +138,14 @@ class RemoteFolder:
         self._files.invalidate_cache()
         try:
             found = _remote_entry(self._files.info(f"{self._root}/{path}"))
-        except OSError:
+        except buckets.failures():
             return None
         return None if found.is_folder else found
 
     def read(self, path: str, start: int, length: int) -> bytes:
         try:
             return self._files.cat_file(f"{self._root}/{path}", start=start, end=start + length)
-        except (OSError, ValueError):  # gone, or shorter by now
+        except (*buckets.failures(), ValueError):  # gone, or shorter by now
             return b""
 
 

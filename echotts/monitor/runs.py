@@ -18,7 +18,9 @@ from echotts.monitor.parsing import Event
 
 CONFIG_NAME, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 CONFIG_BYTES = 1 << 20
-# As training/checkpoint.py names them, which imports jax: a folder is renamed to this once it is whole.
+# As training/checkpoint.py names them, which imports jax: a folder is renamed to this once it is whole; in a
+# bucket, where that cannot be, it has COMMITTED in it then.
+COMMITTED = "commit_success.txt"
 STEP_NAME = re.compile(r"step_(\d{8,18})")
 UNFINISHED = re.compile(r"step_(\d{8,18})\.orbax-checkpoint-tmp.*")
 RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
@@ -213,12 +215,16 @@ class Run:
                 found[entry.name] = known  # what is whole stays as it is, and has hundreds of files
                 continue
             path = f"{CHECKPOINTS}/{entry.name}"
-            files = [(below, file.size_bytes) for below, file in walk(self.folder, path)]
+            files = dict(walk(self.folder, path))
+            needed = {f"{path}/meta/metadata", f"{path}/{COMMITTED}"}
             found[entry.name] = {
                 "step": int(entry.name.removeprefix("step_").partition(".")[0]),
                 "modified": entry.modified,
-                "bytes": sum(size for _, size in files),
-                "complete": whole is not None and any(below == f"{path}/meta/metadata" for below, _ in files),
+                "written": entry.modified
+                or max((file.modified or 0.0 for file in files.values()), default=0.0)
+                or None,
+                "bytes": sum(file.size_bytes for file in files.values()),
+                "complete": whole is not None and needed <= files.keys(),
             }
         self._checkpoints = found
         return sorted(found.values(), key=lambda checkpoint: -checkpoint["step"])

@@ -159,7 +159,7 @@ class Routes:
         rows = [
             {
                 "step": found["step"],
-                "age_s": None if found["modified"] is None else max(now - found["modified"], 0.0),
+                "age_s": None if found["written"] is None else max(now - found["written"], 0.0),
                 "bytes": found["bytes"],
                 "complete": found["complete"],
             }

@@ -1,12 +1,14 @@
 """Checkpoints of a run: parameters, EMA, optimizer, step, samples seen, stream state and configuration, as one unit.
 
 Orbax writes them in the background into a temporary folder and commits by renaming: a folder named `step_00001500` is
-a whole checkpoint or, after damage from outside, one that is passed over with a warning. All of Orbax is in this file.
+a whole checkpoint or, after damage from outside, one that is passed over with a warning. In a bucket, where nothing can
+be renamed at once, a step counts when COMMITTED is in it, which is written last. All of Orbax is in this file.
 
     step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
     step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -25,11 +27,15 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
 
+from echotts import buckets
 from echotts.config import Config, RunConfig
 from echotts.disk.leases import is_leased, lease
 from echotts.disk.runs import note_verified
 from echotts.disk.settings import load_settings
 from echotts.disk.watchdog import make_room
+from echotts.training.exchange import from_all
+from echotts.training.room import any_process
+from echotts.training.rundir import Place, read_whole
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,8 +44,12 @@ FOLDER = "checkpoints"
 STEP_PREFIX, STEP_DIGITS = "step", 8
 STEP_NAME = re.compile(rf"{STEP_PREFIX}_(\d{{{STEP_DIGITS},}})")
 SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
+COMMITTED = "commit_success.txt"
 ARRAYS = ("params", "ema", "opt_state")
 SAVE_TIMEOUT_S = 1800
+NO_ANSWER = re.compile(  # how tensorstore begins when it is not the data that are wrong
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
+)
 UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
 
 # Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
@@ -80,20 +90,26 @@ class Meta:
 
 
 class Checkpoints:
-    """The checkpoints of one run directory: when to save, what to keep, where to resume."""
+    """The checkpoints of one run directory: when to save, what to keep, where to resume.
 
-    def __init__(self, run_dir: Path, run: RunConfig):
-        self.directory = (run_dir / FOLDER).absolute()
+    In a bucket nobody leases them, and there is no end of the room.
+    """
+
+    def __init__(self, run_dir: Place, run: RunConfig):
+        self.directory = run_dir / FOLDER
+        self._on_disk = self.directory.absolute() if isinstance(self.directory, Path) else None
         self._run = run
         self._disk = load_settings(Path(run.disk_config).expanduser()) if run.disk_config else None
         self._last_save_s = time.monotonic()
         for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last), Leased(self.directory)]
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
+        if self._on_disk:
+            keep.append(Leased(self._on_disk))
         if run.keep_every:
             keep.append(policies.EveryNSteps(run.keep_every))
         self._manager = _Manager(
-            self.directory,
+            self._on_disk or self.directory,
             options=ocp.CheckpointManagerOptions(
                 step_prefix=STEP_PREFIX,
                 step_format_fixed_length=STEP_DIGITS,
@@ -118,8 +134,8 @@ class Checkpoints:
         self._last_save_s = began
         if meta.step in self._manager.all_steps():
             return 0.0
-        if self._disk is not None and jax.process_index() == 0:
-            make_room(self._disk, self.directory, _bytes(arrays))
+        if self._disk is not None and self._on_disk and jax.process_index() == 0:
+            make_room(self._disk, self._on_disk, _bytes(arrays))
         self._check_room(arrays)
         items = {name: ocp.args.StandardSave(arrays[name]) for name in ARRAYS}
         args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
@@ -155,23 +171,30 @@ class Checkpoints:
         """
         self._check_room(abstract)
         found = [folder for folder in step_folders(self.directory) if before is None or step_of(folder) < before]
-        broken: list[tuple[Path, Exception]] = []
+        broken: list[tuple[Place, Exception]] = []
         for folder in found:
+            failed: Exception | None = None
             try:
-                with lease(folder):
+                with reading(folder):
                     meta = read_meta(folder)
                     check_config(meta.config, config, folder)
                     arrays = {name: read_arrays(folder, name, abstract[name]) for name in ARRAYS}
-                    if jax.process_index() == 0:
-                        note_verified(self.directory.parent, meta.step)
             except ConfigDiffersError:
                 raise
             except UNREADABLE as error:
+                if not _is_damage(folder, error):
+                    raise CheckpointError(
+                        f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
+                    ) from error
+                failed = error
                 LOGGER.warning("%s: cannot be read, trying the one before (%s)", folder, first_line(error))
-                broken.append((folder, error))
-            else:
-                self._set_aside(broken)
-                return arrays, meta
+            if any_process(failed is not None):
+                broken.append((folder, failed or CheckpointError("another process cannot read it")))
+                continue
+            if self._on_disk and jax.process_index() == 0:
+                note_verified(self._on_disk.parent, meta.step)  # pyright: ignore[reportPossiblyUnboundVariable]
+            self._set_aside(broken)
+            return arrays, meta  # pyright: ignore[reportPossiblyUnboundVariable]
         if broken:
             folder, error = broken[0]
             raise CheckpointError(
@@ -197,11 +220,13 @@ class Checkpoints:
 
     def fits(self, arrays: Mapping[str, Any]) -> bool:
         """Whether there is room for a checkpoint of these arrays."""
-        return shutil.disk_usage(self.directory).free >= _bytes(arrays)
+        return self._on_disk is None or shutil.disk_usage(self._on_disk).free >= _bytes(arrays)
 
     def _check_room(self, arrays: Mapping[str, Any]) -> None:
+        if self._on_disk is None:
+            return
         needed = _bytes(arrays)
-        free = shutil.disk_usage(self.directory).free
+        free = shutil.disk_usage(self._on_disk).free
         if free < needed:
             raise CheckpointError(
                 f"{self.directory}: a checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
@@ -209,24 +234,36 @@ class Checkpoints:
             )
 
     def _last_whole(self) -> str:
-        whole = step_folders(self.directory)
+        try:
+            whole = step_folders(self.directory)
+        except OSError:  # a bucket that cannot be asked, which is why this is wanted
+            return "the ones before are as they were"
         return f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
 
-    def _set_aside(self, broken: list[tuple[Path, Exception]]) -> None:
-        for folder, _ in broken:
+    def _set_aside(self, broken: list[tuple[Place, Exception]]) -> None:
+        """Renames what cannot be read, on one process; the others wait for it."""
+        for folder, _ in broken if jax.process_index() == 0 else ():
             target = folder.with_name(f"{folder.name}.broken")
+            if not isinstance(folder, Path):
+                buckets.set_aside(str(folder), str(target), COMMITTED)
+                continue
             shutil.rmtree(target, ignore_errors=True)
             folder.rename(target)
         if broken:
+            from_all("set aside", True)
             self._manager.reload()
 
     def _failure(self, error: Exception) -> CheckpointError:
-        for part in self.directory.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
-            shutil.rmtree(part, ignore_errors=True)
-        free = shutil.disk_usage(self.directory).free
+        remedy = "start the same command again"
+        room = ""
+        if self._on_disk:  # in a bucket the next start clears away what was not committed
+            for part in self._on_disk.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            room = f"; {shutil.disk_usage(self._on_disk).free / 1e6:.1f} MB free"
+            remedy = f"make room and {remedy}"
         return CheckpointError(
-            f"{self.directory}: a checkpoint could not be written ({first_line(error)}; {free / 1e6:.1f} MB free); "
-            f"{self._last_whole()}; make room and start the same command again"
+            f"{self.directory}: a checkpoint could not be written ({first_line(error)}{room}); "
+            f"{self._last_whole()}; {remedy}"
         )
 
 
@@ -260,32 +297,44 @@ class ConfigDiffersError(ValueError):
     """A run is resumed with a configuration it was not made with."""
 
 
-def step_folders(directory: Path) -> list[Path]:
-    """The committed checkpoints below a `checkpoints` folder, newest first."""
-    if not directory.is_dir():
-        return []
-    found = [path for path in directory.iterdir() if STEP_NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=step_of, reverse=True)
+def step_folders(directory: Place) -> list[Place]:
+    """The committed checkpoints below a `checkpoints` folder, newest first. OSError where a bucket does not answer."""
+    if isinstance(directory, Path):
+        names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    else:
+        below = [name.split("/") for name in buckets.names_below(str(directory))]
+        names = [parts[0] for parts in below if parts[1:] == [COMMITTED]]
+    return sorted((directory / name for name in names if STEP_NAME.fullmatch(name)), key=step_of, reverse=True)
 
 
-def step_of(folder: Path) -> int:
+def step_of(folder: Place) -> int:
     """The step of a committed checkpoint's folder."""
     return int(folder.name.rsplit("_", 1)[1])
 
 
-def read_meta(folder: Path) -> Meta:
+def reading(folder: Place) -> contextlib.AbstractContextManager[None]:
+    """Within it nobody deletes the checkpoint; in a bucket nobody can be kept from it."""
+    return lease(folder) if isinstance(folder, Path) else contextlib.nullcontext()
+
+
+def read_meta(folder: Place) -> Meta:
     """What the checkpoint in this step folder says about itself."""
-    fields = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+    path = folder / "meta" / "metadata"
+    text = read_whole(path)
+    if text is None:
+        raise FileNotFoundError(f"{path}: no such file")
+    fields = json.loads(text)
     if fields.get("format") != FORMAT:
         raise ValueError(f"{folder}: checkpoint format {fields.get('format')}, this program reads {FORMAT}")
     return Meta(**fields)
 
 
-def read_arrays(folder: Path, name: str, abstract: Any) -> Any:
+def read_arrays(folder: Place, name: str, abstract: Any) -> Any:
     """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
-    with ocp.StandardCheckpointer() as reader:
+    path = folder / name
+    with ocp.StandardCheckpointer() as reader, buckets.plainly(folder):
         try:
-            arrays = reader.restore((folder / name).absolute(), abstract)
+            arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
             if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
                 raise
@@ -307,7 +356,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
     ]
 
 
-def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Path) -> None:
+def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Place) -> None:
     """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
     lines = differences(_completed(saved), given)
     refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
@@ -326,6 +375,13 @@ def first_line(error: BaseException) -> str:
     system = SYSTEM_REASON.search(str(error))
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return system[1].strip() if system else lines[0][:300]
+
+
+def _is_damage(folder: Place, error: Exception) -> bool:
+    """Whether the checkpoint itself cannot be read, rather than the bucket it is in."""
+    if isinstance(folder, Path) or isinstance(error, FileNotFoundError):
+        return True
+    return not isinstance(error, OSError) and not NO_ANSWER.search(str(error))
 
 
 def _bytes(arrays: Mapping[str, Any]) -> int:

@@ -9,9 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import SingleDeviceSharding
 
-from echotts import interop
+from echotts import buckets, interop
 from echotts.config import EncoderConfig, ModelConfig
-from echotts.disk.leases import lease
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.training.checkpoint import (
@@ -23,8 +22,10 @@ from echotts.training.checkpoint import (
     first_line,
     read_arrays,
     read_meta,
+    reading,
     step_folders,
 )
+from echotts.training.rundir import Place, place
 
 LOGGER = logging.getLogger(__name__)
 
@@ -43,7 +44,12 @@ class Weights:
 
 
 def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
-    """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints."""
+    """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
+
+    Run directories may be in a bucket (gs://bucket/run).
+    """
+    if buckets.is_bucket(source):
+        return load_run(place(str(source)), weights)
     path = Path(source).expanduser()
     if path.suffix == ".safetensors":
         return Weights(*interop.load_export(path))
@@ -57,28 +63,32 @@ def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
     )
 
 
-def load_run(path: Path, weights: WeightsName = "ema") -> Weights:
+def load_run(path: Place, weights: WeightsName = "ema") -> Weights:
     """The weights of the newest whole checkpoint of a run directory, or of the one step folder given."""
+    if path.suffix and not isinstance(path, Path):
+        raise ValueError(f"{path}: only run directories are read from a bucket: copy the file here first")
     folders = [path] if STEP_NAME.fullmatch(path.name) else step_folders(path / FOLDER) or step_folders(path)
     if not folders:
         raise FileNotFoundError(f"{path}: no checkpoint there; a run directory holds {FOLDER}/step_*")
     for folder in folders:
         try:
-            with lease(folder):
+            with reading(folder):
                 return _load_step(folder, weights)
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
     raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
 
 
-def export(run: Path, output: Path, weights: WeightsName = "ema", storage: StorageName = "float32") -> dict[str, Any]:
+def export(
+    run: str | Path, output: Path, weights: WeightsName = "ema", storage: StorageName = "float32"
+) -> dict[str, Any]:
     """Writes the weights of a run (or of one of its checkpoints) as one file; returns their metadata.
 
     `.safetensors` is what inference loads; `.pkl` is the published layout, always float32.
     """
     if output.suffix not in (".safetensors", ".pkl"):
         raise ValueError(f"{output}: an export is named .safetensors (for inference) or .pkl (as published)")
-    loaded = load_run(run, weights)
+    loaded = load_run(place(run), weights)
     params, metadata = jax.device_get(loaded.params), loaded.metadata
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".pkl":
@@ -106,7 +116,7 @@ def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsNa
     return Weights(params, config, metadata)
 
 
-def _load_step(folder: Path, weights: WeightsName) -> Weights:
+def _load_step(folder: Place, weights: WeightsName) -> Weights:
     meta = read_meta(folder)
     sizes = meta.config["model"]
     encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}

@@ -17,9 +17,9 @@ from echotts.data.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote import Patience
 from echotts.data.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream import Stream
-from echotts.files import atomic_write
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 from echotts.training import exchange, runtime
+from echotts.training.rundir import place, read_whole, write_whole
 
 LOGGER = logging.getLogger(__name__)
 
@@ -100,21 +100,19 @@ def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, A
 def store_pins(config: Config, inputs: Inputs) -> None:
     """Leaves the lists of shards in the run directory: a resumed run opens the same ones."""
     if runtime.is_primary() and _stored_pins(config) != inputs.pins:
-        with atomic_write(_pins_path(config)) as path:
-            path.write_text(json.dumps(inputs.pins) + "\n", encoding="utf-8")
-
-
-def _pins_path(config: Config) -> Path:
-    return Path(config.run.run_dir).expanduser() / PINS_NAME
+        write_whole(place(config.run.run_dir) / PINS_NAME, json.dumps(inputs.pins) + "\n")
 
 
 def _stored_pins(config: Config) -> dict[str, Any]:
     """The lists that the run directory has; ValueError where the file is damaged."""
-    path = _pins_path(config)
-    if not config.run.run_dir or not path.is_file():
+    if not config.run.run_dir:
+        return {}
+    path = place(config.run.run_dir) / PINS_NAME
+    text = read_whole(path)
+    if text is None:
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return dict(json.loads(text))
     except (ValueError, TypeError):
         raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} anew") from None
 

@@ -21,9 +21,10 @@ from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.room import any_process, asked_to_wait, wait_for_room
+from echotts.training.rundir import check_run_dir, open_run_dir
 from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, choose_voices, write_samples
-from echotts.training.start import begin, bookmark, for_checkpoint, make_run_dir, write_config
+from echotts.training.start import begin, bookmark, for_checkpoint, write_config
 from echotts.training.step import make_train_step
 from echotts.training.tensorboard import TensorBoard
 
@@ -44,6 +45,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
     NonFiniteError and what the data raises; whatever happens, committed checkpoints stay whole.
     """
     steps, run = config.optim.steps, config.run
+    check_run_dir(run.run_dir)
     processes.join(config)
     with processes.all_end_at_once(), ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
@@ -51,24 +53,25 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         inputs = open_inputs(config)
         train_step = make_train_step(config, mesh)
         heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
-        run_dir = make_run_dir(run)
-        processes.check_shared(run_dir)
-        stack.enter_context(writing(run_dir))
-        checkpoints = stack.enter_context(Checkpoints(run_dir, run))
+        run_dir = stack.enter_context(open_run_dir(run.run_dir))
+        processes.check_shared(run_dir.shared)
+        stack.enter_context(writing(run_dir.local))
+        checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run))
         state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
-        write_config(run_dir, config)
+        write_config(run_dir.shared, config)
 
-        beside = TensorBoard(run_dir, step) if run.tensorboard and runtime.is_primary() else None
-        metrics = stack.enter_context(MetricsWriter(run_dir, process=jax.process_index(), beside=beside))
+        beside = TensorBoard(run_dir.local, step) if run.tensorboard and runtime.is_primary() else None
+        metrics = stack.enter_context(MetricsWriter(run_dir.local, process=jax.process_index(), beside=beside))
         progress = stack.enter_context(Progress(steps, step))
         feed = Feed(stack.enter_context(inputs.stream), mesh, frames_seen)
         watch = HangWatch(run.hang_s, run.hang_factor, start=step)
         reporter = Reporter(config, metrics, progress, feed, train_step, guard, watch, start=step)
-        profiler = stack.enter_context(Profiler(run_dir, run, reporter))
+        profiler = stack.enter_context(Profiler(run_dir.local, run, reporter))
 
         stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
+        stack.enter_context(run_dir.sent_if_it_fails())
         stack.enter_context(reporter.telling_why())
-        reporter.began(run_dir, samples_seen)
+        reporter.began(run_dir.local, samples_seen)
         stack.enter_context(watch.telling(reporter.hung))
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
@@ -86,13 +89,13 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                     state, what = guard.roll_back(state, step, config, mesh, checkpoints)
                     reporter.rolled_back(step, what)
                     reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))
-            if space := asked_to_wait(run_dir, step, run.log_every):  # by the disk watchdog
+            if space := asked_to_wait(run_dir.local, step, run.log_every):  # by the disk watchdog
                 with reporter.pause(hang_s=math.inf):
                     if not any_process(not checkpoints.fits(state.arrays())):
                         reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))
                         checkpoints.wait()
                     reporter.disk_full(step, space)
-                    wait_for_room(run_dir, stop)
+                    wait_for_room(run_dir.local, stop)
             leaving = stop.agreed() or step == steps
 
             if heldout and _due(step, run.eval_every, steps):
@@ -103,7 +106,8 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                     weights = describe(runtime.whole(state.ema), config.model, here, "ema")
                     if runtime.is_primary():
                         voices = choose_voices(run, heldout)
-                        reporter.spoken(step, write_samples(run_dir, step, run.sentences, speak, weights, voices))
+                        spoken = write_samples(run_dir.local, step, run.sentences, speak, weights, voices)
+                        reporter.spoken(step, run_dir.shown(spoken))
             if leaving or checkpoints.due(step):
                 with reporter.pause():  # which reads this step's numbers: what is saved was finite
                     reporter.saved(step, checkpoints.save(state.arrays(), for_checkpoint(here, guard)))

@@ -28,6 +28,7 @@ import numpy as np
 from echotts.config import Config, RunConfig, to_dict
 from echotts.training import mesh as meshes
 from echotts.training.exchange import ProcessesError, hear, place, tell
+from echotts.training.rundir import Place, read_whole, write_whole
 
 LOGGER = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def all_end_at_once() -> Iterator[None]:
         os._exit(1)
 
 
-def check_shared(run_dir: Path) -> None:
+def check_shared(run_dir: Place) -> None:
     """ProcessesError where a process does not see what process 0 writes into the run directory.
 
     A checkpoint is written in parts by all; on a disk of each host's own it would never be whole.
@@ -122,7 +123,7 @@ def check_shared(run_dir: Path) -> None:
     path = run_dir / SHARED_NAME
     if index == 0:
         nonce = secrets.token_hex(8)
-        path.write_text(nonce, encoding="utf-8")
+        write_whole(path, nonce)
         tell("shared", nonce)
     nonce = hear("shared", "process 0 to write into the run directory")
     end = time.monotonic() + SHARED_S
@@ -134,7 +135,7 @@ def check_shared(run_dir: Path) -> None:
     if blind:
         raise ProcessesError(
             f"{run_dir}: {', '.join(blind)} cannot see what process 0 writes there: "
-            "give a --run_dir that all hosts share, a mounted file system"
+            "give a --run_dir that all hosts share, a mounted file system or gs://bucket/run"
         )
 
 
@@ -209,9 +210,9 @@ def _meet() -> None:
     jax.block_until_ready(jax.jit(jnp.sum, out_shardings=meshes.replicated(mesh))(spread))
 
 
-def _reads(path: Path, text: str) -> bool:
+def _reads(path: Place, text: str) -> bool:
     try:
-        return path.read_text(encoding="utf-8") == text
+        return read_whole(path) == text
     except OSError:
         return False
 

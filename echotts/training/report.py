@@ -21,6 +21,7 @@ from echotts.training.metrics import MetricsWriter, rejected_name
 from echotts.training.processes import first_host
 from echotts.training.progress import Progress
 from echotts.training.retries import RetryEvents
+from echotts.training.rundir import Place
 from echotts.training.step import Metrics, TrainStep
 from echotts.training.vitals import Pace, StepTimes, host_numbers
 
@@ -182,7 +183,7 @@ class Reporter:
         self._writer.write(step, losses)
         self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
 
-    def spoken(self, step: int, folder: Path) -> None:
+    def spoken(self, step: int, folder: Place) -> None:
         """Speech samples of this step have been written."""
         self._progress.say(f"step {step}: speech samples in {folder}")
 

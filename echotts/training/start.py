@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 from jax.sharding import Mesh
 
-from echotts.config import Config, ModelConfig, RunConfig, to_dict
+from echotts.config import Config, ModelConfig, to_dict
 from echotts.data.stream import merge_states
-from echotts.files import atomic_write
 from echotts.model import Params, count_parameters
 from echotts.training import exchange, runtime
 from echotts.training.checkpoint import Checkpoints, Meta, differences
@@ -18,6 +16,7 @@ from echotts.training.export import load_weights
 from echotts.training.feed import Fed
 from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins
+from echotts.training.rundir import Place, write_whole
 from echotts.training.state import TrainState, abstract_state, initial_state, restored_state, state_from_params
 
 LOGGER = logging.getLogger(__name__)
@@ -26,23 +25,10 @@ CONFIG_NAME = "config.json"
 HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
 
 
-def make_run_dir(run: RunConfig) -> Path:
-    """The run directory, made where missing. ValueError where none is named, OSError where it cannot be made."""
-    if not run.run_dir:
-        raise ValueError("no run directory: say where checkpoints and metrics go with --run_dir")
-    if "://" in run.run_dir:
-        raise ValueError(f"{run.run_dir}: runs are written to directories of this machine; give a local one")
-    run_dir = Path(run.run_dir).expanduser().absolute()
-    if runtime.is_primary():
-        run_dir.mkdir(parents=True, exist_ok=True)
-    return run_dir
-
-
-def write_config(run_dir: Path, config: Config) -> None:
+def write_config(run_dir: Place, config: Config) -> None:
     """Leaves the resolved configuration in the run directory, once it is known that the run goes on with it."""
     if runtime.is_primary():
-        with atomic_write(run_dir / CONFIG_NAME) as path:
-            path.write_text(json.dumps(to_dict(config), indent=1) + "\n", encoding="utf-8")
+        write_whole(run_dir / CONFIG_NAME, json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def begin(

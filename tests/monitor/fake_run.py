@@ -134,6 +134,7 @@ def make_checkpoint(run_dir: Path, step: int) -> Path:
     (folder / "meta").mkdir(parents=True, exist_ok=True)
     (folder / "params").mkdir(exist_ok=True)
     (folder / "meta" / "metadata").write_text("{}")
+    (folder / "commit_success.txt").write_text("")
     (folder / "params" / "array").write_bytes(b"0" * 10_000)
     return folder
 

@@ -94,6 +94,16 @@ def shards(tmp_path_factory) -> Path:
     return write_shards(tmp_path_factory.mktemp("shards"))
 
 
+@pytest.fixture(scope="package")
+def uninterrupted(shards, compile_once, tmp_path_factory) -> Path:
+    """The run directory of TINY on the shards, from its first step to its last."""
+    from echotts.training.loop import train
+
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    assert train(with_sections(TINY, data={"data": str(shards)}, run={"run_dir": str(folder)})).finished
+    return folder
+
+
 @pytest.fixture(scope="package", autouse=True)
 def compile_once(tmp_path_factory):
     """Each train() makes its own jitted step: here the same program is compiled once, and without much optimising."""

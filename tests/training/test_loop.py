@@ -65,32 +65,30 @@ def assert_same_weights(one, other):
         np.testing.assert_array_equal(one[path], other[path], err_msg=path)
 
 
-def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, tmp_path):
-    whole, parts = in_folder(config, tmp_path / "whole"), in_folder(config, tmp_path / "parts")
-    assert train(whole).finished
+def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, uninterrupted, tmp_path):
+    parts = in_folder(config, tmp_path / "parts")
     first = train(parts, stop=StopAfter(3))
     assert events(tmp_path / "parts") == [(0, "started"), (3, "stopped")]
     assert (first.step, first.finished) == (3, False)
     second = train(parts)
     assert (second.step, second.samples_seen, second.finished) == (6, 48, True)
     for weights in ("raw", "ema"):
-        assert_same_weights(load_run(tmp_path / "whole", weights), load_run(tmp_path / "parts", weights))
+        assert_same_weights(load_run(uninterrupted, weights), load_run(tmp_path / "parts", weights))
     for name in ("loss/train", "data/audio_hours"):
-        assert lines(tmp_path / "whole", name) == lines(tmp_path / "parts", name)
+        assert lines(uninterrupted, name) == lines(tmp_path / "parts", name)
     assert events(tmp_path / "parts")[2:] == [(3, "resumed"), (6, "finished")]
-    states = [(step_folders(tmp_path / run / FOLDER)[0] / "meta" / "metadata") for run in ("whole", "parts")]
+    runs = (uninterrupted, tmp_path / "parts")
+    states = [(step_folders(run / FOLDER)[0] / "meta" / "metadata") for run in runs]
     one, other = (json.loads(path.read_text())["stream"] for path in states)
     assert one == other
 
 
-def test_resuming_passes_over_a_half_written_checkpoint(config, tmp_path):
+def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, tmp_path):
     train(config, stop=StopAfter(3))
     newest, _ = step_folders(tmp_path / "run" / FOLDER)
     (newest / "meta" / "metadata").unlink()
-    uninterrupted = in_folder(config, tmp_path / "whole")
-    train(uninterrupted)
     assert train(config).finished
-    assert_same_weights(load_run(tmp_path / "run"), load_run(tmp_path / "whole"))
+    assert_same_weights(load_run(tmp_path / "run"), load_run(uninterrupted))
 
 
 def test_a_finished_run_that_is_started_again_does_nothing(config):

@@ -24,6 +24,7 @@ from echotts.training.export import export, load_run, load_weights
 from echotts.training.loop import train
 from echotts.training.metrics import MetricsWriter
 from echotts.training.rundir import check_run_dir, open_run_dir, place
+from echotts.training.samples import Spoken
 from tests.fake_gcs import FakeGcs
 from tests.training.conftest import TINY, with_sections
 from tests.training.group import Group

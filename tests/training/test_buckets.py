@@ -27,12 +27,9 @@ from echotts.training.rundir import check_run_dir, open_run_dir, place
 from echotts.training.samples import Spoken
 from tests.fake_gcs import FakeGcs
 from tests.training.conftest import TINY, with_sections
-from tests.training.group import Group
 from tests.training.test_checkpoint import abstract, arrays, meta, save_and_wait
 from tests.training.test_loop import Sound, StopAfter, assert_same_weights
-from tests.training.test_processes import flags
 
-__all__ = ["flags"]  # a fixture
 pytestmark = [pytest.mark.network_fake, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent.parent
 
@@ -343,25 +340,3 @@ def test_without_the_extra_the_way_to_it_is_said(monkeypatch):
     buckets._filesystem.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"gs://bucket/run: .*pip install 'echotts\[gcs\]'"):
         check_run_dir("gs://bucket/run")
-
-
-@pytest.mark.slow
-@pytest.mark.multiprocess
-@pytest.mark.timeout(1200)
-def test_two_processes_write_one_run_in_a_bucket_and_one_goes_on(gcs, url, flags, shards, tmp_path):
-    environment = gcs.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
-
-    def group(count: int, steps: int) -> Group:
-        asked = flags(url, f"--data={shards}", f"--steps={steps}", "--run.log_every=1")
-        return Group(tmp_path / f"group{count}", count, 2 // count, *asked, environment=environment)
-
-    with group(2, 4) as pair:
-        assert pair.codes() == [0, 0], pair.said()
-    with group(1, 6) as alone:
-        assert alone.codes() == [0], alone.said()
-    assert "resuming after step 4, " in alone.said()
-    losses = [(line["step"], line["process"]) for line in lines(gcs, url) if "loss/train" in line]
-    assert sorted(losses) == sorted([(step, process) for step in range(1, 5) for process in (0, 1)] + [(5, 0), (6, 0)])
-    assert names(url)[0] == "step_00000006"
-    assert spools(tmp_path) == []
-    assert ("POST", "/storage/v1/b") not in gcs.requests  # nobody makes buckets

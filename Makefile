@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet
 # torch is for tests only. Where the CPU build is wanted, say so: make test TORCH='torch==2.13.0 --index-url ...'
 TORCH := torch==2.13.0
+# Processes that run tests side by side, a file each; most tests keep one core busy.
+WORKERS := 2
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
@@ -17,7 +19,7 @@ demo: $(VENV)/.runtime ## train the demo model on the built-in corpus (20 minute
 	$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev lint ## lint, types, and every test but the slow ones
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(VENV)/.dev ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -100,7 +100,7 @@ def torch_row(rounds: int) -> None:
     torch.set_grad_enabled(False)
     config = model_100m()
     ours, theirs = new_model(), echo_dit(config)
-    velocity = jax.jit(lambda model, *arguments: model.velocity(*arguments))
+    velocity = jax.jit(lambda model, x, t, conditions: model.velocity(x, model.modulate(t), conditions))
     print(f"one forward row, {len(os.sched_getaffinity(0))} core, best of {rounds}")
     for rows in (1, 2, 3):
         x, t, conditions = noise_of(rows), jnp.full((1,), 0.7), example(rows)

@@ -3,7 +3,8 @@
 v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 is no guidance. Joint guidance has one branch
 without both conditions (published: scale 3 at every t); independent guidance has one without text and one without
 speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either reads its own
-latents alone: all branches of a step run as one batch over keys and values that were computed once.
+latents alone: all branches of a step run as one batch over keys and values that were computed once. What the network
+makes of the times is computed once as well, for all steps, ahead of their loop.
 Formulas: docs/sampling.md.
 """
 
@@ -19,6 +20,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 EVERY_T = (0.0, 1.0)
+STEPS_LIMIT = 1024  # what the times make of the network is held for all steps at once
+STEPS_ROUNDED = 32  # one compiled loop serves up to 32 steps, the next one up to 64
 GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters while the noise is being laid out; later steps cost one row
 
 Drop = tuple[bool, bool]  # (text, speaker): what a guidance branch goes without
@@ -37,9 +40,15 @@ class Conditions(Protocol):
 
 @runtime_checkable
 class VelocityModel(Protocol):
-    """A pytree with a velocity; BlockDiT is one."""
+    """A pytree with a velocity; BlockDiT is one.
 
-    def velocity(self, x: Any, t: Any, conditions: Any) -> Any: ...
+    `modulate` turns times (s,) into whatever `velocity` wants to know of them, leaves (l, s, ...); it is given one
+    time's (l, 1, ...).
+    """
+
+    def modulate(self, t: Any) -> Any: ...
+
+    def velocity(self, x: Any, modulation: Any, conditions: Any) -> Any: ...
 
 
 @runtime_checkable
@@ -68,8 +77,8 @@ class SamplerConfig:
     truncation: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"sampler steps {self.steps}: at least 1 is needed")
+        if not 1 <= self.steps <= STEPS_LIMIT:
+            raise ValueError(f"sampler steps {self.steps}: 1 to {STEPS_LIMIT:,} are possible")
         low, high = self.guided
         if not 0 <= low <= high <= 1:
             raise ValueError(f"guidance interval {low}..{high}: it must be within 0..1, the lower end first")
@@ -114,20 +123,22 @@ class Schedule:
     """SamplerConfig as arrays: the traced arguments of the compiled loop."""
 
     scales: Any  # (branches,) float32
+    times: Any  # (n + 1,) float32, n the steps rounded up: t_i = time_scale * (1 - i / steps), zeros at the end
     steps: Any  # () int32, as the next two
     guided_from: Any
     guided_to: Any
-    time_scale: Any  # () float32
 
     @classmethod
     def of(cls, config: SamplerConfig) -> "Schedule":
         first, end = config.guided_steps
+        indices = np.arange(config.steps + -config.steps % STEPS_ROUNDED + 1, dtype=np.float32)
+        grid = np.float32(config.time_scale) * (1 - indices / np.float32(config.steps))
         return cls(
             scales=np.asarray(list(config.branches.values()), np.float32),
+            times=np.maximum(grid, 0),
             steps=np.int32(config.steps),
             guided_from=np.int32(first),
             guided_to=np.int32(end),
-            time_scale=np.float32(config.time_scale),
         )
 
 
@@ -146,7 +157,7 @@ def encode_conditions(
 def sample(
     model: VelocityModel, conditions: Conditions, noise: Float[Array, "b t c"], config: SamplerConfig
 ) -> Float[Array, "b t c"]:
-    """Latents from noise. Compiled once per shape and kind of guidance (joint, independent, none)."""
+    """Latents from noise. Compiled once per shape, kind of guidance (joint, independent, none) and 32 steps."""
     return _sample(
         model, conditions, noise * np.float32(config.truncation), Schedule.of(config), drops=tuple(config.branches)
     )
@@ -163,25 +174,22 @@ def _sample(
 ) -> Float[Array, "b t c"]:
     branched = branch_conditions(conditions, drops)
 
+    ahead = model.modulate(schedule.times[:-1])
+
     def step(i: Array, x: Array) -> Array:
-        t = time_at(schedule, i)
+        modulation = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1, axis=1), ahead)
 
         def guided(x: Array) -> Array:
-            return guided_velocity(model, x, t, branched, schedule.scales)
+            return guided_velocity(model, x, modulation, branched, schedule.scales)
 
         def plain(x: Array) -> Array:
-            return model.velocity(x, t, conditions)
+            return model.velocity(x, modulation, conditions)
 
         is_guided = (i >= schedule.guided_from) & (i < schedule.guided_to)
         velocity = lax.cond(is_guided, guided, plain, x) if drops else plain(x)
-        return x - velocity * (t - time_at(schedule, i + 1))
+        return x - velocity * (schedule.times[i] - schedule.times[i + 1])
 
     return lax.fori_loop(jnp.int32(0), schedule.steps, step, noise)
-
-
-def time_at(schedule: Schedule, i: Int[Array, ""]) -> Float[Array, "1"]:
-    """t_i = time_scale * (1 - i / steps), shared by all rows."""
-    return (schedule.time_scale * (1 - i.astype(jnp.float32) / schedule.steps))[None]
 
 
 def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Conditions:
@@ -208,11 +216,11 @@ def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Condit
 def guided_velocity(
     model: VelocityModel,
     x: Float[Array, "b t c"],
-    t: Float[Array, "1"],
+    modulation: Any,
     branched: Conditions,
     scales: Float[Array, " k"],
 ) -> Float[Array, "b t c"]:
     """v_c + sum_k s_k (v_c - v_k), all branches in one batch of (1 + k) b rows."""
     rows = jnp.tile(x, (1 + len(scales), 1, 1))
-    conditioned, *dropped = jnp.split(model.velocity(rows, t, branched), 1 + len(scales))
+    conditioned, *dropped = jnp.split(model.velocity(rows, modulation, branched), 1 + len(scales))
     return conditioned + sum(scale * (conditioned - v) for scale, v in zip(scales, dropped, strict=True))

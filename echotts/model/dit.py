@@ -19,11 +19,18 @@ from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normali
 
 
 class Modulation(NamedTuple):
-    """What time says to every block, shared by all: three vectors (b, 1, w), or (1, 1, w) for one common time."""
+    """What time says to a norm and its branch: three vectors (b, 1, w), or (1, 1, w) for one common time."""
 
-    shift: Array
-    scale: Array
-    gate: Array
+    shift: Any
+    scale: Any
+    gate: Any
+
+
+class BlockModulation(NamedTuple):
+    """What time says to one block; stacked, with a layer axis first."""
+
+    attention: Modulation
+    mlp: Modulation
 
 
 @jax.tree_util.register_dataclass
@@ -60,13 +67,18 @@ class LowRankAdaLN(nnx.Module):
         self.scale = Linear(rank, width, bias=True, zero=True, rngs=rngs)
         self.gate = Linear(rank, width, bias=True, zero=True, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b t w"], modulation: Modulation) -> tuple[Array, Array]:
-        """The normed, modulated input and the gate of the branch that reads it, both in the dtype of x."""
-        shift = self.shift(self.adaln_rank_shift(jax.nn.silu(modulation.shift))) + modulation.shift
-        scale = self.scale(self.adaln_rank_scale(jax.nn.silu(modulation.scale))) + modulation.scale
-        gate = self.gate(self.adaln_rank_gate(jax.nn.silu(modulation.gate))) + modulation.gate
-        y = rms_normalise(x, self.eps) * (1 + scale.astype(jnp.float32)) + shift.astype(jnp.float32)
-        return y.astype(x.dtype), jnp.tanh(gate)
+    def modulate(self, common: Modulation) -> Modulation:
+        """From what all blocks share to what is this norm's own; tanh of the gate included."""
+        return Modulation(
+            shift=self.shift(self.adaln_rank_shift(jax.nn.silu(common.shift))) + common.shift,
+            scale=self.scale(self.adaln_rank_scale(jax.nn.silu(common.scale))) + common.scale,
+            gate=jnp.tanh(self.gate(self.adaln_rank_gate(jax.nn.silu(common.gate))) + common.gate),
+        )
+
+    def __call__(self, x: Float[Array, "b t w"], own: Modulation) -> Float[Array, "b t w"]:
+        """The normed input, scaled and shifted, in the dtype of x."""
+        y = rms_normalise(x, self.eps) * (1 + own.scale.astype(jnp.float32)) + own.shift.astype(jnp.float32)
+        return y.astype(x.dtype)
 
 
 class DecoderBlock(nnx.Module):
@@ -81,19 +93,22 @@ class DecoderBlock(nnx.Module):
         self.mlp_adaln = LowRankAdaLN(config.width, config.adaln_rank, eps=eps, rngs=rngs)
         self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
 
+    def modulate(self, common: Modulation) -> BlockModulation:
+        """This block's shifts, scales and gates; they depend on the time alone."""
+        return BlockModulation(self.attn_adaln.modulate(common), self.mlp_adaln.modulate(common))
+
     def __call__(
         self,
         x: Float[Array, "b t w"],
-        modulation: Modulation,
+        modulation: BlockModulation,
         conditions: ConditionKeysValues,
         visible: Bool[Array, "r s"],
         rope: Float[Array, "2 t d"],
         attend: Attend,
     ) -> Float[Array, "b t w"]:
-        y, gate = self.attn_adaln(x, modulation)
-        x = x + gate * self.attention(y, conditions, visible, rope, attend)
-        y, gate = self.mlp_adaln(x, modulation)
-        return x + gate * self.mlp(y)
+        y = self.attn_adaln(x, modulation.attention)
+        x = x + modulation.attention.gate * self.attention(y, conditions, visible, rope, attend)
+        return x + modulation.mlp.gate * self.mlp(self.mlp_adaln(x, modulation.mlp))
 
 
 class BlockDiT(nnx.Module):
@@ -141,12 +156,12 @@ class BlockDiT(nnx.Module):
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
         visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask))
-        modulation = self.modulation(self.embed_time(t))
+        common = self.modulation(self.embed_time(t))
         rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
             conditions = block.attention.project_conditions(text_state, speaker_state)
-            return self.constrain(block(x, modulation, conditions, visible, rope, self.attend)), None
+            return self.constrain(block(x, block.modulate(common), conditions, visible, rope, self.attend)), None
 
         hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), remat=self.config.remat)
         return self.read_out(hidden)
@@ -168,22 +183,32 @@ class BlockDiT(nnx.Module):
         _, stacked = layers.scan_layers(self.blocks, step, None, remat="none")
         return Conditions(*stacked, text_mask=text_mask, speaker_mask=self.patch_mask(speaker_mask))
 
+    def modulate(self, t: Float[Array, " s"]) -> BlockModulation:
+        """What each time makes of every block, for `velocity`: leaves (l, s, 1, w)."""
+        common = self.modulation(self.embed_time(t))
+
+        def step(block: DecoderBlock, carry: None, _: None) -> tuple[None, BlockModulation]:
+            return carry, block.modulate(common)
+
+        return layers.scan_layers(self.blocks, step, None, remat="none")[1]
+
     def velocity(
-        self, x: Float[Array, "b t c"], t: Float[Array, "#b"], conditions: Conditions
+        self, x: Float[Array, "b t c"], modulation: BlockModulation, conditions: Conditions
     ) -> Float[Array, "b t c"]:
-        """The velocity at (x, t), float32, from conditions encoded before.
+        """The velocity at x, float32, from the time (`modulate` of one, or of one a row) and conditions encoded before.
 
         The conditions may have fewer rows than x: the last rows of x then go without (the same as both masks False).
         """
         visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask)
-        modulation = self.modulation(self.embed_time(t))
         rope = self._rope(x)
 
-        def step(block: DecoderBlock, x: Array, keys_values: ConditionKeysValues) -> tuple[Array, None]:
-            return self.constrain(block(x, modulation, keys_values, visible, rope, self.attend)), None
+        def step(
+            block: DecoderBlock, x: Array, layer: tuple[BlockModulation, ConditionKeysValues]
+        ) -> tuple[Array, None]:
+            return self.constrain(block(x, *layer, visible, rope, self.attend)), None
 
-        hidden = self.embed_latent(x)
-        hidden, _ = layers.scan_layers(self.blocks, step, hidden, conditions.keys_values, remat=self.config.remat)
+        layers_own = (modulation, conditions.keys_values)
+        hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), layers_own, remat=self.config.remat)
         return self.read_out(hidden)
 
     def encode_text(self, text_ids: Int[Array, "b n"], text_mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
@@ -204,7 +229,7 @@ class BlockDiT(nnx.Module):
         return self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
 
     def modulation(self, time: Float[Array, "b w"]) -> Modulation:
-        """The three global heads, computed once and shared by all blocks."""
+        """The three global heads, shared by all blocks."""
         active = jax.nn.silu(time)[:, None]
         return Modulation(
             shift=self.cond_dense_global_shift(active),

@@ -17,7 +17,6 @@ from echotts.flow.sampling import (
     encode_conditions,
     guided_velocity,
     sample,
-    time_at,
 )
 from echotts.model import Conditions
 from tests.blockdit_golden import Golden, assert_golden
@@ -31,7 +30,11 @@ class LinearVelocity:
     own: Any
     traces: ClassVar[list[int]] = []  # rows of every traced call
 
-    def velocity(self, x: Any, t: Any, conditions: Conditions) -> Any:
+    def modulate(self, t: Any) -> Any:
+        return t[None]
+
+    def velocity(self, x: Any, modulation: Any, conditions: Conditions) -> Any:
+        (t,) = modulation
         LinearVelocity.traces.append(x.shape[0])
         visible = 10.0 * conditions.text_mask.any(axis=1) + 100.0 * conditions.speaker_mask.any(axis=1)
         visible = jnp.pad(visible, (0, x.shape[0] - len(visible)))  # the last rows may go without conditions
@@ -65,18 +68,19 @@ def golden() -> Golden:
 
 def test_four_steps_equal_the_golden_trajectory(golden: Golden):
     config = SamplerConfig(steps=golden.meta["steps"], cfg_scale=golden.meta["cfg_scale"])
-    model, schedule = golden.model(), Schedule.of(config)
+    model, schedule = golden.model(), jax.tree.map(jnp.asarray, Schedule.of(config))
     conditions = encode_conditions(model, *golden.conditions())
 
     @jax.jit
     def step(model: Any, x: Any, i: Any) -> Any:
         branched = branch_conditions(conditions, tuple(config.branches))
-        t = time_at(schedule, i)
-        return x - guided_velocity(model, x, t, branched, jnp.asarray(schedule.scales)) * (t - time_at(schedule, i + 1))
+        t, after = schedule.times[i], schedule.times[i + 1]
+        velocity = guided_velocity(model, x, model.modulate(t[None]), branched, jnp.asarray(schedule.scales))
+        return x - velocity * (t - after)
 
     x = golden["in_noise"]
     for i, expected in enumerate(golden["out_trajectory"]):
-        assert float(time_at(schedule, jnp.int32(i))[0]) == float(golden["t_schedule"][i])
+        assert float(schedule.times[i]) == float(golden["t_schedule"][i])
         x = step(model, x, jnp.int32(i))
         assert_golden(x, expected)
     assert_golden(sample(model, conditions, golden["in_noise"], config), golden["out_latent"])
@@ -114,6 +118,14 @@ def test_one_compiled_loop_serves_all_numbers_of_a_bucket():
     assert len(LinearVelocity.traces) > traced  # another bucket is another compilation
 
 
+def test_the_next_32_steps_are_another_loop_and_as_exact():
+    noise, model = jnp.ones((2, 7, 3)), LinearVelocity(jnp.float32(0.5))
+    for config in (SamplerConfig(steps=32), SamplerConfig(steps=33, interval=GUIDANCE_INTERVAL)):
+        np.testing.assert_allclose(
+            sample(model, some_conditions(), noise, config), numpy_euler(noise, config), rtol=1e-4
+        )
+
+
 def test_steps_outside_the_interval_never_run_the_guidance_branches():
     """Branches that would poison the result with NaN must not be run there."""
 
@@ -122,7 +134,10 @@ def test_steps_outside_the_interval_never_run_the_guidance_branches():
     class Poisoned:
         unused: Any
 
-        def velocity(self, x: Any, t: Any, conditions: Conditions) -> Any:
+        def modulate(self, t: Any) -> Any:
+            return t[None]
+
+        def velocity(self, x: Any, modulation: Any, conditions: Conditions) -> Any:
             return x * (1.0 if x.shape[0] == 2 else jnp.nan)
 
     outside = SamplerConfig(steps=4, interval=(0.9, 0.95))  # no step of the grid 1, 0.75, 0.5, 0.25
@@ -149,6 +164,7 @@ def test_a_dropped_condition_is_only_a_mask():
     ("arguments", "message"),
     [
         ({"steps": 0}, "steps 0"),
+        ({"steps": 1025}, "1 to 1,024"),
         ({"interval": (0.8, 0.2)}, "0.8..0.2"),
         ({"time_scale": 1.5}, "time_scale 1.5"),
         ({"cfg_scale": float("nan")}, "finite"),

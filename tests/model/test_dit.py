@@ -64,13 +64,14 @@ def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str
     mask = jnp.concatenate([visible, text_mask, model.patch_mask(speaker_mask)], axis=1)
     rope = layers.rope_table(x.shape[1], model.config.head_dim, model.config.rope_theta)
     keys_values = block.attention.project_conditions(text_state, speaker_state)
-    y, _ = block.attn_adaln(hidden, model.modulation(time))
+    modulation = block.modulate(model.modulation(time))
+    y = block.attn_adaln(hidden, modulation.attention)
     return {
         "mid_text_state": text_state,
         "mid_speaker_state": speaker_state,
         "mid_timestep_embedding": layers.timestep_embedding(t, model.config.timestep_width),
         "mid_cond_embed": time,
-        "mid_block0": block(hidden, model.modulation(time), keys_values, mask, rope, attend),
+        "mid_block0": block(hidden, modulation, keys_values, mask, rope, attend),
         "mid_block0_attention": block.attention(y, keys_values, mask, rope, attend),
     }
 
@@ -112,7 +113,7 @@ def test_a_fresh_model_returns_zeros_and_its_layers_differ(tiny: Golden):
 def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, tiny_model: BlockDiT):
     @jax.jit
     def cached(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> Any:
-        return model.velocity(x, t, model.encode_conditions(*conditions))
+        return model.velocity(x, model.modulate(t), model.encode_conditions(*conditions))
 
     actual = cached(tiny_model, tiny["in_x"], tiny["in_t"], *tiny.conditions())
     assert_golden(actual, tiny["out_velocity"])
@@ -125,7 +126,7 @@ def test_rows_past_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny
     masked = dataclasses.replace(
         two, text_mask=two.text_mask.at[1].set(False), speaker_mask=two.speaker_mask.at[1].set(False)
     )
-    velocity = jax.jit(lambda model, *arguments: model.velocity(*arguments))
+    velocity = jax.jit(lambda model, x, t, conditions: model.velocity(x, model.modulate(t), conditions))
     actual, expected = velocity(tiny_model, x, t, one), velocity(tiny_model, x, t, masked)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
     assert float(jnp.abs(actual[1] - velocity(tiny_model, x, t, two)[1]).max()) > 0.1

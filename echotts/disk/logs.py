@@ -39,7 +39,7 @@ def beyond_cap(place: Place, in_use: scan.OpenFiles) -> Iterator[Excess]:
             yield Excess(one, one.size_bytes, one.why, lambda one=one: root.remove(one, in_use))
     for one in sorted(being_written, key=lambda one: -one.size_bytes):
         part = min(excess, one.size_bytes - KEPT_BYTES)
-        if excess <= 0 or part <= 0:
+        if part <= 0:
             return
         excess -= part
         why = f"{reason}, open: its beginning"

@@ -7,6 +7,7 @@ line by line. What a line may be is said in docs/training.md and training/metric
 
 import functools
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,7 @@ MAX_NAME = 200  # characters
 MAX_STEP = 2**31 - 1
 MAX_MESSAGE = 1000
 NEWLINE, OPENING, CLOSING = b"\n{}"
+ESCAPED = re.compile(r'["\\\x00-\x1f]')  # in a JSON string; msgspec takes none of it in the name of a field
 HEAD = ("time", "step", "process")
 WORDS = ("event", "message")
 ABSENT = math.inf  # which no JSON number is
@@ -86,7 +88,7 @@ class Parser:
         known = self._shape.names if self._shape else ()
         names = dict.fromkeys(known)
         for keys in dict.fromkeys(tuple(row) for _, row in plain):
-            names |= dict.fromkeys(name for name in keys if len(name) <= MAX_NAME and not set("{}") & set(name))
+            names |= dict.fromkeys(name for name in keys if len(name) <= MAX_NAME and not ESCAPED.search(name))
         if len(known) < len(names) <= MAX_LEARNED:
             self._shape = shape_of(tuple(names))
 
@@ -158,7 +160,7 @@ def shape_of(names: Names) -> Shape:
 
 
 def _is_one_a_line(block: Block, objects: int) -> bool:
-    """Whether so many objects without braces inside are one in each line. The decoder takes any white space."""
+    """Whether so many objects without objects inside are one in each line. The decoder takes any white space."""
     characters = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(characters == NEWLINE)
     return (

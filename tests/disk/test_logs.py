@@ -1,10 +1,12 @@
 """Logs that may take only so much, though the disk has room."""
 
 import os
+import threading
 
 import pytest
 
 from echotts.disk.leases import lease
+from echotts.disk.remove import OpenRoot
 from echotts.disk.settings import Root, load_settings, with_run
 from echotts.disk.watchdog import Watchdog
 from tests.disk.layout import run_dir, settings, write
@@ -68,6 +70,30 @@ def test_the_end_of_an_open_log_stays_even_beyond_the_cap_and_holes_are_not_dug_
         writer.write(b"x" * 2 * MIB)
         [action] = pass_over(capped(tmp_path / "logs", 0.1))
         assert action.freed_bytes == 2 * MIB and path.stat().st_size == 6 * MIB
+
+
+def test_what_one_open_log_keeps_the_next_has_to_give(tmp_path):
+    sizes = {"a": 4 * MIB, "b": 5 * MIB, "small": MIB // 2}
+    paths = [write(tmp_path / "logs" / f"{name}.log", size) for name, size in sizes.items()]
+    with paths[0].open("ab"), paths[1].open("ab"), paths[2].open("ab"):
+        planned = pass_over(capped(tmp_path / "logs", 3), dry_run=True)
+        done = pass_over(capped(tmp_path / "logs", 3))
+    assert [(action.path.name, action.freed_bytes) for action in done] == [
+        ("b.log", 4 * MIB),
+        ("a.log", 5 * MIB // 2),
+    ]
+    assert [(action.path, action.freed_bytes) for action in planned] == [(one.path, one.freed_bytes) for one in done]
+
+
+def test_a_pass_waits_for_another_over_the_same_logs(tmp_path):
+    write(tmp_path / "logs" / "a.log", 3 * MIB)
+    with OpenRoot(tmp_path / "logs") as other:
+        assert other.lock()
+        ending = threading.Timer(0.3, other.close)
+        ending.start()
+        [action] = pass_over(capped(tmp_path / "logs", 1))
+        ending.join()
+    assert action.freed_bytes == 3 * MIB
 
 
 def test_leased_logs_and_what_lies_behind_links_keep_their_bytes(tmp_path):

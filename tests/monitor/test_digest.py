@@ -1,5 +1,6 @@
 """Large files, read in parts by processes of their own."""
 
+import itertools
 import json
 import os
 
@@ -8,9 +9,10 @@ import pytest
 
 from echotts.monitor import digest
 from echotts.monitor import history as histories
-from echotts.monitor.columns import Columns, halved
+from echotts.monitor.columns import Columns, halved, standing
 from echotts.monitor.folders import LocalFolder
 from echotts.monitor.history import History
+from echotts.monitor.parsing import Table
 from tests.monitor.fake_run import event_line
 
 LINES = 60_000
@@ -106,11 +108,33 @@ def test_old_parts_are_thinned_alike_however_long_the_run():
     assert (np.diff(columns.steps) > 0).all()
 
 
-@pytest.mark.parametrize("four", [[1, 2, 3, 4], [4, 3, 2, 1], [2, 9, 0, 5], [5, 0, 9, 2], [7, 7, 7, 7], [1, 0, 1, 0]])
-def test_of_four_values_the_least_and_the_greatest_stay_in_their_order(four):
-    least, most = min(four), max(four)
-    expected = [most, least] if four.index(most) < four.index(least) else [least, most]
-    assert halved(np.array(four, np.float32), spikes=True).tolist() == expected
+def test_what_a_resume_took_back_does_not_count_after_thinning_either():
+    columns = Columns(0, ("x",))
+    steps = np.concatenate([np.arange(1000), np.arange(500, 3000)])
+    columns.extend(steps.astype(float), steps, steps[None].astype(float))
+    assert columns.thin()
+    counting = columns.standing
+    assert not isinstance(counting, slice)
+    assert counting.tolist() == np.flatnonzero(standing(columns.steps)).tolist()
+    assert columns.rows > len(counting) > 1000
+
+
+def test_what_is_left_over_of_a_part_is_thinned_like_the_rest():
+    part = digest.Part(thinned=3)
+    for start in range(0, 25_000, 1000):
+        steps = np.arange(start, start + 1000, dtype=np.int32)
+        part.take(Table(0, ("x",), steps.astype(float), steps, steps[None].astype(float)))
+    [(columns, _)] = part.columns()
+    assert columns.rows + columns.thinned == 25_000
+    assert columns.rows < 25_000 / 8 + 16
+    assert columns.steps[-1] == 24_999 and (np.diff(columns.steps) > 0).all()
+
+
+def test_of_four_values_the_least_and_the_greatest_stay_in_their_order():
+    for four in itertools.product(range(4), repeat=4):
+        least, most = min(four), max(four)
+        expected = [most, least] if four.index(most) < four.index(least) else [least, most]
+        assert halved(np.array(four, np.float32), spikes=True).tolist() == expected, four
 
 
 def test_a_gap_among_four_values_hides_none():

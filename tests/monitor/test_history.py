@@ -91,6 +91,19 @@ def test_a_cursor_gives_what_is_new_and_a_resume_asks_for_all_again(tmp_path):
     assert ask(Cursor(10**9, 0, 1))[0]  # of a server before this one
 
 
+def test_a_name_of_two_kinds_of_lines_is_one_curve_that_goes_on(tmp_path):
+    write(tmp_path, line(1), line(2, x=1), line(3))
+    history = opened(tmp_path)
+    assert steps_of(history) == [1, 2, 3]
+    write(tmp_path, line(4, x=1), line(5))
+    history.refresh()
+    assert steps_of(history) == [1, 2, 3, 4, 5]
+    (tmp_path / "metrics" / "host-0.jsonl").write_bytes(b"")  # replaced by one with as many lines of each kind
+    write(tmp_path, line(1, 1), line(2, 1), line(3, 1, x=1), line(4, 1, x=1), line(5, 1))
+    history.refresh()
+    assert steps_of(history) == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("how", ["cut", "rotated"])
 def test_a_cut_file_starts_over_and_a_rotated_one_is_still_read(tmp_path, how):
     write(tmp_path, *(line(step) for step in range(1, 6)))

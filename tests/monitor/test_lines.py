@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import os
+import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.monitor import lines
+from echotts.monitor import lines, parsing
 from echotts.monitor.folders import LocalFolder
 from echotts.monitor.lines import LineReader, sampled
-from echotts.monitor.parsing import MAX_NAMES, Parser
+from echotts.monitor.parsing import MAX_NAME, MAX_NAMES, Parser
 from tests.monitor.fake_run import event_line, run_lines, train_line
 
 PATH = "metrics/host.jsonl"
@@ -77,7 +78,7 @@ rows = st.builds(
     st.integers(0, 50),
     st.integers(-1, 2),
     st.dictionaries(st.sampled_from(["loss/train", "grad/norm", "time/step_s"]), numbers),
-    st.dictionaries(st.sampled_from(["loss/train", "x"]), values, max_size=1),
+    st.dictionaries(st.sampled_from(["loss/train", "x", '"}\n{\\']), values, max_size=1),
 )
 good = rows.map(lambda row: orjson.dumps(row))
 events = st.builds(
@@ -97,13 +98,12 @@ files = st.lists(st.one_of(good, good, good, events, broken), max_size=30).map(
 
 
 @settings(deadline=None, max_examples=150)
-@given(content=files, cuts=st.lists(st.integers(0, 3000), max_size=6), block=st.sampled_from([64, 300, 1 << 18]))
+@given(content=files, cuts=st.lists(st.integers(0, 3000), max_size=6), block=st.sampled_from([1 << 10, 5000, 1 << 22]))
 def test_a_growing_file_is_read_as_if_it_had_been_read_line_by_line(tmp_path_factory, content, cuts, block):
     path, reader = open_file(tmp_path_factory.mktemp("growing"))
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_BYTES", block)
-        patch.setattr(lines, "BLOCK_BYTES", 16 * block)
         for end in [*sorted(cuts), len(content)]:
             path.write_bytes(content[:end])  # at any byte: within a line, within a character
             restarted, news = reader.poll()
@@ -217,10 +217,45 @@ def test_a_sample_of_a_file_reaches_from_its_first_line_to_its_last(tmp_path, mo
         (b'\n \n{"time": null, "step": 2}\n', 1),
     ],
 )
-def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad):
-    parser, good = Parser(), b'{"time": 1, "step": 1, "a": 1}\n'
+@pytest.mark.parametrize("name", ["a", "}{"])
+def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad, name):
+    parser, good = Parser(), f'{{"time": 1, "step": 1, "{name}": 1}}\n'.encode()
     assert parser.parse(good).bad == 0
     parsed = parser.parse(good + odd + good)
     assert parsed.bad == bad
     assert [step for table in parsed.tables for step in table.steps.tolist()] == [1, 1]
     assert not any(table.irregular for table in parsed.tables)
+
+
+@pytest.mark.parametrize("name", ["", "}{", 'a"b', "a\\b", "a\nb", "x" * MAX_NAME, "x" * (MAX_NAME + 1)])
+def test_a_name_may_hold_anything_and_is_left_out_where_it_is_too_long(name):
+    line = orjson.dumps({"time": 1, "step": 1, "loss/train": 2.0, name: 3.0}) + b"\n"
+    parser = Parser()
+    for _ in range(2):  # the second time the names are known
+        parsed = parser.parse(line * 2)
+        [table] = parsed.tables
+        assert (parsed.bad, table.steps.tolist()) == (0, [1, 1])
+        found = dict(zip(table.names, table.values.tolist(), strict=True))
+        assert found == {"loss/train": [2.0, 2.0]} | ({name: [3.0, 3.0]} if len(name) <= MAX_NAME else {})
+
+
+def test_ever_new_choices_among_known_names_take_no_more_memory(monkeypatch):
+    alive = weakref.WeakSet()
+
+    class Counted(parsing.Columns):
+        def __init__(self, places):
+            super().__init__(places)
+            alive.add(self)
+
+    monkeypatch.setattr(parsing, "Columns", Counted)
+    monkeypatch.setattr(parsing, "MAX_SETS", 10)
+    names = [f"choice/{number}" for number in range(6)]
+    block = b""
+    for choice in range(63, 0, -1):
+        chosen = {name: choice for place, name in enumerate(names) if choice >> place & 1}
+        block += orjson.dumps({"time": 1, "step": choice} | chosen) + b"\n"
+    parser = Parser()
+    parsed = parser.parse(block)
+    assert sorted(table.steps.tolist() for table in parsed.tables) == [[choice] for choice in range(1, 64)]
+    assert all((table.values == table.steps).all() for table in parsed.tables)
+    assert 0 < len(alive) <= 10

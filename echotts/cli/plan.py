@@ -42,7 +42,8 @@ class Arguments:
     tensor_ways: int = 1
     """Parts in which heads and MLP channels are cut."""
     search: bool = False
-    """Also find, for each remat, the largest batch whose largest bucket fits: several compilations each."""
+    """Also find, for each remat, the largest batch whose largest bucket fits, and the cheapest remat for batch_size:
+    several compilations each."""
     output: Path | None = None
     """Also write the answer as JSON."""
 
@@ -79,6 +80,9 @@ def main(argv: list[str]) -> int:
         answer["largest_batch"] = plan.search(config, mesh, slice_, compile_one)
         for remat, rows in answer["largest_batch"].items():
             print(f"remat {remat:<5} largest batch {rows}" if rows else f"remat {remat:<5} fits no batch")
+        rows = config.data.batch_size
+        remat = answer["cheapest_remat"] = plan.cheapest_remat(answer["largest_batch"], rows)
+        print(f"batch {rows}: {f'remat {remat} is the cheapest that fits' if remat else 'does not fit'}")
     if arguments.output is not None:
         from echotts.files import atomic_write
 

@@ -203,6 +203,10 @@ class Checkpoints:
             ) from error
         return None
 
+    def has_any(self) -> bool:
+        """Whether there is a committed checkpoint, readable or not."""
+        return bool(step_folders(self.directory))
+
     def close(self) -> None:
         """Waits for the last save. Call `wait` first where its failure matters."""
         try:

@@ -6,8 +6,9 @@ is a multiple of the median of the last steps that counted, those whose numbers 
 All processes have the same numbers, so they agree without asking each other.
 
 Past `run.skips` in `run.skip_window` steps the run takes the weights of the last checkpoint from before the first of
-them. Step, schedule and data go on from where they are, so the data that did it is not seen again, every draw is a
-new one, and nothing is counted twice. After `run.rollbacks` of that the run stops.
+them, or those that it began with, where it has not saved any. Step, schedule and data go on from where they are, so the
+data that did it is not seen again, every draw is a new one, and nothing is counted twice. After `run.rollbacks` of that
+the run stops.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from echotts.config import Config, RunConfig, to_dict
+from echotts.training.beginning import new_state
 from echotts.training.checkpoint import Checkpoints
 from echotts.training.state import TrainState, abstract_state, restored_state
 
@@ -91,8 +93,9 @@ class Guard:
     ) -> tuple[TrainState, str]:
         """The weights of the last checkpoint from before the trouble, to go on with after `step`; and what was done.
 
-        `state` is deleted first: the devices may have no room for two. NonFiniteError where the run has gone back
-        often enough, or there is nothing to go back to.
+        A run that has saved nothing yet takes those that it began with: to stop it would lose as much. `state` is
+        deleted first: the devices may have no room for two. NonFiniteError where the run has gone back often enough,
+        or there is nothing to go back to.
         """
         memory, most = self._memory, self._run.rollbacks
         trouble = memory.skipped[0]
@@ -103,13 +106,19 @@ class Guard:
         for leaf in jax.tree.leaves(state):
             leaf.delete()
         restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=trouble)
-        if restored is None:
+        if restored is not None:
+            arrays, where, lost = restored[0], f"of step {restored[1].step}", step - restored[1].step
+        elif checkpoints.has_any():
             raise NonFiniteError(f"{what}; there is no checkpoint from before to go back to: {ADVICE}")
-        arrays, meta = restored
+        else:
+            try:
+                arrays, where, lost = new_state(config, mesh).arrays(), "that the run began with", step
+            except (OSError, ValueError) as error:
+                raise NonFiniteError(f"{what}; what the run began with cannot be had again: {error}") from error
         memory.errors = [known for known in memory.errors if known[0] < trouble]
         memory.skipped = []
         memory.rollbacks += 1
-        done = f"back to the weights of step {meta.step}, {step - meta.step} updates are lost, the data goes on"
+        done = f"back to the weights {where}, {lost} updates are lost, the data goes on"
         return restored_state(arrays, step, mesh), f"{done}; time {memory.rollbacks} of at most {most}; {what}"
 
 

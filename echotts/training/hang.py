@@ -24,7 +24,7 @@ USUAL_STEPS = 50  # the usual is the median of so many steps
 KNOWN_STEPS = 5  # without which nothing is usual yet
 LOOK_S = 5.0  # between two looks, or a tenth of the limit
 STOPPED_S = 10.0  # a look so much too late: the whole process was stopped, not hanging
-LAST_WORDS_S = 30.0  # for telling the metrics, on a disk that may hang itself
+LAST_WORDS_S = 30.0  # for telling the metrics, on a disk or in a bucket that may hang itself
 STANDARD_ERROR = 2
 WAITS = (  # where the loop stands -> what it waits for
     ("echotts.data.", "the next batch"),
@@ -87,13 +87,17 @@ class HangWatch:
         return max(self._floor_s, usual_s, patience_s, self._pause_s)
 
     @contextlib.contextmanager
-    def telling(self, tell: Callable[[int, str], object]) -> Iterator[None]:
-        """Watches the thread it is called in. `tell` is given the last step and one line before the process ends."""
+    def telling(self, tell: Callable[[int, str], object], send: Callable[[], object]) -> Iterator[None]:
+        """Watches the thread it is called in.
+
+        Before the process ends, `tell` is given the last step and one line, and `send` brings that to where it belongs.
+        Both together have LAST_WORDS_S.
+        """
         if not self._floor_s:
             yield
             return
         stop = threading.Event()
-        arguments = (threading.get_ident(), tell, stop)
+        arguments = (threading.get_ident(), tell, send, stop)
         thread = threading.Thread(target=self._watch, args=arguments, name="hang-watch", daemon=True)
         self._since = time.monotonic()
         thread.start()
@@ -103,7 +107,9 @@ class HangWatch:
             stop.set()
             thread.join()
 
-    def _watch(self, watched: int, tell: Callable[[int, str], object], stop: threading.Event) -> None:
+    def _watch(
+        self, watched: int, tell: Callable[[int, str], object], send: Callable[[], object], stop: threading.Event
+    ) -> None:
         look_s = min(LOOK_S, self._floor_s / 10)
         looked = time.monotonic()
         while not stop.wait(look_s):
@@ -118,10 +124,10 @@ class HangWatch:
                     f"no step was finished for {waited_s:.1f} s (limit {limit_s:.1f} s, a step takes "
                     f"{self._usual_s:.3g} s); the last was step {self._step}; {standing}"
                 )
-                _end(self._step, message, tell)
+                _end(self._step, message, tell, send)
 
 
-def _end(step: int, message: str, tell: Callable[[int, str], object]) -> None:
+def _end(step: int, message: str, tell: Callable[[int, str], object], send: Callable[[], object]) -> None:
     """Ends the process, whatever hangs in it, after showing the stacks of all threads."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):  # without standard error, say
         faulthandler.dump_traceback_later(LAST_WORDS_S, exit=True, file=STANDARD_ERROR)
@@ -129,6 +135,8 @@ def _end(step: int, message: str, tell: Callable[[int, str], object]) -> None:
     LOGGER.critical("hang: %s", message)
     with contextlib.suppress(Exception):  # nothing may keep this process from ending
         tell(step, message)
+    with contextlib.suppress(Exception):
+        send()
     logging.shutdown()
     os._exit(1)
 

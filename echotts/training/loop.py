@@ -72,7 +72,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         stack.enter_context(run_dir.sent_if_it_fails())
         stack.enter_context(reporter.telling_why())
         reporter.began(run_dir.local, samples_seen)
-        stack.enter_context(watch.telling(reporter.hung))
+        stack.enter_context(watch.telling(reporter.hung, run_dir.send))
         while step < steps:
             checkpoints.check()  # a write that failed ends the run now, not at the next one
             with profiler.step(step + 1):

@@ -5,7 +5,7 @@ The train step is the real one, compiled for the slice's devices on any machine;
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from echotts.training.topology import Topology
 GIB = 2**30
 UTILISATIONS = (0.4, 0.5, 0.6)
 REMATS: tuple[RematName, ...] = ("none", "dots", "full")  # cheapest first: least work done twice
+FURTHER = 50  # times the largest batch known to fit: no further does the search look at once
 LATENT_BYTES = 2  # float16 in shards
 OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -153,30 +154,43 @@ def compile_memory(config: Config, mesh: Mesh, bucket: Bucket, topology: Topolog
 
 
 def search(config: Config, mesh: Mesh, topology: Topology, compile_one: Callable[[Config], Memory]) -> dict[str, int]:
-    """For each remat, the largest batch size of the largest bucket that fits; 0 where the least does not.
-
-    Memory grows in a straight line with the rows, so two small batches say where it meets the limit; that batch and,
-    where it is refused, the ones below are compiled. Prefer the cheapest remat that has the batch you want.
-    """
+    """For each remat, the largest batch size of the largest bucket that fits; 0 where the least does not."""
     least = meshes.batch_ways(mesh) * config.optim.accumulation
 
-    def needed(remat: RematName, rows: int) -> Memory:
-        return compile_one(
-            replace(config, model=replace(config.model, remat=remat), data=replace(config.data, batch_size=rows))
-        )
+    def largest(remat: RematName) -> int:
+        def needed(parts: int) -> Memory:
+            data = replace(config.data, batch_size=parts * least)
+            return compile_one(replace(config, model=replace(config.model, remat=remat), data=data))
 
-    largest = {}
-    for remat in REMATS:
-        one, two = needed(remat, least), needed(remat, 2 * least)
-        if not one.fits:
-            largest[remat] = 0
-            continue
-        slope = max(two.needed - one.needed, 1)
-        steps = int((one.available - one.needed) // slope) + 1
-        while steps > 1 and not needed(remat, steps * least).fits:
-            steps -= 1
-        largest[remat] = steps * least
-    return largest
+        return least * largest_that_fits(needed)
+
+    return {remat: largest(remat) for remat in REMATS}
+
+
+def largest_that_fits(needed: Callable[[int], Memory]) -> int:
+    """The largest whole number whose memory fits, 0 where that of 1 does not: the next one has been refused.
+
+    Memory grows nearly in a straight line. One through the two nearest that are known says where to look next.
+    """
+    known = {1: needed(1)}
+    if not known[1].fits:
+        return 0
+    known[2] = needed(2)
+    while True:
+        fits, *below = sorted((number for number in known if known[number].fits), reverse=True)
+        refused = min((number for number in known if not known[number].fits), default=None)
+        if refused == fits + 1:
+            return fits
+        near = refused or below[0]
+        slope = (known[near].needed - known[fits].needed) / (near - fits)
+        guess = fits + int((known[fits].available - known[fits].needed) / max(slope, 1.0))
+        guess = min(max(guess, fits + 1), refused - 1 if refused else FURTHER * fits)
+        known[guess] = needed(guess)
+
+
+def cheapest_remat(largest_batch: Mapping[str, int], rows: int) -> str | None:
+    """The remat that does least work twice among those that have room for a batch of so many rows."""
+    return next((remat for remat in REMATS if largest_batch[remat] >= rows), None)
 
 
 def slice_mesh(config: Config, devices: Sequence[Any]) -> Mesh:

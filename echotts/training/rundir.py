@@ -59,9 +59,13 @@ class RunDir:
         try:
             yield
         except BaseException:
-            if self.spool is not None:
-                self.spool.flush()
+            self.send()
             raise
+
+    def send(self) -> None:
+        """Waits until what was written by now is in the bucket, but not for long (spool.FLUSH_S)."""
+        if self.spool is not None:
+            self.spool.flush()
 
     def shown(self, path: Path) -> Place:
         """A path below `local`, as the user knows it."""

@@ -7,22 +7,20 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from echotts.config import Config, ModelConfig, to_dict
+from echotts.config import Config, to_dict
 from echotts.data.stream import merge_states
-from echotts.model import Params, count_parameters
 from echotts.training import exchange, runtime
-from echotts.training.checkpoint import Checkpoints, Meta, differences
-from echotts.training.export import load_weights
+from echotts.training.beginning import new_state
+from echotts.training.checkpoint import Checkpoints, Meta
 from echotts.training.feed import Fed
 from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins
 from echotts.training.rundir import Place, write_whole
-from echotts.training.state import TrainState, abstract_state, initial_state, restored_state, state_from_params
+from echotts.training.state import TrainState, abstract_state, restored_state
 
 LOGGER = logging.getLogger(__name__)
 
 CONFIG_NAME = "config.json"
-HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
 
 
 def write_config(run_dir: Place, config: Config) -> None:
@@ -49,13 +47,7 @@ def begin(
         guard = Guard(config.run, meta.guard)
         return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
     store_pins(config, inputs)
-    if config.run.init_from:
-        params = fitting_weights(config.run.init_from, config.model)
-        LOGGER.info("starting from the weights of %s", config.run.init_from)
-        return state_from_params(params, config, mesh), 0, 0, 0, Guard(config.run)
-    state = initial_state(config, mesh)
-    LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
-    return state, 0, 0, 0, Guard(config.run)
+    return new_state(config, mesh), 0, 0, 0, Guard(config.run)
 
 
 def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
@@ -84,15 +76,3 @@ def for_checkpoint(here: Meta, guard: Guard) -> Meta:
     here = dataclasses.replace(here, guard=guard.state())
     states = exchange.collected(f"stream/{here.step}", here.stream)
     return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it
-
-
-def fitting_weights(source: str, model: ModelConfig) -> Params:
-    """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the model."""
-    weights = load_weights(source)
-    theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
-    if lines := differences(theirs, ours):
-        raise ValueError(
-            f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
-            "(theirs -> this run's); change the model's sizes to theirs"
-        )
-    return weights.params

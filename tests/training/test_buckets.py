@@ -5,20 +5,24 @@ import logging
 import os
 import re
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
 
 from echotts import buckets
 from echotts.config import to_dict
+from echotts.data.stream import Stream
 from echotts.disk import pause
 from echotts.disk.runs import run_folders
 from echotts.interop import load_export
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
-from echotts.training import checkpoint, spool
+from echotts.training import checkpoint, hang, spool
 from echotts.training.checkpoint import CheckpointError, Checkpoints, step_folders
 from echotts.training.export import export, load_run, load_weights
 from echotts.training.loop import train
@@ -27,9 +31,12 @@ from echotts.training.rundir import check_run_dir, open_run_dir, place
 from echotts.training.samples import Spoken
 from tests.fake_gcs import FakeGcs
 from tests.training.conftest import TINY, with_sections
+from tests.training.group import Group
 from tests.training.test_checkpoint import abstract, arrays, meta, save_and_wait
 from tests.training.test_loop import Sound, StopAfter, assert_same_weights
+from tests.training.test_processes import flags
 
+__all__ = ["flags"]  # a fixture
 pytestmark = [pytest.mark.network_fake, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parent.parent.parent
 
@@ -269,6 +276,34 @@ def test_a_bucket_that_fails_does_not_hold_training_up_and_the_next_start_sends_
     assert spools(tmp_path) == []
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the watch's SystemExit
+def test_a_run_that_hangs_sends_its_last_lines_before_it_ends(gcs, url, shards, monkeypatch):
+    arrived, ended = [], threading.Event()
+
+    def end(code):
+        arrived.extend(lines(gcs, url))
+        ended.set()
+        raise SystemExit(code)  # of the watching thread alone
+
+    monkeypatch.setattr(hang, "os", SimpleNamespace(_exit=end))
+    monkeypatch.setattr(hang, "faulthandler", Mock())
+    monkeypatch.setattr(hang, "logging", Mock())
+    next_batch = Stream.next
+
+    def stuck(stream):
+        if stream.state()["step"] == 2:
+            assert ended.wait(20)
+            raise RuntimeError("as if it had not been ended")
+        return next_batch(stream)
+
+    monkeypatch.setattr(Stream, "next", stuck)
+    run = {"run_dir": url, "save_every_steps": 0, "hang_s": 0.2}
+    with pytest.raises(RuntimeError, match="as if it had not been ended"):
+        train(with_sections(TINY, data={"data": str(shards)}, run=run))
+    assert [line["step"] for line in arrived if "loss/train" in line] == [1]
+    assert [line["event"] for line in arrived if "event" in line] == ["started", "hang", "failed"]
+
+
 def test_what_belongs_to_this_machine_stays_here(gcs, url, tmp_path):
     with open_run_dir(url) as run_dir:
         pause.ask(run_dir.local, pause.Request(place="/"))
@@ -340,3 +375,25 @@ def test_without_the_extra_the_way_to_it_is_said(monkeypatch):
     buckets._filesystem.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"gs://bucket/run: .*pip install 'echotts\[gcs\]'"):
         check_run_dir("gs://bucket/run")
+
+
+@pytest.mark.slow
+@pytest.mark.multiprocess
+@pytest.mark.timeout(600)
+def test_two_processes_write_one_run_in_a_bucket_and_one_goes_on(gcs, url, flags, shards, tmp_path):
+    environment = gcs.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
+
+    def group(count: int, steps: int) -> Group:
+        asked = flags(url, f"--data={shards}", f"--steps={steps}", "--run.log_every=1")
+        return Group(tmp_path / f"group{count}", count, 2 // count, *asked, environment=environment)
+
+    with group(2, 4) as pair:
+        assert pair.codes() == [0, 0], pair.said()
+    with group(1, 6) as alone:
+        assert alone.codes() == [0], alone.said()
+    assert "resuming after step 4, " in alone.said()
+    losses = [(line["step"], line["process"]) for line in lines(gcs, url) if "loss/train" in line]
+    assert sorted(losses) == sorted([(step, process) for step in range(1, 5) for process in (0, 1)] + [(5, 0), (6, 0)])
+    assert names(url)[0] == "step_00000006"
+    assert spools(tmp_path) == []
+    assert ("POST", "/storage/v1/b") not in gcs.requests  # nobody makes buckets

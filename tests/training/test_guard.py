@@ -19,6 +19,7 @@ from echotts.training.export import load_run
 from echotts.training.feed import Fed, Feed
 from echotts.training.guard import Guard, NonFiniteError, describe
 from echotts.training.hang import HangWatch
+from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.metrics import MetricsWriter, metrics_path
 from echotts.training.progress import Progress
@@ -157,11 +158,45 @@ def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_w
     assert newest[0].guard == newest[1].guard
 
 
-class NoCheckpoints(Checkpoints):
-    """A run directory that has nothing from before."""
+def test_a_run_that_has_saved_nothing_goes_back_to_the_weights_it_was_given(config, tmp_path, poison, uninterrupted):
+    poison({3: np.nan, 4: np.nan})
+    given = {"init_from": str(uninterrupted), "save_every_steps": 0, "run_dir": str(tmp_path / "run")}
+    assert train(with_sections(config, run=given)).finished
+    happened = said(tmp_path / "run")
+    back = "back to the weights that the run began with, 5 updates are lost, the data goes on; time 1 of at most 5; "
+    assert happened[5, "rolled_back"].startswith(back)
+    assert lines(tmp_path / "run")[6] is not None
+    last, again = step_folders(tmp_path / "run" / FOLDER)
+    assert [folder.name for folder in (last, again)] == ["step_00000006", "step_00000005"]
+    for weights in ("raw", "ema"):
+        assert_same_weights(load_run(again, weights), load_run(uninterrupted, "ema"))
 
-    def __init__(self):
-        pass
+
+def test_a_bad_row_of_an_accumulated_step_is_named_and_taken_back_the_same_way(config, tmp_path, poison):
+    poison({3: np.nan, 4: np.nan})
+    config = with_sections(config, optim={"accumulation": 2}, run={"run_dir": str(tmp_path), "keep_last": 9})
+    assert train(config).finished
+    happened = said(tmp_path)
+    batches = poisoned_keys(config)
+    for step in (3, 4):
+        assert f"rows that are not finite: {batches[step]}; " in happened[step, "nan"]
+    assert happened[5, "rolled_back"].startswith("back to the weights of step 2, 3 updates are lost")
+    assert [step for step, loss in lines(tmp_path).items() if loss is None] == [3, 4]
+    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / FOLDER)}
+    assert_same_weights(load_run(folders[5]), load_run(folders[2]))
+
+
+def poisoned_keys(config):
+    """step -> the key of the row that is poisoned in it"""
+    with open_inputs(config).stream as stream:
+        return {step: stream.next()[1][2] for step in range(1, 7)}
+
+
+class NoneBefore(Checkpoints):
+    """A run directory that has nothing from before the trouble, and perhaps something later."""
+
+    def __init__(self, later):
+        self._later = later
 
     def wait(self):
         pass
@@ -169,23 +204,27 @@ class NoCheckpoints(Checkpoints):
     def restore(self, abstract, config, before=None):
         assert before == 5
 
+    def has_any(self):
+        return self._later
+
 
 @pytest.mark.parametrize(
-    ("rollbacks", "reason"),
+    ("run", "later", "reason"),
     [
-        (1, "there is no checkpoint from before to go back to"),
-        (0, r"the run has gone back 0 times \(run\.rollbacks\)"),
+        ({}, True, "there is no checkpoint from before to go back to: look at these samples"),
+        ({"rollbacks": 0}, False, r"the run has gone back 0 times \(run\.rollbacks\): look at these samples"),
+        ({"init_from": "/gone"}, False, "what the run began with cannot be had again: /gone: no weights there"),
     ],
 )
-def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(rollbacks, reason):
-    config = with_sections(TINY, run={"skips": 1, "skip_window": 8, "rollbacks": rollbacks})
+def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(run, later, reason):
+    config = with_sections(TINY, run={"skips": 1, "skip_window": 8, **run})
     guard = Guard(config.run)
     for step in (5, 6):
         guard.skip(step, f"step {step}: loss nan; batch keys: a, b")
     state = TrainState(step=jnp.int32(6), params={}, ema={}, opt_state={})
     why = "2 steps were skipped from 5 on, the last because of step 6: loss nan; batch keys: a, b; "
-    with pytest.raises(NonFiniteError, match=f"^{why}{reason}: look at these samples"):
-        guard.roll_back(state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoCheckpoints())
+    with pytest.raises(NonFiniteError, match=f"^{why}{reason}"):
+        guard.roll_back(state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoneBefore(later))
 
 
 class NoFeed(Feed):

@@ -24,8 +24,12 @@ def tell(step, message):
     print("told", step, message, flush=True)
     TELL
 
+def send():
+    print("sent", flush=True)
+    SEND
+
 watch = HangWatch(floor_s=0.5, factor=4, start=10, patience_s=2.0)
-with watch.telling(tell):
+with watch.telling(tell, send):
     threading.Thread(target=stuck, name="other", daemon=True).start()
     for step in range(11, 18):
         watch.launching(step, "bucket")
@@ -36,9 +40,9 @@ print("done", flush=True)
 """
 
 
-def run(body: str, tell: str = "pass") -> subprocess.CompletedProcess:
+def run(body: str, tell: str = "pass", send: str = "pass") -> subprocess.CompletedProcess:
     """A run of seven quick steps, and then what `body` does."""
-    code = RUN.replace("BODY", body).replace("TELL", tell)
+    code = RUN.replace("BODY", body).replace("TELL", tell).replace("SEND", send)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
 
 
@@ -49,14 +53,21 @@ def test_a_process_that_hangs_shows_all_stacks_tells_the_metrics_and_ends() -> N
     assert done.returncode == 1
     assert "done" not in done.stdout
     assert done.stdout.startswith("told 17 no step was finished for ")
+    assert done.stdout.endswith("\nsent\n")
     assert "(limit 0.5 s, a step takes 0.02 s); the last was step 17; what it waits for is not known" in done.stdout
     assert done.stderr.count(" in stuck") == 2  # both threads
     assert "hang: no step was finished for " in done.stderr
 
 
-def test_a_process_whose_last_words_hang_too_still_ends(monkeypatch) -> None:
+@pytest.mark.parametrize("last_words", ["tell", "send"])
+def test_a_process_whose_last_words_hang_too_still_ends(last_words) -> None:
     code = "import echotts.training.hang as hang; hang.LAST_WORDS_S = 1.0\n    stuck()"
-    assert run(code, tell="stuck()").returncode == 1
+    assert run(code, **{last_words: "stuck()"}).returncode == 1
+
+
+def test_what_could_not_be_told_here_does_not_keep_the_rest_from_being_sent() -> None:
+    done = run("stuck()", tell='raise OSError("no room")')
+    assert (done.returncode, done.stdout.endswith("\nsent\n")) == (1, True)
 
 
 def test_a_process_that_is_only_slow_goes_on() -> None:
@@ -80,9 +91,9 @@ def test_a_process_that_is_only_slow_goes_on() -> None:
 
 def test_without_a_floor_nothing_is_watched() -> None:
     before = threading.active_count()
-    with HangWatch(floor_s=0.0, factor=1.0).telling(print):
+    with HangWatch(floor_s=0.0, factor=1.0).telling(print, print):
         assert threading.active_count() == before
-    with HangWatch(floor_s=9.0, factor=1.0).telling(print):
+    with HangWatch(floor_s=9.0, factor=1.0).telling(print, print):
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
 

@@ -14,7 +14,7 @@ from echotts.cli import plan as command
 from echotts.cli.app import UsageError
 from echotts.config import Bucket, demo, echo_1b3
 from echotts.training import plan, topology
-from echotts.training.plan import GIB, Memory, make_plan, search
+from echotts.training.plan import GIB, Memory, cheapest_remat, largest_that_fits, make_plan, search
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
 from echotts.training.topology import NoCompilerError, parse_topology
@@ -91,7 +91,6 @@ def test_the_search_finds_the_largest_batch_of_each_remat():
     row_bytes = {"none": 3 * GIB, "dots": GIB, "full": GIB // 2}
 
     def compiled(config):
-        # not quite a straight line: the prediction is too high and has to be walked back
         rows = config.data.batch_size
         needed = 2 * GIB + rows * row_bytes[config.model.remat] + (GIB * rows * rows) // 400
         return Memory(needed, 30 * GIB, 0, 0, 0, 0.0)
@@ -99,6 +98,33 @@ def test_the_search_finds_the_largest_batch_of_each_remat():
     mesh = plan.slice_mesh(demo(), jax.devices()[:1])
     found = search(demo(), mesh, parse_topology("v4-64"), compiled)
     assert found == {"none": 9, "dots": 26, "full": 45}
+    two = dataclasses.replace(demo(), optim=dataclasses.replace(demo().optim, accumulation=2))
+    assert search(two, mesh, parse_topology("v4-64"), compiled) == {"none": 8, "dots": 26, "full": 44}
+    assert [cheapest_remat(found, rows) for rows in (9, 10, 45, 46)] == ["none", "dots", "full", None]
+
+
+@pytest.mark.parametrize(
+    ("needed", "largest", "compilations"),
+    [
+        (lambda n: 2 + n, 28, 4),
+        (lambda n: 5 + n + n * n / 8, 10, 6),  # more and more: a line is too high
+        (lambda n: 5 + 3 * n**0.5, 69, 8),  # less and less: a line is too low
+        (lambda n: 1 + 0.3 * n if n < 3 else 9 + 0.2 * n, 105, 6),  # another way to compute
+        (lambda n: 20 if n < 1000 else 40, 999, 20),
+        (lambda n: 20 + 5 * n, 2, 3),
+        (lambda n: 26 + 5 * n, 0, 1),
+        (lambda n: 25 + 5 * n, 1, 2),
+    ],
+)
+def test_the_largest_that_fits_is_the_one_before_one_that_was_refused(needed, largest, compilations):
+    compiled = []
+
+    def compile_one(number):
+        compiled.append(number)
+        return Memory(int(needed(number) * GIB), 30 * GIB, 0, 0, 0, 0.0)
+
+    assert largest_that_fits(compile_one) == largest
+    assert len(compiled) == len(set(compiled)) <= compilations
 
 
 def test_the_command_prints_and_writes_its_answer(monkeypatch, tmp_path, capsys):

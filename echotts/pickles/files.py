@@ -1,12 +1,8 @@
-"""Reads pickles and PyTorch's zip files as data: a small pickle machine that can call nothing.
+"""Reads pickles and PyTorch's zip files from disk: what they are, and what may be asked of them.
 
-It is not Python's unpickler with a filter. It interprets the opcodes itself, and the only functions it can reach are
-those of the tables `_PLAIN` and `_TORCH` below, each of which builds an array or a plain container. Any other name in
-the file is refused, and the error says which. Sizes, offsets and strides are checked against the bytes that are
-really there, so a file cannot ask for more memory than it brings (up to small constants).
-
-Formats: pickle protocols 0 to 5 (docs.python.org, pickletools); torch.save's zip layout (torch/serialization.py):
-`{root}/data.pkl`, `{root}/byteorder`, and one stored, uncompressed member `{root}/data/{key}` for each storage.
+Sizes, offsets and strides are checked against the bytes that are really there, so a file cannot ask for more memory
+than it brings (up to small constants). torch.save's zip layout (torch/serialization.py): `{root}/data.pkl`,
+`{root}/byteorder`, and one stored, uncompressed member `{root}/data/{key}` for each storage.
 """
 
 import errno
@@ -19,9 +15,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from echotts.pickle_machine import Machine, RestrictedPickleError, Unresolved, is_count, is_shape, plain_names, shown
-
-__all__ = ["RestrictedPickleError", "read_pickle", "read_torch_zip"]
+from echotts.pickles.machine import Machine
+from echotts.pickles.opcodes import run
+from echotts.pickles.values import RestrictedPickleError, Unresolved, is_count, is_shape, plain_names, shown
 
 _LARGEST_EXPANDED = 1 << 24
 _MALFORMED = (
@@ -51,7 +47,7 @@ def read_pickle(path: str | Path) -> Any:
         data = _mapped(file, path)
     if _is_zip(path):
         raise RestrictedPickleError(f"{path}: a zip file, not a pickle: give a .pkl, or read a torch file as .pth")
-    return _guarded(path, "a pickle", lambda: Machine(data, path, plain_names(), records=("optax.", "flax.")).run())
+    return _guarded(path, "a pickle", lambda: run(Machine(data, path, plain_names(), records=("optax.", "flax."))))
 
 
 def read_torch_zip(path: str | Path) -> Any:
@@ -112,7 +108,7 @@ def _read_archive(path: str | Path) -> Any:
             raise RestrictedPickleError(f"{path}: unknown byte order {shown(str(byteorder))}")
         storages = _Storages(archive, root, members, "<" if byteorder == b"little" else ">")
         data = memoryview(archive.read(f"{root}data.pkl"))
-        return Machine(data, path, plain_names() | _TORCH, persistent=storages.load).run()
+        return run(Machine(data, path, plain_names() | _TORCH, persistent=storages.load))
 
 
 def _members(archive: zipfile.ZipFile, path: str | Path) -> dict[str, zipfile.ZipInfo]:

@@ -1,5 +1,6 @@
 """The common command line: flags, one-line errors, exit codes, silence, and what `python -m echotts` lists."""
 
+import importlib.util
 import logging
 import os
 import subprocess
@@ -182,7 +183,7 @@ def test_choose_calls_the_named_command_with_the_rest(capsys: pytest.CaptureFixt
 def test_every_listed_command_exists() -> None:
     for name in COMMANDS:
         module = {"eval": "evaluate"}.get(name, name)
-        assert (ROOT / "echotts" / "cli" / f"{module}.py").exists()
+        assert importlib.util.find_spec(f"echotts.cli.{module}")
 
 
 def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:

@@ -8,6 +8,7 @@ import soundfile
 
 from echotts.cli import codec as command
 from echotts.cli.app import UsageError, parse
+from echotts.cli.codec.training import TrainArguments
 from echotts.codec import Codec, load_codec, save_codec
 from tests.codec.conftest import TINY, tiny_params
 
@@ -67,7 +68,7 @@ def test_a_seed_samples_the_same_latents_again(weights: Path, recordings: Path, 
 def test_hyphens_and_underscores_name_the_same_flag():
     for flag in ("--kl-weight", "--kl_weight"):
         argv = ["--data", "x", "--run-dir", "y", "--output", "z", flag, "0.5"]
-        assert parse(command.TrainArguments, argv, prog="train").kl_weight == 0.5
+        assert parse(TrainArguments, argv, prog="train").kl_weight == 0.5
 
 
 def test_convert_keeps_the_hash_and_installs(
@@ -124,7 +125,7 @@ def test_the_flags_of_train_default_to_the_built_in_codecs_training():
     from echotts.codec.training import CodecTraining
 
     library = CodecTraining()
-    for name, value in vars(command.TrainArguments(data="", run_dir=Path(), output=Path())).items():
+    for name, value in vars(TrainArguments(data="", run_dir=Path(), output=Path())).items():
         if hasattr(library, name):
             assert value == getattr(library, name), name
         elif hasattr(library.codec, name):

@@ -1,0 +1,23 @@
+"""`python -m echotts codec`: audio to latents and back; train, measure, convert a codec."""
+
+from collections.abc import Callable
+
+from echotts.cli.app import choose
+from echotts.cli.codec.training import train
+from echotts.cli.codec.transcode import decode, encode
+from echotts.cli.codec.weights import convert, evaluate, info
+
+
+def main(argv: list[str]) -> int:
+    """Run the command that `argv` names; gives the exit code."""
+    commands: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+        "encode": ("recordings to latents", encode),
+        "decode": ("latents to recordings", decode),
+        "train": ("train a codec on recordings", train),
+        "evaluate": ("measure what a round trip loses", evaluate),
+        "convert": ("write a codec as .safetensors, or install it", convert),
+        "info": ("say what a codec is", info),
+    }
+    return choose(
+        "python -m echotts codec", "Codecs turn audio into latents, 25 frames a second, and back.", commands, argv
+    )

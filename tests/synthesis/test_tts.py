@@ -1,4 +1,4 @@
-"""Text and a voice in, speech out: what repeats, what is cropped, what is compiled, what is refused."""
+"""Text and a voice in, speech out: what repeats, what is compiled, what is refused; checkpoints and their codecs."""
 
 import dataclasses
 import logging
@@ -9,42 +9,16 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from echotts import synthesis
+from echotts import EchoTTS
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.dacvae import init_params
 from echotts.flow import sampling
 from echotts.interop import save_export, save_published
-from echotts.synthesis import EchoTTS, energy_end, find_end, make_noise, silent_window
-from tests.tiny_speaker import (
-    CHANNELS,
-    CONFIG,
-    FRAMES,
-    METADATA,
-    REFERENCE_FRAMES,
-    LinearCodec,
-    random_params,
-    tiny_tts,
-)
-
-RATE = LinearCodec.sample_rate
-HOP = LinearCodec.hop_length
-SILENCE = np.ones((1, CHANNELS), np.float32)
-
-
-@pytest.fixture(scope="module")
-def tts():
-    return tiny_tts()
-
-
-def voice(seconds=1.0, rate=RATE, seed=0):
-    return (0.2 * np.random.default_rng(seed).standard_normal(int(seconds * rate))).astype(np.float32)
-
-
-def say(tts, text="one two", ref=None, **options):
-    return tts.synthesize(text, ref, steps=2, **options)
+from echotts.synthesis.batch import make_noise
+from echotts.synthesis.speech import KEPT_TAIL_FRAMES
+from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
+from tests.tiny_speaker import CHANNELS, CONFIG, FRAMES, METADATA, LinearCodec, random_params
 
 
 def test_the_same_seed_gives_the_same_bytes(tts, tmp_path):
@@ -109,115 +83,19 @@ def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
             say(tts, duration=wrong)
 
 
-def test_the_silent_tail_is_cropped_by_its_distance_to_silence():
-    rng = np.random.default_rng(0)
-    latents = SILENCE + 0.05 * rng.standard_normal((40, CHANNELS)).astype(np.float32)
-    latents[3:20] += 2 * rng.standard_normal((17, CHANNELS)).astype(np.float32)
-    latents[30] += 5.0  # a click in the tail
-    assert find_end(latents, SILENCE, 8) == 20 + synthesis.KEPT_TAIL_FRAMES
-
-
-def test_a_pause_is_not_an_end_and_speech_to_the_last_frame_is_left_whole():
-    rng = np.random.default_rng(0)
-    loud = SILENCE + 2 * rng.standard_normal((30, CHANNELS)).astype(np.float32)
-    assert find_end(loud, SILENCE, 8) is None
-    loud[10:16] = SILENCE
-    assert find_end(loud, SILENCE, 8) is None
-    loud[28:] = SILENCE  # shorter than the window, but nothing follows
-    assert find_end(loud, SILENCE, 8) == 28 + synthesis.KEPT_TAIL_FRAMES
-    assert find_end(np.repeat(SILENCE, 30, axis=0), SILENCE, 8) is None
-
-
-@settings(deadline=None, max_examples=30)
-@given(spoken=st.integers(1, 60), silent=st.integers(0, 60), window=st.integers(1, 20), seed=st.integers(0, 99))
-def test_the_end_is_found_wherever_it_is(spoken, silent, window, seed):
-    rng = np.random.default_rng(seed)
-    signs = rng.choice(np.float32([-2, 2]), (spoken, CHANNELS))
-    latents = np.concatenate([SILENCE + signs, np.repeat(SILENCE, silent, axis=0)])
-    end = find_end(latents, SILENCE, window)
-    if spoken >= synthesis.LOUD_FRAMES and silent:
-        assert end == min(spoken + synthesis.KEPT_TAIL_FRAMES, len(latents))
-    elif not silent:
-        assert end is None
-
-
-def test_energy_finds_the_end_where_the_latents_do_not():
-    samples = np.concatenate([voice(0.4), np.zeros(RATE, np.float32)])
-    assert energy_end(samples, RATE, HOP) == 10 + synthesis.KEPT_TAIL_FRAMES
-    assert energy_end(np.zeros(10 * HOP, np.float32), RATE, HOP) == 10
-
-
 def test_a_wrong_silence_latent_falls_back_on_energy(tts, monkeypatch):
     quiet = np.concatenate(
         [SILENCE + np.random.default_rng(0).standard_normal((12, CHANNELS)), np.repeat(SILENCE, 20, 0)]
     )
     monkeypatch.setattr(tts, "silence", np.full((1, CHANNELS), 50.0, np.float32))
     speech = tts._finish(quiet.astype(np.float32))
-    assert len(speech.latents) == 12 + synthesis.KEPT_TAIL_FRAMES
+    assert len(speech.latents) == 12 + KEPT_TAIL_FRAMES
     assert len(speech.samples) == len(speech.latents) * HOP
-
-
-def test_windows_of_silence_scale_with_the_model():
-    assert silent_window(768) == 20
-    assert silent_window(64) == 8
-    assert silent_window(4) == 2
 
 
 def test_the_noise_of_a_longer_window_begins_with_that_of_a_shorter():
     assert np.array_equal(make_noise(3, 50, 8)[:20], make_noise(3, 20, 8))
     assert not np.array_equal(make_noise(3, 20, 8), make_noise(4, 20, 8))
-
-
-@pytest.mark.parametrize(("rate", "name"), [(44100, "ref.mp3"), (22050, "ref.ogg"), (48000, "ref.flac")])
-def test_a_reference_of_any_format_and_rate_is_the_same_voice(tts, tmp_path, rate, name):
-    time_s = np.arange(rate) / rate
-    tone = (0.3 * np.sin(2 * np.pi * 300 * time_s)).astype(np.float32)
-    soundfile.write(tmp_path / name, np.stack([tone, tone], axis=1), rate)
-    latent = tts.encode_reference(tmp_path / name)
-    assert latent.shape == (REFERENCE_FRAMES, CHANNELS)
-    wave = tts.codec.decode(latent[None])[0]
-    assert np.abs(wave).max() > 0
-
-
-def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch, tmp_path):
-    with caplog.at_level(logging.WARNING):
-        assert len(tts.encode_reference((voice(0.6), RATE))) == 15
-        assert not caplog.messages
-        assert len(tts.encode_reference((voice(3.0), RATE))) == REFERENCE_FRAMES
-        assert caplog.messages == [
-            "reference: 3.0 s long, the first 0.6 s are used (the model's window for references)"
-        ]
-        caplog.clear()
-        monkeypatch.setattr(synthesis, "REFERENCE_LIMIT_S", 1.0)
-        soundfile.write(tmp_path / "long.wav", voice(1.5), RATE)
-        tts.encode_reference(tmp_path / "long.wav")
-    assert caplog.messages[0].endswith("long.wav: longer than 1 s, the rest is not read")
-
-
-def test_a_round_trip_keeps_the_length_and_what_the_codec_can_hold(tts):
-    heard = tts.round_trip(voice(0.73, rate=16000), 16000)
-    assert len(heard) == round(0.73 * RATE)
-
-
-def test_references_without_a_voice_are_refused_with_one_line(tts, tmp_path):
-    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
-    soundfile.write(tmp_path / "short.wav", voice(0.4), RATE)
-    (tmp_path / "text.mp3").write_text("hello")
-    cases = {
-        "silent.wav": "is silent: a reference needs at least 0.5 s of a voice",
-        "short.wav": "0.40 s long: a reference needs at least 0.5 s of a voice",
-        "text.mp3": "cannot be read as a recording",
-        "none.wav": "no such recording",
-    }
-    for name, words in cases.items():
-        with pytest.raises((ValueError, FileNotFoundError), match=words) as caught:
-            say(tts, ref=tmp_path / name)
-        assert str(caught.value).startswith(f"{tmp_path / name}: ")
-        assert "\n" not in str(caught.value)
-    broken = voice()
-    broken[5] = np.nan
-    with pytest.raises(ValueError, match="not finite"):
-        say(tts, ref=(broken, RATE))
 
 
 def test_texts_that_cannot_be_said_are_refused(tts):

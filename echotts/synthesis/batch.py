@@ -1,0 +1,65 @@
+"""Static shapes for utterances: what a model was trained with, sizes rounded up to quarters of it, rows padded."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from echotts.config import DataConfig
+
+QUARTERS = 4  # buckets a checkpoint's largest sizes are cut into
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The largest sizes a model was trained with: latent frames, tokens (BOS included), reference frames."""
+
+    frames: int
+    tokens: int
+    reference_frames: int
+
+    @classmethod
+    def of(cls, metadata: Mapping[str, Any]) -> "Limits":
+        """Those of a checkpoint; a published one does not say, then those of published training."""
+        if "buckets" in metadata:
+            return cls(**metadata["buckets"])
+        data = DataConfig()
+        return cls(data.buckets[-1].frames, data.buckets[-1].tokens, data.reference_frames)
+
+
+def rounded(size: int, largest: int, multiple: int = 1) -> int:
+    """`size` up to the next quarter of `largest`, in whole multiples."""
+    quarter = -(-largest // QUARTERS)
+    step = -(-quarter // multiple) * multiple
+    return min(-(-size // step) * step, -(-largest // multiple) * multiple)
+
+
+def padded_tokens(
+    rows: Sequence[Int[np.ndarray, " _n"]], width: int
+) -> tuple[Int[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
+    """Token ids with zeros behind the end, and the mask from their lengths (0 is also BOS)."""
+    ids = np.zeros((len(rows), width), np.int32)
+    lengths = np.array([[len(row)] for row in rows])
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = row
+    return ids, np.arange(width) < lengths
+
+
+def padded_references(
+    references: Sequence[Float[np.ndarray, "_m c"] | None], frames: int, channels: int
+) -> tuple[Float[np.ndarray, "b m c"], Bool[np.ndarray, "b m"]]:
+    """Zeros behind the end; a voice that is not given has an empty mask, the dropped condition of training."""
+    latent = np.zeros((len(references), frames, channels), np.float32)
+    lengths = np.zeros((len(references), 1), int)
+    for row, reference in enumerate(references):
+        if reference is not None:
+            latent[row, : len(reference)] = reference
+            lengths[row] = len(reference)
+    return latent, np.arange(frames) < lengths
+
+
+def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"]:
+    """Unit noise for one utterance. A longer window begins with the noise of a shorter one."""
+    return np.random.default_rng(seed).standard_normal((frames, channels), dtype=np.float32)

@@ -1,0 +1,37 @@
+"""Where a checkpoint is: the demo model, a path on this machine, a bucket, or a download from the Hub."""
+
+import re
+from pathlib import Path
+
+from echotts.buckets import is_bucket
+
+DEMO_MODEL = Path(__file__).parent.parent / "assets" / "model" / "demo.safetensors"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILE = "model.safetensors"
+
+
+def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
+    """The demo model for None, a download for a Hub id, a bucket's gs:// as it is; else a path on this machine.
+
+    FileNotFoundError if there is none.
+    """
+    if checkpoint is None:
+        if not DEMO_MODEL.is_file():
+            raise FileNotFoundError(f"{DEMO_MODEL}: the demo model is not installed: give a checkpoint")
+        return DEMO_MODEL
+    if isinstance(checkpoint, str) and is_bucket(checkpoint):
+        return checkpoint
+    path = Path(checkpoint).expanduser()
+    if path.exists():
+        return path
+    name = str(checkpoint)
+    if path.suffix in (".safetensors", ".pkl", ".pickle") or not HUB_ID.fullmatch(name):
+        raise FileNotFoundError(f"{name}: no such checkpoint: give a run directory, .safetensors, .pkl or a Hub id")
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, HUB_FILE))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise FileNotFoundError(f"{name}: no such path here, and no {HUB_FILE} from the Hub ({reason})") from error

@@ -1,0 +1,71 @@
+"""Voices to speak in: recordings, checked and brought to a level, as latents of the model's codec."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from echotts.audio import Samples, duration_s, loudness_normalise, read_audio, resample, trim_silence
+from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
+
+LIMIT_S = 300.0
+LEAST_S = 0.5
+LOUDNESS_LUFS = -16.0  # as data preparation leaves recordings
+
+SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
+"""A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec."""
+
+logger = logging.getLogger(__name__)
+
+
+def check_reference(samples: Samples, rate: int, name: str) -> None:
+    """ValueError where a recording is too short or too quiet to hold a voice."""
+    seconds = len(samples) / rate
+    if seconds < LEAST_S:
+        raise ValueError(f"{name}: {seconds:.2f} s long: a reference needs at least {LEAST_S} s of a voice")
+    if not len(trim_silence(samples, rate)):
+        raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of a voice")
+
+
+def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: int) -> Float[np.ndarray, "m c"]:
+    """The latent of a voice, at most `window_frames` long; what is cut is logged.
+
+    Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+    """
+    if isinstance(reference, np.ndarray):
+        return _checked_latent(reference, codec.latent_channels)[:window_frames]
+    samples, name = _read(reference, codec.sample_rate)
+    check_reference(samples, codec.sample_rate, name)
+    seconds = len(samples) / codec.sample_rate
+    window_s = window_frames / (codec.sample_rate / codec.hop_length)
+    if seconds > window_s:
+        logger.warning(
+            "%s: %.1f s long, the first %.1f s are used (the model's window for references)", name, seconds, window_s
+        )
+    level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
+    heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
+    return np.asarray(codec.encode(heard[None]), np.float32)[0, :window_frames]
+
+
+def round_trip(samples: Samples, rate: int, codec: Codec) -> Samples:
+    """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+    heard = loudness_normalise(resample(samples, rate, codec.sample_rate), codec.sample_rate, LOUDNESS_LUFS)
+    return np.asarray(codec.decode(codec.encode(heard[None])), np.float32)[0, : len(heard)]
+
+
+def _checked_latent(latent: np.ndarray, channels: int) -> Float[np.ndarray, "m c"]:
+    if latent.ndim != 2 or not len(latent) or latent.shape[1] != channels:
+        raise ValueError(f"reference: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+    return latent.astype(np.float32)
+
+
+def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tuple[Samples, str]:
+    if isinstance(reference, tuple):
+        samples, rate = reference
+        if not np.isfinite(samples).all():
+            raise ValueError("reference: holds samples that are not finite (NaN or infinite)")
+        return resample(np.asarray(samples, np.float32), rate, sample_rate), "reference"
+    if duration_s(reference) > LIMIT_S:
+        logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)
+    return read_audio(reference, sample_rate, limit_s=LIMIT_S), str(reference)

@@ -1,0 +1,74 @@
+"""What was said: where it ends, and the files it is written to.
+
+The end is told by the latents' distance to silence, and by the energy of the sound where that does not tell.
+"""
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from echotts.audio import OUTPUT_LOUDNESS_LUFS, Samples, write_audio, write_whole
+
+SILENT_WINDOW_FRAMES = 20
+SILENT_SHARE = 0.35  # of the loud frames' distance to silence; measured: speech 0.3 to 1.2, encoded silence below 0.29
+LOUD_FRAMES = 5  # the loudest but four is what loud means: a click does not count, a word of 0.2 s does
+KEPT_TAIL_FRAMES = 1
+ENERGY_THRESHOLD_DB = -40.0
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was said. `latents` are what the codec made `samples` from, cropped alike."""
+
+    samples: Float[np.ndarray, " n"]
+    sample_rate: int
+    latents: Float[np.ndarray, "t c"]
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.samples) / self.sample_rate
+
+    def save(self, path: str | Path, normalise: str = "peak", *, loudness_lufs: float = OUTPUT_LOUDNESS_LUFS) -> Path:
+        """Writes .wav, .flac, .ogg or .mp3; `normalise` and errors as in `echotts.audio.write_audio`."""
+        write_audio(path, self.samples, self.sample_rate, normalise, loudness_lufs=loudness_lufs)
+        return Path(path)
+
+    def save_latents(self, path: str | Path) -> Path:
+        """Writes the latents as .npy, float32 (frames, channels)."""
+        buffer = io.BytesIO()
+        np.save(buffer, self.latents)
+        write_whole(Path(path), buffer.getvalue())
+        return Path(path)
+
+
+def silent_window(frames: int) -> int:
+    """How many silent frames in a row are an end: 20 in a long window, an eighth of a short one."""
+    return min(SILENT_WINDOW_FRAMES, max(2, frames // 8))
+
+
+def find_end(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"], window: int) -> int | None:
+    """Where speech ends, in frames: the first stretch of `window` silent frames after a frame that is not.
+
+    A frame is silent when its distance to the silence latent is small beside that of the loudest frames. What lies
+    behind the last frame counts as silent. None where no frame can be told from silence, or no end is found.
+    """
+    distance = np.sqrt(np.mean(np.square(latents - silence), axis=1))
+    loud = np.sort(distance)[-LOUD_FRAMES:][0]
+    silent = distance < SILENT_SHARE * loud
+    if silent.all() or not silent.any():
+        return None
+    begun = int(np.argmin(silent))
+    run = np.convolve(np.append(silent, np.ones(window - 1)), np.ones(window), mode="valid")
+    ends = np.flatnonzero(run[begun:] == window)
+    return min(begun + int(ends[0]) + KEPT_TAIL_FRAMES, len(latents)) if len(ends) else None
+
+
+def energy_end(samples: Samples, rate: int, hop_samples: int) -> int:
+    """Where sound ends, in frames: behind the last that is within 40 dB of the loudest. All frames of silence stay."""
+    frames = len(samples) // hop_samples
+    power = np.mean(np.square(samples.astype(np.float64)).reshape(frames, hop_samples), axis=1)
+    loud = np.flatnonzero(power > power.max() * 10.0 ** (ENERGY_THRESHOLD_DB / 10.0))
+    return min(int(loud[-1]) + 1 + KEPT_TAIL_FRAMES, frames) if len(loud) else frames

@@ -1,0 +1,214 @@
+"""Text, and a voice if wanted, to speech: the model, its codec and the sampler behind one class.
+
+Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
+"""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from echotts.audio import Samples
+from echotts.config import DtypeName, ModelConfig
+from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
+from echotts.model import Params, build
+from echotts.model.fused import choose_attention
+from echotts.synthesis import references
+from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
+from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
+from echotts.synthesis.locate import locate_checkpoint
+from echotts.synthesis.references import SpeakerReference
+from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
+from echotts.text import Tokenizer, tokenizer_from_json
+
+DEFAULT_DURATION_S = 15.0
+BATCH_ROWS = 16
+
+logger = logging.getLogger(__name__)
+
+
+class EchoTTS:
+    """A model with its codec, ready to speak. Make one with `load`."""
+
+    def __init__(self, params: Params, config: ModelConfig, metadata: Mapping[str, Any], codec: Codec) -> None:
+        """`metadata` as in an export's header; ValueError where the codec or the tokenizer does not fit the model."""
+        if codec.latent_channels != config.latent_channels:
+            raise ValueError(
+                f"the model makes latents of {config.latent_channels} channels, the codec {codec.codec_id} takes "
+                f"{codec.latent_channels}: give the codec the model was trained with"
+            )
+        self.tokenizer: Tokenizer = tokenizer_from_json(metadata.get("tokenizer", {"kind": "byte"}))
+        if self.tokenizer.vocabulary > config.vocabulary:
+            raise ValueError(
+                f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model knows {config.vocabulary}"
+            )
+        self.config = config
+        self.codec = codec
+        self.limits = Limits.of(metadata)
+        self.metadata = dict(metadata)
+        silence = metadata.get("silence")
+        self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
+        attend = choose_attention(jax.default_backend(), config)
+        self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | Path | None = None,
+        codec: str | Path | None = None,
+        *,
+        weights: Literal["ema", "raw"] = "ema",
+        dtype: DtypeName | None = None,
+    ) -> "EchoTTS":
+        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None is the demo model.
+
+        The codec is found by what the checkpoint says of it; `codec` names another. `weights` ("ema" or "raw") chooses
+        in a run directory. `dtype` of the computation is float32 on a CPU and the model's own elsewhere.
+        Raises FileNotFoundError, OSError or ValueError with one line.
+        """
+        path = locate_checkpoint(checkpoint)
+        # Here, not above: Orbax, which reads run directories, takes longer to import than everything else.
+        from echotts.codec.registry import find_codec
+        from echotts.training.export import load_weights
+
+        loaded = load_weights(path, weights)
+        about = loaded.metadata.get("codec") or {}
+        if codec is None and not about.get("id") and not about.get("weights_hash"):
+            raise ValueError(f"{path}: does not say which codec its latents are of: give one with --codec")
+        found = find_codec(about.get("id"), about.get("weights_hash"), override=codec)
+        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
+        config = dataclasses.replace(loaded.config, compute_dtype=dtype)
+        try:
+            return cls(loaded.params, config, loaded.metadata, found)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @property
+    def sample_rate(self) -> int:
+        return self.codec.sample_rate
+
+    @property
+    def frame_rate_hz(self) -> float:
+        return self.codec.sample_rate / self.codec.hop_length
+
+    @property
+    def window_s(self) -> float:
+        """The longest speech the model was trained to make, in seconds."""
+        return self.limits.frames / self.frame_rate_hz
+
+    @property
+    def reference_window_s(self) -> float:
+        """How much of a reference the model hears, in seconds."""
+        return self.limits.reference_frames / self.frame_rate_hz
+
+    def synthesize(
+        self,
+        text: str,
+        speaker_ref: SpeakerReference | None = None,
+        *,
+        seed: int = 0,
+        duration: float = DEFAULT_DURATION_S,
+        steps: int = 32,
+        cfg_scale: float = 3.0,
+        text_scale: float | None = None,
+        speaker_scale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        time_scale: float = 1.0,
+        truncation: float = 1.0,
+    ) -> Speech:
+        """Speaks `text` in the voice of `speaker_ref`, or in one made up from the seed. The same seed, the same speech.
+
+        `duration` is the most seconds; the silent tail is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        Raises ValueError for empty or too long a text and for a reference that is silent, too short or unreadable.
+        """
+        sampler = SamplerConfig(
+            steps=steps,
+            cfg_scale=cfg_scale,
+            text_scale=text_scale,
+            speaker_scale=speaker_scale,
+            interval=guidance_interval,
+            time_scale=time_scale,
+            truncation=truncation,
+        )
+        return self.synthesize_batch([text], [speaker_ref], seeds=[seed], duration=duration, sampler=sampler)[0]
+
+    def synthesize_batch(
+        self,
+        texts: Sequence[str],
+        speaker_refs: Sequence[SpeakerReference | None] | None = None,
+        *,
+        seeds: Sequence[int] | None = None,
+        duration: float = DEFAULT_DURATION_S,
+        sampler: SamplerConfig | None = None,
+        rows: int = BATCH_ROWS,
+    ) -> list[Speech]:
+        """Many utterances, `rows` at a time through one compiled shape. `seeds` are 0, 1, 2, ... by default."""
+        if not texts:
+            return []
+        rows = min(rows, len(texts))
+        refs = list(speaker_refs) if speaker_refs is not None else [None] * len(texts)
+        seeds = list(seeds) if seeds is not None else list(range(len(texts)))
+        if not len(texts) == len(refs) == len(seeds):
+            raise ValueError(
+                f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
+            )
+        most = self._most_frames(duration)
+        ids = [self._encode_text(text) for text in texts]
+        voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
+        tokens = rounded(max(map(len, ids)), self.limits.tokens)
+        reference_frames = rounded(
+            max(1 if latent is None else len(latent) for latent in voices),
+            self.limits.reference_frames,
+            self.config.patch,
+        )
+        frames = rounded(most, self.limits.frames)
+        speeches: list[Speech] = []
+        for start in range(0, len(texts), rows):
+            chosen = [min(row, len(texts) - 1) for row in range(start, start + rows)]
+            text = padded_tokens([ids[i] for i in chosen], tokens)
+            speaker = padded_references([voices[i] for i in chosen], reference_frames, self.config.latent_channels)
+            noise = np.stack([make_noise(seeds[i], frames, self.config.latent_channels) for i in chosen])
+            conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
+            latents = np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler or SamplerConfig()))
+            speeches += [self._finish(latent[:most]) for latent in latents[: len(texts) - start]]
+        return speeches
+
+    def round_trip(self, samples: Samples, rate: int) -> Samples:
+        """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+        return references.round_trip(samples, rate, self.codec)
+
+    def encode_reference(self, reference: SpeakerReference) -> Float[np.ndarray, "m c"]:
+        """The latent of a voice, at most the model's reference window long; what is cut is logged.
+
+        Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+        """
+        return references.encode_reference(reference, self.codec, self.limits.reference_frames)
+
+    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+        if not text.strip():
+            raise ValueError("the text is empty: there is nothing to say")
+        return self.tokenizer.encode(text, self.limits.tokens)
+
+    def _most_frames(self, duration: float) -> int:
+        """The frames of `duration`, at most the model's window; a shorter one is logged where it was asked for."""
+        if not 0 < duration < np.inf:
+            raise ValueError(f"duration {duration} s: give the most seconds of speech, more than 0")
+        if duration > self.window_s and duration != DEFAULT_DURATION_S:
+            logger.warning("duration %.2f s: the model makes at most %.2f s at once", duration, self.window_s)
+        return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)
+
+    def _finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:
+        """Crops the silent tail, decodes with the context a codec frame needs, trims the samples alike."""
+        end = find_end(latents, self.silence, silent_window(self.limits.frames))
+        known = end is not None
+        decoded = latents if end is None else latents[: end + CONTEXT_FRAMES]
+        samples = np.asarray(self.codec.decode(decoded[None]), np.float32)[0]
+        if not known:
+            end = energy_end(samples, self.sample_rate, self.codec.hop_length)
+        return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end])

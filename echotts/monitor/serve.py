@@ -6,9 +6,9 @@ import socket
 import uvicorn
 
 from echotts.monitor.alerts import Webhook
+from echotts.monitor.routes import make_app
 from echotts.monitor.runs import Library
 from echotts.monitor.security import HEAD_BYTES, Access, PatientProtocol
-from echotts.monitor.server import make_app
 
 KEEP_ALIVE_S = 15
 BACKLOG = 512

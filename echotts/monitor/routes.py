@@ -1,27 +1,21 @@
 """The dashboard's HTTP routes: a page from a fixed table, and what it asks for as JSON. Only reads."""
 
-import csv
-import gzip
-import hashlib
-import io
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-import orjson
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 from starlette.routing import Route
 
 from echotts import __version__
 from echotts.monitor import alerts, series
+from echotts.monitor.answers import answer, assets, byte_range, caching, failed, is_known, tag_of, unreadable
+from echotts.monitor.exports import csv_of, download, json_of
 from echotts.monitor.history import Cursor, History
 from echotts.monitor.hosts import MetricsFile
 from echotts.monitor.parsing import Event
@@ -31,24 +25,7 @@ from echotts.monitor.security import Access, Guard
 from echotts.monitor.units import unit_of
 from echotts.training.metrics import METRICS
 
-TYPES = {
-    "html": "text/html; charset=utf-8",
-    "css": "text/css; charset=utf-8",
-    "js": "text/javascript; charset=utf-8",
-    "svg": "image/svg+xml",
-    "txt": "text/plain; charset=utf-8",
-}
 MAX_NAMES, MAX_RUNS = 100, 50  # of one request
-GZIP_BYTES, GZIP_LEVEL = 4096, 2  # a chart's points shrink to a third; beyond that costs time only
-
-
-@dataclass(frozen=True)
-class Asset:
-    """A file of the page, read when the server starts."""
-
-    body: bytes
-    media_type: str
-    tag: str
 
 
 def make_app(library: Library, access: Access, clock: Callable[[], float] = time.time) -> Starlette:
@@ -75,19 +52,8 @@ def make_app(library: Library, access: Access, clock: Callable[[], float] = time
     return Starlette(
         routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in table.items()],
         middleware=[Middleware(Guard, access=access)],
-        exception_handlers={HTTPException: _failed, OSError: _unreadable},
+        exception_handlers={HTTPException: failed, OSError: unreadable},
     )
-
-
-def assets() -> dict[str, Asset]:
-    """The page's files by name: the only ones there are to ask for."""
-    found = {}
-    for file in resources.files("echotts.monitor").joinpath("static").iterdir():
-        kind = file.name.rpartition(".")[2]
-        if kind in TYPES:
-            body = file.read_bytes()
-            found[file.name] = Asset(body, TYPES[kind], f'"{hashlib.sha256(body).hexdigest()[:16]}"')
-    return found
 
 
 class Routes:
@@ -138,9 +104,9 @@ class Routes:
         if asked.get("since") and since is None:
             raise HTTPException(400, "since is the cursor of an earlier answer")
         names = _names(asked.get("names", ""))
-        tag = _tag(history, request.url.query)
-        if _is_known(request, tag):
-            return Response(status_code=304, headers=_caching(tag))
+        tag = tag_of(history, request.url.query)
+        if is_known(request, tag):
+            return Response(status_code=304, headers=caching(tag))
         return answer(request, series.answer(history, names, axis, points, smooth, since), tag)
 
     def hosts(self, request: Request) -> Response:
@@ -214,11 +180,11 @@ class Routes:
     def export_csv(self, request: Request) -> Response:
         """name, step, time, value: a line for each value, so that names that are written at other steps fit in."""
         run = self._run(request)
-        return _download(_csv(*self._export(request, run)), run, "csv", "text/csv; charset=utf-8")
+        return download(csv_of(*self._export(request, run)), run, "csv", "text/csv; charset=utf-8")
 
     def export_json(self, request: Request) -> Response:
         run = self._run(request)
-        return _download(_json(*self._export(request, run)), run, "json", "application/json")
+        return download(json_of(*self._export(request, run)), run, "json", "application/json")
 
     def _export(self, request: Request, run: Run) -> tuple[History, list[str]]:
         history = self._history(run, whole=True)
@@ -230,7 +196,7 @@ class Routes:
         if found is None:
             raise HTTPException(404, "there is no such file")
         headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
-        if _is_known(request, found.tag):
+        if is_known(request, found.tag):
             return Response(status_code=304, headers=headers)
         return Response(found.body, media_type=found.media_type, headers=headers)
 
@@ -254,34 +220,6 @@ class Routes:
         if item is None:
             raise HTTPException(404, "there is no such sample")
         return index, item
-
-
-def answer(request: Request, body: dict[str, Any], tag: str | None = None) -> Response:
-    """JSON with an ETag, or 304 where the asker has the same. Numbers that are not finite are null."""
-    written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
-    tag = tag or f'W/"{hashlib.sha256(written).hexdigest()[:16]}"'
-    if _is_known(request, tag):
-        return Response(status_code=304, headers=_caching(tag))
-    headers = _caching(tag)
-    if len(written) > GZIP_BYTES and "gzip" in request.headers.get("accept-encoding", ""):
-        written = gzip.compress(written, GZIP_LEVEL)
-        headers |= {"Content-Encoding": "gzip", "Vary": "Accept-Encoding"}
-    return Response(written, media_type="application/json", headers=headers)
-
-
-def byte_range(header: str, size: int) -> tuple[int, int] | None:
-    """(first, last) of one byte range; first > last where it lies outside; None where all is to be sent."""
-    unit, _, asked = header.partition("=")
-    first, dash, last = asked.strip().partition("-")
-    if (
-        unit.strip() != "bytes"
-        or not dash
-        or not all(part.isascii() and part.isdigit() for part in (first, last) if part)
-    ):
-        return None  # no range, several, or nonsense: RFC 9110 lets a server send the whole
-    if first:
-        return int(first), min(int(last), size - 1) if last else size - 1
-    return (max(size - int(last), 0), size - 1) if last else None
 
 
 def _run(run: Run, now: float) -> dict[str, Any]:
@@ -343,42 +281,6 @@ def _last(history: History, name: str) -> Any:
     return values[-1] if len(values) else None
 
 
-def _csv(history: History, names: list[str]) -> Iterator[bytes]:
-    yield b"name,step,time,value\n"
-    for name in names:
-        points = history.points(name)
-        lines = io.StringIO()
-        csv.writer(lines, lineterminator="").writerow([f"'{name}" if name[:1] in "=+-@\t\r" else name])
-        head = lines.getvalue().encode()
-        for start in range(0, len(points.steps), 10_000):
-            rows = zip(*(part[start : start + 10_000] for part in points), strict=True)
-            written = (b"%s,%d,%.3f,%s\n" % (head, step, when, _digits(value)) for when, step, value in rows)
-            yield b"".join(written)
-
-
-def _json(history: History, names: list[str]) -> Iterator[bytes]:
-    yield b'{"series":{'
-    for place, name in enumerate(names):
-        points = history.points(name)
-        body = {"step": points.steps, "time": points.times, "value": points.values}
-        written = orjson.dumps(
-            {key: np.ascontiguousarray(value) for key, value in body.items()}, option=orjson.OPT_SERIALIZE_NUMPY
-        )
-        yield b"%s%s:%s" % (b"," if place else b"", orjson.dumps(name), written)
-    yield b"}}"
-
-
-def _digits(value: Any) -> bytes:
-    """As many digits as a column holds; nothing where the number was not finite."""
-    return str(value).encode() if math.isfinite(value) else b""
-
-
-def _download(body: Iterator[bytes], run: Run, kind: str, media_type: str) -> Response:
-    name = "".join(character if character.isalnum() or character in "-_." else "_" for character in run.name)
-    headers = {"Content-Disposition": f'attachment; filename="{name.encode("ascii", "replace").decode()}.{kind}"'}
-    return StreamingResponse(body, headers=headers, media_type=media_type)
-
-
 def _names(asked: str) -> list[str]:
     names = list(dict.fromkeys(name for name in asked.split(",") if name))
     if not names or len(names) > MAX_NAMES:
@@ -394,25 +296,3 @@ def _number(text: str, what: str, least: float | int, most: float | int) -> floa
     if not least <= number <= most:
         raise HTTPException(400, f"{what} is a number from {least:g} to {most:g}")
     return number
-
-
-def _tag(history: History, query: str) -> str:
-    """Changes when the answer to the query may."""
-    return f'W/"{hashlib.sha256(f"{history.cursor} {query}".encode()).hexdigest()[:16]}"'
-
-
-def _is_known(request: Request, tag: str) -> bool:
-    return tag in (known.strip() for known in request.headers.get("if-none-match", "").split(","))
-
-
-def _caching(tag: str) -> dict[str, str]:
-    return {"ETag": tag, "Cache-Control": "private, no-cache"}
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return Response(orjson.dumps({"error": error.detail}), error.status_code, media_type="application/json")
-
-
-async def _unreadable(request: Request, error: Exception) -> Response:
-    return Response(orjson.dumps({"error": f"cannot be read just now: {error}"}), 503, media_type="application/json")

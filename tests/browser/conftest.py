@@ -190,7 +190,7 @@ def open_page(browser: Browser, faults: Faults) -> Iterator[Open]:
 @pytest.fixture
 def hostile_run(tmp_path: Path) -> Path:
     """A run whose every text is an attempt to run a script in the page."""
-    script = "<img src=x onerror=window.broken=1><script>window.broken=1</script>"
+    script = "\"'><img src=x onerror=window.broken=1><script>window.broken=1</script>"
     run_dir = make_run(tmp_path / "<b>hostile", steps=200, hosts=1)
     line = train_line(210, time.time()) | {f"loss/{script}": 1.0}
     event = event_line(210, time.time(), "retry", script)

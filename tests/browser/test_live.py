@@ -38,16 +38,26 @@ def test_a_live_run_moves_and_an_alert_comes_when_its_writer_stops(
     expect(steps).to_contain_text(f"step {writer.step:,}")
 
 
-def test_what_is_new_is_asked_for_by_cursor(
+def test_what_is_new_is_asked_for_by_cursor_and_added_to_the_curve(
     writer: Writer, dashboards: Callable[..., Dashboard], open_page: Open
 ) -> None:
     writer.start()
-    page = open_page(dashboards("--run_dir", str(writer.run_dir)).url)
+    page = open_page(dashboards("--run_dir", str(writer.run_dir)).url + "#smooth=0")
+    loss = page.locator('[data-panel="loss"] .legend b')
+    before = loss.inner_text()
     with page.expect_response(lambda answer: "since=" in answer.url and "loss%2Ftrain" in answer.url) as answered:
         pass
     found = answered.value.json()["series"]["loss/train"]
     assert not answered.value.json()["reset"]
     assert 0 < len(found["x"]) < 40
+    expect(loss).not_to_have_text(before)
+
+
+def test_what_did_not_change_is_not_sent_again(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    for what in ("/series?", "/events?", "/hosts"):
+        with page.expect_response(lambda answer, what=what: what in answer.url and answer.status == 304):
+            pass
 
 
 def test_nothing_is_asked_while_the_page_is_hidden(still: Dashboard, open_page: Open) -> None:

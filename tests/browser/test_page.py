@@ -1,5 +1,6 @@
 """The page in a real browser: what it shows, what can be done with it, and what it says when something is missing."""
 
+import math
 import re
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_the_log_scale_redraws_the_loss_and_leaves_the_speed_alone(still: Dashbo
     assert "scale=log" in page.url
 
 
+def test_on_the_log_scale_equal_factors_lie_equally_far_apart(still: Dashboard, open_page: Open) -> None:
+    page = open_page(still.url)
+    page.get_by_role("radio", name="Log").check()
+    page.locator('[data-panel="loss"]').scroll_into_view_if_needed()
+    box = page.locator('[data-panel="loss"] .u-over').bounding_box()
+    assert box
+
+    def point(share: float) -> tuple[float, float]:
+        """The value that the loss chart reads so far to the right, and how far down its curve is there."""
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + 50)
+        dot = page.locator('[data-panel="loss"] .u-cursor-pt').last.bounding_box()
+        assert dot
+        return float(page.locator('[data-panel="loss"] .legend b').inner_text()), dot["y"] + dot["height"] / 2
+
+    (high, top), (middle, between), (low, bottom) = (point(share) for share in (0.02, 0.4, 0.98))
+    assert high > 1.5 * low
+    assert (between - top) / (bottom - top) == pytest.approx(math.log(high / middle) / math.log(high / low), abs=0.02)
+
+
 def test_the_x_axis_can_be_samples_hours_of_audio_or_time(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     place = page.locator('[data-panel="loss"] .chart-place')
@@ -109,6 +129,13 @@ def test_a_second_run_is_drawn_over_the_first_and_compared(still: Dashboard, ope
     page.reload()  # the choice is in the address
     expect(entries).to_have_count(2)
     page.get_by_label("Draw finished over the open run").uncheck()
+    expect(entries).to_have_count(1)
+    page.get_by_label("Draw finished over the open run").check()
+    expect(entries).to_have_count(2)
+    for name in ("finished", "going"):  # once opened, it is no longer drawn over others
+        page.get_by_role("button", name=name).click()
+        expect(page.locator("#run-name")).to_have_text(name)
+    expect(page.get_by_label("Draw finished over the open run")).not_to_be_checked()
     expect(entries).to_have_count(1)
 
 

@@ -184,7 +184,7 @@ def largest_that_fits(needed: Callable[[int], Memory]) -> int:
         near = refused or below[0]
         slope = (known[near].needed - known[fits].needed) / (near - fits)
         guess = fits + int((known[fits].available - known[fits].needed) / max(slope, 1.0))
-        guess = min(max(guess, fits + 1), refused - 1 if refused else FURTHER * fits)
+        guess = min(max(guess, fits + 1), FURTHER * fits)
         known[guess] = needed(guess)
 
 

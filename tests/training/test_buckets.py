@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import re
 import sys
@@ -202,6 +203,18 @@ def test_lines_go_on_where_another_machine_left_off(gcs, url):
     assert [line["step"] for line in lines(gcs, url)] == [1, 11, 2, 12]
 
 
+def write_and_fail(writer):
+    writer.write(1, {"loss/train": 0.5})
+    raise KeyError("why")
+
+
+def test_what_was_written_before_a_failure_arrives_before_anything_else_is_closed(gcs, url):
+    with open_run_dir(url) as run_dir:
+        with pytest.raises(KeyError), run_dir.sent_if_it_fails(), MetricsWriter(run_dir.local) as writer:
+            write_and_fail(writer)
+        assert [line["step"] for line in lines(gcs, url)] == [1]
+
+
 def test_two_processes_of_a_host_write_one_file_and_lose_nothing(gcs, url):
     with open_run_dir(url) as one, open_run_dir(url) as two:
         assert one.local != two.local
@@ -380,12 +393,14 @@ def test_without_the_extra_the_way_to_it_is_said(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-def test_two_processes_write_one_run_in_a_bucket_and_one_goes_on(gcs, url, flags, shards, tmp_path):
+def test_two_processes_write_one_run_in_a_bucket_one_goes_on_and_when_two_fail_both_say_why(
+    gcs, url, flags, shards, tmp_path
+):
     environment = gcs.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}
 
-    def group(count: int, steps: int) -> Group:
-        asked = flags(url, f"--data={shards}", f"--steps={steps}", "--run.log_every=1")
-        return Group(tmp_path / f"group{count}", count, 2 // count, *asked, environment=environment)
+    def group(count: int, steps: int, **more) -> Group:
+        asked = flags(url, f"--data={shards}", f"--steps={steps}", "--run.log_every=1", "--run.skips=0")
+        return Group(tmp_path / f"to {steps}", count, 2 // count, *asked, environment=environment, **more)
 
     with group(2, 4) as pair:
         assert pair.codes() == [0, 0], pair.said()
@@ -396,4 +411,10 @@ def test_two_processes_write_one_run_in_a_bucket_and_one_goes_on(gcs, url, flags
     assert sorted(losses) == sorted([(step, process) for step in range(1, 5) for process in (0, 1)] + [(5, 0), (6, 0)])
     assert names(url)[0] == "step_00000006"
     assert spools(tmp_path) == []
+
+    with group(2, 8, poisons={1: {7: math.nan}}) as pair:
+        assert pair.codes() == [1, 1], pair.said()
+    failed = [line for line in lines(gcs, url) if line.get("event") == "failed"]
+    assert sorted((line["step"], line["process"]) for line in failed) == [(7, 0), (7, 1)]
+    assert names(url)[0] == "step_00000006"
     assert ("POST", "/storage/v1/b") not in gcs.requests  # nobody makes buckets

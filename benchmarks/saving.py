@@ -1,6 +1,6 @@
 """What a checkpoint costs the training: the loop's stand-still, and all of it, as a share of the default interval.
 
-    python -m benchmarks.saving [--processes 2]         # about four minutes on two cores
+    python -m benchmarks.saving [--processes 2]         # five minutes on two cores, with two processes ten
 
 The demo preset trains STEPS steps twice, without a save and with one after every EVERY steps; both sides take their
 steps in turns of the same program and compile cache. `stands still` is the longest checkpoint/save_s (the copy off the

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from echotts import buckets
 from echotts.files import atomic_write
@@ -34,6 +33,7 @@ LOGGER = logging.getLogger(__name__)
 EVERY_S = 30.0
 FLUSH_S = 15.0  # that a failing run waits for its last lines
 CLOSE_S = 45.0  # that a run waits at its end; below what the processes of a run wait for each other then
+TRIES = 20  # to be the next who appends to a file
 OWNER, STATE = "owner", ".sent.json"
 LINES, EVENTS = ".jsonl", "tensorboard/"  # how the names of files end, or begin, that only ever grow
 NEW_LINES = ".new"  # behind the name of the object that is about to be joined to a file
@@ -175,30 +175,43 @@ class Sender:
         if not new:
             return
         target = f"{self._target}/{name}"
-        try:
-            there = self._fs.info(target)
-        except FileNotFoundError:
-            self._fs.pipe_file(target, new, mode="create")
+        for _ in range(TRIES):
+            generation, length = self._there(target)
+            try:
+                self._join(target, generation, new)
+                break
+            except FileExistsError:  # it is another by now; by this very request, where only the answer was lost
+                if self._fs.cat_file(target, start=length, end=length + len(new)) == new:
+                    break
         else:
-            self._join(target, there, new)
+            raise OSError(f"others wrote to {name} each of {TRIES} times")
         self._note(name, [start + len(new)])
 
-    def _join(self, target: str, there: dict[str, Any], new: bytes) -> None:
-        """Makes `new` the end of an object, which must still be the one that was looked at: others append as well."""
+    def _there(self, target: str) -> tuple[str, int]:
+        """(generation, bytes) of an object; ("0", 0) where there is none."""
+        try:
+            found = self._fs.info(target)
+        except FileNotFoundError:
+            return "0", 0
+        return found["generation"], found["size"]
+
+    def _join(self, target: str, generation: str, new: bytes) -> None:
+        """Makes `new` the end of an object. FileExistsError where it is not this generation: others append as well."""
+        if generation == "0":
+            self._fs.pipe_file(target, new, mode="create")
+            return
         bucket, _, key = target.partition("/")
         part = f"{key}{NEW_LINES}.{os.getpid()}"
         self._fs.pipe_file(f"{bucket}/{part}", new)
         try:
             self._fs.call(
                 *("POST", "b/{}/o/{}/compose", bucket, key),
-                ifGenerationMatch=there["generation"],
+                ifGenerationMatch=generation,
                 json={"sourceObjects": [{"name": key}, {"name": part}]},
             )
-        except FileExistsError:  # it is another by now; by this very request, where only the answer was lost
-            if self._fs.info(target)["size"] != there["size"] + len(new):
-                raise
-        with contextlib.suppress(FileNotFoundError):
-            self._fs.rm_file(f"{bucket}/{part}")
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                self._fs.rm_file(f"{bucket}/{part}")
 
     def _note(self, name: str, arrived: list[int]) -> None:
         self._sent[name] = arrived

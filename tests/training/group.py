@@ -177,7 +177,8 @@ def poisoned(next_batch: Any, factors: Mapping[int, float]) -> Any:
 
     def and_poison(stream: Any) -> Any:
         batch, keys, bucket = next_batch(stream)
-        batch.latent[2] *= factors.get(stream.state()["step"], 1.0)
+        if stream.state()["step"] in factors:
+            batch.latent[2] *= factors[stream.state()["step"]]
         return batch, keys, bucket
 
     return and_poison

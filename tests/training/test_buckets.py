@@ -133,44 +133,44 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one_that_never_stopped_bit_by_
 
 @pytest.fixture(scope="module")
 def kept(server):
-    """What is left in a bucket of five saved steps, which tests copy: writing them takes hundreds of requests."""
-    save_steps("gs://bucket/kept", 1, 2, 3, keep_last=1, keep_every=2)
+    """What is left in a bucket of three saved steps, which tests copy: writing them takes hundreds of requests."""
+    save_steps("gs://bucket/kept", 2, 3, 5, keep_last=1, keep_every=2)
     return objects(server, "gs://bucket/kept")
 
 
 @pytest.fixture
 def saved(gcs, url, kept):
-    """A run of its own with the checkpoints of steps 2 and 3."""
+    """A run of its own with the checkpoints of steps 2 and 5."""
     for name, content in kept.items():
         gcs.put(f"{url.removeprefix('gs://')}/{name}", content)
     return url
 
 
 def test_what_is_kept_in_a_bucket_follows_the_same_rule(gcs, saved, kept):
-    assert names(saved) == ["step_00000003", "step_00000002"]
-    assert not [name for name in kept if "step_00000001" in name]
-    assert restore(saved) == 3
+    assert names(saved) == ["step_00000005", "step_00000002"]
+    assert not [name for name in kept if "step_00000003" in name]
+    assert restore(saved) == 5
 
 
 def test_a_write_that_was_cut_off_is_no_checkpoint_and_is_cleared_away(gcs, saved):
-    del gcs.objects[f"{saved.removeprefix('gs://')}/checkpoints/step_00000003/commit_success.txt"]
+    del gcs.objects[f"{saved.removeprefix('gs://')}/checkpoints/step_00000005/commit_success.txt"]
     assert names(saved) == ["step_00000002"]
     assert restore(saved) == 2
-    assert not [name for name in objects(gcs, saved) if "step_00000003" in name]
+    assert not [name for name in objects(gcs, saved) if "step_00000005" in name]
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(gcs, saved, caplog):
-    for name in gcs.names(f"{saved.removeprefix('gs://')}/checkpoints/step_00000003/params/d/"):
+    for name in gcs.names(f"{saved.removeprefix('gs://')}/checkpoints/step_00000005/params/d/"):
         del gcs.objects[name]
     assert restore(saved) == 2
-    assert "step_00000003: cannot be read, trying the one before" in caplog.text
+    assert "step_00000005: cannot be read, trying the one before" in caplog.text
     found = {name.split("/")[1] for name in objects(gcs, saved)}
-    assert found == {"step_00000002", "step_00000003.broken"}
-    save_steps(saved, 3)
-    assert names(saved) == ["step_00000003", "step_00000002"]
+    assert found == {"step_00000002", "step_00000005.broken"}
+    save_steps(saved, 5)
+    assert names(saved) == ["step_00000005", "step_00000002"]
 
 
-@pytest.mark.parametrize("route", [r"/storage/v1/b/bucket/o\?", ".*/meta/", ".*/params/"])
+@pytest.mark.parametrize("route", [r"/storage/v1/b/bucket/o\?", ".*0005/meta/", ".*0005/params/"])
 def test_a_bucket_that_does_not_let_us_read_is_no_new_run_and_no_damage(gcs, saved, route):
     before = objects(gcs, saved)
     with Checkpoints(place(saved), TINY.run) as checkpoints:
@@ -188,10 +188,10 @@ def test_a_write_that_fails_is_said_and_the_checkpoint_before_restores(gcs, save
     with Checkpoints(place(saved), TINY.run) as checkpoints:
         checkpoints.wait()
         gcs.trouble("POST", ".*uploadType=media", 403, "the account may not")  # as TensorStore writes
-        with pytest.raises(CheckpointError, match=r"could not be written .*; the last whole one is step_00000003; st"):
-            save_and_wait(checkpoints, arrays(4), meta(4))
+        with pytest.raises(CheckpointError, match=r"could not be written .*; the last whole one is step_00000005; st"):
+            save_and_wait(checkpoints, arrays(6), meta(6))
         gcs.troubles.clear()
-    assert restore(saved) == 3
+    assert restore(saved) == 5
 
 
 def test_lines_go_on_where_another_machine_left_off(gcs, url):
@@ -230,6 +230,26 @@ def test_two_processes_of_a_host_write_one_file_and_lose_nothing(gcs, url):
     ]
 
 
+@pytest.mark.parametrize("there", [b"", b"0\n"])
+def test_two_that_append_at_the_same_moment_both_arrive(gcs, url, monkeypatch, there):
+    if there:
+        gcs.put(f"{url.removeprefix('gs://')}/metrics/host.jsonl", there)
+    join = spool.Sender._join
+    with open_run_dir(url) as one, open_run_dir(url) as two:
+        for run_dir, line in ((one, "1\n"), (two, "2\n")):
+            (run_dir.local / "metrics").mkdir()
+            (run_dir.local / "metrics" / "host.jsonl").write_text(line)
+
+        def late(sender, target, generation, new):  # after it has looked, the other appends as much
+            monkeypatch.setattr(spool.Sender, "_join", join)
+            assert two.spool.flush()
+            join(sender, target, generation, new)
+
+        monkeypatch.setattr(spool.Sender, "_join", late)
+        assert one.spool.flush()
+    assert objects(gcs, url) == {"metrics/host.jsonl": there + b"2\n1\n"}
+
+
 def test_only_whole_lines_are_sent_and_each_once(gcs, url):
     with open_run_dir(url) as run_dir:
         path = run_dir.local / "metrics" / "host.jsonl"
@@ -265,6 +285,14 @@ def test_an_answer_that_is_lost_does_not_write_a_line_twice(gcs, url, monkeypatc
         gcs.lose_answers(1, "POST", ".*/compose")
         assert run_dir.spool.flush()
     assert [line["step"] for line in lines(gcs, url)] == [1, 2]
+
+
+def test_an_answer_to_the_first_line_that_is_lost_does_not_write_it_twice(gcs, url):
+    with open_run_dir(url) as run_dir, MetricsWriter(run_dir.local) as writer:
+        writer.write(1, {"loss/train": 0.5})
+        gcs.lose_answers(1, "POST", "/upload/")
+        assert run_dir.spool.flush()
+    assert [line["step"] for line in lines(gcs, url)] == [1]
 
 
 def test_a_bucket_that_fails_does_not_hold_training_up_and_the_next_start_sends_the_rest(

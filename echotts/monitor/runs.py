@@ -18,7 +18,7 @@ from echotts.monitor.parsing import Event
 
 CONFIG_NAME, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 CONFIG_BYTES = 1 << 20
-# As training/checkpoint.py names them, which imports jax: a folder is renamed to this once it is whole; in a
+# As training/checkpoint_files.py names them, which imports jax: a folder is renamed to this once it is whole; in a
 # bucket, where that cannot be, it has COMMITTED in it then.
 COMMITTED = "commit_success.txt"
 STEP_NAME = re.compile(r"step_(\d{8,18})")

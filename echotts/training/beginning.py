@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 
 from echotts.config import Config, ModelConfig, to_dict
 from echotts.model import Params, count_parameters
-from echotts.training.checkpoint import differences
+from echotts.training.agreement import differences
 from echotts.training.export import load_weights
 from echotts.training.state import TrainState, initial_state, state_from_params
 

@@ -1,23 +1,16 @@
 """Checkpoints of a run: parameters, EMA, optimizer, step, samples seen, stream state and configuration, as one unit.
 
-Orbax writes them in the background into a temporary folder and commits by renaming: a folder named `step_00001500` is
-a whole checkpoint or, after damage from outside, one that is passed over with a warning. In a bucket, where nothing can
-be renamed at once, a step counts when COMMITTED is in it, which is written last. All of Orbax is in this file.
-
-    step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
-    step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
+Orbax writes them in the background into a temporary folder and commits by renaming. What cannot be read is passed over
+with a warning. All of Orbax is in this file and in checkpoint_files.py.
 """
 
-import contextlib
 import dataclasses
-import json
 import logging
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -25,68 +18,38 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
-from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
 
 from echotts import buckets
-from echotts.config import Config, RunConfig
-from echotts.disk.leases import is_leased, lease
+from echotts.config import RunConfig
+from echotts.disk.leases import is_leased
 from echotts.disk.runs import note_verified
 from echotts.disk.settings import load_settings
 from echotts.disk.watchdog import make_room
+from echotts.training.agreement import ConfigDiffersError, check_config
+from echotts.training.checkpoint_files import (
+    ARRAYS,
+    COMMITTED,
+    FOLDER,
+    STEP_DIGITS,
+    STEP_PREFIX,
+    UNREADABLE,
+    CheckpointError,
+    Meta,
+    first_line,
+    is_damage,
+    read_arrays,
+    read_meta,
+    reading,
+    step_folders,
+    step_of,
+)
 from echotts.training.exchange import from_all
 from echotts.training.room import any_process
-from echotts.training.rundir import Place, read_whole
+from echotts.training.rundir import Place
 
 LOGGER = logging.getLogger(__name__)
 
-FORMAT = 1
-FOLDER = "checkpoints"
-STEP_PREFIX, STEP_DIGITS = "step", 8
-STEP_NAME = re.compile(rf"{STEP_PREFIX}_(\d{{{STEP_DIGITS},}})")
-SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
-COMMITTED = "commit_success.txt"
-ARRAYS = ("params", "ema", "opt_state")
 SAVE_TIMEOUT_S = 1800
-NO_ANSWER = re.compile(  # how tensorstore begins when it is not the data that are wrong
-    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
-)
-UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
-
-# Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
-multihost.flags.FLAGS.mark_as_parsed()
-multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
-
-# What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
-MAY_DIFFER = (
-    "run.*",
-    "optim.steps",
-    "data.data",
-    "data.heldout",
-    "data.cache_dir",
-    "data.cache_gb",
-    "data.fetch_deadline_s",
-    "model.remat",
-    "model.attention",
-)
-MUST_AGREE = ("run.seed",)
-
-
-class CheckpointError(OSError):
-    """A checkpoint could not be written or read."""
-
-
-@dataclass(frozen=True)
-class Meta:
-    """What a checkpoint says beside its arrays; JSON-ready."""
-
-    step: int
-    samples_seen: int
-    stream: dict[str, Any]
-    config: dict[str, Any]
-    facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
-    format: int = FORMAT
-    frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
-    guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
 
 
 class Checkpoints:
@@ -182,7 +145,7 @@ class Checkpoints:
             except ConfigDiffersError:
                 raise
             except UNREADABLE as error:
-                if not _is_damage(folder, error):
+                if not is_damage(folder, error):
                     raise CheckpointError(
                         f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
                     ) from error
@@ -297,134 +260,5 @@ class Leased(policies.PreservationPolicy):
             os.close(folder)
 
 
-class ConfigDiffersError(ValueError):
-    """A run is resumed with a configuration it was not made with."""
-
-
-def step_folders(directory: Place) -> list[Place]:
-    """The committed checkpoints below a `checkpoints` folder, newest first. OSError where a bucket does not answer."""
-    if isinstance(directory, Path):
-        names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
-    else:
-        below = [name.split("/") for name in buckets.names_below(str(directory))]
-        names = [parts[0] for parts in below if parts[1:] == [COMMITTED]]
-    return sorted((directory / name for name in names if STEP_NAME.fullmatch(name)), key=step_of, reverse=True)
-
-
-def step_of(folder: Place) -> int:
-    """The step of a committed checkpoint's folder."""
-    return int(folder.name.rsplit("_", 1)[1])
-
-
-def reading(folder: Place) -> contextlib.AbstractContextManager[None]:
-    """Within it nobody deletes the checkpoint; in a bucket nobody can be kept from it."""
-    return lease(folder) if isinstance(folder, Path) else contextlib.nullcontext()
-
-
-def read_meta(folder: Place) -> Meta:
-    """What the checkpoint in this step folder says about itself."""
-    path = folder / "meta" / "metadata"
-    text = read_whole(path)
-    if text is None:
-        raise FileNotFoundError(f"{path}: no such file")
-    fields = json.loads(text)
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"{folder}: checkpoint format {fields.get('format')}, this program reads {FORMAT}")
-    return Meta(**fields)
-
-
-def read_arrays(folder: Place, name: str, abstract: Any) -> Any:
-    """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
-    path = folder / name
-    with ocp.StandardCheckpointer() as reader, buckets.plainly(folder):
-        try:
-            arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
-        except Exception as error:
-            if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
-                raise
-            raise ValueError(f"{folder / name}: {first_line(error)}") from error
-    for path, (found, wanted) in _pairs(arrays, abstract):
-        if found.shape != wanted.shape:
-            raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
-    return arrays
-
-
-def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """`section.key: saved value -> given value`, for each key that differs."""
-    before, now = _flat(saved), _flat(given)
-    missing = "(absent)"
-    return [
-        f"{key}: {before.get(key, missing)!r} -> {now.get(key, missing)!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, missing) != now.get(key, missing)
-    ]
-
-
-def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: Place) -> None:
-    """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
-    lines = differences(_completed(saved), given)
-    refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
-    if refused:
-        raise ConfigDiffersError(
-            f"{folder}: made with another configuration: {'; '.join(refused)}; "
-            "give what it was made with, or another --run_dir (with --init_from to start from its weights)"
-        )
-    for line in lines:
-        if not line.startswith("run."):
-            LOGGER.warning("resuming with another %s", line)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first, cut to a readable length; of an error of the system below, the system's own words."""
-    system = SYSTEM_REASON.search(str(error))
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return system[1].strip() if system else lines[0][:300]
-
-
-def _is_damage(folder: Place, error: Exception) -> bool:
-    """Whether the checkpoint itself cannot be read, rather than the bucket it is in."""
-    if isinstance(folder, Path) or isinstance(error, FileNotFoundError):
-        return True
-    return not isinstance(error, OSError) and not NO_ANSWER.search(str(error))
-
-
 def _bytes(arrays: Mapping[str, Any]) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(dict(arrays)))
-
-
-def _may_differ(key: str) -> bool:
-    if key in MUST_AGREE:
-        return False
-    return any(key == known or (known.endswith("*") and key.startswith(known[:-1])) for known in MAY_DIFFER)
-
-
-def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with keys that its program did not know yet, at the defaults that stand for what it did."""
-    known = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
-    completed: dict[str, Any] = dict(saved)
-    for name, section in known.items():
-        defaults = {key.name: key.default for key in dataclasses.fields(section) if key.default is not MISSING}
-        completed[name] = defaults | dict(saved.get(name, {}))
-    return completed
-
-
-def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Sections flattened to dotted keys, after a round trip through JSON so that tuples and lists compare equal."""
-    flat: dict[str, Any] = {}
-
-    def visit(node: Any, path: str) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                visit(value, f"{path}.{name}" if path else name)
-        else:
-            flat[path] = node
-
-    visit(json.loads(json.dumps(config)), "")
-    return flat
-
-
-def _pairs(arrays: Any, abstract: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    leaves = jax.tree_util.tree_leaves_with_path(arrays)
-    wanted = jax.tree.leaves(abstract)
-    for (path, found), shape in zip(leaves, wanted, strict=True):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), (found, shape)

@@ -13,7 +13,7 @@ from echotts import buckets, interop
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
-from echotts.training.checkpoint import (
+from echotts.training.checkpoint_files import (
     FOLDER,
     STEP_NAME,
     UNREADABLE,

@@ -11,7 +11,8 @@ from echotts.config import Config, to_dict
 from echotts.data.stream import merge_states
 from echotts.training import exchange, runtime
 from echotts.training.beginning import new_state
-from echotts.training.checkpoint import Checkpoints, Meta
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import Meta
 from echotts.training.feed import Fed
 from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins

@@ -221,7 +221,7 @@ def test_a_hub_repository_behind_a_symlink_and_a_commit_that_is_in_two_are_left(
 
 
 def test_the_names_of_a_run_are_those_of_the_trainer():
-    checkpoint_module = pytest.importorskip("echotts.training.checkpoint")
+    checkpoint_module = pytest.importorskip("echotts.training.checkpoint_files")
     assert checkpoint_module.FOLDER == CHECKPOINTS
     assert checkpoint_module.STEP_NAME.pattern == STEP.pattern
     assert BROKEN.fullmatch("step_00000012.broken")

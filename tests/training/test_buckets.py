@@ -23,8 +23,9 @@ from echotts.disk.runs import run_folders
 from echotts.interop import load_export
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
-from echotts.training import checkpoint, hang, spool
-from echotts.training.checkpoint import CheckpointError, Checkpoints, step_folders
+from echotts.training import hang, spool
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import FOLDER, CheckpointError, step_folders
 from echotts.training.export import export, load_run, load_weights
 from echotts.training.loop import train
 from echotts.training.metrics import MetricsWriter
@@ -93,7 +94,7 @@ def restore(url):
 
 
 def names(url) -> list[str]:
-    return [folder.name for folder in step_folders(place(url) / checkpoint.FOLDER)]
+    return [folder.name for folder in step_folders(place(url) / FOLDER)]
 
 
 def test_a_resumed_run_in_a_bucket_equals_a_local_one_that_never_stopped_bit_by_bit(

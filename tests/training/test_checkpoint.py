@@ -15,14 +15,9 @@ import pytest
 
 from echotts.config import to_dict
 from echotts.training import checkpoint
-from echotts.training.checkpoint import (
-    CheckpointError,
-    Checkpoints,
-    ConfigDiffersError,
-    Meta,
-    check_config,
-    step_folders,
-)
+from echotts.training.agreement import ConfigDiffersError, check_config
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import FOLDER, CheckpointError, Meta, step_folders
 from tests.training.conftest import TINY, with_sections
 
 
@@ -59,7 +54,7 @@ def save_and_wait(checkpoints, tree, about):
 
 
 def names(folder):
-    return [path.name for path in reversed(step_folders(folder / checkpoint.FOLDER))]
+    return [path.name for path in reversed(step_folders(folder / FOLDER))]
 
 
 def restore(folder, config=TINY):
@@ -125,21 +120,21 @@ def cut_meta(folder):
 @pytest.mark.parametrize("damage", [empty, without_optimizer, cut_arrays, cut_meta])
 def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_restored(tmp_path, caplog, damage):
     save_steps(tmp_path, 1, 2)
-    damage(tmp_path / checkpoint.FOLDER / "step_00000002")
+    damage(tmp_path / FOLDER / "step_00000002")
     with caplog.at_level(logging.WARNING, logger="echotts"):
         found, about = restore(tmp_path)
     assert about.step == 1
     jax.tree.map(np.testing.assert_array_equal, found, arrays(1))
     assert "step_00000002: cannot be read, trying the one before" in caplog.text
-    assert (tmp_path / checkpoint.FOLDER / "step_00000002.broken").is_dir()
+    assert (tmp_path / FOLDER / "step_00000002.broken").is_dir()
     save_steps(tmp_path, 2)
     assert restore(tmp_path)[1].step == 2
 
 
 def test_an_unfinished_write_is_no_checkpoint_and_is_cleared_away(tmp_path):
     save_steps(tmp_path, 1)
-    unfinished = tmp_path / checkpoint.FOLDER / "step_00000002.orbax-checkpoint-tmp"
-    shutil.copytree(tmp_path / checkpoint.FOLDER / "step_00000001", unfinished)
+    unfinished = tmp_path / FOLDER / "step_00000002.orbax-checkpoint-tmp"
+    shutil.copytree(tmp_path / FOLDER / "step_00000001", unfinished)
     assert restore(tmp_path)[1].step == 1
     deadline = time.monotonic() + 20  # orbax clears it in the background
     while unfinished.exists() and time.monotonic() < deadline:
@@ -149,7 +144,7 @@ def test_an_unfinished_write_is_no_checkpoint_and_is_cleared_away(tmp_path):
 
 def test_when_no_checkpoint_can_be_read_the_run_does_not_start_over_silently(tmp_path):
     save_steps(tmp_path, 1)
-    empty(tmp_path / checkpoint.FOLDER / "step_00000001")
+    empty(tmp_path / FOLDER / "step_00000001")
     with pytest.raises(CheckpointError, match="none of 1 checkpoints can be read"):
         restore(tmp_path)
 
@@ -173,7 +168,7 @@ def test_when_writing_fails_the_previous_checkpoint_still_restores(tmp_path, no_
             save_and_wait(checkpoints, arrays(2, size=1_000_000), meta(2))
     assert "a checkpoint could not be written (File too large; " in str(caught.value)
     assert "the last whole one is step_00000001" in str(caught.value)
-    assert [path.name for path in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
+    assert [path.name for path in (tmp_path / FOLDER).iterdir()] == ["step_00000001"]
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path)[0], arrays(1))
 
 

@@ -20,7 +20,7 @@ from echotts.codec.dacvae import init_params
 from echotts.config import Bucket, to_dict
 from echotts.synthesis import Speech
 from echotts.training import mesh as meshes
-from echotts.training.checkpoint import Meta
+from echotts.training.checkpoint_files import Meta
 from echotts.training.export import describe
 from echotts.training.state import initial_state
 from tests.training.conftest import CHANNELS, TINY

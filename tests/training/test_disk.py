@@ -16,7 +16,7 @@ from echotts.disk.runs import WRITER, verified_step
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Watchdog
 from echotts.training import checkpoint, export, room
-from echotts.training.checkpoint import FOLDER
+from echotts.training.checkpoint_files import FOLDER
 from echotts.training.loop import train
 from echotts.training.metrics import metrics_path
 from echotts.training.runtime import StopSignal

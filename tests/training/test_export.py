@@ -9,7 +9,8 @@ from echotts import interop
 from echotts.config import to_dict
 from echotts.model.parameters import flatten
 from echotts.training import mesh as meshes
-from echotts.training.checkpoint import FOLDER, CheckpointError, Checkpoints, Meta
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import FOLDER, CheckpointError, Meta
 from echotts.training.export import export, load_run, load_weights
 from echotts.training.state import initial_state
 from tests.training.conftest import TINY

@@ -14,7 +14,8 @@ import pytest
 from echotts.data.stream import Stream
 from echotts.training import guard as module
 from echotts.training import mesh as meshes
-from echotts.training.checkpoint import FOLDER, Checkpoints, read_meta, step_folders
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import FOLDER, read_meta, step_folders
 from echotts.training.export import load_run
 from echotts.training.feed import Fed, Feed
 from echotts.training.guard import Guard, NonFiniteError, describe

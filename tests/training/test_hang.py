@@ -127,6 +127,7 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
         ("echotts.training.feed", "the next batch"),
         ("echotts.training.report", "the devices"),
         ("echotts.training.checkpoint", "a checkpoint"),
+        ("echotts.training.checkpoint_files", "a checkpoint"),
         ("echotts.cli.train", "something else"),
     ],
 )

@@ -15,7 +15,8 @@ from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, metrics, report
-from echotts.training.checkpoint import FOLDER, ConfigDiffersError, step_folders
+from echotts.training.agreement import ConfigDiffersError
+from echotts.training.checkpoint_files import FOLDER, step_folders
 from echotts.training.export import load_run
 from echotts.training.flops import training_flops
 from echotts.training.guard import NonFiniteError

@@ -1,0 +1,163 @@
+"""A run under way: what it works with, where it stands, and each thing that the loop does with it."""
+
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import jax
+from jax.sharding import Mesh
+
+from echotts.config import Config
+from echotts.disk.measure import Space
+from echotts.disk.runs import writing
+from echotts.training import mesh as meshes
+from echotts.training import processes, runtime
+from echotts.training.checkpoint import Checkpoints
+from echotts.training.checkpoint_files import Meta
+from echotts.training.export import describe
+from echotts.training.feed import Fed, Feed
+from echotts.training.guard import Guard
+from echotts.training.hang import HangWatch
+from echotts.training.heldout import Heldout
+from echotts.training.inputs import Inputs, open_inputs
+from echotts.training.metrics import MetricsWriter
+from echotts.training.profiling import Profiler
+from echotts.training.progress import Progress
+from echotts.training.report import Reporter
+from echotts.training.room import any_process, wait_for_room
+from echotts.training.rundir import RunDir, open_run_dir
+from echotts.training.runtime import StopSignal
+from echotts.training.samples import Speaker, choose_voices, write_samples
+from echotts.training.start import begin, bookmark, for_checkpoint, write_config
+from echotts.training.state import TrainState
+from echotts.training.step import TrainStep, make_train_step
+from echotts.training.tensorboard import TensorBoard
+
+
+@dataclass(kw_only=True)
+class Run:
+    """What a run works with, and where it stands: `state` after `step` steps, the last of them on the batch `fed`."""
+
+    config: Config
+    mesh: Mesh
+    inputs: Inputs
+    train_step: TrainStep
+    heldout: Heldout | None
+    run_dir: RunDir
+    checkpoints: Checkpoints
+    guard: Guard
+    feed: Feed
+    watch: HangWatch
+    reporter: Reporter
+    profiler: Profiler
+    state: TrainState
+    step: int
+    samples_seen: int
+    fed: Fed = field(init=False)
+
+    def launch(self) -> None:
+        """The next batch, and a step on it, which the devices work on when this returns."""
+        with self.profiler.step(self.step + 1):
+            self.fed = self.feed.next()
+            self.watch.launching(self.step + 1, self.fed.bucket)
+            limit = self.guard.limit(self.step + 1)  # of a good step's error
+            self.state, numbers = self.train_step(self.state, self.fed.batch, limit)  # returns at once
+        self.step += 1
+        self.samples_seen += self.config.data.batch_size
+        self.reporter.launched(self.step, self.samples_seen, self.fed, numbers)  # reads the numbers of the step before
+        self.profiler.launched(self.step)
+
+    def go_back(self) -> None:
+        """Takes the weights from before the first of too many steps that were left out."""
+        with self.reporter.pause():
+            self.state, what = self.guard.roll_back(self.state, self.step, self.config, self.mesh, self.checkpoints)
+            self.reporter.rolled_back(self.step, what)
+            self._save()
+
+    def wait_for_room(self, space: Space, stop: StopSignal) -> None:
+        """Saves, where that fits, and waits until the disk has room again."""
+        with self.reporter.pause(hang_s=math.inf):
+            if not any_process(not self.checkpoints.fits(self.state.arrays())):
+                self._save()
+                self.checkpoints.wait()
+            self.reporter.disk_full(self.step, space)
+            wait_for_room(self.run_dir.local, stop)
+
+    def measure(self, heldout: Heldout) -> None:
+        """The losses on data that are never trained on."""
+        with self.reporter.pause():
+            self.reporter.measured(self.step, heldout.losses(self.state.ema))
+
+    def speak(self, speaker: Speaker) -> None:
+        """Writes what the weights say by now."""
+        run = self.config.run
+        with self.reporter.pause():
+            weights = describe(runtime.whole(self.state.ema), self.config.model, self._here(), "ema")
+            if runtime.is_primary():
+                voices = choose_voices(run, self.heldout)
+                spoken = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
+                self.reporter.spoken(self.step, self.run_dir.shown(spoken))
+
+    def save(self) -> None:
+        """A checkpoint, which is written while the run goes on."""
+        with self.reporter.pause():  # which reads this step's numbers: what is saved was finite
+            self._save()
+
+    def end(self) -> None:
+        """Returns when everything is written and told."""
+        with self.reporter.pause():
+            self.checkpoints.wait()
+        self.reporter.ended(self.step)
+
+    def _here(self) -> Meta:
+        return bookmark(self.config, self.inputs, self.step, self.samples_seen, self.fed)
+
+    def _save(self) -> None:
+        meta = for_checkpoint(self._here(), self.guard)
+        self.reporter.saved(self.step, self.checkpoints.save(self.state.arrays(), meta))
+
+
+def open_run(config: Config, stack: ExitStack) -> Run:
+    """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
+    run = config.run
+    mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
+    inputs = open_inputs(config)
+    train_step = make_train_step(config, mesh)
+    heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
+    run_dir = stack.enter_context(open_run_dir(run.run_dir))
+    processes.check_shared(run_dir.shared)
+    stack.enter_context(writing(run_dir.local))
+    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run))
+    state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
+    write_config(run_dir.shared, config)
+
+    beside = TensorBoard(run_dir.local, step) if run.tensorboard and runtime.is_primary() else None
+    metrics = stack.enter_context(MetricsWriter(run_dir.local, process=jax.process_index(), beside=beside))
+    progress = stack.enter_context(Progress(config.optim.steps, step))
+    feed = Feed(stack.enter_context(inputs.stream), mesh, frames_seen)
+    watch = HangWatch(run.hang_s, run.hang_factor, start=step)
+    reporter = Reporter(config, metrics, progress, feed, train_step, guard, watch, start=step)
+    profiler = stack.enter_context(Profiler(run_dir.local, run, reporter))
+
+    stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
+    stack.enter_context(run_dir.sent_if_it_fails())
+    stack.enter_context(reporter.telling_why())
+    reporter.began(run_dir.local, samples_seen)
+    stack.enter_context(watch.telling(reporter.hung, run_dir.send))
+    return Run(
+        config=config,
+        mesh=mesh,
+        inputs=inputs,
+        train_step=train_step,
+        heldout=heldout,
+        run_dir=run_dir,
+        checkpoints=checkpoints,
+        guard=guard,
+        feed=feed,
+        watch=watch,
+        reporter=reporter,
+        profiler=profiler,
+        state=state,
+        step=step,
+        samples_seen=samples_seen,
+    )

@@ -1,5 +1,7 @@
-"""A made-up run, and a real server for it on a free port of 127.0.0.1."""
+"""A made-up run, a real server for it on a free port of 127.0.0.1, and how it is asked."""
 
+import http.client
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -44,3 +46,35 @@ def served(library: Library, *, token: str | None = None, tunnel: bool = False) 
         finally:
             server.should_exit = True
             thread.join(30)
+
+
+@pytest.fixture(scope="module")
+def open_port(finished_run):
+    with served(Library([str(finished_run)], None)) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def locked_port(finished_run):
+    with served(Library([str(finished_run)], None), token=TOKEN, tunnel=True) as port:
+        yield port
+
+
+def get(port, path="/", method="GET", body=None, **headers):
+    """(status, headers, body)"""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    answer = connection.getresponse()
+    got = answer.status, answer.headers, answer.read()
+    connection.close()
+    return got
+
+
+def ask(port, path, **headers):
+    status, _, body = get(port, path, **headers)
+    assert status == 200, body
+    return json.loads(body)
+
+
+def the_run(port, **headers):
+    return ask(port, "/api/runs", **headers)["runs"][0]["id"]

@@ -103,12 +103,14 @@ def test_a_stale_lock_file_goes_and_one_that_is_held_stays(world: World) -> None
     lock.touch()
     program = f"import signal\nfile = open({str(lock)!r})\nprint('held', flush=True)\nsignal.pause()"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        said = refuse(world, lambda w: None)
-        assert f"process {holder.pid} on worker 0 holds the TPU" in said
-        assert lock.exists()
-        holder.terminate()
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            said = refuse(world, lambda w: None)
+            assert f"process {holder.pid} on worker 0 holds the TPU" in said
+            assert lock.exists()
+        finally:
+            holder.terminate()
     said = world.call("start", *world.command())
     assert "removed /tmp/libtpu_lockfile on worker 0: nobody held it" in said
     assert not lock.exists()

@@ -50,6 +50,8 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
 
     world.call("start", *flags)
     assert "after step 0" not in log(world, 0)  # it goes on from where it was
+    left = [name for name in ("exit", "stopped") if world.job(0, name).exists()]
+    assert not left  # by which a watch would take it for ended, or for one that is to rest
 
 
 def test_a_program_that_takes_no_notice_is_killed_after_the_grace(world: World) -> None:

@@ -74,7 +74,7 @@ def test_accelerator_types_stand_for_chips_and_hosts(name, chips, hosts) -> None
     assert (slice_of(name).chips, slice_of(name).hosts) == (chips, hosts)
 
 
-@pytest.mark.parametrize("name", ["v9-64", "v4", "v4-", "v4-x", "v4-63", "v4-20", "v6e-0", "v6e-10", "tpu7x-8", "a100"])
+@pytest.mark.parametrize("name", ["v9-64", "v4", "v4-", "v4-x", "v4-65", "v4-20", "v6e-0", "v6e-10", "tpu7x-8", "a100"])
 def test_an_unknown_topology_is_refused(name) -> None:
     with pytest.raises(UsageError, match=f"accelerator type '{name}'"):
         Settings(accelerator_type=name)

@@ -122,7 +122,7 @@ def draw(url: str, folder: Path) -> None:
         browser = launch(playwright)
         for name, (width, height), section in (
             ("light", (WIDTH, HEIGHT), None),
-            ("dark", (1090, 560), "#samples"),
+            ("dark", (1090, 600), "#samples"),
             ("phone", PHONE, None),
         ):
             context = browser.new_context(

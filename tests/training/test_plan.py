@@ -153,6 +153,27 @@ def test_the_command_prints_and_writes_its_answer(monkeypatch, tmp_path, capsys)
     assert [bucket["frames"] for bucket in written["buckets"]] == [64, 128]
 
 
+@pytest.mark.parametrize(
+    ("rows", "answer", "said"),
+    [(8, "dots", "batch 8: remat dots is the cheapest that fits"), (32, None, "batch 32: does not fit")],
+)
+def test_the_search_is_printed_and_written_with_the_cheapest_remat(monkeypatch, tmp_path, capsys, rows, answer, said):
+    def compiled(config, mesh, bucket, slice_):
+        gib = config.data.batch_size * {"none": 100, "dots": 3, "full": 2}[config.model.remat]
+        return Memory(gib * GIB, 30 * GIB, None, None, None, 0.0)
+
+    monkeypatch.setattr(topology, "compiler_devices", lambda slice_: jax.devices()[:1])
+    monkeypatch.setattr(plan, "compile_memory", compiled)
+    words = ["--preset", "demo", "--topology", "v4-8", "--buckets", "64x48", "--search"]
+    assert command.main([*words, "--batch_size", str(rows), "--output", str(tmp_path / "plan.json")]) == 0
+    printed, written = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
+    assert "batch 10, remat dots: 30.00 of 30.00 GiB: fits" in printed
+    assert printed.endswith(
+        f"remat none  fits no batch\nremat dots  largest batch 10\nremat full  largest batch 15\n{said}\n"
+    )
+    assert (written["largest_batch"], written["cheapest_remat"]) == ({"none": 0, "dots": 10, "full": 15}, answer)
+
+
 def test_a_wrong_slice_is_a_wrong_call():
     with pytest.raises(UsageError, match="unknown topology 'v4-7'"):
         command.main(["--topology", "v4-7"])

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -146,7 +145,9 @@ def load_published(path: str | Path, dtype: DtypeName | None = None) -> Publishe
     content = read_pickle(path)
     try:
         tree, state = _params_and_state(content)
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params_from_published(tree))
+        params = jax.tree.map(
+            lambda leaf: jax.device_put(np.asarray(leaf, np.float32), may_alias=False), params_from_published(tree)
+        )
         config = dataclasses.replace(infer_config(tree), compute_dtype=dtype or "float32")
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

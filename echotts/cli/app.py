@@ -127,6 +127,7 @@ def _keep_compiled() -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path.home() / ".cache" / "echotts" / "compiled")
         os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # a codec's window takes less than 1
 
 
 def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:

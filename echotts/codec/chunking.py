@@ -207,7 +207,8 @@ def _noise_block(key: PRNGKeyArray, start: Any, batch: int, channels: int) -> Fl
 def _plan(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, ...]) -> tuple[Memory, int]:
     """The empty memory before the first window of this shape, and by how many positions the output is late."""
     shapes, delay = _trace(network, config, shape)
-    return [jnp.zeros(entry.shape, entry.dtype) for entry in shapes], delay
+    # made by NumPy: jnp.zeros would compile a program for each shape
+    return jax.device_put([np.zeros(entry.shape, entry.dtype) for entry in shapes]), delay
 
 
 @lru_cache(maxsize=64)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -141,4 +140,4 @@ def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def to_device(params: Params) -> Params:
     """The tree as JAX arrays."""
-    return jax.tree.map(jnp.asarray, params)
+    return jax.device_put(params, may_alias=False)

@@ -44,7 +44,7 @@ started_at() { # when this process began, in clock ticks since boot: a process n
 alive() { # whether the process in this file (NUMBER STARTED) still runs
     local pid started
     [ -f "$1" ] && read -r pid started _ <"$1" && [ "$(started_at "$pid")" = "$started" ] &&
-        ! grep -q '^State:[[:space:]]*Z' "/proc/$pid/status" 2>/dev/null
+        grep -q '^State:[[:space:]]*[^Z[:space:]]' "/proc/$pid/status" 2>/dev/null # none: it went just now
 }
 
 group_runs() { # whether any process of this group still runs

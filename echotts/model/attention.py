@@ -1,5 +1,7 @@
 """Attention: the plain softmax, self-attention of the encoders, joint attention of the decoder."""
 
+import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -8,7 +10,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from echotts.model.layers import Linear, RMSNorm, rotate
+from echotts.model.layers import Linear, RMSNorm, rms_normalise, rotate
 
 MASKED_SCORE = -1e30  # finite: a row with no visible key attends evenly instead of giving NaN
 MANY_SCORES = 1 << 16  # a row and head: above, those of all heads no longer fit a CPU's cache
@@ -63,6 +65,70 @@ def attend_by_head(
     return jnp.moveaxis(by_head, 0, 2)
 
 
+class HeadNorms(NamedTuple):
+    """How the projections of queries and keys become heads."""
+
+    q_gain: Any  # (h d) of the RMS norms
+    k_gain: Any
+    eps: float
+    turned: int  # so many first heads are turned by RoPE
+
+
+class HeadAttention(Protocol):
+    """All between the projections of a layer's attention and its output projection; model/fused.py chooses one.
+
+    q and gate (b t w) and the parts of keys and values (b s w) are projections as they come. Queries and keys are
+    normed head by head (parts in `normed` have been before), q and the first part of the keys turned by `rope`; the
+    queries attend to all parts in one softmax, and sigmoid(gate) opens the result (b t w). `visible` (b, sum of s) and
+    `causal` are those of `Attend`.
+    """
+
+    def __call__(
+        self,
+        q: Any,
+        keys: Sequence[Any],
+        values: Sequence[Any],
+        gate: Any,
+        norms: HeadNorms,
+        rope: Any,
+        visible: Any = None,
+        *,
+        normed: Sequence[bool],
+        causal: bool = False,
+    ) -> Any: ...
+
+
+@functools.cache  # one function for one attention: a model's structure compares by it
+def with_heads(attend: Attend) -> HeadAttention:
+    """`HeadAttention` around a softmax attention of heads, as XLA makes it."""
+
+    def attend_heads(
+        q: Array,
+        keys: Sequence[Array],
+        values: Sequence[Array],
+        gate: Array,
+        norms: HeadNorms,
+        rope: Array,
+        visible: Array | None = None,
+        *,
+        normed: Sequence[bool],
+        causal: bool = False,
+    ) -> Array:
+        heads = len(norms.q_gain)
+        q = rotate(norm_heads(_split_heads(q, heads), norms.q_gain, norms.eps), rope, norms.turned)
+        split = [_split_heads(part, heads) for part in keys]
+        parts = [
+            part if done else norm_heads(part, norms.k_gain, norms.eps)
+            for part, done in zip(split, normed, strict=True)
+        ]
+        parts[0] = rotate(parts[0], rope, norms.turned)
+        k = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+        v = _split_heads(values[0] if len(values) == 1 else jnp.concatenate(values, axis=1), heads)
+        return _join_heads(attend(q, k, v, visible, causal=causal)) * jax.nn.sigmoid(gate)
+
+    return attend_heads
+
+
 def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
     """Scores (... t s) with those of keys that may not be read out of reach."""
     if visible is not None:
@@ -73,7 +139,7 @@ def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
 
 
 class ConditionKeysValues(NamedTuple):
-    """What one decoder layer reads of text (b n h d) and speaker (b p h d); stacked, with a layer axis first."""
+    """What one decoder layer reads of text (b n w) and speaker (b p w); stacked, with a layer axis first."""
 
     text_keys: Any
     text_values: Any
@@ -99,14 +165,13 @@ class SelfAttention(nnx.Module):
         x: Float[Array, "b s e"],
         visible: Bool[Array, "b s"] | None,
         rope: Float[Array, "2 s d"],
-        attend: Attend,
+        attend: HeadAttention,
         *,
         causal: bool,
     ) -> Float[Array, "b s e"]:
-        q = rotate(self.q_norm(_split_heads(self.wq(x), self.heads)), rope, self.heads)
-        k = rotate(self.k_norm(_split_heads(self.wk(x), self.heads)), rope, self.heads)
-        v = _split_heads(self.wv(x), self.heads)
-        return self.wo(_join_heads(attend(q, k, v, visible, causal=causal)) * jax.nn.sigmoid(self.wgate(x)))
+        norms = HeadNorms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps, self.heads)
+        q, k, v, gate = self.wq(x), self.wk(x), self.wv(x), self.wgate(x)
+        return self.wo(attend(q, [k], [v], gate, norms, rope, visible, normed=[False], causal=causal))
 
 
 class JointAttention(nnx.Module):
@@ -133,12 +198,22 @@ class JointAttention(nnx.Module):
     def project_conditions(
         self, text_state: Float[Array, "b n e"], speaker_state: Float[Array, "b p f"]
     ) -> ConditionKeysValues:
-        """This layer's keys (normed) and values of both conditions; they depend on neither x nor t."""
+        """This layer's keys, not yet normed, and values of both conditions; they depend on neither x nor t."""
         return ConditionKeysValues(
-            text_keys=self.k_norm(_split_heads(self.wk_text(text_state), self.heads)),
-            text_values=_split_heads(self.wv_text(text_state), self.heads),
-            speaker_keys=self.k_norm(_split_heads(self.wk_speaker(speaker_state), self.heads)),
-            speaker_values=_split_heads(self.wv_speaker(speaker_state), self.heads),
+            text_keys=self.wk_text(text_state),
+            text_values=self.wv_text(text_state),
+            speaker_keys=self.wk_speaker(speaker_state),
+            speaker_values=self.wv_speaker(speaker_state),
+        )
+
+    def norm_keys(self, conditions: ConditionKeysValues) -> ConditionKeysValues:
+        """The conditions with normed keys: what sampling computes once, and training inside the attention."""
+
+        def norm(keys: Array) -> Array:
+            return _join_heads(self.k_norm(_split_heads(keys, self.heads)))
+
+        return conditions._replace(
+            text_keys=norm(conditions.text_keys), speaker_keys=norm(conditions.speaker_keys)
         )
 
     def __call__(
@@ -147,23 +222,30 @@ class JointAttention(nnx.Module):
         conditions: ConditionKeysValues,
         visible: Bool[Array, "r s"],
         rope: Float[Array, "2 t d"],
-        attend: Attend,
+        attend: HeadAttention,
+        *,
+        normed: bool,
     ) -> Float[Array, "b t w"]:
-        """`visible` covers the concatenated keys [latents, text, speaker]: s = t + n + p.
+        """`visible` covers the concatenated keys [latents, text, speaker]: s = t + n + p. `normed`: those of conditions.
 
         Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
         masking both conditions, without the work.
         """
-        q = rotate(self.q_norm(_split_heads(self.wq(y), self.heads)), rope, self.heads // 2)
-        k = rotate(self.k_norm(_split_heads(self.wk_self(y), self.heads)), rope, self.heads // 2)
-        v = _split_heads(self.wv_self(y), self.heads)
+        norms = HeadNorms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps, self.heads // 2)
+        q, k, v, gate = self.wq(y), self.wk_self(y), self.wv_self(y), self.wgate(y)
         rows = visible.shape[0]
-        keys = jnp.concatenate([k[:rows], conditions.text_keys, conditions.speaker_keys], axis=1)
-        values = jnp.concatenate([v[:rows], conditions.text_values, conditions.speaker_values], axis=1)
-        heard = attend(q[:rows], keys, values, visible)
+        keys = [k[:rows], conditions.text_keys, conditions.speaker_keys]
+        values = [v[:rows], conditions.text_values, conditions.speaker_values]
+        heard = attend(q[:rows], keys, values, gate[:rows], norms, rope, visible, normed=[False, normed, normed])
         if rows < y.shape[0]:
-            heard = jnp.concatenate([heard, attend(q[rows:], k[rows:], v[rows:])])
-        return self.wo(_join_heads(heard) * jax.nn.sigmoid(self.wgate(y)))
+            alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, normed=[False])
+            heard = jnp.concatenate([heard, alone])
+        return self.wo(heard)
+
+
+def norm_heads(x: Float[Array, "b t h d"], gain: Float[Array, "h d"], eps: float) -> Float[Array, "b t h d"]:
+    """RMSNorm of each head by its gain: computed in float32, returned in the dtype of x."""
+    return (rms_normalise(x, eps) * gain.astype(jnp.float32)).astype(x.dtype)
 
 
 def _split_heads(x: Float[Array, "b t w"], heads: int) -> Float[Array, "b t h d"]:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import Attend, ConditionKeysValues, JointAttention, attend
+from echotts.model.attention import ConditionKeysValues, HeadAttention, JointAttention, attend, with_heads
 from echotts.model.encoders import SpeakerEncoder, TextEncoder
 from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normalise, timestep_embedding
 
@@ -39,7 +39,7 @@ class Conditions:
     """Text and speaker as the decoder reads them, computed once per utterance.
 
     A dropped condition is a mask of False: keys and values stay as they are. Fields are arrays (or what a tree map
-    puts in their place): keys and values (l, b, n, h, d) for text and (l, b, p, h, d) for speaker patches.
+    puts in their place): normed keys, and values, (l, b, n, w) for text and (l, b, p, w) for speaker patches.
     """
 
     text_keys: Any
@@ -104,31 +104,45 @@ class DecoderBlock(nnx.Module):
         conditions: ConditionKeysValues,
         visible: Bool[Array, "r s"],
         rope: Float[Array, "2 t d"],
-        attend: Attend,
+        attend: HeadAttention,
+        *,
+        normed: bool,
     ) -> Float[Array, "b t w"]:
+        """`normed`: the keys of the conditions are (`JointAttention.norm_keys`)."""
         y = self.attn_adaln(x, modulation.attention)
-        x = x + modulation.attention.gate * self.attention(y, conditions, visible, rope, attend)
+        x = x + modulation.attention.gate * self.attention(y, conditions, visible, rope, attend, normed=normed)
         return x + modulation.mlp.gate * self.mlp(self.mlp_adaln(x, modulation.mlp))
 
 
 class BlockDiT(nnx.Module):
     """The velocity network. Layers are stacked along a first axis and scanned: one compiled block.
 
-    `constrain` is applied to activations at block boundaries; it is where a sharding may enter. `attend` is the
-    attention that every layer uses (model/fused.py).
+    `constrain` is applied to activations at block boundaries and `gather` to a block's parameters when it begins: this
+    is where a sharding may enter. `attend` is the attention that every layer uses (model/fused.py). In training, frames
+    are padded to a multiple of `frame_tile` and the padding hidden: on a TPU, 750 frames are not a whole number of
+    tiles, and each change of shape would copy.
     A fresh model returns zeros (its output projection starts at zero).
     """
 
     def __init__(
-        self, config: ModelConfig, *, rngs: nnx.Rngs, constrain: Constrain = layers.identity, attend: Attend = attend
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        constrain: Constrain = layers.identity,
+        gather: layers.Gather = layers.identity,
+        attend: HeadAttention = with_heads(attend),
+        frame_tile: int = 1,
     ):
         width, eps = config.width, config.norm_eps
         self.config = config
         self.constrain = constrain
+        self.gather = gather
         self.attend = attend
-        self.text_encoder = TextEncoder(config, rngs=rngs, constrain=constrain, attend=attend)
+        self.frame_tile = frame_tile
+        self.text_encoder = TextEncoder(config, rngs=rngs, constrain=constrain, gather=gather, attend=attend)
         self.text_norm = RMSNorm(config.text.width, eps=eps)
-        self.speaker_encoder = SpeakerEncoder(config, rngs=rngs, constrain=constrain, attend=attend)
+        self.speaker_encoder = SpeakerEncoder(config, rngs=rngs, constrain=constrain, gather=gather, attend=attend)
         self.speaker_norm = RMSNorm(config.speaker.width, eps=eps)
         self.cond_dense_0 = Linear(config.timestep_width, width, rngs=rngs)
         self.cond_dense_1 = Linear(width, width, rngs=rngs)
@@ -155,16 +169,21 @@ class BlockDiT(nnx.Module):
         """
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
-        visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask))
+        frames = x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, -frames % self.frame_tile), (0, 0)))
+        visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask), frames)
         common = self.modulation(self.embed_time(t))
         rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
             conditions = block.attention.project_conditions(text_state, speaker_state)
-            return self.constrain(block(x, block.modulate(common), conditions, visible, rope, self.attend)), None
+            modulation = block.modulate(common)
+            return self.constrain(block(x, modulation, conditions, visible, rope, self.attend, normed=False)), None
 
-        hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), remat=self.config.remat)
-        return self.read_out(hidden)
+        hidden, _ = layers.scan_layers(
+            self.blocks, step, self.embed_latent(x), remat=self.config.remat, gather=self.gather
+        )
+        return self.read_out(hidden)[:, :frames]
 
     def encode_conditions(
         self,
@@ -178,7 +197,8 @@ class BlockDiT(nnx.Module):
         speaker_state = self.encode_speaker(speaker_latent)
 
         def step(block: DecoderBlock, carry: None, _: None) -> tuple[None, ConditionKeysValues]:
-            return carry, block.attention.project_conditions(text_state, speaker_state)
+            projected = block.attention.project_conditions(text_state, speaker_state)
+            return carry, block.attention.norm_keys(projected)
 
         _, stacked = layers.scan_layers(self.blocks, step, None, remat="none")
         return Conditions(*stacked, text_mask=text_mask, speaker_mask=self.patch_mask(speaker_mask))
@@ -199,13 +219,13 @@ class BlockDiT(nnx.Module):
 
         The conditions may have fewer rows than x: the last rows of x then go without (the same as both masks False).
         """
-        visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask)
+        visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask, x.shape[1])
         rope = self._rope(x)
 
         def step(
             block: DecoderBlock, x: Array, layer: tuple[BlockModulation, ConditionKeysValues]
         ) -> tuple[Array, None]:
-            return self.constrain(block(x, *layer, visible, rope, self.attend)), None
+            return self.constrain(block(x, *layer, visible, rope, self.attend, normed=True)), None
 
         layers_own = (modulation, conditions.keys_values)
         hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), layers_own, remat=self.config.remat)
@@ -250,8 +270,8 @@ class BlockDiT(nnx.Module):
 
 
 def _visible_keys(
-    x: Float[Array, "b t c"], text_mask: Bool[Array, "r n"], patch_mask: Bool[Array, "r p"]
+    x: Float[Array, "b t c"], text_mask: Bool[Array, "r n"], patch_mask: Bool[Array, "r p"], frames: int
 ) -> Bool[Array, "r s"]:
-    """Visible keys of [latents, text, speaker]: latents always are, there is no padding mask on their side."""
-    latent_mask = jnp.ones((len(text_mask), x.shape[1]), dtype=bool)
+    """Visible keys of [latents, text, speaker]: of the latents all frames are, whatever their padding in the batch."""
+    latent_mask = jnp.broadcast_to(jnp.arange(x.shape[1]) < frames, (len(text_mask), x.shape[1]))
     return jnp.concatenate([latent_mask, text_mask, patch_mask], axis=1)

@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model import layers
-from echotts.model.attention import Attend, SelfAttention, attend
+from echotts.model.attention import HeadAttention, SelfAttention, attend, with_heads
 from echotts.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 
 
@@ -24,7 +24,7 @@ class EncoderBlock(nnx.Module):
         x: Float[Array, "b s e"],
         visible: Bool[Array, "b s"] | None,
         rope: Float[Array, "2 s d"],
-        attend: Attend,
+        attend: HeadAttention,
         *,
         causal: bool,
     ) -> Float[Array, "b s e"]:
@@ -41,10 +41,12 @@ class TextEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
-        attend: Attend = attend,
+        gather: layers.Gather = layers.identity,
+        attend: HeadAttention = with_heads(attend),
     ):
         self.config = config
         self.constrain = constrain
+        self.gather = gather
         self.attend = attend
         self.text_embedding = Embedding(config.vocabulary, config.text.width, rngs=rngs)
         self.blocks = layers.stack(
@@ -68,10 +70,12 @@ class SpeakerEncoder(nnx.Module):
         *,
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
-        attend: Attend = attend,
+        gather: layers.Gather = layers.identity,
+        attend: HeadAttention = with_heads(attend),
     ):
         self.config = config
         self.constrain = constrain
+        self.gather = gather
         self.attend = attend
         self.in_proj = Linear(config.patch * config.latent_channels, config.speaker.width, bias=True, rngs=rngs)
         self.blocks = layers.stack(
@@ -102,4 +106,4 @@ def run_encoder(
     def step(block: EncoderBlock, x: Array, _: None) -> tuple[Array, None]:
         return constrain(block(x, visible, rope, attend, causal=causal)), None
 
-    return layers.scan_layers(encoder.blocks, step, constrain(x), remat=encoder.config.remat)[0]
+    return layers.scan_layers(encoder.blocks, step, constrain(x), remat=encoder.config.remat, gather=encoder.gather)[0]

@@ -13,27 +13,30 @@ from jax.experimental.pallas.ops.tpu import splash_attention
 from jaxtyping import Array, Bool, Float
 
 from echotts.config import ModelConfig
-from echotts.model.attention import Attend, attend, attend_by_head
+from echotts.model.attention import HeadAttention, attend, attend_by_head, with_heads
+from echotts.model.kernel import LANES, gated_attention
 
-LANES = 128  # a TPU register's width: blocks, and heads that splash takes, are multiples of it
 BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster as long as padding does not grow
 CUDNN_HEAD_LIMIT = 128
 HIDDEN = 0  # the segment of padding and of keys that are not visible; queries are in segment 1
 
 
-def choose_attention(platform: str, config: ModelConfig) -> Attend:
-    """The attention of a model on "tpu", "gpu" or "cpu"; `config.attention` "xla" overrules.
+def choose_attention(platform: str, config: ModelConfig) -> HeadAttention:
+    """The attention of a model on "tpu", "gpu" or "cpu"; `config.attention` "xla" overrules, and "splash" on a TPU.
 
-    Splash needs heads of whole registers, cuDNN bfloat16 and heads of at most 128 channels.
+    Our kernel wants heads of one register, splash heads of whole registers, cuDNN bfloat16 and heads of at most 128
+    channels.
     """
     heads = {config.head_dim, config.text.head_dim, config.speaker.head_dim}
     if config.attention == "xla":
-        return attend
+        return with_heads(attend)
+    if platform == "tpu" and config.attention == "auto" and heads == {LANES}:
+        return gated_attention
     if platform == "tpu" and not any(dim % LANES for dim in heads):
-        return splash
+        return with_heads(splash)
     if platform in ("gpu", "cuda") and config.compute_dtype == "bfloat16" and max(heads) <= CUDNN_HEAD_LIMIT:
-        return cudnn
-    return attend_by_head if platform == "cpu" else attend
+        return with_heads(cudnn)
+    return with_heads(attend_by_head if platform == "cpu" else attend)
 
 
 def splash(

@@ -16,17 +16,20 @@ from jaxtyping import Array, Float
 from echotts.config import RematName
 
 INITIAL_STD = 0.02
+ATTENDED = "attention"  # name of what a fused attention returns: "dots" keeps it as it keeps products
+GATHERED = "gathered weights"  # name of what `gather` returns: no remat keeps it
 ROPE_PAIR = 2  # adjacent channels (2i, 2i+1) are the real and imaginary part
 
 kernel_init = jax.nn.initializers.truncated_normal(INITIAL_STD)
 zero_init = jax.nn.initializers.zeros
 
 Constrain: TypeAlias = Callable[[Array], Array]
+Gather: TypeAlias = Callable[[Any], Any]  # parameters of one layer, as stored -> as the layer computes with them
 Block = TypeVar("Block", bound=nnx.Module)
 
 
 def identity(x: Any) -> Any:
-    """The default activation constraint: none."""
+    """The default of both hooks: activations are not constrained, weights are not gathered."""
     return x
 
 
@@ -141,25 +144,33 @@ def scan_layers(
     xs: Any = None,
     *,
     remat: RematName,
+    gather: Gather = identity,
 ) -> tuple[Any, Any]:
     """Runs `apply(block, carry, x) -> (carry, y)` through stacked layers as one compiled body.
 
     `xs` has the layer axis first, as the returned ys have. `remat` says what the backward pass keeps of each layer:
-    everything ("none"), the results of matrix products with weights ("dots") or its input alone ("full").
+    everything ("none"), the results of matrix products with weights and of our attention kernel ("dots") or its input
+    alone ("full"). `gather`
+    is applied to each layer's parameters when the layer begins; the backward pass gathers them again.
     """
     graphdef, params = nnx.split(blocks)
 
     def body(carry: Any, layer: Any) -> tuple[Any, Any]:
         layer_params, x = layer
-        return apply(nnx.merge(graphdef, layer_params), carry, x)
+        return apply(nnx.merge(graphdef, gather(layer_params)), carry, x)
 
-    return lax.scan(_rematerialised(body, remat), carry, (params, xs))
+    return lax.scan(_rematerialised(body, remat, gather is not identity), carry, (params, xs))
 
 
-def _rematerialised(body: Callable[..., Any], remat: RematName) -> Callable[..., Any]:
+def _rematerialised(body: Callable[..., Any], remat: RematName, gathers: bool) -> Callable[..., Any]:
     # inside a scan the loop itself keeps XLA from merging the two computations, so prevent_cse would only cost
+    policies = jax.checkpoint_policies
     if remat == "none":
-        return body
+        policy = policies.save_anything_except_these_names(GATHERED)
+        return jax.checkpoint(body, policy=policy, prevent_cse=False) if gathers else body
     if remat == "dots":
-        return jax.checkpoint(body, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
-    return jax.checkpoint(body, policy=jax.checkpoint_policies.nothing_saveable, prevent_cse=False)
+        policy = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+        )
+        return jax.checkpoint(body, policy=policy, prevent_cse=False)
+    return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)

@@ -8,7 +8,7 @@ from flax import nnx
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import Attend, attend
+from echotts.model.attention import HeadAttention, attend, with_heads
 from echotts.model.dit import BlockDiT
 
 Params: TypeAlias = dict[str, Any]  # nested; leaves are arrays, layers stacked along their first axis
@@ -28,21 +28,19 @@ def merge(graphdef: Any, params: Params) -> BlockDiT:
     return nnx.merge(graphdef, params)
 
 
-def build(config: ModelConfig, params: Params, *, attend: Attend = attend) -> BlockDiT:
+def build(config: ModelConfig, params: Params, *, attend: HeadAttention = with_heads(attend)) -> BlockDiT:
     """A model with the given parameters; none is initialised on the way."""
     return merge(structure(config, attend=attend), params)
 
 
-def structure(config: ModelConfig, *, constrain: layers.Constrain = layers.identity, attend: Attend = attend) -> Any:
-    """The static structure of a model of this config, made without allocating a parameter."""
-    return split(abstract(config, constrain=constrain, attend=attend))[0]
+def structure(config: ModelConfig, **hooks: Any) -> Any:
+    """The static structure of a model of this config and the hooks of BlockDiT, without allocating a parameter."""
+    return split(abstract(config, **hooks))[0]
 
 
-def abstract(
-    config: ModelConfig, *, constrain: layers.Constrain = layers.identity, attend: Attend = attend
-) -> BlockDiT:
+def abstract(config: ModelConfig, **hooks: Any) -> BlockDiT:
     """A model whose parameters are shapes only (jax.ShapeDtypeStruct)."""
-    return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), constrain=constrain, attend=attend))
+    return nnx.eval_shape(lambda: BlockDiT(config, rngs=nnx.Rngs(0), **hooks))
 
 
 def expected_shapes(config: ModelConfig) -> dict[str, Any]:

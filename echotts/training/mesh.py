@@ -12,13 +12,16 @@ from math import prod
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import Attend
+from echotts.model.attention import Attend, HeadAttention, HeadNorms, with_heads
 from echotts.model.fused import choose_attention, splash
+from echotts.model.kernel import LANES, gated_attention
 from echotts.model.parameters import structure
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -49,6 +52,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"\w+/(bias|weight)", ()),
     (r"(step|count)", ()),
 )
+WHOLE_PRECISION = re.compile(r"out_proj/")  # computes in float32 (model/dit.py)
 _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in RULES)
 
 
@@ -117,13 +121,81 @@ def activation_constraint(mesh: Mesh) -> layers.Constrain:
     return constrain
 
 
-def attention(config: ModelConfig, mesh: Mesh) -> Attend:
+@functools.cache  # the same function for the same mesh: a model's structure compares by it
+def weight_gather(mesh: Mesh, dtype: str) -> layers.Gather:
+    """What the model applies to parameters before it computes with them: whole kernels in the compute dtype.
+
+    Left to itself, XLA multiplies with kernels cut along the contracted axis piece by piece, 32 rows at a time, where a
+    TPU's matrix unit wants 128 and more. Gradients go the other way: summed and cut again in one reduce-scatter.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return layers.identity
+
+    def gather(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(one, params)
+
+    def one(path: Any, leaf: Array) -> Array:
+        name = path_name(path).removesuffix("/value")  # of nnx, inside a scan
+        stored = parameter_spec(name, leaf.shape, mesh)
+        used = PartitionSpec(*(None if cut in (AXES["embed"][0], AXES["embed"]) else cut for cut in stored))
+        if stored == used or leaf.ndim > 2:
+            return leaf
+        computed = dtype if name.endswith("kernel") and not WHOLE_PRECISION.search(name) else leaf.dtype
+        return _gathered(leaf, NamedSharding(mesh, stored), NamedSharding(mesh, used), computed)
+
+    return gather
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel: Array, stored: NamedSharding, used: NamedSharding, dtype: Any) -> Array:
+    # cut before the cast's result, so that the cast comes first and half the bytes travel
+    cast = jax.lax.with_sharding_constraint(kernel.astype(dtype), stored)
+    return checkpoint_name(jax.lax.with_sharding_constraint(cast, used), layers.GATHERED)
+
+
+def _gathered_forward(kernel: Array, stored: NamedSharding, used: NamedSharding, dtype: Any) -> tuple[Array, None]:
+    return _gathered(kernel, stored, used, dtype), None
+
+
+def _gathered_backward(
+    stored: NamedSharding, used: NamedSharding, dtype: Any, _: None, gradient: Array
+) -> tuple[Array]:
+    return (jax.lax.with_sharding_constraint(gradient, stored).astype(jnp.float32),)
+
+
+_gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def attention(config: ModelConfig, mesh: Mesh) -> HeadAttention:
     """The attention of the mesh's platform; a kernel of one device runs on each device's rows and heads."""
     chosen = choose_attention(mesh.devices.flat[0].platform, config)
-    return _on_each_device(chosen, mesh) if chosen is splash and mesh.size > 1 else chosen
+    if mesh.size > 1 and chosen is gated_attention:
+        return _kernel_on_each_device(mesh)
+    return with_heads(_on_each_device(splash, mesh)) if mesh.size > 1 and chosen is with_heads(splash) else chosen
 
 
 @functools.cache  # the same function for the same mesh: a model's structure compares by it
+def _kernel_on_each_device(mesh: Mesh) -> HeadAttention:
+    def cut(
+        q: Array, keys: Any, values: Any, gate: Array, norms: HeadNorms, rope: Array, visible: Any = None, **fixed: Any
+    ) -> Array:
+        heads = _cut("heads", len(norms.q_gain), mesh)
+        rows, width = PartitionSpec(AXES["batch"]), PartitionSpec(AXES["batch"], None, heads)
+
+        def local(q: Array, keys: Any, values: Any, gate: Array, gains: Any, rope: Array, visible: Any) -> Array:
+            here = HeadNorms(*gains, norms.eps, norms.turned)
+            first = jax.lax.axis_index(heads) * len(gains[0]) if heads else 0
+            return gated_attention(q, keys, values, gate, here, rope, visible, first_head=first, **fixed)
+
+        gains = PartitionSpec(heads)
+        specs = (width, width, width, width, gains, PartitionSpec(), rows)
+        each = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=width, check_vma=False)
+        return each(q, tuple(keys), tuple(values), gate, (norms.q_gain, norms.k_gain), rope, visible)
+
+    return cut
+
+
+@functools.cache
 def _on_each_device(attend: Attend, mesh: Mesh) -> Attend:
     def cut(q: Array, k: Array, v: Array, visible: Array | None = None, *, causal: bool = False) -> Array:
         rows = PartitionSpec(AXES["batch"])
@@ -138,7 +210,13 @@ def _on_each_device(attend: Attend, mesh: Mesh) -> Attend:
 
 def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
     """The static structure of a model that computes on this mesh."""
-    return structure(config, constrain=activation_constraint(mesh), attend=attention(config, mesh))
+    return structure(
+        config,
+        frame_tile=LANES if mesh.devices.flat[0].platform == "tpu" else 1,
+        constrain=activation_constraint(mesh),
+        gather=weight_gather(mesh, config.compute_dtype),
+        attend=attention(config, mesh),
+    )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

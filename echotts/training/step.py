@@ -54,12 +54,13 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     step's number (training/guard.py). It compiles once per bucket.
     """
     graphdef = meshes.model_structure(config.model, mesh)
+    gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # of what is outside the layers
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
 
     def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
-        return velocity_loss(merge(graphdef, params), batch, t, noise, config.flow.loss)
+        return velocity_loss(merge(graphdef, gather(params)), batch, t, noise, config.flow.loss)
 
     def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
         # every draw is a function of (seed, step) over the global batch, however it is cut and accumulated

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.config import demo
-from echotts.data.shards import Sample, ShardWriter
+from echotts.data.format.shards import Sample, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900

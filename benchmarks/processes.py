@@ -15,7 +15,7 @@ import numpy as np
 
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE
 from echotts.config import demo
-from echotts.data.shards import Sample, ShardWriter
+from echotts.data.format.shards import Sample, ShardWriter
 
 ROOT = Path(__file__).parents[1]
 LIMIT_S = 900

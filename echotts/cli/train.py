@@ -65,7 +65,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, check, train; returns the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
     config = parse_config(argv)
-    from echotts.training import tensorboard
+    from echotts.rundir import tensorboard
     from echotts.training.loop import train
 
     if config.run.tensorboard:
@@ -121,11 +121,11 @@ def make_speaker(config: Config) -> "Speaker | None":
     import numpy as np
 
     from echotts.audio import read_audio
+    from echotts.checkpoint.export import Weights
     from echotts.codec import Codec, find_codec, load_codec
-    from echotts.data.dataset import open_dataset
-    from echotts.data.sources import scheme_of, split_parts
+    from echotts.data.remote.dataset import open_dataset
+    from echotts.data.remote.sources import scheme_of, split_parts
     from echotts.synthesis import EchoTTS, Speech, check_reference
-    from echotts.training.export import Weights
     from echotts.training.samples import Spoken
 
     if config.run.sample_references != (HELDOUT_VOICES,):

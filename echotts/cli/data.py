@@ -1,4 +1,4 @@
-"""`python -m echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+"""`echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from echotts.cli.app import choose, parse
 
-PROG = "python -m echotts data"
+PROG = "echotts data"
 LINE_EVERY_S = 10.0
 
 

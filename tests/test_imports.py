@@ -24,17 +24,18 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "buckets": set(),
     "disk": {"files"},
     "pickles": set(),
+    "spoken": set(),
     "text": {"config"},
     "audio": {"files"},
     "model": {"config"},
     "flow": {"config"},
     "codec": {"audio", "files", "pickles"},
-    "data": {"config", "files", "text", "audio", "codec", "disk"},
+    "data": {"config", "files", "spoken", "text", "audio", "codec", "disk"},
     "interop": {"config", "files", "text", "pickles", "model"},
     "training": {"config", "files", "text", "disk", "model", "flow", "data", "interop", "buckets"},
     "monitor": {"training", "buckets"},  # of training the names of metrics, and no more
     "synthesis": {"config", "files", "text", "audio", "model", "flow", "codec", "interop", "training", "buckets"},
-    "evaluation": {"config", "files", "text", "audio", "codec", "data", "synthesis"},
+    "evaluation": {"config", "files", "spoken", "text", "audio", "codec", "data", "synthesis"},
     "__init__": {"synthesis"},
     "__main__": {"cli"},
 }
@@ -50,7 +51,8 @@ OPTIONAL = {
     "google": "gcs",
     "pocketsphinx": "eval",
     "resemblyzer": "eval",
-    "espeakng_loader": "dev",
+    "espeakng_loader": "teachers",
+    "onnxruntime": "teachers",
     "tensorboardX": "tensorboard",
 }  # imported in functions only
 HEAVY = ("jax", "flax", "optax", "orbax", "scipy", "webdataset", "huggingface_hub")

@@ -25,46 +25,14 @@ HELD_OUT_KOKORO = "jf_nezumi:50+jm_kumo:50"
 STYLES = ("jf_alpha", "jf_gongitsune", "jf_nezumi", "jf_tebukuro", "jm_kumo")
 PAIRS = tuple(f"{a}:50+{b}:50" for i, a in enumerate(STYLES) for b in STYLES[i + 1 :])
 KOKORO = (*STYLES, *(pair for pair in PAIRS if pair != HELD_OUT_KOKORO))
-LANGUAGES = [
-    "en-us",
-    "en-gb-x-rp",
-    "en-gb-scotland",
-    "en-029",
-    "es",
-    "fr",
-    "de",
-    "it",
-    "pt-br",
-    "ru",
-    "nl",
-    "pl",
-    "sv",
-    "tr",
-]
-VARIANTS = [
-    "f1",
-    "f2",
-    "f3",
-    "f4",
-    "f5",
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "m5",
-    "m6",
-    "m7",
-    "m8",
-    "Andy",
-    "Annie",
-    "belinda",
-    "Denis",
-    "iven",
-    "klatt2",
-    "klatt4",
-    "linda",
-    "steph2",
-]
+LANGUAGES = (
+    *("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029"),
+    *("es", "fr", "de", "it", "pt-br", "ru", "nl", "pl", "sv", "tr"),
+)
+VARIANTS = (
+    *("f1", "f2", "f3", "f4", "f5", "m1", "m2", "m3", "m4", "m5", "m6", "m7", "m8", "Andy", "Annie", "belinda"),
+    *("Denis", "iven", "klatt2", "klatt4", "linda", "steph2"),
+)
 ESPEAK = tuple(f"{LANGUAGES[i % len(LANGUAGES)]}+{VARIANTS[i % len(VARIANTS)]}" for i in range(60))
 FAST = (  # teacher, voices, clips
     ("flite", ("slt", "awb", "kal16", "kal"), 3200),

@@ -55,7 +55,7 @@ class InspectArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
-    """Speak the built-in corpus of digit strings anew (extra dev). The one in the package stays as it is."""
+    """Speak the built-in corpus of digit strings anew (extra teachers). The one in the package stays as it is."""
 
     output: Path
     """Folder for the shards of recordings; made if missing."""
@@ -77,7 +77,7 @@ def main(argv: list[str]) -> int:
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
     from echotts.codec import load_codec
-    from echotts.data.prepare import Settings, prepare
+    from echotts.data.prepare.pipeline import Settings, prepare
 
     settings = Settings(
         seed=arguments.seed,
@@ -105,7 +105,7 @@ def _prepare(argv: list[str]) -> int:
 
 def _inspect(argv: list[str]) -> int:
     arguments = parse(InspectArguments, argv, prog=f"{PROG} inspect")
-    from echotts.data.inspect import inspect, listen, report
+    from echotts.data.prepare.inspect import inspect, listen, report
 
     if arguments.listen is None:
         print(report(inspect(arguments.data, arguments.shards)))
@@ -122,7 +122,7 @@ def _inspect(argv: list[str]) -> int:
 
 def _demo(argv: list[str]) -> int:
     arguments = parse(DemoArguments, argv, prog=f"{PROG} demo")
-    from echotts.data.demo import build_corpus
+    from echotts.data.prepare.demo import build_corpus
 
     splits = build_corpus(arguments.output, arguments.seed)
     print(f"{arguments.output}: " + ", ".join(f"{count} {name}" for name, count in splits.items()))

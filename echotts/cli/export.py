@@ -26,7 +26,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.training.export import export
+    from echotts.checkpoint.export import export
 
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6

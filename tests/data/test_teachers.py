@@ -11,7 +11,7 @@ import soundfile
 from echotts.audio import Samples, measure_loudness
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
-from echotts.data.recordings import list_recordings
+from echotts.data.prepare.recordings import list_recordings
 from echotts.data.teachers import load_teacher, read_texts, speak
 from echotts.data.teachers.kokoro import Kokoro
 from echotts.data.teachers.phonemes import Phonemes

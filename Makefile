@@ -11,7 +11,7 @@ METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format docs lock release \
-  bench bench-env corpus clean
+  bench bench-env corpus english-corpus clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,21 @@ bench-env: $(VENV)/.bench ## .venv with the PyTorch systems that the benchmarks 
 corpus: $(VENV)/.dev ## speak the built-in corpus anew, into corpus/ (espeak-ng never repeats itself bit for bit)
 	$(BIN)/python -m echotts data demo --output corpus
 
+# Five styles of Kokoro and their mixes in pairs; HELD_OUT_VOICE speaks held-out texts only.
+STYLES := jf_alpha jf_gongitsune jf_nezumi jf_tebukuro jm_kumo
+MIXES := jf_alpha:50+jf_gongitsune:50 jf_alpha:50+jf_nezumi:50 jf_alpha:50+jf_tebukuro:50 jf_alpha:50+jm_kumo:50 \
+	jf_gongitsune:50+jf_nezumi:50 jf_gongitsune:50+jf_tebukuro:50 jf_gongitsune:50+jm_kumo:50 \
+	jf_nezumi:50+jf_tebukuro:50 jf_tebukuro:50+jm_kumo:50
+HELD_OUT_VOICE := jf_nezumi:50+jm_kumo:50
+HOURS := 25
+
+english-corpus: $(VENV)/.teachers ## English speech to train on, into english/ (needs wordnet-base; 20 core-hours; goes on where it was stopped)
+	$(BIN)/python scripts/english_texts.py --output english/texts
+	$(BIN)/python -m echotts data speak --teacher kokoro --texts english/texts/heldout.txt --output english/heldout \
+		--voices $(STYLES) $(MIXES) $(HELD_OUT_VOICE) --processes $(WORKERS)
+	$(BIN)/python -m echotts data speak --teacher kokoro --texts english/texts/train.txt --output english/train \
+		--voices $(STYLES) $(MIXES) --hours $(HOURS) --processes $(WORKERS)
+
 setup: $(VENV)/.dev ## .venv with everything for development
 
 clean: ## remove environments, caches and what the commands wrote
@@ -93,12 +108,16 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[dev,eval,gcs]'
+	$(PIP) -e '.[dev,eval,gcs,teachers]'
 	$(PIP) $(METER)
 	touch $@ $(VENV)/.runtime
 
 $(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[docs]'
+	touch $@
+
+$(VENV)/.teachers: $(VENV)/.runtime
+	$(PIP) -e '.[teachers]'
 	touch $@
 
 # Of what these two list, the models that are measured need torch and einops alone.

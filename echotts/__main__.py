@@ -1,4 +1,4 @@
-"""`python -m echotts`: the same as the installed command `echotts`."""
+"""`echotts`: the same as the installed command `echotts`."""
 
 from echotts.cli.main import console
 

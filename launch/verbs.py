@@ -10,10 +10,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.answers import Answer
+from launch.answers import ASKED_TO_LEAVE, Answer
 from launch.errors import LaunchError, UsageError
 from launch.pack import Package, identify, pack
-from launch.pods import LOST, MISSING, READY, Pod, complain, say
+from launch.pods import FAILED, LOST, MISSING, READY, UNLISTED, Pod, complain, say
 from launch.preflight import listed, preflight
 from launch.settings import Settings
 
@@ -22,10 +22,26 @@ KEEP_RELEASES = 3
 TRAINING = "train_pretrain.py"
 
 
+class Lasting:
+    """For how long something has been true at every look."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def seconds(self, true: bool) -> float:
+        """Seconds since the first of the looks in a row at which it was `true`; 0 when it is not."""
+        if not true:
+            self._since_s = None
+            return 0.0
+        self._since_s = self._since_s or time.monotonic()
+        return time.monotonic() - self._since_s
+
+
 def up(pod: Pod) -> None:
-    """Makes sure that there are machines, and waits for them."""
+    """Makes sure that there are machines, and waits for them. LaunchError where the request failed, or time is up."""
     end = time.monotonic() + 60 * pod.settings.wait_minutes
     said = ""
+    unlisted = Lasting()
     while True:
         state, words = pod.state()
         if words != said:
@@ -33,18 +49,30 @@ def up(pod: Pod) -> None:
             said = words
         if state == READY:
             return
+        if state == FAILED:
+            raise refused(pod, words)
+        if pod.settings.wait_minutes and time.monotonic() > end:
+            raise LaunchError(
+                f"{pod.settings.name} is {words} after {pod.settings.wait_minutes:g} minutes: the request stays in the "
+                "queue; run up again later, or watch"
+            )
+        if unlisted.seconds(state == UNLISTED) > pod.settings.lost_s:
+            state = LOST
         if state == LOST:  # it holds quota until it is deleted, and never comes back
             pod.delete()
+            unlisted = Lasting()
         if state in (LOST, MISSING):
             pod.create()
         if pod.dry_run or not pod.settings.wait_minutes:
             return
-        if state not in (LOST, MISSING) and time.monotonic() > end:
-            raise LaunchError(
-                f"{pod.settings.name} is {words} after {pod.settings.wait_minutes:g} minutes: it stays queued; "
-                "run up again later, or watch"
-            )
         time.sleep(pod.settings.poll_s)
+
+
+def refused(pod: Pod, words: str) -> LaunchError:
+    """A request that Google Cloud refused, with its reason; asking again would only repeat it."""
+    return LaunchError(
+        f"{pod.settings.name} is {words}: fix the cause, remove the request with down, then run up again"
+    )
 
 
 def sync(pod: Pod, package: Package | None = None) -> str:
@@ -144,6 +172,7 @@ def describe(answer: Answer) -> str:
     """One worker in one line."""
     facts = answer.facts
     state = facts["state"] + (f" with exit code {facts['code']}" if "code" in facts else "")
+    state += " (asked to leave)" if facts.get("code") == ASKED_TO_LEAVE else ""
     run = f"run {facts['run']}, " if "run" in facts else ""
     extra = "".join(f", {role}" for role in ("watchdog", "dashboard") if facts.get(role) == "running")
     last = f"; {facts['log_age_s']} s ago: {facts.get('last', '')}" if "log_age_s" in facts else ""

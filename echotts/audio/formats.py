@@ -226,9 +226,10 @@ def _by_pyav(source: Source, name: str) -> Sound:
     """m4a, aac and webm through FFmpeg, which reads the open file and can open no other."""
     try:
         import av
+        from av.error import FFmpegError
     except ModuleNotFoundError as error:
         raise ValueError(f"{name}: m4a, aac and webm need PyAV: pip install 'echotts[m4a]', or give wav") from error
-    failures = (av.FFmpegError, ValueError, IndexError, EOFError)
+    failures = (FFmpegError, ValueError, IndexError, EOFError)
 
     @contextmanager
     def opened() -> Iterator[tuple[Any, Any]]:

@@ -3,6 +3,7 @@
 import io
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -13,7 +14,7 @@ from echotts.files import write_whole
 BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overruns its stack on very long single writes
 MP3_RATE_KBPS = 320
 
-_FORMATS: dict[str, dict[str, str]] = {
+_FORMATS: dict[str, dict[str, Any]] = {
     ".wav": {"format": "WAV", "subtype": "PCM_16"},
     ".flac": {"format": "FLAC", "subtype": "PCM_16"},
     ".ogg": {"format": "OGG", "subtype": "VORBIS"},

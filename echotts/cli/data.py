@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
     from echotts.codec import load_codec
-    from echotts.data.prepare import Settings, prepare
+    from echotts.data.prepare.pipeline import Settings, prepare
 
     settings = Settings(
         seed=arguments.seed,
@@ -148,7 +148,7 @@ def _prepare(argv: list[str]) -> int:
 
 def _inspect(argv: list[str]) -> int:
     arguments = parse(InspectArguments, argv, prog=f"{PROG} inspect")
-    from echotts.data.inspect import inspect, listen, report
+    from echotts.data.prepare.inspect import inspect, listen, report
 
     if arguments.listen is None:
         print(report(inspect(arguments.data, arguments.shards)))
@@ -165,7 +165,7 @@ def _inspect(argv: list[str]) -> int:
 
 def _demo(argv: list[str]) -> int:
     arguments = parse(DemoArguments, argv, prog=f"{PROG} demo")
-    from echotts.data.demo import build_corpus
+    from echotts.data.prepare.demo import build_corpus
 
     splits = build_corpus(arguments.output, arguments.seed)
     print(f"{arguments.output}: " + ", ".join(f"{count} {name}" for name, count in splits.items()))

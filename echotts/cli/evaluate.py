@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.audio import write_audio
-    from echotts.data.demo import corpus_path
+    from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
     from echotts.evaluation.clips import read_clips
     from echotts.files import check_outputs, write_whole

@@ -26,8 +26,8 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
+    from echotts.checkpoint.export import export
     from echotts.files import check_outputs
-    from echotts.training.export import export
 
     check_outputs([arguments.output])
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)

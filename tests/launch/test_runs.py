@@ -46,7 +46,7 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert not runs(world, 0)
     assert log(world, 0).splitlines()[-1].startswith("stopped and saved after step ")
     assert "worker 0, 1: nothing was running" in world.call("stop")
-    assert "ended with exit code 0" in world.call("status")
+    assert "ended with exit code 75 (asked to leave)" in world.call("status")
 
     world.call("start", *flags)
     assert "after step 0" not in log(world, 0)  # it goes on from where it was

@@ -16,7 +16,8 @@ class PrepareArguments:
 
     source: str
     """Recordings: an LJSpeech folder, a .csv, .tsv or .jsonl table (audio, text, speaker, language), a folder of
-    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob)."""
+    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob). demo: the built-in
+    corpus of spoken digits."""
     output: Path
     """Folder of the data set; made if missing."""
     codec: str = "demo"
@@ -90,9 +91,14 @@ def _prepare(argv: list[str]) -> int:
         loudness_lufs=arguments.loudness_lufs,
         shard_samples=arguments.shard_samples,
     )
+    source = arguments.source
+    if source == "demo" and not Path(source).exists():
+        from echotts.data.prepare.demo import corpus_path
+
+        source = str(corpus_path() / "train-*.tar.gz")
     progress = Progress()
     try:
-        summary = prepare(arguments.source, arguments.output, load_codec(arguments.codec), settings, progress)
+        summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)
     finally:
         progress.close()
     print(

@@ -50,6 +50,8 @@ class InspectArguments:
     """Instead of counting: decode the sample of this number, from 0, into --output, and its reference beside it."""
     output: Path = Path("sample.wav")
     """Sound file of --listen: .wav, .flac, .ogg or .mp3."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3 of --listen, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
     codec: str | None = None
     """Codec of --listen; without it the one that dataset.json names."""
 
@@ -121,7 +123,7 @@ def _inspect(argv: list[str]) -> int:
         from echotts.codec import load_codec
 
         codec = load_codec(arguments.codec)
-    sample = listen(arguments.data, arguments.listen, arguments.output, codec)
+    sample = listen(arguments.data, arguments.listen, arguments.output, codec, arguments.mp3_rate)
     print(f"{arguments.output}: {sample.name}, {len(sample.latent)} frames, speaker {sample.speaker}: {sample.text!r}")
     return 0
 

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
 Item = TypeVar("Item")
 LOGGER = logging.getLogger(__name__)
 
@@ -16,9 +14,9 @@ def clips_of(
     data: str, sample_rate: int, loudness: float, title: str, limit: int | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Names and normalised clips of a source of recordings; one that cannot be read is said and skipped."""
-    from echotts.audio import loudness_normalise
-    from echotts.data.recordings import Recording, RecordingReader, list_recordings
-    from echotts.data.rejections import Rejected
+    from echotts.audio import AUDIO_SUFFIXES, loudness_normalise
+    from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
+    from echotts.rundir.rejections import Rejected
 
     # texts are not needed here: a folder of nothing but sound is a source too
     files = sorted(path for path in Path(data).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)

@@ -17,7 +17,7 @@ HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_referenc
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
-AttentionName = Literal["auto", "xla"]
+AttentionName = Literal["auto", "splash", "xla"]
 InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
 
@@ -75,7 +75,8 @@ class ModelConfig:
     compute_dtype: DtypeName = "bfloat16"
     """Of matrix products and activations; weights, norms and softmax stay float32."""
     attention: AttentionName = "auto"
-    """auto: fused where the platform has a kernel (TPU, GPU); xla: the plain softmax everywhere."""
+    """auto: fused where the platform has a kernel (TPU, GPU); splash: on a TPU JAX's kernel instead of ours; xla: the
+    plain softmax everywhere."""
     remat: RematName = "none"
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import difflib
 import re
 import shlex
 from dataclasses import dataclass, field, fields, replace
@@ -108,6 +109,7 @@ class Settings:
             raise UsageError("grace_s, poll_s, lost_s, max_per_day and max_skew_s must be above 0")
         if self.accelerator_type:
             slice_of(self.accelerator_type)
+            object.__setattr__(self, "accelerator_type", google_name(self.accelerator_type))
 
     @property
     def token(self) -> Path | None:
@@ -120,15 +122,20 @@ class Settings:
         return path
 
 
+def google_name(accelerator_type: str) -> str:
+    """An accelerator type as Google Cloud spells it: in lower case, and v5e is v5litepod there."""
+    family, dash, number = accelerator_type.strip().lower().partition("-")
+    return {"v5e": "v5litepod"}.get(family, family) + dash + number
+
+
 def slice_of(accelerator_type: str) -> Slice:
-    """Chips, hosts and image of an accelerator type; UsageError for one that is not known here."""
-    family_name, _, number = accelerator_type.partition("-")
-    family = FAMILIES.get({"v5e": "v5litepod"}.get(family_name, family_name))
+    """Chips, hosts and image of an accelerator type; UsageError, with the nearest, for one that is not known here."""
+    family_name, _, number = google_name(accelerator_type).partition("-")
+    family = FAMILIES.get(family_name)
     if family is None or not number.isdigit():
-        known = ", ".join(f"{name}-N" for name in FAMILIES)
-        raise UsageError(f"accelerator type {accelerator_type!r}: unknown, give one of {known}, for instance v4-64")
-    if family_name == "v5e":
-        raise UsageError(f"accelerator type {accelerator_type!r}: Google Cloud calls it v5litepod-{number}")
+        likest = difflib.get_close_matches(family_name, FAMILIES, 2, cutoff=0.0)
+        likest = ", ".join(f"{name}-{number if number.isdigit() else 64}" for name in likest)
+        raise UsageError(f"accelerator type {accelerator_type!r}: unknown, the nearest are {likest}")
     chips, rest = divmod(int(number), family.cores_a_chip)
     if rest or chips < 1 or (chips > family.one_host and chips % CHIPS_A_HOST):
         raise UsageError(f"accelerator type {accelerator_type!r}: no such size, for instance {family_name}-64")

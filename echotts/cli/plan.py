@@ -12,26 +12,29 @@ from echotts.config import Bucket, Config
 from echotts.files import atomic_write, check_place
 
 PROG = "echotts plan"
+COSTLIEST = 20
+ESTIMATE = "memory and time by the TPU compiler: an estimate by the compiler, not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
     """Compile the train step for a TPU slice, on any machine, and say what it needs: memory, time, data, disk.
 
-    The compiler (libtpu, extra tpu) takes minutes a bucket for the large presets. Without it the formulas answer
-    alone. What does not fit is an answer, with figures.
+    The formulas answer at once; the compiler (libtpu, extra tpu) takes minutes a bucket for the large presets, and its
+    figures are printed as they come. Times are an estimate by the compiler, not measured. What does not fit is an
+    answer, with figures.
     """
 
     topology: str
-    """Slice: v4-8 ... v4-512, v5e-4 ... v5e-256 (or v5litepod-*), v5p-8 ... v5p-512, v6e-4 ... v6e-256."""
+    """Slice, as `launch` and Google Cloud name it, in any case: v4-64, v5litepod-32 (or v5e-32), v5p-128, v6e-8."""
     preset: Literal["demo", "840m", "1.3b"] = "1.3b"
     """Sizes to plan for."""
     batch_size: int | None = None
     """Samples a step, over all chips. None: the preset's."""
     remat: Literal["none", "dots", "full"] | None = None
     """What the backward pass recomputes: nothing, all but matrix products, whole layers. None: the preset's."""
-    attention: Literal["auto", "xla"] = "auto"
-    """auto: the fused kernel; xla: the plain softmax, which stores all scores."""
+    attention: Literal["auto", "splash", "xla"] = "auto"
+    """auto: our fused kernel; splash: that of JAX; xla: the plain softmax, which stores all scores."""
     buckets: tuple[Bucket, ...] | None = None
     """Static shapes, FRAMESxTOKENS each, 25 frames a second. None: the preset's."""
     reference_frames: int | None = None
@@ -42,6 +45,12 @@ class Arguments:
     """Whole copies of the model; parameters are cut over the chips of each."""
     tensor_ways: int = 1
     """Parts in which heads and MLP channels are cut."""
+    steps: int | None = None
+    """Steps of the whole run, for its hours and its price. None: the preset's."""
+    chip_hour_price: float | None = None
+    """Price of one chip for one hour, in any currency: what a step and the run cost."""
+    explain: bool = False
+    """Also print the twenty costliest operations of each bucket's step, with the line of our source."""
     search: bool = False
     """Also find, for each remat, the largest batch whose largest bucket fits, and the cheapest remat for batch_size:
     several compilations each."""
@@ -58,6 +67,8 @@ def main(argv: list[str]) -> int:
     jax.config.update("jax_platforms", "cpu")  # shapes only; the slice is the compiler's
     from echotts.training import plan, topology
 
+    if arguments.output is not None:
+        check_place(arguments.output)
     try:
         slice_ = topology.parse_topology(arguments.topology)
     except ValueError as error:
@@ -66,30 +77,44 @@ def main(argv: list[str]) -> int:
         devices, missing = topology.compiler_devices(slice_), None
     except topology.NoCompilerError as error:
         devices, missing = None, str(error)
-    if arguments.output is not None:
-        check_place(arguments.output)
     result = plan.make_plan(config, slice_, devices)
     answer = result.to_dict() | {"missing": missing}
     print(_describe(answer), flush=True)
-    if arguments.search and devices is not None:
-        mesh, largest_bucket = plan.slice_mesh(config, devices), config.data.buckets[-1]
-
-        def compile_one(tried: Config) -> plan.Memory:
-            memory = plan.compile_memory(tried, mesh, largest_bucket, slice_)
-            print(f"  batch {tried.data.batch_size}, remat {tried.model.remat}: {_memory(memory)}", flush=True)
-            return memory
-
-        print(f"search, bucket {largest_bucket.frames}x{largest_bucket.tokens}")
-        answer["largest_batch"] = plan.search(config, mesh, slice_, compile_one)
-        for remat, rows in answer["largest_batch"].items():
-            print(f"remat {remat:<5} largest batch {rows}" if rows else f"remat {remat:<5} fits no batch")
-        rows = config.data.batch_size
-        remat = answer["cheapest_remat"] = plan.cheapest_remat(answer["largest_batch"], rows)
-        print(f"batch {rows}: {f'remat {remat} is the cheapest that fits' if remat else 'does not fit'}")
+    if devices is None:
+        print(f"memory and time  not known: {missing}")
+    else:
+        mesh = plan.slice_mesh(config, devices)
+        print(ESTIMATE, flush=True)
+        for bucket, planned in zip(config.data.buckets, answer["buckets"], strict=True):
+            compiled = plan.compile_bucket(config, mesh, bucket, slice_, arguments.chip_hour_price)
+            planned |= compiled.to_dict()
+            print(_describe_compiled(bucket, compiled, explain=arguments.explain), flush=True)
+        if arguments.search:
+            answer |= _search(config, mesh, slice_)
     if arguments.output is not None:
         with atomic_write(arguments.output) as path:
             path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
+    from echotts.training import plan
+
+    largest_bucket = config.data.buckets[-1]
+
+    def compile_one(tried: Config) -> plan.Memory:
+        memory = plan.compile_bucket(tried, mesh, largest_bucket, slice_).memory
+        print(f"  batch {tried.data.batch_size}, remat {tried.model.remat}: {_memory(memory)}", flush=True)
+        return memory
+
+    print(f"search, bucket {largest_bucket.frames}x{largest_bucket.tokens}")
+    largest = plan.search(config, mesh, slice_, compile_one)
+    for remat, rows in largest.items():
+        print(f"remat {remat:<5} largest batch {rows}" if rows else f"remat {remat:<5} fits no batch")
+    rows = config.data.batch_size
+    remat = plan.cheapest_remat(largest, rows)
+    print(f"batch {rows}: {f'remat {remat} is the cheapest that fits' if remat else 'does not fit'}")
+    return {"largest_batch": largest, "cheapest_remat": remat}
 
 
 def make_config(arguments: Arguments) -> Config:
@@ -107,7 +132,7 @@ def make_config(arguments: Arguments) -> Config:
                     reference_frames=arguments.reference_frames,
                 ),
             ),
-            optim=replace(config.optim, accumulation=arguments.accumulation),
+            optim=replace(config.optim, accumulation=arguments.accumulation, **_given(steps=arguments.steps)),
             run=replace(config.run, data_ways=arguments.data_ways, tensor_ways=arguments.tensor_ways),
         )
     except ValueError as error:
@@ -126,24 +151,53 @@ def _describe(answer: dict[str, Any]) -> str:
         f"state a chip     {answer['state_bytes_chip'] / 2**30:.2f} GiB (float32 weights, average, two moments)",
         f"checkpoint       {answer['checkpoint_bytes'] / 1e9:.1f} GB",
         f"FSDP traffic     {answer['fsdp_bytes_chip'] / 1e9:.1f} GB a chip and step, "
-        f"{answer['fsdp_s'] * 1e3:.0f} ms at the data sheet's rate",
+        f"{answer['fsdp_s'] * 1e3:.0f} ms at half the chip's links",
     ]
     for bucket in answer["buckets"]:
         times = ", ".join(f"{value:.3f} s at {share}" for share, value in bucket["step_s"].items())
+        again = bucket["hardware_flops"] / bucket["step_flops"]
+        remat = f"; the chip computes {again:.2f} times that, for remat" if again > 1 else ""
         lines += [
             f"bucket {bucket['frames']}x{bucket['tokens']}",
-            f"  work           {bucket['step_flops'] / 1e12:,.0f} TFLOP a step: {times} of peak",
+            f"  work           {bucket['step_flops'] / 1e12:,.0f} TFLOP a step: {times} of peak{remat}",
             f"  data           {bucket['samples_per_s_host']:.0f} samples/s and "
             f"{bucket['megabytes_per_s_host']:.0f} MB/s a host, at 50% of peak",
-            f"  memory a chip  {_memory_of(bucket['memory'], answer['missing'])}",
         ]
     return "\n".join(lines)
 
 
-def _memory_of(memory: dict[str, Any] | None, missing: str | None) -> str:
-    from echotts.training.plan import Memory
-
-    return f"not known: {missing}" if memory is None else _memory(Memory(**memory))
+def _describe_compiled(bucket: Bucket, compiled: Any, *, explain: bool) -> str:
+    lines = [f"bucket {bucket.frames}x{bucket.tokens}", f"  memory a chip  {_memory(compiled.memory)}"]
+    time = compiled.time
+    if time is None:
+        return "\n".join(lines)
+    cost = time.cost
+    parts = {
+        "products": cost.products_s,
+        "other fusions": cost.fusions_s,
+        "copies": cost.copies_s,
+        "Pallas kernels": cost.kernels_s,
+        "collectives": cost.collectives_s,
+    }
+    milliseconds = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in parts.items())
+    moved = ", ".join(f"{count} {name}" for name, count in sorted(cost.collectives.items()))
+    lines += [
+        f"  step           {time.step_s:.3f} s at {cost.clock_hz / 1e9:.2f} GHz: MFU {time.mfu_share:.1%}, "
+        f"{time.hfu_share:.1%} with what remat repeats; {time.samples_per_s:,.0f} samples/s",
+        f"  of it, ms      {milliseconds} ({cost.hidden_s * 1e3:.1f} of these hidden behind computation)",
+        f"  collectives    {cost.collective_bytes / 1e9:.2f} GB a chip: {moved or 'none'}",
+        f"  the run        {time.run_hours:,.0f} hours if all steps are in this bucket",
+    ]
+    if cost.unknown_kernels:
+        lines.append(f"  not estimated  {cost.unknown_kernels} runs of Pallas kernels that do not state their work")
+    if time.step_price is not None:
+        lines.append(f"  price          {time.step_price:.4f} a step, {time.run_price:,.0f} for the run")
+    if explain:
+        lines.append("  costliest      ms of a step, runs, kind, line, operation")
+        for one in cost.operations[:COSTLIEST]:
+            operation = one.op_name.rpartition("/")[2] or one.name
+            lines.append(f"  {one.seconds * 1e3:10.2f} {one.runs:6} {one.kind:<10} {one.source}  {operation}")
+    return "\n".join(lines)
 
 
 def _memory(memory: Any) -> str:

@@ -74,6 +74,7 @@ class HeadNorms(NamedTuple):
     turned: int  # so many first heads are turned by RoPE
 
 
+@runtime_checkable
 class HeadAttention(Protocol):
     """All between the projections of a layer's attention and its output projection; model/fused.py chooses one.
 

@@ -7,6 +7,7 @@ All keys of a row and head are held at once, so the softmax needs no running max
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,14 +121,23 @@ def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array]
     in_specs = [*arrays, of_head, of_head, of_head, table, of_row, of_queries][: len(inputs)]
     gain_shape = jax.ShapeDtypeStruct((rows, heads, 1, LANES), jnp.float32)
     sums = [pltpu.VMEM((form.keys, LANES), jnp.float32)] * gains
+    grid = (rows, heads, queries // form.block)
+    products = 6 if gains else 2  # of queries x keys x channels, a multiplication and an addition each
+    flops = products * 2 * rows * queries * form.keys * width
     return pl.pallas_call(
         functools.partial(kernel, form),
-        grid=(rows, heads, queries // form.block),
+        grid=grid,
         in_specs=in_specs,
         out_specs=[*arrays[: len(like)], *[of_gain] * gains],
         out_shape=[*(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like), *[gain_shape] * gains],
         scratch_shapes=[pltpu.VMEM((form.keys, LANES), inputs[0].dtype)] * 2 + sums,
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
+        cost_estimate=pl.CostEstimate(
+            flops=flops,
+            transcendentals=rows * heads * queries * form.keys,
+            bytes_accessed=sum(x.size * x.dtype.itemsize for x in (*inputs, *like)),
+        ),
+        metadata={"flops": str(flops), "grid_steps": str(math.prod(grid))},  # for training/cost.py
         interpret=form.interpret,
         name=f"gated_attention{kernel.__name__}",
     )(*inputs)

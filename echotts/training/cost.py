@@ -1,0 +1,172 @@
+"""How long a step takes by its compiled TPU program: an estimate by the compiler, not measured.
+
+Products, other fusions and copies: the compiler's own cycles, at the clock that makes the data sheet's peak. Pallas
+kernels, of which the compiler says nothing: the arithmetic they state, or their traffic with memory where that takes
+longer, and each step of their grid. Collectives: bytes over the chip's links; what is computed between the start and
+the end of an asynchronous one hides it. Latencies of collectives, the host and the input are not in it.
+"""
+
+import re
+from collections import Counter
+
+from dataclasses import asdict, dataclass, field
+from math import prod
+from typing import Any
+
+from echotts.training.flops import TERA, Chip
+from echotts.training.program import COLLECTIVES, Instruction, Program, array_bytes, shapes_of
+
+KERNEL = '"tpu_custom_call"'  # the target of a Pallas kernel
+KERNEL_SHARE = 0.5  # of peak that products inside an attention kernel reach: an assumption
+GRID_STEP_S = 0.35e-6  # of a Pallas kernel, beside its work; from the documentation of Pallas
+COPIES = {"copy", "slice", "reverse", "transpose", "reshape", "pad", "concatenate", "broadcast", "convert"}
+COSTLIEST = 20  # operations that `to_dict` keeps
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One instruction of the program, all its runs in a step together."""
+
+    kind: str  # product, fusion, copy, kernel, collective
+    name: str
+    seconds: float
+    runs: int
+    source: str  # line of our source
+    op_name: str  # the jax operation
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Seconds of one step on each chip, by what they go to; operations sorted, the costliest first."""
+
+    products_s: float
+    fusions_s: float
+    copies_s: float
+    kernels_s: float
+    collectives_s: float
+    hidden_s: float  # of the collectives, behind computation
+    unknown_kernels: int  # Pallas kernels that do not state their work: counted as nothing
+    collectives: dict[str, int]  # runs a step
+    collective_bytes: int  # that each chip receives
+    clock_hz: float
+    operations: list[Operation] = field(repr=False)
+
+    @property
+    def compute_s(self) -> float:
+        """What the compiler counts: all but Pallas kernels and collectives."""
+        return self.products_s + self.fusions_s + self.copies_s
+
+    @property
+    def step_s(self) -> float:
+        return self.compute_s + self.kernels_s + self.collectives_s - self.hidden_s
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the costliest operations."""
+        return asdict(self) | {
+            "compute_s": self.compute_s,
+            "step_s": self.step_s,
+            "operations": [asdict(operation) for operation in self.operations[:COSTLIEST]],
+        }
+
+
+def estimate(text: str, chip: Chip) -> StepCost:
+    """The cost of a program for chips of this kind, `compiled.as_text()`."""
+    program = Program(text)
+    operations: list[Operation] = []
+    counts, received, unknown, hidden = Counter[str](), 0, 0, 0.0
+    for line, runs, around in program.walk():
+        collective = _collective(program, line)
+        if collective is not None:
+            kind, size = collective
+            seconds = size / chip.one_way_bytes_s
+            counts[kind] += runs
+            received += runs * size
+            hidden += runs * min(seconds, _between(line, around, chip))
+            operations.append(_operation("collective", program, line, runs, seconds))
+        if KERNEL in line.rest:
+            seconds = kernel_s(line, chip)
+            unknown += runs if seconds is None else 0
+            operations.append(_operation("kernel", program, line, runs, seconds or 0.0))
+        elif line.cycles:
+            operations.append(_operation(_kind(program, line), program, line, runs, line.cycles / chip.clock_hz))
+    spent = Counter[str]()
+    for operation in operations:
+        spent[operation.kind] += operation.seconds  # pyright: ignore[reportArgumentType] - a Counter of seconds
+    return StepCost(
+        products_s=spent["product"],
+        fusions_s=spent["fusion"],
+        copies_s=spent["copy"],
+        kernels_s=spent["kernel"],
+        collectives_s=spent["collective"],
+        hidden_s=hidden,
+        unknown_kernels=unknown,
+        collectives=dict(counts),
+        collective_bytes=received,
+        clock_hz=chip.clock_hz,
+        operations=sorted(operations, key=lambda operation: -operation.seconds),
+    )
+
+
+def kernel_s(line: Instruction, chip: Chip) -> float | None:
+    """Seconds of one run of a Pallas kernel; None where it does not state its work."""
+    stated = re.search(r'"flops": ?"(\d+)"', line.rest)
+    steps = re.search(r'"grid_steps": ?"(\d+)"', line.rest)
+    if stated is None or steps is None:
+        return None
+    operands = line.rest.partition("operand_layout_constraints={")[2].partition("frontend_attributes")[0]
+    moved = array_bytes(line.shapes) + array_bytes(shapes_of(operands))
+    work = int(stated[1]) / (chip.peak_tflops * TERA * KERNEL_SHARE)
+    return max(work, moved / (chip.hbm_gbps * 1e9)) + int(steps[1]) * GRID_STEP_S
+
+
+def _operation(kind: str, program: Program, line: Instruction, runs: int, seconds: float) -> Operation:
+    return Operation(kind, line.name, runs * seconds, runs, program.source(line), line.op_name)
+
+
+def _kind(program: Program, line: Instruction) -> str:
+    if any(inner.opcode in ("convolution", "dot") for inner in (line, *program.inside(line))):
+        return "product"
+    return "copy" if line.opcode in COPIES else "fusion"
+
+
+def _collective(program: Program, line: Instruction) -> tuple[str, int] | None:
+    """Kind, and bytes that each chip receives, of a collective, alone or inside a fusion; None for anything else."""
+    inside = list(program.inside(line))
+    found = next((one for one in (line, *inside) if one.opcode.removesuffix("-start") in COLLECTIVES), None)
+    if found is None:
+        return None
+    kind, shapes = found.opcode.removesuffix("-start"), found.shapes
+    if found.opcode.endswith("-start"):  # (operands, results, counters)
+        arrays = [shape for shape in shapes if shape[1]]
+        shapes = arrays[len(arrays) // 2 :]
+    size, ways = array_bytes(shapes), _group(found.rest)
+    if kind == "all-reduce" and any(one.opcode == "dynamic-slice" for one in inside):
+        return "reduce-scatter", size * (ways - 1) // ways
+    share = {"all-reduce": 2 * (ways - 1) / ways, "reduce-scatter": ways - 1, "collective-permute": 1}
+    return kind, int(size * share.get(kind, (ways - 1) / ways))
+
+
+def _group(attributes: str) -> int:
+    """How many chips take part: replica_groups by the axes of a mesh, as [groups,chips], or as lists."""
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
+        return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
+    if grid := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
+        return int(grid[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+    return len(listed[1].split(",")) if listed else 1
+
+
+def _between(line: Instruction, around: list[Instruction], chip: Chip) -> float:
+    """Seconds of computation between the start of a collective and its end; 0 where it is not asynchronous."""
+    if not line.opcode.endswith("-start"):
+        return 0.0
+    seconds, started = 0.0, False
+    for other in around:
+        if other.opcode.endswith("-done") and re.search(rf"%{re.escape(line.name)}\b", other.rest):
+            return seconds
+        if started:
+            seconds += other.cycles / chip.clock_hz
+            seconds += (kernel_s(other, chip) or 0.0) if KERNEL in other.rest else 0.0
+        started = started or other is line
+    return seconds

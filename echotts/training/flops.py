@@ -5,6 +5,7 @@ formula with figures). The compiler's own count is of no use here: it counts a s
 as nothing.
 """
 
+import re
 from dataclasses import dataclass
 
 from echotts.config import EncoderConfig, ModelConfig
@@ -21,19 +22,38 @@ class Chip:
     name: str
     peak_tflops: float  # bfloat16, dense
     hbm_gib: float  # v4: what the compiler lets a program use; others: the whole
-    interconnect_gbps: float  # gigabits a second, all links, both ways
+    interconnect_gbps: float  # gigabits a second, all links
+    hbm_gbps: float  # gigabytes a second
+    clock_hz: float  # that makes the peak
+
+    @property
+    def one_way_bytes_s(self) -> float:
+        """What a chip receives a second at half its links: one at the corner of a slice has no more of them."""
+        return self.interconnect_gbps * 1e9 / 8 / 2
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275.0, 30.75, 2400.0),
-        Chip("v5e", 197.0, 16.0, 1600.0),
-        Chip("v5p", 459.0, 95.0, 4800.0),
-        Chip("v6e", 918.0, 32.0, 3584.0),
+        Chip("v4", 275.0, 30.75, 2400.0, 1228.0, 1.05e9),
+        Chip("v5e", 197.0, 16.0, 1600.0, 819.0, 1.5e9),
+        Chip("v5p", 459.0, 95.0, 4800.0, 2765.0, 1.75e9),
+        Chip("v6e", 918.0, 32.0, 3584.0, 1640.0, 1.75e9),
+        Chip("tpu7x", 1153.5, 96.0, 4800.0, 3690.0, 2.2e9),  # one of a chip's two TensorCores: each is a jax device
     )
 }
-GPU_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L4": 121.0, "L40S": 362.0, "RTX 4090": 165.0}
+GPU_TFLOPS = {  # words of jax.Device.device_kind, which all have to be in it; the first match wins
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H100": 989.0,  # SXM
+    "H200 NVL": 836.0,
+    "H200": 989.0,
+    "A100": 312.0,
+    "L40S": 362.0,
+    "L40": 181.0,
+    "L4": 121.0,
+    "RTX 4090": 165.0,
+}
 
 DEVICE_KINDS = {  # jax.Device.device_kind of a TPU, in lower case
     "tpu v4": "v4",
@@ -43,6 +63,7 @@ DEVICE_KINDS = {  # jax.Device.device_kind of a TPU, in lower case
     "tpu v5p": "v5p",
     "tpu v6 lite": "v6e",
     "tpu v6e": "v6e",
+    "tpu7x": "tpu7x",
 }
 
 
@@ -81,9 +102,17 @@ def training_flops(model: ModelConfig, frames: int, tokens: int, reference_frame
     return BACKWARD * forward_flops(model, frames, tokens, reference_frames).total
 
 
-def fsdp_traffic_bytes(parameters: int) -> int:
-    """Bytes each device receives a step: weights gathered in bfloat16 twice, gradients scattered in float32."""
-    return parameters * (2 * BF16_BYTES + 4)
+def hardware_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> float:
+    """What a device computes for one sample, with what the configured remat computes a second time: "full" the whole
+    forward pass; "dots" keeps the results of products, and what it repeats counts as nothing here."""
+    forward = forward_flops(model, frames, tokens, reference_frames).total
+    return (BACKWARD + (1 if model.remat == "full" else 0)) * forward
+
+
+def fsdp_traffic_bytes(parameters: int, accumulation: int = 1) -> int:
+    """Bytes each device receives a step, all in bfloat16: for each part of the batch the weights twice (forward and
+    backward), and the gradients summed and scattered once."""
+    return accumulation * parameters * 3 * BF16_BYTES
 
 
 def peak_flops(device_kind: str) -> float | None:
@@ -91,7 +120,8 @@ def peak_flops(device_kind: str) -> float | None:
     chip = DEVICE_KINDS.get(device_kind.lower())
     if chip is not None:
         return CHIPS[chip].peak_tflops * TERA
-    return next((peak * TERA for name, peak in GPU_TFLOPS.items() if name.lower() in device_kind.lower()), None)
+    words = set(re.findall(r"\w+", device_kind.lower()))  # whole words: an L40S is no L4
+    return next((peak * TERA for name, peak in GPU_TFLOPS.items() if set(name.lower().split()) <= words), None)
 
 
 def _encoder_flops(encoder: EncoderConfig, positions: int) -> float:

@@ -1,6 +1,7 @@
-"""What a training needs on a slice that is not there: memory by the TPU compiler, work and traffic by formula.
+"""What a training needs on a slice that is not there: work and traffic by formula, memory and time by the TPU compiler.
 
-The train step is the real one, compiled for the slice's devices on any machine; nothing is run or allocated.
+The train step is the real one, compiled for the slice's devices on any machine; nothing is run or allocated. Its time
+is the compiler's estimate (training/cost.py), not measured.
 """
 
 import re
@@ -16,7 +17,7 @@ from jax.sharding import Mesh
 from echotts.config import Bucket, Config, RematName
 from echotts.data.stream.batch import Batch
 from echotts.model import count_parameters
-from echotts.training import flops
+from echotts.training import cost, flops
 from echotts.training import mesh as meshes
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
@@ -49,26 +50,56 @@ class Memory:
 
 @dataclass(frozen=True)
 class BucketPlan:
-    """One bucket: `memory` is None where nothing was compiled."""
+    """One bucket by formula."""
 
     frames: int
     tokens: int
-    memory: Memory | None
-    step_flops: float  # of the global batch, forward and backward
+    step_flops: float  # of the global batch, forward and backward: what model FLOPs utilisation counts
+    hardware_flops: float  # with what remat computes twice
     step_s: dict[str, float]  # model FLOPs utilisation -> seconds
     samples_per_s_host: float  # at half of peak
     megabytes_per_s_host: float
 
 
 @dataclass(frozen=True)
+class StepTime:
+    """Estimates by the compiler, not measured, of one bucket's step."""
+
+    step_s: float
+    mfu_share: float  # of peak, by the model's arithmetic
+    hfu_share: float  # with what remat computes twice
+    samples_per_s: float
+    run_hours: float  # of all configured steps, all in this bucket
+    step_price: float | None  # in the currency of the chip's price
+    run_price: float | None
+    cost: cost.StepCost
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "cost"} | {"cost": self.cost.to_dict()}
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler found of one bucket; no time where it does not fit."""
+
+    memory: Memory
+    time: StepTime | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"memory": asdict(self.memory), "time": self.time.to_dict() if self.time else None}
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The whole answer; JSON-ready by `asdict`."""
+    """What is known before anything is compiled; JSON-ready by `asdict`."""
 
     preset: str
     topology: str
     chips: int
     hosts: int
     batch_size: int
+    accumulation: int
+    steps: int
     remat: str
     attention: str
     parameters: int
@@ -83,7 +114,7 @@ class Plan:
 
 
 def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None) -> Plan:
-    """Every bucket of the configuration on the slice; without devices (no compiler) by formula alone."""
+    """Every bucket of the configuration on the slice, by formula; devices, where known, say how the state is cut."""
     mesh = slice_mesh(config, devices) if devices is not None else None
     rows, chips = config.data.batch_size, topology.chips
     ways = config.run.data_ways * config.run.tensor_ways
@@ -94,43 +125,48 @@ def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None)
     parameters = count_parameters(state.params)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.arrays()))
     held = sum(_bytes_on_a_chip(leaf) for leaf in jax.tree.leaves(state.arrays())) if mesh else stored // chips
-    traffic = flops.fsdp_traffic_bytes(parameters)
+    traffic = flops.fsdp_traffic_bytes(parameters, config.optim.accumulation)
     return Plan(
         preset=config.preset,
         topology=topology.name,
         chips=chips,
         hosts=topology.hosts,
         batch_size=rows,
+        accumulation=config.optim.accumulation,
+        steps=config.optim.steps,
         remat=config.model.remat,
         attention=config.model.attention,
         parameters=parameters,
         state_bytes_chip=held,
         checkpoint_bytes=stored,
         fsdp_bytes_chip=traffic,
-        fsdp_s=traffic * 8 / (topology.chip.interconnect_gbps * 1e9 / 2),
-        buckets=[plan_bucket(config, topology, mesh, bucket) for bucket in config.data.buckets],
+        fsdp_s=traffic / topology.chip.one_way_bytes_s,
+        buckets=[plan_bucket(config, topology, bucket) for bucket in config.data.buckets],
     )
 
 
-def plan_bucket(config: Config, topology: Topology, mesh: Mesh | None, bucket: Bucket) -> BucketPlan:
-    """Work and data of one bucket, and its memory where there is a mesh to compile for."""
+def plan_bucket(config: Config, topology: Topology, bucket: Bucket) -> BucketPlan:
+    """Work and data of one bucket."""
     rows, reference = config.data.batch_size, config.data.reference_frames
-    work = rows * flops.training_flops(config.model, bucket.frames, bucket.tokens, reference)
+    shape = (config.model, bucket.frames, bucket.tokens, reference)
+    work = rows * flops.training_flops(*shape)
     peak = topology.chips * topology.chip.peak_tflops * flops.TERA
     samples_per_s = rows / (work / peak / 0.5) / topology.hosts
     sample_bytes = (bucket.frames + reference) * config.model.latent_channels * LATENT_BYTES + bucket.tokens
     return BucketPlan(
         frames=bucket.frames,
         tokens=bucket.tokens,
-        memory=compile_memory(config, mesh, bucket, topology) if mesh else None,
         step_flops=work,
+        hardware_flops=rows * flops.hardware_flops(*shape),
         step_s={f"{share:.0%}": work / peak / share for share in UTILISATIONS},
         samples_per_s_host=samples_per_s,
         megabytes_per_s_host=samples_per_s * sample_bytes / 1e6,
     )
 
 
-def compile_memory(config: Config, mesh: Mesh, bucket: Bucket, topology: Topology) -> Memory:
+def compile_bucket(
+    config: Config, mesh: Mesh, bucket: Bucket, topology: Topology, chip_hour_price: float | None = None
+) -> Compiled:
     """Compiles the train step; that it does not fit is an answer, not an error."""
     began = time.perf_counter()
     available = int(topology.chip.hbm_gib * GIB)
@@ -139,18 +175,41 @@ def compile_memory(config: Config, mesh: Mesh, bucket: Bucket, topology: Topolog
         abstract_state(config, mesh), abstract_batch(config, bucket), limit
     )
     try:
-        analysis = lowered.compile().memory_analysis()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         found = OUT_OF_MEMORY.search(str(error))
         if found is None:
             raise
         needed, limit = (float(found[i]) * UNITS[found[i + 1]] for i in (1, 3))
-        return Memory(int(needed), int(limit), None, None, None, time.perf_counter() - began)
+        return Compiled(Memory(int(needed), int(limit), None, None, None, time.perf_counter() - began), None)
+    analysis = compiled.memory_analysis()
     arguments, aliased = analysis.argument_size_in_bytes, analysis.alias_size_in_bytes
     results = analysis.output_size_in_bytes - aliased
     temporaries = analysis.temp_size_in_bytes
     needed = arguments + results + temporaries + analysis.generated_code_size_in_bytes
-    return Memory(needed, available, arguments, temporaries, aliased, time.perf_counter() - began)
+    memory = Memory(needed, available, arguments, temporaries, aliased, time.perf_counter() - began)
+    step = cost.estimate(compiled.as_text(), topology.chip)
+    return Compiled(memory, step_time(config, topology, bucket, step, chip_hour_price))
+
+
+def step_time(
+    config: Config, topology: Topology, bucket: Bucket, step: cost.StepCost, chip_hour_price: float | None
+) -> StepTime:
+    """What the cost of one step means for the chip's utilisation and for the whole run."""
+    by_formula = plan_bucket(config, topology, bucket)
+    available = topology.chips * topology.chip.peak_tflops * flops.TERA * step.step_s
+    hours = step.step_s * config.optim.steps / 3600
+    hour_price = None if chip_hour_price is None else chip_hour_price * topology.chips_billed
+    return StepTime(
+        step_s=step.step_s,
+        mfu_share=by_formula.step_flops / available,
+        hfu_share=by_formula.hardware_flops / available,
+        samples_per_s=config.data.batch_size / step.step_s,
+        run_hours=hours,
+        step_price=None if hour_price is None else hour_price * step.step_s / 3600,
+        run_price=None if hour_price is None else hour_price * hours,
+        cost=step,
+    )
 
 
 def search(config: Config, mesh: Mesh, topology: Topology, compile_one: Callable[[Config], Memory]) -> dict[str, int]:

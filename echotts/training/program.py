@@ -46,7 +46,7 @@ class Instruction:
     @cached_property
     def shapes(self) -> list[tuple[str, tuple[int, ...]]]:
         """(dtype, dimensions) of each array of the result."""
-        return _shapes(self.result)
+        return shapes_of(self.result)
 
     def called(self, key: str) -> str:
         """The computation an attribute names: calls, body, condition, to_apply."""
@@ -130,13 +130,14 @@ class Program:
         return sum(line.cycles * runs for line, runs, _ in self.walk(name))
 
 
+def shapes_of(text: str) -> list[tuple[str, tuple[int, ...]]]:
+    """(dtype, dimensions) of each array a piece of the program names."""
+    return [(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _SHAPE.findall(text)]
+
+
 def array_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int:
     """Bytes of arrays, without the padding of their tiles."""
     return sum(BYTES[dtype] * prod(dimensions) for dtype, dimensions in shapes)
-
-
-def _shapes(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    return [(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _SHAPE.findall(text)]
 
 
 def _fields(row: str) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What the loop says about itself: reads each step's numbers one step late, tells the guard, writes lines."""
 
+import logging
 import math
 import threading
 import time
@@ -24,6 +25,8 @@ from echotts.training.hang import HangWatch
 from echotts.training.progress import Progress
 from echotts.training.step import Metrics, TrainStep
 from echotts.training.vitals import Pace, StepTimes, host_numbers
+
+LOGGER = logging.getLogger(__name__)
 
 LINE = {  # what the train step calls it -> what a metrics line calls it
     "loss": "loss/train",
@@ -80,7 +83,10 @@ class Reporter:
         self._settled = self._times()  # when the numbers of the last step were there
         self._clipped = 0  # steps since the last line
         self._flops = 0.0  # since the last line
-        self._peak_flops = peak_flops(jax.devices()[0].device_kind)
+        kind = jax.devices()[0].device_kind
+        self._peak_flops = peak_flops(kind)
+        if self._peak_flops is None and jax.default_backend() != "cpu":
+            LOGGER.warning("the peak of a %r is not known (training/flops.py): utilisation (MFU) is not reported", kind)
         self._compiled = 0
         self._step = start  # the last whose numbers were there
         self._run_dir = Path()

@@ -1,5 +1,6 @@
-"""TPU slices by the names users write: v4-64, v5e-32, v5litepod-16, v5p-128, v6e-8."""
+"""TPU slices by the names users write, in any case: v4-64, v5e-32 or v5litepod-32, v5p-128, v6e-8, tpu7x-64."""
 
+import difflib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -8,7 +9,7 @@ from typing import Any
 
 from echotts.training.flops import CHIPS, Chip
 
-CUBES = {  # chips -> torus of a v4 or v5p slice
+CUBES = {  # chips -> torus of a v4, v5p or tpu7x slice
     4: "2x2x1",
     8: "2x2x2",
     16: "2x2x4",
@@ -16,18 +17,22 @@ CUBES = {  # chips -> torus of a v4 or v5p slice
     64: "4x4x4",
     128: "4x4x8",
     256: "4x8x8",
+    512: "8x8x8",
 }
-PLANES = {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}  # v5e and v6e
+PLANES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}  # v5e and v6e
+CUBIC = ("v4", "v5p", "tpu7x")  # their names count TensorCores, two a chip
+TWO_DEVICES = ("tpu7x",)  # each TensorCore of a chip is a jax device
 ALIASES = {"v5litepod": "v5e"}
 CHIPS_PER_HOST = 4
-CHIPS_OF_ONE_HOST = 8  # v5e and v6e have hosts of eight chips, for slices of eight alone
+ONE_HOST = (1, 8)  # chips of v5e and v6e slices that have a host of their own size
+NEAREST = 3
 ENVIRONMENT = {  # so that libtpu neither asks a metadata server nor complains that there is none
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to fight for
 }
-COMPILER_HINT = "pip install -e '.[tpu]' brings the TPU compiler; it needs no TPU"
+COMPILER_HINT = "pip install -e '.[tpu]' installs the TPU compiler; it needs no TPU"
 
 
 class NoCompilerError(RuntimeError):
@@ -36,41 +41,60 @@ class NoCompilerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice: one jax device a chip."""
+    """A slice, and how the compiler names it."""
 
     name: str
-    chip: Chip
-    chips: int
+    chip: Chip  # what one jax device has
+    chips: int  # jax devices: chips, or the TensorCores of a tpu7x
+    chips_billed: int
     hosts: int
     compiler_name: str
     compiler_options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def parse_topology(name: str) -> Topology:
-    """The slice of this name. v4 and v5p count TensorCores, two a chip; v5e and v6e count chips. ValueError else."""
-    generation, _, number = name.lower().partition("-")
+    """The slice of this name; ValueError, with the nearest names, for one that is not known."""
+    generation, _, number = name.strip().lower().partition("-")
     generation = ALIASES.get(generation, generation)
-    cubes = generation in ("v4", "v5p")
-    shapes = CUBES if cubes else PLANES
-    known = {str(chips * 2 if cubes else chips): chips for chips in shapes}
-    if generation not in CHIPS or number not in known:
-        choices = {kind: [str(c * 2 if kind in ("v4", "v5p") else c) for c in _shapes(kind)] for kind in CHIPS}
+    known = topology_names()
+    if f"{generation}-{number}" not in known:
         raise ValueError(
-            f"unknown topology {name!r}: choose one of "
-            + ", ".join(f"{kind}-{{{','.join(sizes)}}}" for kind, sizes in choices.items())
+            f"unknown topology {name!r}: the nearest are {', '.join(nearest(generation, number))} "
+            f"(generations {', '.join(CHIPS)}; v4, v5p and tpu7x count TensorCores, two a chip)"
         )
-    chips = known[number]
+    cubic = generation in CUBIC
+    chips = int(number) // 2 if cubic else int(number)
     # without megacore the compiler sees two devices a v4 chip, which is not how training runs
-    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
-    single = not cubes and chips == CHIPS_OF_ONE_HOST
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    if chips == 1:
+        options["chips_per_host_bounds"] = (1, 1, 1)
     return Topology(
         name=name,
         chip=CHIPS[generation],
-        chips=chips,
-        hosts=1 if single else chips // CHIPS_PER_HOST,
-        compiler_name=f"{generation}:{shapes[chips]}",
+        chips=2 * chips if generation in TWO_DEVICES else chips,
+        chips_billed=chips,
+        hosts=1 if not cubic and chips in ONE_HOST else chips // CHIPS_PER_HOST,
+        compiler_name=f"{generation}:{(CUBES if cubic else PLANES)[chips]}",
         compiler_options=options,
     )
+
+
+def topology_names() -> list[str]:
+    """Every name but the aliases, by generation and size."""
+    return [
+        f"{generation}-{chips * 2 if generation in CUBIC else chips}"
+        for generation in CHIPS
+        for chips in (CUBES if generation in CUBIC else PLANES)
+    ]
+
+
+def nearest(generation: str, number: str) -> list[str]:
+    """The known names most like an unknown one: the generation's nearest sizes, else the likest spelling."""
+    sizes = [name for name in topology_names() if name.startswith(f"{generation}-")]
+    if sizes and number.isdigit():
+        return sorted(sizes, key=lambda name: abs(int(name.partition("-")[2]) - int(number)))[:NEAREST]
+    matches = difflib.get_close_matches(f"{generation}-{number}", sizes or topology_names(), NEAREST, cutoff=0.0)
+    return list(matches)
 
 
 def compiler_devices(topology: Topology) -> list[Any]:
@@ -83,7 +107,3 @@ def compiler_devices(topology: Topology) -> list[Any]:
 
     options = dict(topology.compiler_options)
     return list(topologies.get_topology_desc(topology.compiler_name, platform="tpu", **options).devices)
-
-
-def _shapes(generation: str) -> Mapping[int, str]:
-    return CUBES if generation in ("v4", "v5p") else PLANES

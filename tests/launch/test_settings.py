@@ -80,9 +80,16 @@ def test_an_unknown_topology_is_refused(name) -> None:
         Settings(accelerator_type=name)
 
 
-def test_the_everyday_name_of_v5e_is_told_what_google_calls_it() -> None:
-    with pytest.raises(UsageError, match="Google Cloud calls it v5litepod-32"):
-        slice_of("v5e-32")
+@pytest.mark.parametrize(
+    ("name", "google"), [("v5e-32", "v5litepod-32"), ("V5E-8", "v5litepod-8"), ("V4-64", "v4-64"), ("v6e-4", "v6e-4")]
+)
+def test_everyday_names_become_those_of_google_cloud_in_any_case(name, google) -> None:
+    assert Settings(accelerator_type=name).accelerator_type == google
+
+
+def test_an_unknown_generation_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UsageError, match="'v5lite-32': unknown, the nearest are v5litepod-32"):
+        slice_of("v5lite-32")
 
 
 @pytest.mark.parametrize(

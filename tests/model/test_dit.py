@@ -16,7 +16,7 @@ from echotts.checkpoint.interop import params_to_published, published_shapes
 from echotts.config import echo_1b3, echo_840m
 from echotts.flow.sampling import encode_conditions
 from echotts.model import BlockDiT, build, count_parameters, layers, merge
-from echotts.model.attention import attend
+from echotts.model.attention import attend, with_heads
 from echotts.model.parameters import expected_shapes, flatten, structure
 from tests.blockdit_golden import GOLDEN, Golden, assert_golden, config_of, relative_rms
 
@@ -71,8 +71,8 @@ def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str
         "mid_speaker_state": speaker_state,
         "mid_timestep_embedding": layers.timestep_embedding(t, model.config.timestep_width),
         "mid_cond_embed": time,
-        "mid_block0": block(hidden, modulation, keys_values, mask, rope, attend),
-        "mid_block0_attention": block.attention(y, keys_values, mask, rope, attend),
+        "mid_block0": block(hidden, modulation, keys_values, mask, rope, with_heads(attend), normed=False),
+        "mid_block0_attention": block.attention(y, keys_values, mask, rope, with_heads(attend), normed=False),
     }
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from echotts.config import demo, echo_1b3, echo_840m
-from echotts.model.attention import MANY_SCORES, attend, attend_by_head
+from echotts.model.attention import MANY_SCORES, attend, attend_by_head, with_heads
 from echotts.model.fused import choose_attention, cudnn, splash
+from echotts.model.kernel import gated_attention
 from tests.blockdit_golden import Golden
 
 HEADS, CHANNELS = 2, 128
@@ -72,13 +73,16 @@ def test_a_row_that_sees_nothing_is_finite_forward_and_backward():
 
 def test_the_platform_and_the_head_size_choose():
     large, small = echo_1b3().model, demo().model
-    assert choose_attention("tpu", large) is choose_attention("tpu", echo_840m().model) is splash
-    assert choose_attention("tpu", small) is attend  # heads of 48 channels fill no register
-    assert choose_attention("gpu", large) is cudnn
-    assert choose_attention("gpu", small) is attend  # float32
-    assert choose_attention("cpu", large) is attend_by_head
-    assert choose_attention("cpu", dataclasses.replace(large, attention="xla")) is attend
-    assert choose_attention("tpu", dataclasses.replace(large, attention="xla")) is attend
+    wide = dataclasses.replace(large, width=3072)  # heads of 256 channels
+    assert choose_attention("tpu", large) is choose_attention("tpu", echo_840m().model) is gated_attention
+    assert choose_attention("tpu", wide) is with_heads(splash)
+    assert choose_attention("tpu", dataclasses.replace(large, attention="splash")) is with_heads(splash)
+    assert choose_attention("tpu", small) is with_heads(attend)  # heads of 48 channels fill no register
+    assert choose_attention("gpu", large) is with_heads(cudnn)
+    assert choose_attention("gpu", small) is with_heads(attend)  # float32
+    assert choose_attention("cpu", large) is with_heads(attend_by_head)
+    assert choose_attention("cpu", dataclasses.replace(large, attention="xla")) is with_heads(attend)
+    assert choose_attention("tpu", dataclasses.replace(large, attention="xla")) is with_heads(attend)
 
 
 @pytest.mark.parametrize("causal", [False, True])

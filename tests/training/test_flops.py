@@ -32,4 +32,11 @@ def test_a_device_is_known_by_the_name_jax_gives_it():
     assert peak_flops("TPU v4") == CHIPS["v4"].peak_tflops * TFLOP
     assert peak_flops("TPU v5 lite") == CHIPS["v5e"].peak_tflops * TFLOP
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989 * TFLOP
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312 * TFLOP
     assert peak_flops("cpu") is None
+
+
+def test_devices_with_like_names_are_told_apart():
+    kinds = ["NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200"]
+    assert [peak_flops(kind) for kind in kinds] == [n * TFLOP for n in (121, 181, 362, 756, 835, 989)]
+    assert peak_flops("NVIDIA L400") is None

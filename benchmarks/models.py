@@ -47,7 +47,9 @@ def unrolled(model: BlockDiT) -> BlockDiT:
     return model
 
 
-def loop_over_layers(blocks: nnx.List, apply: Any, carry: Any, xs: Any = None, *, remat: RematName) -> tuple[Any, Any]:
+def loop_over_layers(
+    blocks: nnx.List, apply: Any, carry: Any, xs: Any = None, *, remat: RematName, gather: Any = None
+) -> tuple[Any, Any]:
     """Stands in for `model.layers.scan_layers`: a Python loop, every layer a piece of program of its own."""
     ys = []
     for i, block in enumerate(blocks):

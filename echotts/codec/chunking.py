@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from echotts.codec import layers
@@ -132,6 +133,20 @@ def decode_windows(
         samples, memory = _decode_window(params, config, window, memory, index, total)
         place(audio, np.asarray(samples), index * frames * hop - delay)
     return audio
+
+
+def lower_decode_window(config: CodecConfig, frames: int, place: Sharding) -> tuple[Any, int]:
+    """The program of one window of `decode_windows`, for a device that need not be here, and the delay in samples."""
+    shape = (1, frames, config.latent_channels)
+    memory, delay = _trace(decode_frames, config, shape)
+    number = jax.ShapeDtypeStruct((), jnp.int32)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    arguments = (params, jax.ShapeDtypeStruct(shape, jnp.float32), memory, number, number)
+    params, latent, memory, index, length = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), arguments
+    )
+    with jax.default_matmul_precision("highest"):  # as Codec.decode computes
+        return _decode_window.lower(params, config, latent, memory, index, length), delay
 
 
 def encode_windows(

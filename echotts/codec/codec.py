@@ -15,7 +15,7 @@ from echotts.codec.weights import hash_weights, to_device
 
 # Frames at a time. On a CPU about a second: small enough for the caches, large enough to amortise reading the weights.
 _CPU_FRAMES = 20
-_ACCELERATOR_FRAMES = 100
+ACCELERATOR_FRAMES = 100
 _EDGE_FRAMES = 16  # more than any encoder of this family sees in one direction
 
 
@@ -34,7 +34,7 @@ class Codec:
         self.config = config
         self.codec_id = codec_id
         self.params = to_device(params)
-        default = _CPU_FRAMES if jax.default_backend() == "cpu" else _ACCELERATOR_FRAMES
+        default = _CPU_FRAMES if jax.default_backend() == "cpu" else ACCELERATOR_FRAMES
         self.window_frames = default if window_frames is None else window_frames
 
     @property

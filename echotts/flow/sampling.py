@@ -163,6 +163,11 @@ def sample(
     )
 
 
+def lower_sample(model: VelocityModel, conditions: Conditions, noise: Any, config: SamplerConfig) -> Any:
+    """The program of `sample` for arguments that may be shapes only (jax.ShapeDtypeStruct); nothing runs."""
+    return _sample.lower(model, conditions, noise, Schedule.of(config), drops=tuple(config.branches))
+
+
 @functools.partial(jax.jit, static_argnames="drops")
 def _sample(
     model: VelocityModel,

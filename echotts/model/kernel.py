@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array
 
 from echotts.model.attention import MASKED_SCORE, HeadNorms
-from echotts.model.layers import ATTENDED
+from echotts.model.layers import KEPT
 
 LANES = 128  # a TPU register's width: heads have this many channels, and lengths are padded to multiples of it
 BLOCKS = (768, 512, 384, 256)  # queries at a time, else LANES
@@ -85,7 +85,7 @@ def gated_attention(
     table = jnp.pad(rope, ((0, 0), (0, max(padded, lengths[0]) - rope.shape[1]), (0, 0)))
     hidden = jnp.where(seen, 0.0, MASKED_SCORE)[:, None]
     inputs = (_padded(q), _padded(gate), *parts, *map(_padded, values), *per_head, turned, table, hidden)
-    return checkpoint_name(_attention(form, inputs)[:, :queries], ATTENDED)
+    return _attention(form, inputs)[:, :queries]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -94,7 +94,10 @@ def _attention(form: Form, inputs: tuple[Array, ...]) -> Array:
 
 
 def _attention_forward(form: Form, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
-    return _attention(form, inputs), inputs
+    out = _attention(form, inputs)
+    # as bits: jax rounds floats that remat keeps once more, which here would be one more pass over memory
+    bits = lax.bitcast_convert_type(out, f"uint{8 * out.dtype.itemsize}")
+    return lax.bitcast_convert_type(checkpoint_name(bits, KEPT), out.dtype), inputs
 
 
 def _attention_backward(form: Form, inputs: tuple[Array, ...], gradient: Array) -> tuple[tuple[Array, ...]]:
@@ -107,7 +110,7 @@ def _attention_backward(form: Form, inputs: tuple[Array, ...], gradient: Array) 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array], gains: int) -> list[Array]:
+def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array], gains: int) -> Sequence[Array]:
     """A kernel over (rows, heads, blocks of queries). Its results are like `like`, then gradients of gains by row."""
     rows, queries, width = inputs[0].shape
     heads = width // LANES

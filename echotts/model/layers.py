@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from echotts.config import RematName
 
 INITIAL_STD = 0.02
-ATTENDED = "attention"  # name of what a fused attention returns: "dots" keeps it as it keeps products
+KEPT = "kept"  # name of what remat "dots" keeps beside the results of products
 GATHERED = "gathered weights"  # name of what `gather` returns: no remat keeps it
 ROPE_PAIR = 2  # adjacent channels (2i, 2i+1) are the real and imaginary part
 
@@ -60,7 +61,8 @@ class Embedding(nnx.Module):
 def rms_normalise(x: Float[Array, "*rows c"], eps: float) -> Float[Array, "*rows c"]:
     """x / sqrt(mean(x^2) + eps) over the last axis; the result is float32."""
     x = x.astype(jnp.float32)
-    return x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return x * checkpoint_name(inverse, KEPT)  # one number a row spares the backward pass a sum over x
 
 
 class RMSNorm(nnx.Module):
@@ -149,8 +151,8 @@ def scan_layers(
     """Runs `apply(block, carry, x) -> (carry, y)` through stacked layers as one compiled body.
 
     `xs` has the layer axis first, as the returned ys have. `remat` says what the backward pass keeps of each layer:
-    everything ("none"), the results of matrix products with weights and of our attention kernel ("dots") or its input
-    alone ("full"). `gather`
+    everything ("none"), the results of matrix products with weights, of our attention kernel and of the sums in norms
+    ("dots"), or its input alone ("full"). `gather`
     is applied to each layer's parameters when the layer begins; the backward pass gathers them again.
     """
     graphdef, params = nnx.split(blocks)
@@ -170,7 +172,7 @@ def _rematerialised(body: Callable[..., Any], remat: RematName, gathers: bool) -
         return jax.checkpoint(body, policy=policy, prevent_cse=False) if gathers else body
     if remat == "dots":
         policy = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(ATTENDED)
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT)
         )
         return jax.checkpoint(body, policy=policy, prevent_cse=False)
     return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)

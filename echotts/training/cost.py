@@ -20,6 +20,7 @@ KERNEL = '"tpu_custom_call"'  # the target of a Pallas kernel
 KERNEL_SHARE = 0.5  # of peak that products inside an attention kernel reach: an assumption
 GRID_STEP_S = 0.35e-6  # of a Pallas kernel, beside its work; from the documentation of Pallas
 COPIES = {"copy", "slice", "reverse", "transpose", "reshape", "pad", "concatenate", "broadcast", "convert"}
+FUSED_START, FUSED_END = "async-collective-start", "async-collective-done"
 COSTLIEST = 20  # operations that `to_dict` keeps
 
 
@@ -69,19 +70,22 @@ class StepCost:
         }
 
 
-def estimate(text: str, chip: Chip) -> StepCost:
-    """The cost of a program for chips of this kind, `compiled.as_text()`."""
-    program = Program(text)
+def estimate(text: str, chip: Chip, *, unknown_trips: int = 1) -> StepCost:
+    """The cost of a program for chips of this kind, `compiled.as_text()`; `unknown_trips`: see Program."""
+    program = Program(text, unknown_trips)
     operations: list[Operation] = []
     counts, received, unknown, hidden = Counter[str](), 0, 0, 0.0
+    counted: set[tuple[int, str]] = set()
     for line, runs, around in program.walk():
-        collective = _collective(program, line)
-        if collective is not None:
-            kind, size = collective
+        found = _collective(program, line)
+        # one that runs beside several fusions stands in each of them
+        if found is not None and (id(around), found.channel) not in counted:
+            counted.add((id(around), found.channel))
+            kind, size = found.kind, found.received_bytes
             seconds = size / chip.one_way_bytes_s
             counts[kind] += runs
             received += runs * size
-            hidden += runs * min(seconds, _between(line, around, chip))
+            hidden += runs * min(seconds, _between(program, line, around, chip))
             operations.append(_operation("collective", program, line, runs, seconds))
         if KERNEL in line.rest:
             seconds = kernel_s(line, chip)
@@ -129,8 +133,15 @@ def _kind(program: Program, line: Instruction) -> str:
     return "copy" if line.opcode in COPIES else "fusion"
 
 
-def _collective(program: Program, line: Instruction) -> tuple[str, int] | None:
-    """Kind, and bytes that each chip receives, of a collective, alone or inside a fusion; None for anything else."""
+@dataclass(frozen=True)
+class Collective:
+    kind: str
+    received_bytes: int  # by each chip
+    channel: str  # its number, or the instruction's name
+
+
+def _collective(program: Program, line: Instruction) -> Collective | None:
+    """The collective of an instruction, which may be a fusion around one; None for anything else."""
     inside = list(program.inside(line))
     found = next((one for one in (line, *inside) if one.opcode.removesuffix("-start") in COLLECTIVES), None)
     if found is None:
@@ -140,10 +151,11 @@ def _collective(program: Program, line: Instruction) -> tuple[str, int] | None:
         arrays = [shape for shape in shapes if shape[1]]
         shapes = arrays[len(arrays) // 2 :]
     size, ways = array_bytes(shapes), _group(found.rest)
-    if kind == "all-reduce" and any(one.opcode == "dynamic-slice" for one in inside):
-        return "reduce-scatter", size * (ways - 1) // ways
     share = {"all-reduce": 2 * (ways - 1) / ways, "reduce-scatter": ways - 1, "collective-permute": 1}
-    return kind, int(size * share.get(kind, (ways - 1) / ways))
+    if kind == "all-reduce" and any(one.opcode == "dynamic-slice" for one in inside):
+        kind, share = "reduce-scatter", {}
+    channel = re.search(r"channel_id=(\d+)", found.rest)
+    return Collective(kind, int(size * share.get(kind, (ways - 1) / ways)), channel[1] if channel else found.name)
 
 
 def _group(attributes: str) -> int:
@@ -157,16 +169,22 @@ def _group(attributes: str) -> int:
     return len(listed[1].split(",")) if listed else 1
 
 
-def _between(line: Instruction, around: list[Instruction], chip: Chip) -> float:
-    """Seconds of computation between the start of a collective and its end; 0 where it is not asynchronous."""
-    if not line.opcode.endswith("-start"):
-        return 0.0
-    seconds, started = 0.0, False
-    for other in around:
-        if other.opcode.endswith("-done") and re.search(rf"%{re.escape(line.name)}\b", other.rest):
-            return seconds
-        if started:
-            seconds += other.cycles / chip.clock_hz
-            seconds += (kernel_s(other, chip) or 0.0) if KERNEL in other.rest else 0.0
-        started = started or other is line
+def _between(program: Program, line: Instruction, around: list[Instruction], chip: Chip) -> float:
+    """Seconds of computation between the start of a collective and its end; 0 where it is not asynchronous.
+
+    Starts are instructions such as all-gather-start, whose end names them, or fusions around a collective, whose end
+    is one around the same.
+    """
+    seconds = 0.0
+    if line.opcode.endswith("-start"):
+        ends = (one for one in around if one.opcode.endswith("-done") and re.search(rf"%{line.name}\b", one.rest))
+    elif line.name.startswith(FUSED_START):
+        channel = _collective(program, line)
+        ends = (one for one in around if one.name.startswith(FUSED_END) and _collective(program, one) == channel)
+    else:
+        return seconds
+    end = next(ends, line)
+    for other in around[around.index(line) + 1 : around.index(end)]:
+        seconds += other.cycles / chip.clock_hz
+        seconds += (kernel_s(other, chip) or 0.0) if KERNEL in other.rest else 0.0
     return seconds

@@ -57,7 +57,9 @@ class Instruction:
 class Program:
     """Computations by name, and the tables that say where an instruction comes from."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, unknown_trips: int = 1):
+        """`unknown_trips`: runs of a loop whose bound is no constant of the program."""
+        self.unknown_trips = unknown_trips
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
         self._tables: dict[str, dict[int, str]] = {}
@@ -102,7 +104,7 @@ class Program:
         lines = [*condition, *(inner for line in condition for inner in self.inside(line))]
         bounds = [int(found[1]) for line in lines if line.opcode == "constant" and (found := re.match(r"(\d+)\)", line.rest))]
         step = 2 if "windowed_dot" in loop.called("body") else 1
-        return max(bounds, default=1) // step or 1
+        return max(bounds, default=self.unknown_trips) // step or 1
 
     def source(self, line: Instruction) -> str:
         """"file:line function" of the innermost frame inside this package, else of the innermost frame at all."""

@@ -17,6 +17,7 @@ from echotts.data.stream.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params, merge
 from echotts.training import mesh as meshes
+from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
 
@@ -105,6 +106,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         in_shardings=(shardings, meshes.batch_sharding(mesh), meshes.replicated(mesh)),
         out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
     return TrainStep(jitted)
 

@@ -122,9 +122,20 @@ def losses(mesh):
     pieces = {str(shard.index) for shard in kernel.addressable_shards}
     return found, [len(pieces), float(np.abs(np.asarray(kernel)).sum())]
 
+def gathered(mesh):
+    def product(kernels):
+        whole = meshes.weight_gather(mesh, "bfloat16")(kernels)
+        return jax.numpy.sum(whole["mlp"]["w1"]["kernel"].astype("float32") ** 2), whole
+
+    kernels = {"mlp": {"w1": {"kernel": jax.numpy.ones((8, 4))}}, "out_proj": {"kernel": jax.numpy.ones((8, 4))}}
+    placed = jax.device_put(kernels, meshes.shardings(kernels, mesh))
+    gradients, whole = jax.jit(jax.grad(product, has_aux=True))(placed)
+    leaves = [*jax.tree.leaves(whole), gradients["mlp"]["w1"]["kernel"]]
+    return [[str(leaf.dtype), list(leaf.addressable_shards[0].data.shape)] for leaf in leaves]
+
 assert jax.device_count() == 8
 meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(data=2, tensor=2)]
-print(json.dumps([losses(mesh) for mesh in meshes_under_test]))
+print(json.dumps([*(losses(mesh) for mesh in meshes_under_test), gathered(meshes_under_test[1])]))
 """
 
 
@@ -137,7 +148,10 @@ def test_one_device_and_eight_give_the_same_losses(compile_once):
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    (one, [pieces, total]), (eight, [cut_pieces, cut_total]) = json.loads(done.stdout.splitlines()[-1])
+    (one, [pieces, total]), (eight, [cut_pieces, cut_total]), (kernel, last, gradient) = json.loads(done.stdout.splitlines()[-1])
     assert (pieces, cut_pieces) == (1, 4)  # fsdp 2 x tensor 2, in two copies
     np.testing.assert_allclose(eight, one, rtol=2e-5)
     np.testing.assert_allclose(cut_total, total, rtol=1e-6)
+    # computed with: whole over fsdp, the MLP's channels cut in two; the projection that computes in float32 stays so
+    assert (kernel, last) == (["bfloat16", [8, 2]], ["float32", [8, 4]])
+    assert gradient == ["float32", [4, 2]]  # as it is stored

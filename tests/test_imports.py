@@ -27,19 +27,20 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "rundir": set(),
     "disk": {"rundir"},
     "pickles": set(),
+    "spoken": set(),
     "text": set(),
     "audio": set(),
     "model": set(),
     "flow": set(),
     "codec": {"audio", "pickles"},
-    "data": {"text", "audio", "codec", "rundir"},
+    "data": {"spoken", "text", "audio", "codec", "rundir"},
     "multihost": {"rundir"},
     "checkpoint": {"text", "pickles", "model", "rundir", "multihost"},
     "training": {"text", "rundir", "disk", "model", "flow", "data", "multihost", "checkpoint"},
     "monitor": {"rundir"},
     "synthesis": {"text", "audio", "model", "flow", "codec", "checkpoint"},
-    "evaluation": {"text", "audio", "codec", "data", "checkpoint", "synthesis"},
-    "__init__": {"synthesis"},
+    "evaluation": {"spoken", "text", "audio", "codec", "data", "checkpoint", "synthesis"},
+    "__init__": {"checkpoint", "codec", "synthesis"},
     "__main__": {"cli"},
 }
 ANYTHING = {"cli"}  # parses and calls every room; no room imports it
@@ -47,6 +48,7 @@ ANYTHING = {"cli"}  # parses and calls every room; no room imports it
 NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
 NOT_IMPORTED = {"filelock"}  # JAX does, where its compile cache has a limit
 OPTIONAL = {
+    "av": "m4a",
     "fsspec": "gcs",
     "gcsfs": "gcs",
     "aiohttp": "gcs",
@@ -54,7 +56,8 @@ OPTIONAL = {
     "google": "gcs",
     "pocketsphinx": "eval",
     "resemblyzer": "eval",
-    "espeakng_loader": "dev",
+    "espeakng_loader": "teachers",
+    "onnxruntime": "teachers",
     "tensorboardX": "tensorboard",
 }  # imported in functions only
 NO_JAX = {"jax", "flax", "optax", "orbax"}
@@ -208,6 +211,9 @@ def normalised(distribution: str) -> str:
         ("monitor.py", "--help"),
         ("disk_watchdog.py", "--help"),
         ("echotts", "--help"),
+        ("echotts", "speak", "--help"),
+        ("echotts", "train", "--help"),
+        ("echotts", "plan", "--help"),
         ("echotts", "codec", "--help"),
         ("echotts", "data", "--help"),
         ("echotts", "data", "prepare", "--help"),

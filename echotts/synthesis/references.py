@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import Samples, duration_s, loudness_normalise, read_audio, resample, trim_silence
+from echotts.audio import Samples, loudness_normalise, read_audio, resample, trim_silence
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
 
 LIMIT_S = 300.0
@@ -83,6 +83,7 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         raise TypeError(
             f"speaker_ref: {type(reference).__name__}: give the path of a recording, (samples, rate) or a latent"
         )
-    if duration_s(reference) > LIMIT_S:
+    samples = read_audio(reference, sample_rate, limit_s=LIMIT_S)
+    if len(samples) >= round(LIMIT_S * sample_rate):
         logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)
-    return read_audio(reference, sample_rate, limit_s=LIMIT_S), str(reference)
+    return samples, str(reference)

@@ -4,7 +4,6 @@ orjson refuses what the standard library lets through: NaN and infinity, numbers
 that are not UTF-8. Integers of more than 64 bits become floats, so a check for int refuses them.
 """
 
-import codecs
 import dataclasses
 import re
 from pathlib import Path
@@ -35,8 +34,6 @@ def load_json(data: bytes | str, where: str | Path, kind: Any = None, *, max_byt
     """
     if len(data) > max_bytes:
         raise ValueError(f"{where}: {len(data)} bytes of JSON, at most {max_bytes} are read")
-    if isinstance(data, bytes):
-        data = data.removeprefix(codecs.BOM_UTF8)
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -1,5 +1,6 @@
 """dataset.json: what a folder of shards says of itself, read with distrust."""
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Callable
@@ -69,7 +70,7 @@ class DatasetInfo:
     def parse(cls, payload: bytes, path: str) -> "DatasetInfo":
         """The same from the bytes of a file; `path` is what messages call it."""
         try:
-            fields = load_json(payload, path, max_bytes=MAX_INFO_BYTES)
+            fields = load_json(payload.removeprefix(codecs.BOM_UTF8), path, max_bytes=MAX_INFO_BYTES)
         except ValueError as error:
             raise ValueError(f"{error}: prepare the data again, or delete the file to do without") from None
         return cls.from_json(fields, path)

@@ -6,6 +6,7 @@ wrong with a sample is counted by cause and skipped; a file that cannot be read 
 because the order of the stream must depend on what the files hold and not on the weather.
 """
 
+import codecs
 import io
 import json
 import re
@@ -134,7 +135,7 @@ def parse_latent(payload: bytes, channels: int | None) -> Float16[np.ndarray, "n
 def parse_meta(payload: bytes) -> dict[str, Any]:
     """text, speaker, language, duration_s and source from a json member. Raises Rejected."""
     try:
-        meta = load_json(payload, "json", max_bytes=MAX_JSON_BYTES)
+        meta = load_json(payload.removeprefix(codecs.BOM_UTF8), "json", max_bytes=MAX_JSON_BYTES)
     except ValueError as error:
         raise Rejected("bad_json", str(error)[:120]) from None
     if not isinstance(meta, dict):

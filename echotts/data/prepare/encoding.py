@@ -95,6 +95,6 @@ def check_round_trip(
         return None
     return (
         f"codec {codec.codec_id} does not keep these recordings: after encoding and decoding {len(chosen)} of them, "
-        f"spectral convergence is {convergence:.2f} (0 is equal, 1 is silence) and the level changes by {level_db:+.1f} "
-        "dB; a model cannot sound better than that: take another --codec, or listen with `data inspect --listen`"
+        f"spectral convergence is {convergence:.2f} (0 is equal, 1 is silence) and the level changes by {level_db:+.1f}"
+        " dB; a model cannot sound better than that: take another --codec, or listen with `data inspect --listen`"
     )

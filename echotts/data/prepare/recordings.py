@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import read_audio
+from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
-from echotts.data.remote.sources import AUDIO_SUFFIXES, TABLE_NAMES, is_hidden, is_shard, resolve
+from echotts.data.remote.sources import TABLE_NAMES, is_hidden, is_shard, resolve
 from echotts.files import read_text
 from echotts.rundir.rejections import Rejected
 from echotts.strict_json import load_json
@@ -97,27 +97,23 @@ class RecordingReader:
         self._tars: OrderedDict[Path, tuple[TarFile, dict[str, Entry]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, recording: Recording, sample_rate: int) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded."""
+    def read(self, recording: Recording, sample_rate: int, max_s: float = LONGEST_S) -> Float[np.ndarray, " n"]:
+        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded or is longer than `max_s`."""
         try:
             if recording.member is None:
-                return self._file(recording, sample_rate)
-            return read_audio(io.BytesIO(self._member(recording)), sample_rate, name=recording.origin)
-        except (ValueError, FileNotFoundError) as error:
-            if isinstance(error, Rejected):
-                raise
-            raise Rejected("unreadable_audio", str(error)) from None
-
-    def _file(self, recording: Recording, sample_rate: int) -> Float[np.ndarray, " n"]:
-        """A recording that cannot be opened is rejected; that a pipe or a device is opened could wait for ever."""
-        try:
-            if recording.file.exists() and not recording.file.is_file():
-                raise Rejected("unreadable_audio", f"{recording.file}: a folder, pipe or device, not a recording")
-            return read_audio(recording.file, sample_rate)
-        except FileNotFoundError:
+                return read_audio(recording.file, sample_rate, max_s=max_s)
+            return read_audio(io.BytesIO(self._member(recording)), sample_rate, max_s=max_s, name=recording.origin)
+        except TooLong as error:
+            raise Rejected("too_long", str(error)) from None
+        except Rejected:
             raise
+        except ValueError as error:
+            raise Rejected("unreadable_audio", str(error)) from None
         except OSError as error:
-            raise Rejected("unreadable_audio", f"{recording.file}: {error.strerror or error}") from None
+            if recording.member is not None:  # the shard itself
+                raise
+            reason = str(error) if error.strerror is None else f"{recording.file}: {error.strerror.lower()}"
+            raise Rejected("unreadable_audio", reason) from None
 
     def _member(self, recording: Recording) -> bytes:
         with self._lock:

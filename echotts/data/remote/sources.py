@@ -20,10 +20,6 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEIGHTED = re.compile(r"([0-9][0-9.eE+-]*) +\* +(.+)")
 MAX_RANGE = 10_000_000
 
-AUDIO_SUFFIXES = (
-    *(".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff"),
-    *(".m4a", ".aac", ".webm", ".mp4", ".wma"),  # some of them need PyAV: otherwise they are counted as unreadable
-)
 TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 
@@ -137,6 +133,8 @@ def _files(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _recordings_hint(folder: Path) -> str:
     """What to do where somebody gave the recordings themselves."""
+    from echotts.audio import AUDIO_SUFFIXES  # here: reading shards needs no audio library
+
     recordings = any(file.suffix.lower() in AUDIO_SUFFIXES for file in folder.rglob("*"))
     if not recordings and not any((folder / name).is_file() for name in TABLE_NAMES):
         return ""

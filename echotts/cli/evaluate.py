@@ -1,4 +1,4 @@
-"""`python -m echotts eval`: measure how well a model speaks."""
+"""`echotts eval`: measure how well a model speaks."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from echotts.evaluation.report import Recording
     from echotts.synthesis import EchoTTS
 
-PROG = "python -m echotts eval"
+PROG = "echotts eval"
 RATE_HZ = 16000  # of the clips
 
 LOGGER = logging.getLogger(__name__)
@@ -84,15 +84,15 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.audio import check_place, write_whole
     from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
     from echotts.evaluation.clips import read_tasks
     from echotts.evaluation.ear import load_ear
     from echotts.evaluation.page import write_report
+    from echotts.files import check_outputs, write_whole
 
-    for place in filter(None, (arguments.output, arguments.report and arguments.report / "index.html")):
-        check_place(place)
+    folders = [folder and folder / "clip.wav" for folder in (arguments.report, arguments.save_audio)]
+    check_outputs(filter(None, [arguments.output, *folders]))
     data = arguments.data or corpus_path()
     tasks, enrolment = read_tasks(data, arguments.count)
     meter = report.Meter(load_ear(arguments.asr, arguments.language), enrolment)

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from echotts.audio import write_audio, write_whole
+from echotts.audio import write_audio
 from echotts.evaluation.clips import RATE_HZ, Task
 from echotts.evaluation.report import COLUMNS, Recording, Result, Score, table_rows, to_report
+from echotts.files import write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }

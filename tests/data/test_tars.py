@@ -253,6 +253,7 @@ def test_shards_with_random_changes_give_counted_rejections_only(tmp_path: Path)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_20000_shards_with_random_changes_give_counted_rejections_only(tmp_path: Path) -> None:
     fuzz(tmp_path, 20_000, seed=2)
 

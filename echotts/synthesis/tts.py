@@ -212,7 +212,7 @@ class EchoTTS:
         sampler: SamplerConfig,
         rows: int,
     ) -> list[Speech]:
-        """Token ids and the codec's latents of voices to speech of at most `most` frames, through one compiled shape."""
+        """Token ids and the codec's latents of voices to speech of at most `most` frames, in one compiled shape."""
         tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
         reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
         frames = rounded(most, self.limits.frames, FRAME_SHAPES)

@@ -90,9 +90,7 @@ def latent_scale(dataset: Dataset, config: Config) -> LatentScale:
     try:
         return LatentScale.measured(config.data.latent_scale, dataset.info.latent_mean, dataset.info.latent_std)
     except ValueError as error:
-        raise ValueError(
-            f"{config.data.data}: {error}: they are in the dataset.json that `data prepare` writes"
-        ) from None
+        raise ValueError(f"{config.data.data}: {error}: `data prepare` writes them to dataset.json") from None
 
 
 def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:

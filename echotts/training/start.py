@@ -59,8 +59,8 @@ def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None
         raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
     if saved.get(FACT) != given.get(FACT):
         raise ValueError(
-            f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data it "
-            "was trained on, or another --run_dir"
+            f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data "
+            "it was trained on, or another --run_dir"
         )
 
 

@@ -42,7 +42,8 @@ def collate(
 
     A latent ends in the silence of the same place of the clock (repeated when `silence` is shorter), because
     silence is not the zero vector and the network has no padding mask: it learns to end in what it is padded with.
-    A reference is cut to its first `reference_frames`. All three are scaled as the model sees them. ValueError for a sample that does not fit the bucket.
+    A reference is cut to its first `reference_frames`. All three come out as `scale` normalises them. ValueError for
+    a sample that does not fit the bucket.
     """
     rows, channels = len(samples), silence.shape[1]
     latent = np.empty((rows, bucket.frames, channels), np.float32)

@@ -115,7 +115,7 @@ class Settings:
         if not self.hf_token_file:
             return None
         path = Path(self.hf_token_file).expanduser()
-        if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        if not path.is_file() or not path.read_text(encoding="utf-8-sig").strip():
             raise UsageError(f"hf_token_file {path}: missing or empty; log in with `hf auth login`, or name another")
         return path
 
@@ -149,7 +149,7 @@ def read_file(path: Path) -> dict[str, Any]:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of variables keep their case
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (configparser.Error, UnicodeDecodeError) as error:

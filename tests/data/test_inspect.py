@@ -92,7 +92,7 @@ def test_the_command_prepares_and_inspects(
     write_ljspeech(tmp_path / "lj", 3)
     (tmp_path / "lj" / "metadata.csv").open("a").write("absent|words\n")
     monkeypatch.setattr("echotts.codec.load_codec", lambda spec: CosineCodec())
-    monkeypatch.setattr(command, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("echotts.cli.progress.LINE_EVERY_S", 0.0)
     arguments = ["prepare", "--source", str(tmp_path / "lj"), "--output", str(tmp_path / "out"), "--max-s", "9"]
     assert command.main(arguments) == 0
     said = capsys.readouterr()

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.buckets import choose_buckets
-from echotts.data.shards import Sample, ShardWriter
-from echotts.data.store import local_shards
-from echotts.data.stream import Stream
+from echotts.data.format.shards import Sample, ShardWriter
+from echotts.data.remote.store import local_shards
+from echotts.data.stream.length_buckets import choose_buckets
+from echotts.data.stream.stream import Stream
 from echotts.text import ByteTokenizer
 
 LONGEST_FRAMES, RATE_HZ, SHARDS, SAMPLES = 750, 25, 48, 400

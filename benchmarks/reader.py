@@ -16,10 +16,10 @@ import numpy as np
 import webdataset
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.rejections import Rejections
-from echotts.data.shards import Sample, ShardWriter, read_shard
-from echotts.data.store import local_shards
-from echotts.data.stream import Stream
+from echotts.data.format.shards import Sample, ShardWriter, read_shard
+from echotts.data.remote.store import local_shards
+from echotts.data.stream.stream import Stream
+from echotts.rundir.rejections import Rejections
 from echotts.text import ByteTokenizer
 
 CHANNELS, SHARDS, ROUNDS = 128, 4, 3

@@ -6,9 +6,13 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 
 import dataclasses
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from echotts.strict_json import check_type
+
 FRAME_RATE_HZ = 25
+MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
 LossName = Literal["published", "frame"]
@@ -32,6 +36,7 @@ class EncoderConfig:
     """Hidden channels of the SwiGLU."""
 
     def __post_init__(self) -> None:
+        _check_sizes("encoder", self)
         _check_heads("encoder", self.width, self.heads)
 
     @property
@@ -75,6 +80,9 @@ class ModelConfig:
     """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
 
     def __post_init__(self) -> None:
+        _check_sizes("decoder", self)
+        if not (0 < self.norm_eps < 1 and 0 < self.rope_theta < float("inf")):
+            raise ValueError(f"norm_eps {self.norm_eps} must be from 0 to 1 and rope_theta {self.rope_theta} above 0")
         _check_heads("decoder", self.width, self.heads)
         if self.heads % 2:
             raise ValueError(f"decoder heads {self.heads} is odd: rotary embedding turns half of the heads")
@@ -211,7 +219,7 @@ class RunConfig:
     keep_every: int = 0
     """Checkpoints at multiples of so many steps are kept for good; 0: none."""
     disk_config: str = ""
-    """TOML file of disk_watchdog.py, after which room is made before each save; empty: nothing is deleted."""
+    """TOML file of `echotts watchdog`, after which room is made before each save; empty: nothing is deleted."""
     eval_every: int = 1000
     """Steps between held-out measurements; 0: never."""
     eval_batches: int = 4
@@ -370,6 +378,17 @@ def preset(name: str) -> Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config section as plain JSON-ready containers."""
     return dataclasses.asdict(config)
+
+
+def read_model_config(fields: Any, where: str | Path) -> ModelConfig:
+    """The model of a stored config (`to_dict` of a ModelConfig, through JSON). ValueError names the wrong field."""
+    return check_type(fields, where, ModelConfig)
+
+
+def _check_sizes(owner: str, config: EncoderConfig | ModelConfig) -> None:
+    for name, value in vars(config).items():
+        if isinstance(value, int) and not 1 <= value <= MAX_SIZE:
+            raise ValueError(f"{owner} {name} {value} must be from 1 to {MAX_SIZE}")
 
 
 def _check_heads(owner: str, width: int, heads: int) -> None:

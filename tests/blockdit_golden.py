@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from echotts.checkpoint.interop import params_from_published, published_shapes
 from echotts.config import EncoderConfig, ModelConfig
-from echotts.interop import params_from_published, published_shapes
 from echotts.model import BlockDiT, Params, build
 from echotts.model.parameters import unflatten
 

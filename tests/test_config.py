@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -36,11 +37,35 @@ def test_reference_frames_fill_whole_patches_in_every_preset() -> None:
         ({"heads": 3}, "heads 3 is odd"),
         ({"width": 12, "heads": 4}, "head width 3 is odd"),
         ({"timestep_width": 31}, "timestep_width 31 is odd"),
+        ({"heads": 0}, "decoder heads 0 must be from 1 to"),
+        ({"depth": -1}, "decoder depth -1 must be from 1 to"),
+        ({"width": 1 << 40}, "decoder width .* must be from 1 to"),
+        ({"norm_eps": 0.0}, "norm_eps 0.0 must be"),
+        ({"rope_theta": float("inf")}, "rope_theta inf"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused(changes: dict[str, int], complaint: str) -> None:
     with pytest.raises(ValueError, match=complaint):
         dataclasses.replace(preset("1.3b").model, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"norm_eps": "x"}, "norm_eps: Expected float, got str"),
+        ({"width": 1.5}, "width: Expected int, got float"),
+        ({"depth": True}, "depth: Expected int, got bool"),
+        ({"text": 5}, "text: Expected object, got int"),
+        ({"text": {"width": 128, "depth": 1, "heads": 0, "mlp_width": 1}}, "text: encoder heads 0 must be"),
+        ({"attention": "gpu"}, "attention: Invalid enum value"),
+        ({"layers": 3}, "unknown field 'layers'"),
+    ],
+)
+def test_a_stored_model_config_of_other_types_is_refused_by_field(changes: dict[str, Any], complaint: str) -> None:
+    stored = json.loads(json.dumps(config.to_dict(preset("demo").model)))
+    assert config.read_model_config(stored, "run/config.json") == preset("demo").model
+    with pytest.raises(ValueError, match=rf"^run/config\.json: {complaint}"):
+        config.read_model_config(stored | changes, "run/config.json")
 
 
 def test_buckets_are_given_shortest_first() -> None:

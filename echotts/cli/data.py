@@ -1,14 +1,13 @@
-"""`python -m echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+"""`echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
 
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from echotts.cli import data_speak as speak
 from echotts.cli.app import choose, parse
+from echotts.cli.progress import Progress
 
-PROG = "python -m echotts data"
-LINE_EVERY_S = 10.0
+PROG = "echotts data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class InspectArguments:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
-    """Speak the built-in corpus of digit strings anew (extra dev). The one in the package stays as it is."""
+    """Speak the built-in corpus of digit strings anew (extra teachers). The one in the package stays as it is."""
 
     output: Path
     """Folder for the shards of recordings; made if missing."""
@@ -64,52 +63,12 @@ class DemoArguments:
     """Decides the digit strings."""
 
 
-class Progress:
-    """Rate and time left of long work: a bar on a terminal, a line now and then otherwise."""
-
-    def __init__(self) -> None:
-        self._bar = None
-        self._stage = ""
-        self._began = self._said = 0.0
-        self._first = 0
-
-    def __call__(self, stage: str, done: int, total: int, rejected: int) -> None:
-        if stage != self._stage:
-            self._start(stage, done, total)
-        note = f", {rejected} rejected" if rejected else ""
-        if self._bar is not None:
-            self._bar.set_postfix_str(note.removeprefix(", "), refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._said < LINE_EVERY_S and done < total:
-            return
-        self._said = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
-        pace = f", {rate:.1f} a second" if rate else ""
-        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        print(f"{stage} {done}/{total}{pace}{left}{note}", file=sys.stderr, flush=True)
-
-    def _start(self, stage: str, done: int, total: int) -> None:
-        self.close()
-        self._stage, self._first = stage, done
-        self._began = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=done, desc=stage, dynamic_ncols=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def main(argv: list[str]) -> int:
     """Run the sub-command that `argv` names; returns the exit code."""
     commands = {
         "prepare": ("recordings to a data set of latent shards", _prepare),
         "inspect": ("counts, lengths and statistics of shards; a listen", _inspect),
+        "speak": ("a list of texts spoken by a text-to-speech system, to train on", speak.main),
         "demo": ("speak the built-in corpus of digit strings anew", _demo),
     }
     return choose(PROG, "Data sets of latents.", commands, argv)
@@ -118,7 +77,7 @@ def main(argv: list[str]) -> int:
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
     from echotts.codec import load_codec
-    from echotts.data.prepare import Settings, prepare
+    from echotts.data.prepare.pipeline import Settings, prepare
 
     settings = Settings(
         seed=arguments.seed,
@@ -146,7 +105,7 @@ def _prepare(argv: list[str]) -> int:
 
 def _inspect(argv: list[str]) -> int:
     arguments = parse(InspectArguments, argv, prog=f"{PROG} inspect")
-    from echotts.data.inspect import inspect, listen, report
+    from echotts.data.prepare.inspect import inspect, listen, report
 
     if arguments.listen is None:
         print(report(inspect(arguments.data, arguments.shards)))
@@ -163,7 +122,7 @@ def _inspect(argv: list[str]) -> int:
 
 def _demo(argv: list[str]) -> int:
     arguments = parse(DemoArguments, argv, prog=f"{PROG} demo")
-    from echotts.data.demo import build_corpus
+    from echotts.data.prepare.demo import build_corpus
 
     splits = build_corpus(arguments.output, arguments.seed)
     print(f"{arguments.output}: " + ", ".join(f"{count} {name}" for name, count in splits.items()))

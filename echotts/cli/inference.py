@@ -1,4 +1,4 @@
-"""`python inference.py`: speak a text into a file."""
+"""`echotts speak`: speak a text into a file."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 from echotts.cli.app import UsageError, parse
 
-PROG = "inference.py"
+PROG = "echotts speak"
 
 
 @dataclass(frozen=True, kw_only=True)

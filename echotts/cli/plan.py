@@ -1,4 +1,4 @@
-"""`python -m echotts plan`: what a training needs on a TPU slice, without one."""
+"""`echotts plan`: what a training needs on a TPU slice, without one."""
 
 import json
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from echotts.cli.app import UsageError, parse
 from echotts.cli.train import bucket_registry
 from echotts.config import Bucket, Config
 
-PROG = "python -m echotts plan"
+PROG = "echotts plan"
 
 
 @dataclass(frozen=True, kw_only=True)

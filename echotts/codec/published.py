@@ -8,7 +8,6 @@ against the shape its sizes give, so a file of another architecture is told by t
 Names and layouts: facebookresearch/dacvae, descriptinc/descript-audio-codec, huggingface/transformers.
 """
 
-import json
 import logging
 import re
 from pathlib import Path
@@ -21,6 +20,7 @@ from echotts.codec.backbone import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.watermark import CHANNELS, MESSAGE_BITS, RATES
 from echotts.pickles import read_torch_zip
+from echotts.strict_json import load_json
 
 log = logging.getLogger(__name__)
 
@@ -57,9 +57,10 @@ def read_published(path: str | Path) -> tuple[Params, CodecConfig]:
 def read_hub_layout(path: str | Path) -> tuple[Params, CodecConfig]:
     """Folded parameters and sizes of DAC as model.safetensors beside a config.json, as repositories on the Hub hold it.
 
-    Raises ValueError for files that are damaged or of something else, FileNotFoundError without the config.json.
+    Raises ValueError for files that are damaged or of something else.
     """
-    about = _read_json(Path(path).parent / "config.json")
+    config_path = Path(path).parent / "config.json"
+    about = load_json(config_path.read_bytes(), config_path, dict[str, Any])
     rate = about.get("sampling_rate") or about.get("sample_rate")
     rate = rate or _HUB_RATES.get(str(about.get("model_type_by_sampling_freq")).lower())
     if rate is None:
@@ -110,18 +111,6 @@ def _dac_kwargs(kwargs: dict[str, Any], source: str | Path) -> dict[str, Any]:
         width = _size(sizes.get("encoder_dim", 64), "encoder_dim", source)
         sizes["latent_dim"] = width * 2 ** (len(rates) if isinstance(rates, list | tuple) and len(rates) <= 16 else 0)
     return sizes
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file: DAC in this layout needs it for its sampling_rate")
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not JSON: fetch it again") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: holds no object: fetch it again")
-    return content
 
 
 def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echotts.disk.leases import lock_alone
 from echotts.disk.remove import KeptError, OpenRoot
 from echotts.disk.runs import opened
 from echotts.disk.scan import Found, OpenFiles, partial_files
 from echotts.disk.settings import Root
+from echotts.rundir.leases import lock_alone
 
 if TYPE_CHECKING:
     from huggingface_hub import CachedRepoInfo, CachedRevisionInfo, HFCacheInfo

@@ -10,7 +10,7 @@ import socket
 import time
 from pathlib import Path
 
-from echotts.disk.measure import Space
+from echotts.rundir.free_space import Space
 
 NOT_TRAINING = -1  # the process of lines that no training process wrote
 LOGGER = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from echotts.disk.leases import OPEN_FOLDER, live_names, lock_alone
 from echotts.disk.scan import Folder, Found, OpenFiles
+from echotts.rundir.leases import OPEN_FOLDER, live_names, lock_alone
 
 OPEN_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 OPEN_TO_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

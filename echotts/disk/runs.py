@@ -7,55 +7,28 @@ Where the run's own configuration cannot be read, which says what to keep, all s
 
 import contextlib
 import json
-import logging
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-from echotts.disk.leases import OPEN_FOLDER, is_leased, lease
 from echotts.disk.scan import Entry, Folder, Found, OpenFiles, measure_folder, partial_files
 from echotts.disk.settings import PARTIAL_NAMES, Root
-from echotts.files import atomic_write
-
-LOGGER = logging.getLogger(__name__)
-
-CHECKPOINTS = "checkpoints"
-STEP = re.compile(r"step_(\d{8,})")
-BROKEN = re.compile(r"step_\d{8,}\.broken")  # what the trainer could not read and set aside
-WHOLE = (  # what a whole checkpoint holds, the commit marker last; none of it is empty
-    "meta/metadata",
-    *(f"{arrays}/{name}" for arrays in ("params", "ema", "opt_state") for name in ("_METADATA", "manifest.ocdbt")),
-    "commit_success.txt",
+from echotts.rundir.layout import (
+    BROKEN,
+    CHECKPOINT_METADATA,
+    CHECKPOINT_PARTS,
+    CHECKPOINTS,
+    CONFIG,
+    SAMPLES,
+    STEP,
+    VERIFIED,
+    WRITER,
 )
-WRITER = "writer.lock"
-VERIFIED = "verified.json"
-PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), ("samples",))
+from echotts.rundir.leases import OPEN_FOLDER, is_leased
 
-
-@contextmanager
-def writing(run_dir: Path) -> Iterator[None]:
-    """The lease of a run's own process: while it lasts, nothing that is half written there is stale."""
-    marker = run_dir / WRITER
-    run_dir.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    with lease(marker):
-        yield
-
-
-def note_verified(run_dir: Path, step: int) -> None:
-    """Says that the checkpoint of this step was read back whole: it stays until a newer one was.
-
-    A run directory that cannot be written is said and borne: reading does not depend on it.
-    """
-    try:
-        with atomic_write(run_dir / VERIFIED) as path:
-            path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
-    except OSError as error:
-        LOGGER.warning("step %d was read back whole, which could not be noted: %s", step, error)
+PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), (SAMPLES,))
 
 
 def run_folders(root: int) -> list[Folder]:
@@ -121,7 +94,7 @@ def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[F
 
 def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...]]:
     """(newest whole checkpoints that stay, multiples that stay); 0 of the first: the run does not say, so all do."""
-    own = _read_json(root, (*run, "config.json")).get("run")
+    own = _read_json(root, (*run, CONFIG)).get("run")
     keep_last, keep_every = (own.get("keep_last"), own.get("keep_every")) if isinstance(own, dict) else (None, None)
     if not isinstance(keep_last, int) or not isinstance(keep_every, int):
         return 0, ()
@@ -129,7 +102,7 @@ def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...
 
 
 def verified_step(root: int, run: Folder) -> int | None:
-    """The step that `note_verified` said last."""
+    """The step that the trainer noted last as read back whole."""
     step = _read_json(root, (*run, VERIFIED)).get("step")
     return step if isinstance(step, int) else None
 
@@ -171,11 +144,11 @@ def _is_whole(checkpoints: int, step: int, name: str) -> bool:
         if here is None:
             return False
         try:
-            parts = [os.stat(part, dir_fd=here, follow_symlinks=False) for part in WHOLE]
+            parts = [os.stat(part, dir_fd=here, follow_symlinks=False) for part in CHECKPOINT_PARTS]
         except OSError:
             return False
         filled = all(stat.S_ISREG(part.st_mode) and part.st_size > 0 for part in parts)
-        return filled and _read_json(here, ("meta", "metadata")).get("step") == step
+        return filled and _read_json(here, tuple(CHECKPOINT_METADATA.split("/"))).get("step") == step
 
 
 def _read_json(root: int, place: Folder) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
-from echotts.disk.leases import FOLDER_NAME, OPEN_FOLDER, process_start
 from echotts.disk.settings import PARTIAL_NAMES
+from echotts.rundir.leases import FOLDER_NAME, OPEN_FOLDER, process_start
 
 MAX_DEPTH = 64
 TRASH = re.compile(r"\.watchdog-\d+-\d+\.trash")  # what a pass that was killed had begun to delete

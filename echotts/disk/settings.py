@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from echotts.rundir.pause import RESUME_SHARE
+
 KINDS = ("partial", "shards", "logs", "hub", "runs")
 PARTIAL_NAMES = ("*.partial", "*.incomplete", "*.tmp", "*.part", "*.orbax-checkpoint-tmp*")
 NAMES = {  # kind -> what in a root of that kind may go, where the file does not say
@@ -43,7 +45,7 @@ class Limits:
     """It stops at this one."""
     pause: float = 0.97
     """From here on the trainers are asked to save and wait."""
-    resume: float = 0.95
+    resume: float = RESUME_SHARE
     """Below this share they go on."""
     min_free_gib: float = 5.0
     """Cleaning starts, too, where less is free, and goes on until it is."""

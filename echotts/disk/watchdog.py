@@ -5,6 +5,7 @@ kept; in each the oldest first. A stage is looked at only when those before it d
 """
 
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import Callable
@@ -12,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from echotts.disk import logs, pause, runs, scan
+from echotts.disk import logs, runs, scan
 from echotts.disk.candidates import Candidate, Place, candidates, open_place
 from echotts.disk.journal import write_event
-from echotts.disk.measure import Space, measure
 from echotts.disk.remove import KeptError, OpenRoot
-from echotts.disk.settings import Limits, Settings
+from echotts.disk.settings import Limits, Settings, load_settings
+from echotts.rundir import pause
+from echotts.rundir.free_space import Space, measure
 
 MAX_LINES = 100  # of one pass in a run's metrics; a last one counts the rest
 LOCK_WAIT_S = 5.0  # for another pass over the same root: a trainer's, before it saves
@@ -197,10 +199,15 @@ class Watchdog:
                     write_event(run_dir, "disk_full", step, f"{message}; asked to save and wait", space, 0)
 
 
-def make_room(settings: Settings, folder: Path, needed_bytes: int) -> None:
-    """Passes by a trainer that is about to write so many bytes to a folder, until there is room or no more to delete.
+def space_maker(config: str) -> Callable[[Path, int], None] | None:
+    """Cleans for a trainer that is about to write (folder, bytes needed), by the rules of a TOML file; None without."""
+    return functools.partial(make_space, load_settings(Path(config).expanduser())) if config else None
 
-    A pass that fails is said and ends them: whether there is room is for the trainer to see.
+
+def make_space(settings: Settings, folder: Path, needed_bytes: int) -> None:
+    """Runs cleaning passes until so many bytes are free on the folder's disk or nothing more may be deleted.
+
+    A pass that fails is logged and ends the cleaning: the trainer checks the free space itself.
     """
     watchdog = Watchdog(settings)
     try:
@@ -208,7 +215,7 @@ def make_room(settings: Settings, folder: Path, needed_bytes: int) -> None:
             for action in actions:
                 LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
     except OSError as error:
-        LOGGER.warning("making room failed: %s", error)
+        LOGGER.warning("making space failed: %s", error)
 
 
 def _written(places: list[Place]) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from echotts.audio import Samples, read_audio
-from echotts.data.tars import TarFile
+from echotts.data.format.tars import TarFile
 from echotts.evaluation.recogniser import DIGITS
 
 RATE_HZ = 16000

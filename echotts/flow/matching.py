@@ -21,7 +21,7 @@ VelocityFn = Callable[[Array, Array, Array, Array, Array, Array], Array]
 
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """What the loss reads of a batch; a frozen dataclass of arrays (echotts.data.batch.Batch)."""
+    """What the loss reads of a batch; a frozen dataclass of arrays (echotts.data.stream.batch.Batch)."""
 
     @property
     def latent(self) -> Any: ...  # (b, t, c) float32

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from echotts import buckets
+from echotts import gcs
 
 REMOTE_TIMEOUT_S = 30
 
@@ -114,8 +114,8 @@ class RemoteFolder:
 
     def __init__(self, spec: str):
         self.spec = spec
-        if buckets.is_bucket(spec):
-            self._files, root = buckets.open_bucket(spec)
+        if gcs.is_bucket(spec):
+            self._files, root = gcs.open_bucket(spec)
         else:
             try:
                 import fsspec
@@ -129,7 +129,7 @@ class RemoteFolder:
         self._files.invalidate_cache()
         try:
             found = self._files.ls(f"{self._root}/{path}".rstrip("/"), detail=True)
-        except buckets.failures():
+        except gcs.failures():
             return []
         entries = (_remote_entry(info) for info in found)
         return sorted((entry for entry in entries if entry.name), key=lambda entry: entry.name)
@@ -138,14 +138,14 @@ class RemoteFolder:
         self._files.invalidate_cache()
         try:
             found = _remote_entry(self._files.info(f"{self._root}/{path}"))
-        except buckets.failures():
+        except gcs.failures():
             return None
         return None if found.is_folder else found
 
     def read(self, path: str, start: int, length: int) -> bytes:
         try:
             return self._files.cat_file(f"{self._root}/{path}", start=start, end=start + length)
-        except (*buckets.failures(), ValueError):  # gone, or shorter by now
+        except (*gcs.failures(), ValueError):  # gone, or shorter by now
             return b""
 
 

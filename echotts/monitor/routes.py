@@ -23,7 +23,7 @@ from echotts.monitor.runs import Library, Run, differences
 from echotts.monitor.samples import Item, Samples
 from echotts.monitor.security import Access, Guard
 from echotts.monitor.units import unit_of
-from echotts.training.metrics import METRICS
+from echotts.rundir.metrics import METRICS
 
 MAX_NAMES, MAX_RUNS = 100, 50  # of one request
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from echotts.buckets import is_bucket
+from echotts.gcs import is_bucket
 
 DEMO_MODEL = Path(__file__).parent.parent / "assets" / "model" / "demo.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

@@ -74,8 +74,8 @@ class EchoTTS:
         """
         path = locate_checkpoint(checkpoint)
         # Here, not above: Orbax, which reads run directories, takes longer to import than everything else.
+        from echotts.checkpoint.export import load_weights
         from echotts.codec.registry import find_codec
-        from echotts.training.export import load_weights
 
         loaded = load_weights(path, weights)
         about = loaded.metadata.get("codec") or {}

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from echotts.config import Bucket
-from echotts.data.batch import Batch
-from echotts.data.stream import Stream
+from echotts.data.stream.batch import Batch
+from echotts.data.stream.stream import Stream
 from echotts.training import mesh as meshes
 
 
@@ -62,10 +62,10 @@ class Feed:
         self.waited_s += time.perf_counter() - began
         # of several processes each sees its own rows, which are as long as the others' on average
         self._frames_seen += int(np.sum(batch.latent_mask)) * jax.process_count()
-        return Fed(place(batch, self._mesh), keys, bucket, self._stream.state(), self._frames_seen)
+        return Fed(to_devices(batch, self._mesh), keys, bucket, self._stream.state(), self._frames_seen)
 
 
-def place(batch: Batch, mesh: Mesh) -> Batch:
+def to_devices(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows as part of the global batch, on its devices."""
     sharding = meshes.batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)

@@ -23,10 +23,9 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.config import Config, RunConfig, to_dict
-from echotts.training.beginning import new_state
-from echotts.training.checkpoint import Checkpoints
-from echotts.training.state import TrainState, abstract_state, restored_state
+from echotts.training.state import TrainState, abstract_state, new_state, restored_state
 
 USUAL_STEPS = 128  # the usual error is the median of so many
 KNOWN_STEPS = 32  # without which nothing is usual yet

@@ -19,7 +19,7 @@ from types import FrameType
 
 LOGGER = logging.getLogger(__name__)
 
-PATIENCE_S = 3600.0  # for what may take long: the first step, compiling, saving, measuring, speaking
+LONGEST_S = 3600.0  # for what may take long: the first step, compiling, saving, measuring, speaking
 USUAL_STEPS = 50  # the usual is the median of so many steps
 KNOWN_STEPS = 5  # without which nothing is usual yet
 LOOK_S = 5.0  # between two looks, or a tenth of the limit
@@ -31,7 +31,8 @@ WAITS = (  # where the loop stands -> what it waits for
     ("echotts.training.feed", "the next batch"),
     ("echotts.training.report", "the devices"),
     ("echotts.training.step", "a compilation or the devices"),
-    ("echotts.training.checkpoint", "a checkpoint"),
+    ("echotts.checkpoint.checkpoints", "a checkpoint"),
+    ("echotts.multihost.", "other processes"),
     ("echotts.training.", "other processes or the devices"),
 )
 
@@ -39,11 +40,11 @@ WAITS = (  # where the loop stands -> what it waits for
 class HangWatch:
     """Is told of each finished step, and watches the thread that is `with watch.telling(...)`.
 
-    The limit is `factor` times the median step time, `floor_s` at least and PATIENCE_S where something is known to
+    The limit is `factor` times the median step time, `floor_s` at least and LONGEST_S where something is known to
     take long. A floor of 0 watches nothing.
     """
 
-    def __init__(self, floor_s: float, factor: float, start: int = 0, patience_s: float = PATIENCE_S):
+    def __init__(self, floor_s: float, factor: float, start: int = 0, patience_s: float = LONGEST_S):
         self._floor_s = floor_s
         self._factor = factor
         self._patience_s = patience_s

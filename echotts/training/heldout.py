@@ -8,11 +8,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from echotts.config import Config
-from echotts.data.batch import Batch
+from echotts.data.stream.batch import Batch
 from echotts.model import Params
-from echotts.training.feed import place
+from echotts.rundir.metrics import TIMESTEP_BUCKETS, timestep_bucket_names
+from echotts.training.feed import to_devices
 from echotts.training.inputs import HELDOUT_SEED
-from echotts.training.metrics import TIMESTEP_BUCKETS, timestep_bucket_names
 from echotts.training.step import make_measure_step
 
 
@@ -37,7 +37,7 @@ class Heldout:
         key = jax.random.key(HELDOUT_SEED)
         seen: list[dict[str, Any]] = []
         for number, rows in enumerate(self._batches):
-            batch = place(rows, self._mesh)
+            batch = to_devices(rows, self._mesh)
             seen.append(jax.device_get(self._measure(params, batch, jax.random.fold_in(key, number))))
         weights = np.array([aux["weight"] for aux in seen])
         losses = np.array([aux["loss"] for aux in seen])

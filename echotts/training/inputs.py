@@ -11,19 +11,19 @@ import jax
 import numpy as np
 
 from echotts.config import Config
-from echotts.data.batch import Batch
-from echotts.data.cache import Cache, default_root
-from echotts.data.dataset import Dataset, from_pin, open_dataset
-from echotts.data.remote import Patience
-from echotts.data.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
-from echotts.data.stream import Stream
+from echotts.data.remote.cache import Cache, default_root
+from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
+from echotts.data.remote.retry import RetryPolicy
+from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
+from echotts.data.stream.batch import Batch
+from echotts.data.stream.stream import Stream
+from echotts.multihost import messages, runtime
+from echotts.rundir.layout import DATA_PINS
+from echotts.rundir.location import read_whole, run_path, write_whole
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
-from echotts.training import exchange, runtime
-from echotts.training.rundir import place, read_whole, write_whole
 
 LOGGER = logging.getLogger(__name__)
 
-PINS_NAME = "data.json"
 LISTING_DEADLINES = 2  # that the first process may take in all; each of its requests has one
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
@@ -100,14 +100,14 @@ def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, A
 def store_pins(config: Config, inputs: Inputs) -> None:
     """Leaves the lists of shards in the run directory: a resumed run opens the same ones."""
     if runtime.is_primary() and _stored_pins(config) != inputs.pins:
-        write_whole(place(config.run.run_dir) / PINS_NAME, json.dumps(inputs.pins) + "\n")
+        write_whole(run_path(config.run.run_dir) / DATA_PINS, json.dumps(inputs.pins) + "\n")
 
 
 def _stored_pins(config: Config) -> dict[str, Any]:
     """The lists that the run directory has; ValueError where the file is damaged."""
     if not config.run.run_dir:
         return {}
-    path = place(config.run.run_dir) / PINS_NAME
+    path = run_path(config.run.run_dir) / DATA_PINS
     text = read_whole(path)
     if text is None:
         return {}
@@ -121,7 +121,7 @@ def _open_shared(config: Config) -> dict[str, Dataset]:
     """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
     if jax.process_count() == 1:
         return _open_all(config)
-    text = exchange.from_first(
+    text = messages.broadcast(
         "inputs",
         lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}),
         f"list the shards of {config.data.data}",
@@ -134,7 +134,7 @@ def _open_all(config: Config) -> dict[str, Dataset]:
     """`data` and, where there is one, `heldout`: from the run's stored lists where those are of the same arguments."""
     arguments = {"data": config.data.data, "heldout": config.data.heldout}
     stored = _stored_pins(config)
-    patience = Patience(deadline_s=config.data.fetch_deadline_s)
+    policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
     opened = {}
     for name, argument in arguments.items():
         if argument is None:
@@ -143,7 +143,7 @@ def _open_all(config: Config) -> dict[str, Dataset]:
         if pin is not None and pin["data"] != argument:
             LOGGER.warning("data.%s was %s: listing the shards of %s anew", name, pin["data"], argument)
             pin = None
-        opened[name] = open_dataset(argument, pin, patience)
+        opened[name] = open_dataset(argument, pin, policy)
         channels = opened[name].info.channels
         if channels != config.model.latent_channels:
             raise ValueError(
@@ -170,8 +170,8 @@ def _stream(
 ) -> Stream:
     if dataset.remote:
         assert cache is not None
-        patience = Patience(deadline_s=config.data.fetch_deadline_s)
-        shards: LocalShards = FetchedShards(dataset.sources, cache, patience, ahead)
+        policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
+        shards: LocalShards = FetchedShards(dataset.sources, cache, policy, ahead)
     else:
         shards = LocalShards(dataset.sources)
     return Stream(

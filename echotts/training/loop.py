@@ -4,11 +4,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from echotts.config import Config
-from echotts.training import processes
-from echotts.training.room import asked_to_wait
-from echotts.training.run import open_run
-from echotts.training.rundir import check_run_dir
-from echotts.training.runtime import StopSignal
+from echotts.multihost import processes
+from echotts.multihost.runtime import StopSignal
+from echotts.rundir.location import check_run_dir
+from echotts.training.run import asked_to_wait, open_run
 from echotts.training.samples import Speaker
 
 
@@ -39,7 +38,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             if run.guard.lost(run.step):  # too many steps were left out
                 run.go_back()
             if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):  # by the disk watchdog
-                run.wait_for_room(space, stop)
+                run.wait_for_space(space, stop)
             leaving = stop.agreed() or run.step == steps
 
             if run.heldout and _due(run.step, settings.eval_every, steps):

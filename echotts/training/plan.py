@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from echotts.config import Bucket, Config, RematName
-from echotts.data.batch import Batch
+from echotts.data.stream.batch import Batch
 from echotts.model import count_parameters
 from echotts.training import flops
 from echotts.training import mesh as meshes

@@ -14,7 +14,7 @@ from types import TracebackType
 import jax
 
 from echotts.config import RunConfig
-from echotts.training import exchange
+from echotts.multihost import messages
 from echotts.training.report import Reporter
 
 LOGGER = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ class Profiler:
         if jax.process_index() == 0 and self._requested():
             # whoever comes to the second look from here has had the numbers of a step that process 0 launched after
             # these words: by then all have heard them
-            exchange.announce(TOPIC, str(step + 2 * self._every + 1))
-        heard = exchange.heard(TOPIC)
+            messages.post(TOPIC, str(step + 2 * self._every + 1))
+        heard = messages.get(TOPIC)
         if heard is not None and int(heard) > step:
             self._begins.add(int(heard))
 

@@ -1,8 +1,9 @@
 """What the loop says about itself: reads each step's numbers one step late, tells the guard, writes lines."""
 
 import math
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,15 @@ import jax
 import numpy as np
 
 from echotts.config import FRAME_RATE_HZ, Config
-from echotts.disk.measure import Space
+from echotts.multihost.processes import first_host
+from echotts.rundir.free_space import Space
+from echotts.rundir.location import RunPath
+from echotts.rundir.metrics import MetricsWriter, rejected_name
 from echotts.training.feed import Fed, Feed
 from echotts.training.flops import peak_flops, training_flops
 from echotts.training.guard import Guard, NonFiniteError, describe
 from echotts.training.hang import HangWatch
-from echotts.training.metrics import MetricsWriter, rejected_name
-from echotts.training.processes import first_host
 from echotts.training.progress import Progress
-from echotts.training.retries import RetryEvents
-from echotts.training.rundir import Place
 from echotts.training.step import Metrics, TrainStep
 from echotts.training.vitals import Pace, StepTimes, host_numbers
 
@@ -45,6 +45,9 @@ class Launched:
     samples_seen: int
     fed: Fed
     numbers: Metrics
+
+
+RETRY_EVENTS_S = 60.0  # between two events for repeated requests
 
 
 class Reporter:
@@ -183,7 +186,7 @@ class Reporter:
         self._writer.write(step, losses)
         self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
 
-    def spoken(self, step: int, folder: Place) -> None:
+    def spoken(self, step: int, folder: RunPath) -> None:
         """Speech samples of this step have been written."""
         self._progress.say(f"step {step}: speech samples in {folder}")
 
@@ -270,3 +273,25 @@ class Reporter:
         """(seconds of training, of which waiting for data) since the start; pauses and compilation are left out."""
         elapsed = time.perf_counter() - self._began_s - self._paused_s - self._train_step.compile_s
         return np.array([elapsed, self._feed.waited_s])
+
+
+class RetryEvents:
+    """Is told of every repeated request, from whatever thread; passes on the first, and then one a minute at most."""
+
+    def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        self._write = write
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told: float | None = None
+        self._untold = 0
+
+    def __call__(self, what: str) -> None:
+        with self._lock:
+            now = self._clock()
+            if self._told is not None and now - self._told < RETRY_EVENTS_S:
+                self._untold += 1
+                return
+            others, self._told, self._untold = self._untold, now, 0
+        more = f"; {others} more since the last such line" if others else ""
+        with suppress(OSError):  # a line that cannot be written is no reason to give up a download
+            self._write(what + more)

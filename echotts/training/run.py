@@ -1,37 +1,41 @@
 """A run under way: what it works with, where it stands, and each thing that the loop does with it."""
 
 import math
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.contents import Meta
+from echotts.checkpoint.export import describe
 from echotts.config import Config
-from echotts.disk.measure import Space
-from echotts.disk.runs import writing
+from echotts.disk.watchdog import space_maker
+from echotts.multihost import processes, runtime
+from echotts.multihost.messages import any_process
+from echotts.multihost.runtime import StopSignal
+from echotts.rundir import pause
+from echotts.rundir.free_space import Space, measure
+from echotts.rundir.layout import writing
+from echotts.rundir.location import RunDir, open_run_dir
+from echotts.rundir.metrics import MetricsWriter
+from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import mesh as meshes
-from echotts.training import processes, runtime
-from echotts.training.checkpoint import Checkpoints
-from echotts.training.checkpoint_files import Meta
-from echotts.training.export import describe
 from echotts.training.feed import Fed, Feed
 from echotts.training.guard import Guard
 from echotts.training.hang import HangWatch
 from echotts.training.heldout import Heldout
 from echotts.training.inputs import Inputs, open_inputs
-from echotts.training.metrics import MetricsWriter
 from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
-from echotts.training.room import any_process, wait_for_room
-from echotts.training.rundir import RunDir, open_run_dir
-from echotts.training.runtime import StopSignal
 from echotts.training.samples import Speaker, choose_voices, write_samples
 from echotts.training.start import begin, bookmark, for_checkpoint, write_config
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep, make_train_step
-from echotts.training.tensorboard import TensorBoard
 
 
 @dataclass(kw_only=True)
@@ -74,14 +78,14 @@ class Run:
             self.reporter.rolled_back(self.step, what)
             self._save()
 
-    def wait_for_room(self, space: Space, stop: StopSignal) -> None:
-        """Saves, where that fits, and waits until the disk has room again."""
+    def wait_for_space(self, space: Space, stop: StopSignal) -> None:
+        """Saves, if that fits, and waits until no process is asked to wait any more, or one is asked to stop."""
         with self.reporter.pause(hang_s=math.inf):
             if not any_process(not self.checkpoints.fits(self.state.arrays())):
                 self._save()
                 self.checkpoints.wait()
             self.reporter.disk_full(self.step, space)
-            wait_for_room(self.run_dir.local, stop)
+            wait_for_space(self.run_dir.local, stop)
 
     def measure(self, heldout: Heldout) -> None:
         """The losses on data that are never trained on."""
@@ -117,6 +121,25 @@ class Run:
         self.reporter.saved(self.step, self.checkpoints.save(self.state.arrays(), meta))
 
 
+def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
+    """The space on the disk for which the watchdog asks to wait, on all processes where one is asked; else None.
+
+    Several processes ask each other every so many steps (`every`, at least 1); one alone looks after each step.
+    """
+    if jax.process_count() > 1 and step % max(every, 1):
+        return None
+    space = pause.full(run_dir)
+    if not any_process(space is not None):
+        return None
+    return space or measure(run_dir)
+
+
+def wait_for_space(run_dir: Path, stop: StopSignal) -> None:
+    """Waits until no process is asked to wait any more, or one is asked to stop."""
+    while any_process(pause.full(run_dir) is not None) and not stop.agreed():
+        time.sleep(pause.LOOK_S)
+
+
 def open_run(config: Config, stack: ExitStack) -> Run:
     """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
     run = config.run
@@ -124,10 +147,10 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     inputs = open_inputs(config)
     train_step = make_train_step(config, mesh)
     heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
-    run_dir = stack.enter_context(open_run_dir(run.run_dir))
+    run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
     stack.enter_context(writing(run_dir.local))
-    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run))
+    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
     state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
     write_config(run_dir.shared, config)
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from echotts.checkpoint.export import Weights
 from echotts.config import HELDOUT_VOICES, RunConfig
-from echotts.training.export import Weights
 from echotts.training.heldout import Heldout
 
 Voice = Path | np.ndarray

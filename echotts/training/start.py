@@ -7,27 +7,25 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.contents import Meta
 from echotts.config import Config, to_dict
-from echotts.data.stream import merge_states
-from echotts.training import exchange, runtime
-from echotts.training.beginning import new_state
-from echotts.training.checkpoint import Checkpoints
-from echotts.training.checkpoint_files import Meta
+from echotts.data.stream.stream import merge_states
+from echotts.multihost import messages, runtime
+from echotts.rundir.layout import CONFIG
+from echotts.rundir.location import RunPath, write_whole
 from echotts.training.feed import Fed
 from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins
-from echotts.training.rundir import Place, write_whole
-from echotts.training.state import TrainState, abstract_state, restored_state
+from echotts.training.state import TrainState, abstract_state, new_state, restored_state
 
 LOGGER = logging.getLogger(__name__)
 
-CONFIG_NAME = "config.json"
 
-
-def write_config(run_dir: Place, config: Config) -> None:
+def write_config(run_dir: RunPath, config: Config) -> None:
     """Leaves the resolved configuration in the run directory, once it is known that the run goes on with it."""
     if runtime.is_primary():
-        write_whole(run_dir / CONFIG_NAME, json.dumps(to_dict(config), indent=1) + "\n")
+        write_whole(run_dir / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
 
 
 def begin(
@@ -75,5 +73,5 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
 def for_checkpoint(here: Meta, guard: Guard) -> Meta:
     """The bookmark as it is stored, with the streams of all processes; they call it together."""
     here = dataclasses.replace(here, guard=guard.state())
-    states = exchange.collected(f"stream/{here.step}", here.stream)
+    states = messages.gather(f"stream/{here.step}", here.stream)
     return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it

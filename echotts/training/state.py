@@ -1,6 +1,7 @@
-"""The training state and how it begins: abstract shapes, then shardings, then one jitted initialisation."""
+"""The training state and how it begins: random or from given weights. Abstract shapes, then shardings, then one jit."""
 
 import functools
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,17 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from echotts.config import Config
-from echotts.model import BlockDiT, Params, scale_to_fan_in, split
+from echotts.checkpoint.agreement import differences
+from echotts.checkpoint.export import load_weights
+from echotts.config import Config, ModelConfig, to_dict
+from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
 from echotts.model.parameters import flatten
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import make_optimizer
+
+LOGGER = logging.getLogger(__name__)
+
+HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +51,29 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
         shapes,
         meshes.shardings(shapes, mesh),
     )
+
+
+def new_state(config: Config, mesh: Mesh) -> TrainState:
+    """The weights of `run.init_from`, else a random model, the same each time: `run.seed` decides."""
+    if config.run.init_from:
+        params = fitting_weights(config.run.init_from, config.model)
+        LOGGER.info("starting from the weights of %s", config.run.init_from)
+        return state_from_params(params, config, mesh)
+    state = initial_state(config, mesh)
+    LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
+    return state
+
+
+def fitting_weights(source: str, model: ModelConfig) -> Params:
+    """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the model."""
+    weights = load_weights(source)
+    theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
+    if lines := differences(theirs, ours):
+        raise ValueError(
+            f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
+            "(theirs -> this run's); change the model's sizes to theirs"
+        )
+    return weights.params
 
 
 def initial_state(config: Config, mesh: Mesh) -> TrainState:

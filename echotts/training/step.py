@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from echotts.config import Config
-from echotts.data.batch import Batch
+from echotts.data.stream.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params, merge
 from echotts.training import mesh as meshes

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from echotts.training import exchange
+from echotts.multihost import messages
 
 SLOW = 5  # times the usual
 SLOW_S = 1.0  # that a slow step takes longer at least: below, everything is noise
@@ -52,13 +52,13 @@ class Pace:
         now = time.monotonic()
         if jax.process_count() > 1 and now - self._said >= SAY_S:
             self._said = now
-            exchange.announce(f"{TOPIC}/{jax.process_index()}", str(step))
+            messages.post(f"{TOPIC}/{jax.process_index()}", str(step))
 
     def numbers(self) -> dict[str, int]:
         """Metrics of now."""
         if jax.process_count() == 1:
             return {}
-        furthest = max(map(int, exchange.heard_below(TOPIC)), default=self._step)
+        furthest = max(map(int, messages.get_below(TOPIC)), default=self._step)
         return {"host/lag_steps": max(furthest - self._step, 0)}
 
 

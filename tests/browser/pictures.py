@@ -19,7 +19,7 @@ import soundfile
 from playwright.sync_api import sync_playwright
 
 import echotts
-from echotts.training.metrics import timestep_bucket_names
+from echotts.rundir.metrics import timestep_bucket_names
 from tests.browser.conftest import Dashboard, launch
 from tests.monitor.fake_run import event_line, make_checkpoint, train_line, write_lines
 

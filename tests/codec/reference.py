@@ -1,4 +1,4 @@
-"""Both codecs' networks written once more, in PyTorch and float64: the whole signal at once, nothing of echotts in it."""
+"""Both codecs, written once more in PyTorch and float64: the whole signal at once, nothing of echotts in it."""
 
 from typing import Any
 

@@ -129,7 +129,7 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
     with pytest.raises(ValueError, match="nor a DAC"):  # found, and read as one
         load_codec("org/dac")
     (folder / "config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"config\.json: not JSON"):
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
         load_codec("org/dac")
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="no codec of echotts"):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.shards import Sample, ShardWriter
+from echotts.data.format.shards import Sample, ShardWriter
 from echotts.text import ByteTokenizer
 
 CHANNELS = 4

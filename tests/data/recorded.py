@@ -60,7 +60,7 @@ def write_ljspeech(folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    from echotts.data.prepare import Settings, prepare
+    from echotts.data.prepare.pipeline import Settings, prepare
 
     source, output, log = sys.argv[1:]
     prepare(source, Path(output), CosineCodec(Path(log), delay_s=0.05), Settings(shard_samples=40))

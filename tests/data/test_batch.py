@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from echotts.config import Bucket
-from echotts.data.batch import Batch, collate
+from echotts.data.stream.batch import Batch, collate
 from tests.data.corpus import CHANNELS, TOKENIZER, sample
 
 SILENCE = np.arange(3 * CHANNELS, dtype=np.float32).reshape(3, CHANNELS)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echotts.data.dataset import open_dataset
-from echotts.data.info import DatasetInfo, ShardInfo
-from echotts.data.sources import expand_braces, resolve
+from echotts.data.format.info import DatasetInfo, ShardInfo
+from echotts.data.remote.dataset import open_dataset
+from echotts.data.remote.sources import expand_braces, resolve
 from tests.data.corpus import CHANNELS, write_shards, write_tar
 
 INFO = DatasetInfo(

@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echotts.data.cache import Cache
-from echotts.data.dataset import Dataset, from_pin, open_dataset
-from echotts.data.remote import Patience
-from echotts.data.shards import ShardReader
-from echotts.data.store import FetchedShards, LocalShards, Source, check_budget, local_shards
-from echotts.data.stream import Stream, merge_states
-from echotts.data.web import Unavailable
+from echotts.data.format.shards import ShardReader
+from echotts.data.remote.cache import Cache
+from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
+from echotts.data.remote.retry import RetryPolicy
+from echotts.data.remote.store import FetchedShards, LocalShards, Source, check_budget, local_shards
+from echotts.data.remote.web import Unavailable
+from echotts.data.stream.stream import Stream, merge_states
 from tests.data.corpus import SILENCE, TOKENIZER, config, write_shards
 from tests.data.fake_hub import REPOSITORY, Cut, FakeHub, Html, Stall, Status, Trouble
 from tests.data.test_stream import Step, assert_equal, steps, together
 
 pytestmark = pytest.mark.network_fake
 
-FAST = Patience(deadline_s=4.0, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
-SHORT = Patience(deadline_s=0.3, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
+FAST = RetryPolicy(deadline_s=4.0, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
+SHORT = RetryPolicy(deadline_s=0.3, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
 SPEC = f"hf://datasets/{REPOSITORY}@main/train/s-{{000..007}}.tar"
 BAD = "train/s-003.tar"
 
@@ -65,9 +65,9 @@ def local(files: list[Path], count: int, **changes: int) -> list[Step]:
 
 
 def fetched(
-    dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, patience: Patience = FAST, gb: float = 1.0
+    dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, policy: RetryPolicy = FAST, gb: float = 1.0
 ) -> Stream:
-    shards = FetchedShards(dataset.sources, Cache(folder, round(gb * 1e9)), patience)
+    shards = FetchedShards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
     return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, process, processes)
 
 
@@ -91,7 +91,7 @@ def test_troubles_that_pass_change_no_batch(
     hub: FakeHub, files: list[Path], tmp_path: Path, troubles: list[Trouble]
 ) -> None:
     hub.trouble(BAD, *troubles)
-    with fetched(open_dataset(SPEC, patience=FAST), tmp_path) as stream:
+    with fetched(open_dataset(SPEC, policy=FAST), tmp_path) as stream:
         found = steps(stream, 30)
         assert stream.rejections.counts.total() == 0
         assert stream.shards.retries == len(troubles)
@@ -110,7 +110,7 @@ def test_troubles_that_pass_change_no_batch(
 def test_a_shard_that_cannot_be_had_is_left_out_and_the_rest_keeps_its_order(
     hub: FakeHub, files: list[Path], tmp_path: Path, forever: Trouble, caplog: pytest.LogCaptureFixture
 ) -> None:
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     hub.trouble(BAD, forever=forever)
     runs = []
     for processes in (1, 2):
@@ -142,10 +142,10 @@ class _Lacking(LocalShards):
 
 
 def test_when_too_many_shards_are_gone_the_run_stops_with_a_line(hub: FakeHub, tmp_path: Path) -> None:
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     for number in range(8):
         hub.trouble(f"train/s-{number:03d}.tar", forever=Status(404))
-    with fetched(dataset, tmp_path, patience=SHORT) as stream, pytest.raises(ValueError, match="could not be fetched"):
+    with fetched(dataset, tmp_path, policy=SHORT) as stream, pytest.raises(ValueError, match="could not be fetched"):
         stream.next()
 
 
@@ -153,7 +153,7 @@ def test_when_too_many_shards_are_gone_the_run_stops_with_a_line(hub: FakeHub, t
 def test_the_global_batch_is_the_same_for_any_number_of_processes(
     hub: FakeHub, files: list[Path], tmp_path: Path, processes: int
 ) -> None:
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     layout = config(batch_size=16, streams=8, buckets=ONE)
     with Stream(local_shards(files), layout, 1, TOKENIZER, SILENCE) as stream:
         expected = steps(stream, 12)
@@ -186,7 +186,7 @@ def test_the_budget_holds_consumed_shards_go_and_what_is_read_is_leased(
         return partial
 
     monkeypatch.setattr(Cache, "reserve", watched)
-    with fetched(open_dataset(SPEC, patience=FAST), tmp_path, gb=5.5 * largest / 1e9) as stream:
+    with fetched(open_dataset(SPEC, policy=FAST), tmp_path, gb=5.5 * largest / 1e9) as stream:
         found = steps(stream, 60)
         slot = tmp_path / "slot-0"
         for _ in range(50):  # until nothing is being fetched
@@ -209,7 +209,7 @@ def test_the_budget_holds_consumed_shards_go_and_what_is_read_is_leased(
 def test_a_download_that_a_killed_process_left_goes_on_by_range(
     hub: FakeHub, repository: dict[str, bytes], files: list[Path], tmp_path: Path
 ) -> None:
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     payload = repository[BAD]
     cache = Cache(tmp_path, 10**8)
     keys = [cache.id_of(file) for file in dataset.sources[0].files]
@@ -229,7 +229,7 @@ def test_listing_is_pinned_shared_and_needs_no_further_request(
 ) -> None:
     hub.trouble(f"/api/datasets/{REPOSITORY}/revision/main", Status(500))
     first = hub.main
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     np.testing.assert_array_equal(dataset.silence, SILENCE)
     assert {file.url for file in dataset.sources[0].files} == {
         f"hf://datasets/{REPOSITORY}@{first}/train/s-{number:03d}.tar" for number in range(8)
@@ -265,14 +265,14 @@ def test_listing_is_pinned_shared_and_needs_no_further_request(
 )
 def test_what_is_not_on_the_hub_is_one_clear_line(hub: FakeHub, spec: str, words: str) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=words) as caught:
-        open_dataset(spec, patience=FAST)
+        open_dataset(spec, policy=FAST)
     assert "\n" not in str(caught.value)
 
 
 def test_folders_and_globs_on_the_hub_name_the_same_shards(hub: FakeHub, repository: dict[str, bytes]) -> None:
     hub.commit({**repository, "train/deep/s-009.tar": b"", "README.md": b"x"})
     urls = [
-        [file.url for file in open_dataset(f"hf://datasets/{REPOSITORY}{rest}", patience=FAST).sources[0].files]
+        [file.url for file in open_dataset(f"hf://datasets/{REPOSITORY}{rest}", policy=FAST).sources[0].files]
         for rest in ("/train", "/train/s-*.tar", "@main/train/s-{000..007}.tar", "/tr*/s-00[0-7].tar")
     ]
     assert urls[0] == urls[1] == urls[2] == urls[3]
@@ -284,14 +284,14 @@ def test_a_private_set_needs_the_token_which_goes_to_the_hub_alone(
 ) -> None:
     hub.token = "hf_secret"
     with pytest.raises(FileNotFoundError, match="private and there is no token: run `hf auth login` or set HF_TOKEN"):
-        open_dataset(SPEC, patience=FAST)
+        open_dataset(SPEC, policy=FAST)
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
     with pytest.raises(FileNotFoundError, match="or your token may not read it"):
-        open_dataset(SPEC, patience=FAST)
+        open_dataset(SPEC, policy=FAST)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     hub.elsewhere = True  # the Hub sends large files from another host
     hub.requests.clear()
-    with fetched(open_dataset(SPEC, patience=FAST), tmp_path) as stream:
+    with fetched(open_dataset(SPEC, policy=FAST), tmp_path) as stream:
         assert_equal(local(files, 6, buckets=ONE), steps(stream, 6))
     asked = [(request.authorised, "/plain/" in request.path) for request in hub.requests]
     assert set(asked) == {(True, False), (False, True)}
@@ -300,11 +300,11 @@ def test_a_private_set_needs_the_token_which_goes_to_the_hub_alone(
 def test_waiting_for_a_slow_shard_is_said_and_closing_does_not_wait_for_it(
     hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("echotts.data.store.SAY_AFTER_S", 0.5)
-    dataset = open_dataset(SPEC, patience=FAST)
+    monkeypatch.setattr("echotts.data.remote.store.SAY_AFTER_S", 0.5)
+    dataset = open_dataset(SPEC, policy=FAST)
     for number in range(8):
         hub.trouble(f"train/s-{number:03d}.tar", forever=Stall(2000, 30.0))
-    stream = fetched(dataset, tmp_path, patience=Patience(deadline_s=60.0, silence_s=1.5))
+    stream = fetched(dataset, tmp_path, policy=RetryPolicy(deadline_s=60.0, silence_s=1.5))
     threading.Thread(target=lambda: _swallow(stream.next), daemon=True).start()
     deadline = time.monotonic() + 8
     while "waiting for shard s-" not in caplog.text and time.monotonic() < deadline:
@@ -323,7 +323,7 @@ def _swallow(call: Callable[[], object]) -> None:
 
 
 def test_a_budget_that_cannot_hold_what_is_read_at_once_is_refused(hub: FakeHub) -> None:
-    dataset = open_dataset(SPEC, patience=FAST)
+    dataset = open_dataset(SPEC, policy=FAST)
     with pytest.raises(
         ValueError, match=r"too small: shards of .* read at once by the 8 streams .*fewer --data.streams"
     ):
@@ -338,9 +338,9 @@ def test_everything_goes_through_hf_endpoint_in_a_program_of_its_own(
     program = (
         "import sys, hashlib\n"
         "from pathlib import Path\n"
-        "from echotts.data.cache import Cache\n"
-        "from echotts.data.dataset import open_dataset\n"
-        "from echotts.data.store import FetchedShards\n"
+        "from echotts.data.remote.cache import Cache\n"
+        "from echotts.data.remote.dataset import open_dataset\n"
+        "from echotts.data.remote.store import FetchedShards\n"
         f"dataset = open_dataset({SPEC!r})\n"
         f"shards = FetchedShards(dataset.sources, Cache(Path({str(tmp_path)!r}), 10**8))\n"
         "with shards, shards.open(2, None) as reader:\n"

@@ -9,11 +9,11 @@ import soundfile
 
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
-from echotts.data.dataset import open_dataset
-from echotts.data.inspect import histogram, inspect, listen, pick_sample, report
-from echotts.data.prepare import prepare
-from echotts.data.rejections import Rejections
-from echotts.data.shards import read_shard
+from echotts.data.format.shards import read_shard
+from echotts.data.prepare.inspect import histogram, inspect, listen, pick_sample, report
+from echotts.data.prepare.pipeline import prepare
+from echotts.data.remote.dataset import open_dataset
+from echotts.rundir.rejections import Rejections
 from tests.data.corpus import write_tar
 from tests.data.recorded import CODEC_CHANNELS, RATE, CosineCodec, write_ljspeech
 

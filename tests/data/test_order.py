@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.data.order import BucketSchedule, Order, Rows, bucket_thresholds, hash_int
+from echotts.data.stream.order import BucketSchedule, Order, Rows, bucket_thresholds, hash_int
 
 
 def test_the_hash_never_changes_because_old_runs_must_resume() -> None:

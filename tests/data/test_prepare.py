@@ -16,15 +16,15 @@ import soundfile
 
 from echotts.audio import measure_loudness, read_audio
 from echotts.config import Bucket
-from echotts.data.assemble import Clip, choose_references
-from echotts.data.buckets import bucket_counts
-from echotts.data.dataset import open_dataset
-from echotts.data.prepare import Settings, encode_clips, prepare
-from echotts.data.recordings import list_recordings
-from echotts.data.rejections import Rejections
-from echotts.data.shards import Sample, read_shard
-from echotts.data.store import LocalShards, local_shards
-from echotts.data.stream import Stream
+from echotts.data.format.shards import Sample, read_shard
+from echotts.data.prepare.assemble import Clip, choose_references
+from echotts.data.prepare.pipeline import Settings, encode_clips, prepare
+from echotts.data.prepare.recordings import list_recordings
+from echotts.data.remote.dataset import open_dataset
+from echotts.data.remote.store import LocalShards, local_shards
+from echotts.data.stream.length_buckets import bucket_counts
+from echotts.data.stream.stream import Stream
+from echotts.rundir.rejections import Rejections
 from tests.data.corpus import TOKENIZER, config, write_tar
 from tests.data.recorded import CODEC_CHANNELS, HOP, RATE, CosineCodec, tone, write_clips, write_ljspeech
 

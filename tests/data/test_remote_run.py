@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from echotts.config import Bucket, Config, DataConfig, RunConfig, demo
-from echotts.training.inputs import PINS_NAME, open_inputs, store_pins
+from echotts.rundir.layout import DATA_PINS
+from echotts.training.inputs import open_inputs, store_pins
 from tests.data.corpus import CHANNELS, write_shards
 from tests.data.fake_hub import REPOSITORY, FakeHub
 
@@ -54,7 +55,7 @@ def test_a_run_stores_its_list_and_a_resumed_one_goes_on_with_it(
     settings = config(tmp_path)
     first = open_inputs(settings)
     with first.stream as stream:
-        assert not (tmp_path / "run" / PINS_NAME).exists()  # not before it is known that the run goes on
+        assert not (tmp_path / "run" / DATA_PINS).exists()  # not before it is known that the run goes on
         store_pins(settings, first)
         assert first.heldout is not None
         assert [len(batch.latent) for batch in first.heldout()] == [4, 4]
@@ -62,7 +63,7 @@ def test_a_run_stores_its_list_and_a_resumed_one_goes_on_with_it(
         state = stream.state()
         names = [stream.next()[1] for _ in range(6)]
     commit = hub.main
-    stored = json.loads((tmp_path / "run" / PINS_NAME).read_text())
+    stored = json.loads((tmp_path / "run" / DATA_PINS).read_text())
     assert {one["listing"]["revision"] for pin in stored.values() for one in pin["sources"]} == {commit}
     hub.commit({"train/other.tar": b""})
     before = len(hub.requests)
@@ -82,10 +83,10 @@ def test_a_resumed_run_keeps_to_its_local_shards_and_says_what_is_new(
     settings = config(tmp_path, str(tmp_path / "shards"), heldout=None)
     first = open_inputs(settings)
     store_pins(settings, first)
-    written = (tmp_path / "run" / PINS_NAME).stat().st_ino
+    written = (tmp_path / "run" / DATA_PINS).stat().st_ino
     assert open_inputs(settings).pins == first.pins
     store_pins(settings, open_inputs(settings))
-    assert (tmp_path / "run" / PINS_NAME).stat().st_ino == written  # not written again
+    assert (tmp_path / "run" / DATA_PINS).stat().st_ino == written  # not written again
     assert "it keeps to" not in caplog.text
     shutil.copy(tmp_path / "shards" / "s-000.tar", tmp_path / "shards" / "s-009.tar")
     again = open_inputs(settings)
@@ -100,15 +101,15 @@ def test_other_data_are_listed_anew_and_the_list_changes_only_when_the_run_goes_
     first = open_inputs(settings)
     first.stream.close()
     store_pins(settings, first)
-    stored = (tmp_path / "run" / PINS_NAME).read_text()
+    stored = (tmp_path / "run" / DATA_PINS).read_text()
     other = config(tmp_path, f"{SPEC}/s-{{000..001}}.tar", heldout=None)
     second = open_inputs(other)
     second.stream.close()
     assert "listing the shards of" in caplog.text
-    assert (tmp_path / "run" / PINS_NAME).read_text() == stored
+    assert (tmp_path / "run" / DATA_PINS).read_text() == stored
     store_pins(other, second)
-    assert len(json.loads((tmp_path / "run" / PINS_NAME).read_text())["data"]["sources"][0]["listing"]["shards"]) == 2
-    (tmp_path / "run" / PINS_NAME).write_text("{")
+    assert len(json.loads((tmp_path / "run" / DATA_PINS).read_text())["data"]["sources"][0]["listing"]["shards"]) == 2
+    (tmp_path / "run" / DATA_PINS).write_text("{")
     with pytest.raises(ValueError, match=r"data\.json: damaged: delete it"):
         open_inputs(other)
 

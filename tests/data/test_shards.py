@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.data.rejections import CAUSES, Rejections, TooManyRejected
-from echotts.data.shards import Sample, ShardReader, ShardWriter, read_shard
+from echotts.data.format.shards import Sample, ShardReader, ShardWriter, read_shard
+from echotts.rundir.rejections import CAUSES, Rejections, TooManyRejected
 from tests.data.corpus import CHANNELS, npy, sample, write_shards, write_tar
 
 GOOD = np.ones((6, CHANNELS), np.float16)

@@ -13,24 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.config import Bucket
-from echotts.data.buckets import choose_buckets
-from echotts.data.cache import Cache
-from echotts.data.dataset import open_dataset
-from echotts.data.info import DatasetInfo, ShardInfo
-from echotts.data.order import BucketSchedule, Lengthening, Mixture, Order
-from echotts.data.remote import Patience, Retries, patiently
-from echotts.data.shard_file import ShardFile
-from echotts.data.shards import ShardReader, ShardWriter
-from echotts.data.sources import Part, scheme_of, split_parts
-from echotts.data.store import FetchedShards, LocalShards, Source, local_shards
-from echotts.data.stream import Stream
-from echotts.data.web import Unavailable, asked_wait_s
+from echotts.data.format.info import DatasetInfo, ShardInfo
+from echotts.data.format.shards import ShardReader, ShardWriter
+from echotts.data.remote.cache import Cache
+from echotts.data.remote.dataset import open_dataset
+from echotts.data.remote.retry import Retries, RetryPolicy, retry
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.sources import Part, scheme_of, split_parts
+from echotts.data.remote.store import FetchedShards, LocalShards, Source, local_shards
+from echotts.data.remote.web import Unavailable, asked_wait_s
+from echotts.data.stream.length_buckets import choose_buckets
+from echotts.data.stream.order import BucketSchedule, Mixture, Order, Promotion
+from echotts.data.stream.stream import Stream
 from echotts.files import sha256_file
 from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
 from tests.data.fake_hub import Cut, FakeHub, Status
 from tests.data.test_stream import assert_equal, steps
 
-FAST = Patience(deadline_s=4.0, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
+FAST = RetryPolicy(deadline_s=4.0, first_wait_s=0.01, longest_wait_s=0.1, silence_s=0.4)
 ONE = BUCKETS[-1:]  # one bucket: its schedule needs no lengths
 
 
@@ -95,7 +95,7 @@ def test_streams_of_a_mixture_draw_by_weight_at_any_number_of_processes_and_resu
                 for place in range(samples):
                     writer.write(sample(f"{name}{number}_{place}", frames=4 + place % 9))
         folders.append(folder)
-    dataset = open_dataset(f"1 * {folders[0]} + 3 * {folders[1]}", patience=FAST)
+    dataset = open_dataset(f"1 * {folders[0]} + 3 * {folders[1]}", policy=FAST)
     with Stream(LocalShards(dataset.sources), config(), 1, TOKENIZER, SILENCE) as stream:
         first = steps(stream, 40)
         state = stream.state()
@@ -117,14 +117,14 @@ def test_streams_of_a_mixture_draw_by_weight_at_any_number_of_processes_and_resu
 
 
 def test_a_sum_without_weights_is_one_list(files: list[Path]) -> None:
-    dataset = open_dataset(f"{files[0]} + {files[2]}", patience=FAST)
+    dataset = open_dataset(f"{files[0]} + {files[2]}", policy=FAST)
     assert [source.files for source in dataset.sources] == [
         (ShardFile(url=str(files[0])), ShardFile(url=str(files[2])))
     ]
 
 
 def test_a_share_of_the_samples_goes_into_longer_buckets_and_the_schedule_knows() -> None:
-    lengthening = Lengthening(0.25, 3, seed=1)
+    lengthening = Promotion(0.25, 3, seed=1)
     found = Counter((own, lengthening.bucket(own, 7, place)) for own in (0, 1, 2) for place in range(2000))
     assert found[0, 0] / 2000 == pytest.approx(0.75, abs=0.03)
     assert found[0, 1] / 2000 == pytest.approx(0.125, abs=0.03)
@@ -132,7 +132,7 @@ def test_a_share_of_the_samples_goes_into_longer_buckets_and_the_schedule_knows(
     assert found[1, 2] / 2000 == pytest.approx(0.25, abs=0.03)
     assert found[2, 2] == 2000
     assert lengthening.counts([80, 40, 20]) == pytest.approx([60, 40, 40])
-    assert Lengthening(0.0, 3, seed=1).counts([80, 40, 20]) == [80, 40, 20]
+    assert Promotion(0.0, 3, seed=1).counts([80, 40, 20]) == [80, 40, 20]
 
 
 def test_the_stream_puts_that_share_into_longer_buckets(files: list[Path]) -> None:
@@ -200,16 +200,16 @@ def test_patience_ends_at_the_deadline_and_at_once_where_the_server_wants_longer
         calls.append(wait_s)
         raise Unavailable("it is away", gone=gone, wait_s=wait_s)
 
-    retries = Retries(Patience(deadline_s=0.5, first_wait_s=0.01, longest_wait_s=0.05))
+    retries = Retries(RetryPolicy(deadline_s=0.5, first_wait_s=0.01, longest_wait_s=0.05))
     began = time.monotonic()
     with pytest.raises(Unavailable, match="x: given up: it is away"):
-        patiently(fails, "x", retries)
+        retry(fails, "x", retries)
     assert 0.3 < time.monotonic() - began < 0.8
     assert retries.count == len(calls) - 1 > 5
     for call, words in ((lambda: fails(60.0), "asks to wait 60 s"), (lambda: fails(gone=True), "it is away")):
         calls.clear()
         with pytest.raises(Unavailable, match=words):
-            patiently(call, "x", retries)
+            retry(call, "x", retries)
         assert len(calls) == 1
 
 
@@ -232,7 +232,7 @@ def test_shards_on_the_web_are_a_range_of_addresses(files: list[Path], tmp_path:
     with FakeHub() as web:
         web.commit(payloads)
         web.trouble(files[2].name, Status(503), Cut(900))  # which the look at the heads meets
-        dataset = open_dataset(f"{web.url}/plain/s-{{000..003}}.tar", patience=FAST)
+        dataset = open_dataset(f"{web.url}/plain/s-{{000..003}}.tar", policy=FAST)
         web.trouble(files[1].name, Status(503), Cut(20_000))  # there the tar would still begin like one
         assert [file.bytes for file in dataset.sources[0].files] == [None] * 4
         with Stream(
@@ -243,7 +243,7 @@ def test_shards_on_the_web_are_a_range_of_addresses(files: list[Path], tmp_path:
             assert_equal(steps(stream, 10), found)
         for spec, words in (("x-{0..3}.tar", "404"), ("s-*.tar", "no list to match"), ("page.html", "page.html is no")):
             with pytest.raises((ValueError, OSError), match=words):
-                open_dataset(f"{web.url}/plain/{spec}", patience=FAST)
+                open_dataset(f"{web.url}/plain/{spec}", policy=FAST)
 
 
 @pytest.mark.network_fake
@@ -255,7 +255,7 @@ def test_dataset_json_on_the_web_gives_sizes_hashes_and_lengths(files: list[Path
     info.save(tmp_path / "dataset.json")
     with FakeHub() as web:
         web.commit({path.name: path.read_bytes() for path in [*files, tmp_path / "dataset.json"]})
-        dataset = open_dataset(f"{web.url}/plain/s-{{000..001}}.tar", patience=FAST)
+        dataset = open_dataset(f"{web.url}/plain/s-{{000..001}}.tar", policy=FAST)
         assert [request.path for request in web.requests] == ["/plain/dataset.json", "/plain/silence.npy"]
     assert dataset.sources[0].files[1] == ShardFile(
         url=f"{web.url}/plain/s-001.tar", bytes=shards[1].bytes, checksum=f"sha256:{shards[1].sha256}"
@@ -270,7 +270,7 @@ def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], 
     for path in files:
         memory.pipe(f"/bucket/set/{path.name}", path.read_bytes())
     specs = ["memory://bucket/set", "memory://bucket/set/s-{000..003}.tar", "memory://bucket/s*t/s-*.tar"]
-    opened = [open_dataset(spec, patience=FAST) for spec in specs]
+    opened = [open_dataset(spec, policy=FAST) for spec in specs]
     assert opened[0].sources[0].files == opened[1].sources[0].files == opened[2].sources[0].files
     assert [file.bytes for file in opened[0].sources[0].files] == [path.stat().st_size for path in files]
     with Stream(
@@ -280,16 +280,16 @@ def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], 
     with Stream(local_shards(files), config(buckets=ONE), 1, TOKENIZER, SILENCE) as stream:
         assert_equal(steps(stream, 10), found)
     with pytest.raises(FileNotFoundError, match=r"2 of 6 paths are not there, the first is memory://bucket/set/s-004"):
-        open_dataset("memory://bucket/set/s-{000..005}.tar", patience=FAST)
+        open_dataset("memory://bucket/set/s-{000..005}.tar", policy=FAST)
     with pytest.raises(ValueError, match=r"nothing here reads nowhere://"):
-        open_dataset("nowhere://x/y.tar", patience=FAST)
+        open_dataset("nowhere://x/y.tar", policy=FAST)
 
 
 def test_a_consumed_shard_is_deleted_unless_all_have_room(files: list[Path], tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in files:
         memory.pipe(f"/consumed/{path.name}", path.read_bytes())
-    dataset = open_dataset("memory://consumed", patience=FAST)
+    dataset = open_dataset("memory://consumed", policy=FAST)
     everything = sum(path.stat().st_size for path in files)
     for budget, left in ((everything, 1), (everything - 1, 0)):
         with FetchedShards(dataset.sources, Cache(tmp_path / str(budget), budget), FAST) as shards:
@@ -319,11 +319,11 @@ def test_a_shard_of_another_size_than_was_listed_is_not_used(files: list[Path], 
     memory = fsspec.filesystem("memory")
     for path in files:
         memory.pipe(f"/changed/{path.name}", path.read_bytes())
-    dataset = open_dataset("memory://changed", patience=FAST)
+    dataset = open_dataset("memory://changed", policy=FAST)
     memory.pipe("/changed/s-002.tar", files[0].read_bytes() + files[1].read_bytes())
-    patience = Patience(deadline_s=0.2, first_wait_s=0.01)
+    policy = RetryPolicy(deadline_s=0.2, first_wait_s=0.01)
     with Stream(
-        FetchedShards(dataset.sources, Cache(tmp_path, 10**8), patience), config(buckets=ONE), 1, TOKENIZER, SILENCE
+        FetchedShards(dataset.sources, Cache(tmp_path, 10**8), policy), config(buckets=ONE), 1, TOKENIZER, SILENCE
     ) as stream:
         names = {name.split("/")[0] for _, names, _ in steps(stream, 20) for name in names}
         assert stream.rejections.counts["shard_unavailable"] >= 1

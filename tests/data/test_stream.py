@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.batch import Batch
-from echotts.data.buckets import bucket_counts
-from echotts.data.shards import ShardWriter
-from echotts.data.store import local_shards
-from echotts.data.stream import Stream, merge_states
+from echotts.data.format.shards import ShardWriter
+from echotts.data.remote.store import local_shards
+from echotts.data.stream.batch import Batch
+from echotts.data.stream.length_buckets import bucket_counts
+from echotts.data.stream.stream import Stream, merge_states
 from echotts.text import SentencePieceTokenizer, Tokenizer
 from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.buckets import LONGEST_FRAMES, RATE_HZ, mix, useful_share, write
-from echotts.data.buckets import choose_buckets
+from echotts.data.stream.length_buckets import choose_buckets
 
 
 @pytest.mark.slow

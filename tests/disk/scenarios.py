@@ -31,14 +31,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from echotts.disk import pause, watchdog
+from echotts.disk import watchdog
 from echotts.disk.candidates import candidates, open_place
-from echotts.disk.leases import LeaseError, is_leased, lease
-from echotts.disk.measure import Space, measure
-from echotts.disk.runs import note_verified, writing
 from echotts.disk.scan import open_files
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Goal, Watchdog
+from echotts.rundir import pause
+from echotts.rundir.free_space import Space, measure
+from echotts.rundir.layout import note_verified, writing
+from echotts.rundir.leases import LeaseError, is_leased, lease
 from tests.disk.layout import ROOMY, aged, checkpoint, run_dir, steps, write
 
 DISK_BYTES = 8 * 2**20

@@ -8,10 +8,10 @@ import pytest
 
 from echotts.disk import scan
 from echotts.disk.candidates import candidates, open_place
-from echotts.disk.leases import lease
 from echotts.disk.remove import KeptError
-from echotts.disk.runs import BROKEN, CHECKPOINTS, STEP, note_verified, writing
 from echotts.disk.settings import Root
+from echotts.rundir.layout import STEP, note_verified, writing
+from echotts.rundir.leases import lease
 from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, steps, write
 
 
@@ -218,10 +218,3 @@ def test_a_hub_repository_behind_a_symlink_and_a_commit_that_is_in_two_are_left(
         hub_revision(cache, repo, "c" * 40, {"w": b"c"}, age_h=500)
     names = listed(Root(kind="hub", path=cache))
     assert names == ["c" * 40]  # of the one that the Hub's deletion by hash would take; never the other's by mistake
-
-
-def test_the_names_of_a_run_are_those_of_the_trainer():
-    checkpoint_module = pytest.importorskip("echotts.training.checkpoint_files")
-    assert checkpoint_module.FOLDER == CHECKPOINTS
-    assert checkpoint_module.STEP_NAME.pattern == STEP.pattern
-    assert BROKEN.fullmatch("step_00000012.broken")

@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from echotts.disk.leases import lease
 from echotts.disk.remove import OpenRoot
 from echotts.disk.settings import Root, load_settings, with_run
 from echotts.disk.watchdog import Watchdog
+from echotts.rundir.leases import lease
 from tests.disk.layout import run_dir, settings, write
 
 MIB = 2**20

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from echotts.disk import remove, scan
-from echotts.disk.leases import lease
 from echotts.disk.remove import KeptError, OpenRoot
 from echotts.disk.scan import Found
+from echotts.rundir.leases import lease
 from tests.disk.layout import aged, write
 
 

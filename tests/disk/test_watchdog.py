@@ -12,13 +12,14 @@ import pytest
 
 from echotts.cli.app import run
 from echotts.cli.watchdog import main
-from echotts.disk import candidates, hub, pause, watchdog
-from echotts.disk.leases import lease
-from echotts.disk.measure import Space, measure
+from echotts.disk import candidates, hub, watchdog
 from echotts.disk.remove import KeptError
-from echotts.disk.runs import writing
 from echotts.disk.settings import Root
-from echotts.disk.watchdog import Watchdog, make_room
+from echotts.disk.watchdog import Watchdog, make_space
+from echotts.rundir import pause
+from echotts.rundir.free_space import Space, measure
+from echotts.rundir.layout import writing
+from echotts.rundir.leases import lease
 from tests.disk.layout import hub_revision, run_dir, settings, steps, write
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +105,9 @@ def test_too_few_free_bytes_or_inodes_start_it_too(disk, least):
 
 def test_room_for_a_save_is_made_before_it_in_as_many_passes_as_it_takes(disk):
     rules = settings(logs(disk, 5), start=0.85, stop=0.75, max_files_per_pass=1)
-    make_room(rules, disk, 4 * DISK // 10)
+    make_space(rules, disk, 4 * DISK // 10)
     assert len(list((disk / "logs").iterdir())) == 5
-    make_room(rules, disk, 7 * DISK // 10)
+    make_space(rules, disk, 7 * DISK // 10)
     assert len(list((disk / "logs").iterdir())) == 3
 
 
@@ -148,7 +149,7 @@ def test_many_actions_are_a_hundred_lines_and_one_that_counts_the_rest(disk):
 
 
 def test_the_names_in_its_lines_are_listed_with_the_metrics(disk):
-    metrics = pytest.importorskip("echotts.training.metrics")
+    metrics = pytest.importorskip("echotts.rundir.metrics")
     run = run_dir(disk / "run", 1)
     Watchdog(settings(logs(disk, 1), Root(kind="runs", path=run))).run_pass()
     (line,) = lines(run)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.data.demo import corpus_path
+from echotts.data.prepare.demo import corpus_path
 from echotts.evaluation.clips import RATE_HZ, read_clips
 from echotts.evaluation.recogniser import DIGITS, DigitRecogniser, word_errors
 

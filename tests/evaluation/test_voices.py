@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from echotts.data.demo import corpus_path
+from echotts.data.prepare.demo import corpus_path
 from echotts.evaluation import voices
 from echotts.evaluation.clips import RATE_HZ, read_clips
 from echotts.evaluation.voices import VoiceEncoder, centroids, nearest_voice

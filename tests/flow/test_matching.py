@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from echotts.checkpoint.interop import params_to_published, published_path
 from echotts.config import FlowConfig, OptimConfig
 from echotts.flow.matching import (
     condition_dropout,
@@ -19,7 +20,6 @@ from echotts.flow.matching import (
     timesteps_at,
     velocity_loss,
 )
-from echotts.interop import params_to_published, published_path
 from echotts.model import merge, no_decay, split
 from echotts.model.parameters import flatten
 from echotts.training.optimizer import make_optimizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch.conftest import ROOT, World, until
-from tests.training.conftest import write_shards
+from tests.tiny_training import write_shards
 from tests.training.test_command import SMALL
 
 

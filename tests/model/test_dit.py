@@ -12,9 +12,9 @@ import pytest
 from flax import nnx
 
 from benchmarks.models import loop_over_layers, unrolled
+from echotts.checkpoint.interop import params_to_published, published_shapes
 from echotts.config import echo_1b3, echo_840m
 from echotts.flow.sampling import encode_conditions
-from echotts.interop import params_to_published, published_shapes
 from echotts.model import BlockDiT, build, count_parameters, layers, merge
 from echotts.model.attention import attend
 from echotts.model.parameters import expected_shapes, flatten, structure

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from echotts.training.metrics import EVENTS, METRICS, timestep_bucket_names
+from echotts.rundir.metrics import EVENTS, METRICS, timestep_bucket_names
 
 SENTENCES = ("seven three one nine", "zero zero four")
 STEP_S = 0.5

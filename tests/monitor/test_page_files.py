@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import echotts.monitor
-from echotts.training.metrics import EVENTS, METRICS
+from echotts.rundir.metrics import EVENTS, METRICS
 
 STATIC = Path(echotts.monitor.__file__).parent / "static"
 VENDORED = "uPlot"

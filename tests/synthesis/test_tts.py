@@ -11,10 +11,10 @@ import pytest
 import soundfile
 
 from echotts import EchoTTS
+from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
 from echotts.flow import sampling
-from echotts.interop import save_export, save_published
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice

@@ -10,18 +10,21 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from echotts.disk import pause
-from echotts.disk.leases import is_leased, lease
-from echotts.disk.runs import WRITER, verified_step
+from echotts.checkpoint import checkpoints, export
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.disk.runs import verified_step
 from echotts.disk.settings import Limits, Root, Settings
-from echotts.disk.watchdog import Watchdog
-from echotts.training import checkpoint, export, room
-from echotts.training.checkpoint_files import FOLDER
+from echotts.disk.watchdog import Watchdog, space_maker
+from echotts.multihost import messages
+from echotts.multihost.runtime import StopSignal
+from echotts.rundir import pause
+from echotts.rundir.layout import CHECKPOINTS, WRITER
+from echotts.rundir.leases import is_leased, lease
+from echotts.rundir.metrics import metrics_path
+from echotts.training import run as run_module
 from echotts.training.loop import train
-from echotts.training.metrics import metrics_path
-from echotts.training.runtime import StopSignal
-from tests.training.conftest import TINY, with_sections
-from tests.training.test_checkpoint import abstract, arrays, meta, names, open_run, restore, save_steps
+from tests.checkpoint.test_checkpoints import abstract, arrays, meta, names, open_run, restore, save_steps
+from tests.tiny_training import TINY, with_sections
 from tests.training.test_loop import StopAfter
 
 
@@ -61,10 +64,10 @@ def test_what_orbax_writes_is_a_whole_checkpoint_and_the_trainer_bears_that_old_
 
 def test_a_checkpoint_is_leased_while_it_is_restored_and_verified_after(tmp_path, monkeypatch):
     save_steps(tmp_path, 1, 2)
-    newest = tmp_path / FOLDER / "step_00000002"
+    newest = tmp_path / CHECKPOINTS / "step_00000002"
     seen = []
-    really = checkpoint.read_arrays
-    monkeypatch.setattr(checkpoint, "read_arrays", lambda *given: seen.append(leased(newest)) or really(*given))
+    really = checkpoints.read_arrays
+    monkeypatch.setattr(checkpoints, "read_arrays", lambda *given: seen.append(leased(newest)) or really(*given))
     restore(tmp_path)
     assert seen == [True] * 3
     assert not leased(newest)
@@ -75,7 +78,7 @@ def test_a_checkpoint_is_leased_while_it_is_restored_and_verified_after(tmp_path
 
 def test_the_trainer_too_keeps_a_checkpoint_that_somebody_reads(tmp_path):
     save_steps(tmp_path, 1, 2, keep_last=2)
-    with lease(tmp_path / FOLDER / "step_00000001"):
+    with lease(tmp_path / CHECKPOINTS / "step_00000001"):
         save_steps(tmp_path, 3, keep_last=1)
         assert names(tmp_path) == ["step_00000001", "step_00000003"]
     save_steps(tmp_path, 4, keep_last=1)
@@ -84,7 +87,7 @@ def test_the_trainer_too_keeps_a_checkpoint_that_somebody_reads(tmp_path):
 
 def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):
     save_steps(tmp_path, 1, 2)
-    (tmp_path / FOLDER / "step_00000002" / "meta" / "metadata").write_text("{")
+    (tmp_path / CHECKPOINTS / "step_00000002" / "meta" / "metadata").write_text("{")
     restore(tmp_path)
     assert json.loads((tmp_path / "verified.json").read_text()) == {"step": 1}
 
@@ -109,7 +112,7 @@ def test_room_is_made_before_a_save(tmp_path):
         checkpoints.save(arrays(1), meta(1))
         checkpoints.wait()
         assert log.exists()
-    with open_run(tmp_path / "run", disk_config=str(config)) as checkpoints:
+    with Checkpoints(tmp_path / "run", TINY.run, space_maker(str(config))) as checkpoints:
         checkpoints.save(arrays(2), meta(2))
         checkpoints.wait()
         assert not log.exists()
@@ -164,7 +167,7 @@ def test_a_run_that_waits_can_be_stopped_and_has_saved_what_fitted(config, tmp_p
     result = train(config, stop=StopAfter(2))
     assert (result.step, result.finished) == (1, False)
     assert names(run) == ["step_00000001"]
-    monkeypatch.setattr(checkpoint.Checkpoints, "fits", lambda *given: False)
+    monkeypatch.setattr(checkpoints.Checkpoints, "fits", lambda *given: False)
     assert train(config, stop=StopAfter(5)).step == 2
     assert len(events(run)) == 2
 
@@ -174,8 +177,8 @@ class Others:
 
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)
-        monkeypatch.setattr(room.jax, "process_count", lambda: 3)
-        monkeypatch.setattr(room, "from_all", self.say)
+        monkeypatch.setattr(run_module.jax, "process_count", lambda: 3)
+        monkeypatch.setattr(messages, "all_gather", self.say)
 
     def say(self, topic, flag):
         self.asked += 1
@@ -185,11 +188,11 @@ class Others:
 def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):
     monkeypatch.setattr(pause, "LOOK_S", 0.01)
     others = Others(monkeypatch, False, True)
-    assert room.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
-    assert room.asked_to_wait(tmp_path, 10, 10) is None
-    assert room.asked_to_wait(tmp_path, 20, 10) is not None
+    assert run_module.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
+    assert run_module.asked_to_wait(tmp_path, 10, 10) is None
+    assert run_module.asked_to_wait(tmp_path, 20, 10) is not None
     others = Others(monkeypatch, True, True, False)
-    room.wait_for_room(tmp_path, StopSignal())
+    run_module.wait_for_space(tmp_path, StopSignal())
     assert others.asked == 3
 
 
@@ -200,6 +203,6 @@ def test_processes_that_wait_for_room_leave_together_when_one_is_told_to_stop(tm
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == point)
     stop = StopSignal()
     assert not stop.agreed()  # after a step
-    room.wait_for_room(tmp_path, stop)
+    run_module.wait_for_space(tmp_path, stop)
     assert asked == [1, 2, 3]
     assert stop.agreed()  # the loop asks again, and leaves

@@ -11,26 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from echotts.data.stream import Stream
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.contents import read_meta, step_folders
+from echotts.checkpoint.export import load_run
+from echotts.data.stream.stream import Stream
+from echotts.rundir.layout import CHECKPOINTS
+from echotts.rundir.metrics import MetricsWriter, metrics_path
 from echotts.training import guard as module
 from echotts.training import mesh as meshes
-from echotts.training.checkpoint import Checkpoints
-from echotts.training.checkpoint_files import FOLDER, read_meta, step_folders
-from echotts.training.export import load_run
 from echotts.training.feed import Fed, Feed
 from echotts.training.guard import Guard, NonFiniteError, describe
 from echotts.training.hang import HangWatch
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
-from echotts.training.metrics import MetricsWriter, metrics_path
 from echotts.training.progress import Progress
 from echotts.training.report import LINE, Reporter
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep
-from tests.training.conftest import TINY, random_batch, with_sections
-from tests.training.group import Group, losses, metric_lines, poisoned
+from tests.multihost.group import Group, losses, metric_lines, poisoned
+from tests.multihost.test_processes import run_flags
+from tests.tiny_training import TINY, random_batch, with_sections
 from tests.training.test_loop import StopAfter, assert_same_weights, events, lines
-from tests.training.test_processes import run_flags
 
 
 def guard_of(**run) -> Guard:
@@ -142,7 +143,7 @@ def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_w
     assert "rows that are not finite: s-00" in happened[4, "nan"]
     back = "back to the weights of step 2, 3 updates are lost, the data goes on; time 1 of at most 5; 2 steps were "
     assert happened[5, "rolled_back"].startswith(back)
-    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / "whole" / FOLDER)}
+    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / "whole" / CHECKPOINTS)}
     assert_same_weights(load_run(folders[5]), load_run(folders[2]))
     assert read_meta(folders[5]).stream["step"] == 5
     remembered = read_meta(folders[5]).guard
@@ -155,7 +156,7 @@ def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_w
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
     assert list(lines(tmp_path / "parts")) == [1, 2, 3, 4, 5, 6]
     assert [step for step, loss in lines(tmp_path / "parts").items() if loss is None] == [4]
-    newest = [read_meta(step_folders(tmp_path / name / FOLDER)[0]) for name in ("whole", "parts")]
+    newest = [read_meta(step_folders(tmp_path / name / CHECKPOINTS)[0]) for name in ("whole", "parts")]
     assert newest[0].guard == newest[1].guard
 
 
@@ -167,7 +168,7 @@ def test_a_run_that_has_saved_nothing_goes_back_to_the_weights_it_was_given(conf
     back = "back to the weights that the run began with, 5 updates are lost, the data goes on; time 1 of at most 5; "
     assert happened[5, "rolled_back"].startswith(back)
     assert lines(tmp_path / "run")[6] is not None
-    last, again = step_folders(tmp_path / "run" / FOLDER)
+    last, again = step_folders(tmp_path / "run" / CHECKPOINTS)
     assert [folder.name for folder in (last, again)] == ["step_00000006", "step_00000005"]
     for weights in ("raw", "ema"):
         assert_same_weights(load_run(again, weights), load_run(uninterrupted, "ema"))
@@ -183,7 +184,7 @@ def test_a_bad_row_of_an_accumulated_step_is_named_and_taken_back_the_same_way(c
         assert f"rows that are not finite: {batches[step]}; " in happened[step, "nan"]
     assert happened[5, "rolled_back"].startswith("back to the weights of step 2, 3 updates are lost")
     assert [step for step, loss in lines(tmp_path).items() if loss is None] == [3, 4]
-    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / FOLDER)}
+    folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / CHECKPOINTS)}
     assert_same_weights(load_run(folders[5]), load_run(folders[2]))
 
 
@@ -263,7 +264,7 @@ def test_rows_of_one_process_make_all_skip_and_go_back_together(tmp_path, shards
     with Group(tmp_path, 2, 1, *flags, poisons={1: {3: math.nan, 4: math.nan}}) as pair:
         pair.until_step(8)
         pair.send(0, signal.SIGTERM)
-        assert pair.codes() == [0, 0], pair.said()
+        assert pair.codes() == [75, 75], pair.said()
     found = [line for line in metric_lines(run_dir) if line.get("event") in ("nan", "skipped", "rolled_back")]
     for process in (0, 1):
         mine = [line for line in found if line["process"] == process]

@@ -100,7 +100,7 @@ def test_without_a_floor_nothing_is_watched() -> None:
 
 def test_what_may_take_long_has_time_and_no_longer() -> None:
     watch = HangWatch(floor_s=60.0, factor=10.0, start=100)
-    assert watch.limit_s() == hang.PATIENCE_S  # the first step
+    assert watch.limit_s() == hang.LONGEST_S  # the first step
     watch.launching(101, "short")
     watch.finished(101, 2.0)
     assert watch.limit_s() == 60.0
@@ -110,12 +110,12 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
     assert watch.limit_s() == 200.0
     watch.launching(110, "long")
     watch.finished(109, 20.0)  # the one before
-    assert watch.limit_s() == hang.PATIENCE_S
+    assert watch.limit_s() == hang.LONGEST_S
     watch.finished(110, 20.0)
     assert watch.limit_s() == 200.0
     with watch.pause(limit_s=9e9):
         assert watch.limit_s() == 9e9
-    assert watch.limit_s() == hang.PATIENCE_S
+    assert watch.limit_s() == hang.LONGEST_S
     watch.finished(111, 20.0)
     assert watch.limit_s() == 200.0
 
@@ -123,11 +123,11 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("echotts.data.loader", "the next batch"),
+        ("echotts.data.stream.loader", "the next batch"),
         ("echotts.training.feed", "the next batch"),
         ("echotts.training.report", "the devices"),
-        ("echotts.training.checkpoint", "a checkpoint"),
-        ("echotts.training.checkpoint_files", "a checkpoint"),
+        ("echotts.checkpoint.checkpoints", "a checkpoint"),
+        ("echotts.checkpoint.contents", "a checkpoint"),
         ("echotts.cli.train", "something else"),
     ],
 )

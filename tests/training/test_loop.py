@@ -11,21 +11,23 @@ import jax
 import numpy as np
 import pytest
 
+from echotts.checkpoint.agreement import ConfigDiffersError
+from echotts.checkpoint.contents import step_folders
+from echotts.checkpoint.export import load_run
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
+from echotts.multihost.runtime import StopSignal
+from echotts.rundir import metrics
+from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
-from echotts.training import feed, metrics, report
-from echotts.training.agreement import ConfigDiffersError
-from echotts.training.checkpoint_files import FOLDER, step_folders
-from echotts.training.export import load_run
+from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
-from echotts.training.runtime import StopSignal
 from echotts.training.samples import Spoken
 from echotts.training.start import check_facts
-from tests.training.conftest import CHANNELS, TINY, with_sections
+from tests.tiny_training import CHANNELS, TINY, with_sections
 
 
 @pytest.fixture
@@ -79,14 +81,14 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, uninterr
         assert lines(uninterrupted, name) == lines(tmp_path / "parts", name)
     assert events(tmp_path / "parts")[2:] == [(3, "resumed"), (6, "finished")]
     runs = (uninterrupted, tmp_path / "parts")
-    states = [(step_folders(run / FOLDER)[0] / "meta" / "metadata") for run in runs]
+    states = [(step_folders(run / CHECKPOINTS)[0] / "meta" / "metadata") for run in runs]
     one, other = (json.loads(path.read_text())["stream"] for path in states)
     assert one == other
 
 
 def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, tmp_path):
     train(config, stop=StopAfter(3))
-    newest, _ = step_folders(tmp_path / "run" / FOLDER)
+    newest, _ = step_folders(tmp_path / "run" / CHECKPOINTS)
     (newest / "meta" / "metadata").unlink()
     assert train(config).finished
     assert_same_weights(load_run(tmp_path / "run"), load_run(uninterrupted))
@@ -194,11 +196,11 @@ def test_without_skips_a_loss_that_is_not_finite_stops_the_run_and_names_the_sam
         return real_place(batch, mesh)
 
     real_place = feed.place
-    monkeypatch.setattr(feed, "place", poisoned)
+    monkeypatch.setattr(feed, "to_devices", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan") as caught:
         train(with_sections(config, run={"save_every_steps": 1, "skips": 0}))
     assert len(placed) <= 5  # found one step late at most
-    assert step_folders(tmp_path / "run" / FOLDER)[0].name == "step_00000003"
+    assert step_folders(tmp_path / "run" / CHECKPOINTS)[0].name == "step_00000003"
     assert events(tmp_path / "run") == [(0, "started"), (4, "nan"), (4, "failed")]
     message = str(caught.value)
     assert "rows that are not finite: s-00" in message

@@ -15,7 +15,7 @@ from echotts import config as configs
 from echotts.model.parameters import expected_shapes, flatten
 from echotts.training import mesh as meshes
 from echotts.training.state import abstract_state
-from tests.training.conftest import TINY
+from tests.tiny_training import TINY
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
@@ -107,16 +107,16 @@ import json, sys
 import jax
 import numpy as np
 from echotts.training import mesh as meshes
-from echotts.training.feed import place
+from echotts.training.feed import to_devices
 from echotts.training.state import initial_state
 from echotts.training.step import make_train_step
-from tests.training.conftest import TINY, random_batch
+from tests.tiny_training import TINY, random_batch
 
 def losses(mesh):
     state, found = initial_state(TINY, mesh), []
     step = make_train_step(TINY, mesh)
     for seed in range(3):
-        state, numbers = step(state, place(random_batch(seed=seed), mesh))
+        state, numbers = step(state, to_devices(random_batch(seed=seed), mesh))
         found.append([float(numbers["loss"]), float(numbers["grad_norm"])])
     kernel = state.params["blocks"]["mlp"]["w1"]["kernel"]
     pieces = {str(shard.index) for shard in kernel.addressable_shards}

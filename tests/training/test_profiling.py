@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from echotts.rundir.metrics import metrics_path
 from echotts.training.loop import train
-from echotts.training.metrics import metrics_path
-from tests.training.conftest import TINY, with_sections
+from tests.tiny_training import TINY, with_sections
 
 
 @pytest.fixture

@@ -6,15 +6,15 @@ import time
 
 import pytest
 
-from echotts.data.remote import Patience, Retries, patiently
-from echotts.data.web import Unavailable
+from echotts.data.remote.retry import Retries, RetryPolicy, retry
+from echotts.data.remote.web import Unavailable
+from echotts.rundir.metrics import MetricsWriter, metrics_path
+from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import inputs
 from echotts.training.loop import train
-from echotts.training.metrics import MetricsWriter, metrics_path
-from echotts.training.retries import RetryEvents
-from echotts.training.tensorboard import TensorBoard
+from echotts.training.report import RetryEvents
 from tests.data.fake_hub import REPOSITORY, FakeHub, Status
-from tests.training.conftest import TINY, with_sections
+from tests.tiny_training import TINY, with_sections
 
 
 def test_the_first_is_told_at_once_and_then_one_a_minute_with_the_number_of_the_others():
@@ -31,7 +31,7 @@ def test_the_first_is_told_at_once_and_then_one_a_minute_with_the_number_of_the_
 
 
 def test_a_request_that_is_made_again_says_what_why_and_when():
-    retries = Retries(Patience(deadline_s=9.0, first_wait_s=0.01))
+    retries = Retries(RetryPolicy(deadline_s=9.0, first_wait_s=0.01))
     heard = []
     retries.listener = heard.append
     answers = iter([Unavailable("http://h/s-000.tar: HTTP 503", status=503), None])
@@ -41,7 +41,7 @@ def test_a_request_that_is_made_again_says_what_why_and_when():
             raise error
         return b"tar"
 
-    assert patiently(ask, "http://h/s-000.tar", retries) == b"tar"
+    assert retry(ask, "http://h/s-000.tar", retries) == b"tar"
     [words] = heard
     assert words.startswith("http://h/s-000.tar: http://h/s-000.tar: HTTP 503; again in 0.0 s, for up to 9 s")
 
@@ -88,7 +88,7 @@ def test_lines_of_several_threads_are_written_one_after_the_other(tmp_path):
 @pytest.mark.network_fake
 def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path, shards, monkeypatch):
     impatient = {"first_wait_s": 0.05, "longest_wait_s": 0.1}
-    monkeypatch.setattr(inputs, "Patience", lambda deadline_s: Patience(deadline_s=deadline_s, **impatient))
+    monkeypatch.setattr(inputs, "RetryPolicy", lambda deadline_s: RetryPolicy(deadline_s=deadline_s, **impatient))
     run_dir = tmp_path / "run"
     files = {f"train/{path.name}": path.read_bytes() for path in shards.iterdir()}
     files["train/s-001.tar"] = files["train/s-001.tar"][:20_000]

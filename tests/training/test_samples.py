@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
+from echotts.checkpoint.export import Weights
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
-from echotts.training.export import Weights
 from echotts.training.heldout import Heldout
 from echotts.training.samples import Spoken, choose_voices, write_samples
-from tests.training.conftest import TINY, random_batch, with_sections
+from tests.tiny_training import TINY, random_batch, with_sections
 
 
 class Sound:

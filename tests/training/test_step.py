@@ -11,7 +11,7 @@ from echotts.training import mesh as meshes
 from echotts.training.optimizer import learning_rate, update_average
 from echotts.training.state import TrainState, initial_state
 from echotts.training.step import make_train_step
-from tests.training.conftest import TINY, random_batch, with_sections
+from tests.tiny_training import TINY, random_batch, with_sections
 
 
 @pytest.fixture(scope="module")

@@ -54,8 +54,8 @@ def test_memory_in_use_is_of_the_fullest_device_and_not_told_where_devices_do_no
 def test_of_several_processes_each_says_how_far_it_is_behind_the_furthest(monkeypatch):
     words = {}
     now = [0.0]
-    monkeypatch.setattr(vitals.exchange, "announce", words.__setitem__)
-    monkeypatch.setattr(vitals.exchange, "heard_below", lambda topic: words.values())
+    monkeypatch.setattr(vitals.messages, "post", words.__setitem__)
+    monkeypatch.setattr(vitals.messages, "get_below", lambda topic: words.values())
     monkeypatch.setattr(vitals.time, "monotonic", lambda: now[0])
     pace = Pace()
     pace.at(7)

@@ -17,8 +17,8 @@ def clips_of(
 ) -> Iterator[tuple[str, Any]]:
     """Names and normalised clips of a source of recordings; one that cannot be read is said and skipped."""
     from echotts.audio import loudness_normalise
-    from echotts.data.recordings import Recording, RecordingReader, list_recordings
-    from echotts.data.rejections import Rejected
+    from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
+    from echotts.rundir.rejections import Rejected
 
     # texts are not needed here: a folder of nothing but sound is a source too
     files = sorted(path for path in Path(data).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)

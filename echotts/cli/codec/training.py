@@ -63,7 +63,7 @@ class TrainArguments:
 
 def train(argv: list[str]) -> int:
     """A codec from recordings; gives the exit code."""
-    arguments = parse(TrainArguments, argv, prog="python -m echotts codec train")
+    arguments = parse(TrainArguments, argv, prog="echotts codec train")
     from echotts.audio import check_place
     from echotts.codec import load_codec, save_codec
     from echotts.codec.training import CodecTraining, train_codec

@@ -49,7 +49,7 @@ class DecodeArguments:
 
 def encode(argv: list[str]) -> int:
     """Recordings to latents; gives the exit code."""
-    arguments = parse(EncodeArguments, argv, prog="python -m echotts codec encode")
+    arguments = parse(EncodeArguments, argv, prog="echotts codec encode")
     pairs = _pairs(arguments.input, arguments.output, AUDIO_SUFFIXES, ".npy")
     import jax
     import numpy as np
@@ -76,7 +76,7 @@ def encode(argv: list[str]) -> int:
 
 def decode(argv: list[str]) -> int:
     """Latents to recordings; gives the exit code."""
-    arguments = parse(DecodeArguments, argv, prog="python -m echotts codec decode")
+    arguments = parse(DecodeArguments, argv, prog="echotts codec decode")
     bits = arguments.watermark
     if bits is not None and (len(bits) != 16 or set(bits) - set("01")):
         raise UsageError(f"--watermark {bits!r} is not 16 bits: give 16 characters 0 or 1")

@@ -48,7 +48,7 @@ class InfoArguments:
 
 def evaluate(argv: list[str]) -> int:
     """Print what a round trip loses; gives the exit code."""
-    arguments = parse(EvaluateArguments, argv, prog="python -m echotts codec evaluate")
+    arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     from echotts.codec import load_codec
     from echotts.codec.evaluation import round_trip, summarise
 
@@ -67,7 +67,7 @@ def evaluate(argv: list[str]) -> int:
 
 def convert(argv: list[str]) -> int:
     """Write a codec as .safetensors, or install it; gives the exit code."""
-    arguments = parse(ConvertArguments, argv, prog="python -m echotts codec convert")
+    arguments = parse(ConvertArguments, argv, prog="echotts codec convert")
     if arguments.output is None and not arguments.install:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix != ".safetensors":
@@ -90,7 +90,7 @@ def convert(argv: list[str]) -> int:
 
 def info(argv: list[str]) -> int:
     """Print what a codec is; gives the exit code."""
-    arguments = parse(InfoArguments, argv, prog="python -m echotts codec info")
+    arguments = parse(InfoArguments, argv, prog="echotts codec info")
     import jax
 
     from echotts.codec import load_codec

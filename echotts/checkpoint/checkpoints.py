@@ -1,0 +1,268 @@
+"""Checkpoints of a run: parameters, EMA, optimizer, step, samples seen, stream state and configuration, as one unit.
+
+Orbax writes them in the background into a temporary folder and commits by renaming. What cannot be read is passed over
+with a warning. All of Orbax is in this file and in contents.py.
+"""
+
+import dataclasses
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from echotts import gcs
+from echotts.checkpoint.agreement import ConfigDiffersError, check_config
+from echotts.checkpoint.contents import (
+    UNREADABLE,
+    CheckpointError,
+    Meta,
+    first_line,
+    is_damage,
+    read_arrays,
+    read_meta,
+    reading,
+    step_folders,
+    step_of,
+)
+from echotts.config import RunConfig
+from echotts.multihost.messages import all_gather, any_process
+from echotts.rundir.layout import (
+    BROKEN_SUFFIX,
+    CHECKPOINT_ARRAYS,
+    CHECKPOINTS,
+    COMMITTED,
+    STEP_DIGITS,
+    STEP_PREFIX,
+    note_verified,
+    step_name,
+)
+from echotts.rundir.leases import is_leased
+from echotts.rundir.location import RunPath
+
+LOGGER = logging.getLogger(__name__)
+
+SAVE_TIMEOUT_S = 1800
+
+MakeRoom = Callable[[Path, int], None]
+"""(folder, bytes needed): deletes what the watchdog's rules let go, until so much is free there."""
+
+
+class Checkpoints:
+    """The checkpoints of one run directory: when to save, what to keep, where to resume.
+
+    In a bucket checkpoints are not leased and free space is not checked.
+    """
+
+    def __init__(self, run_dir: RunPath, run: RunConfig, make_room: MakeRoom | None = None):
+        self.directory = run_dir / CHECKPOINTS
+        self._on_disk = self.directory.absolute() if isinstance(self.directory, Path) else None
+        self._run = run
+        self._make_room = make_room
+        self._last_save_s = time.monotonic()
+        for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
+        if self._on_disk:
+            keep.append(Leased(self._on_disk))
+        if run.keep_every:
+            keep.append(policies.EveryNSteps(run.keep_every))
+        self._manager = _Manager(
+            self._on_disk or self.directory,
+            options=ocp.CheckpointManagerOptions(
+                step_prefix=STEP_PREFIX,
+                step_format_fixed_length=STEP_DIGITS,
+                cleanup_tmp_directories=True,
+                preservation_policy=policies.AnyPreservationPolicy(keep),
+                async_options=ocp.options.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
+            ),
+        )
+
+    def due(self, step: int) -> bool:
+        """Whether the state after `step` steps is to be saved: by count, or because the last save is long ago."""
+        by_count = self._run.save_every_steps > 0 and step % self._run.save_every_steps == 0
+        minutes = (time.monotonic() - self._last_save_s) / 60
+        return by_count or (self._run.save_every_minutes > 0 and minutes >= self._run.save_every_minutes)
+
+    def save(self, arrays: Mapping[str, Any], meta: Meta) -> float:
+        """Copies the arrays off the devices and returns the seconds that took; writing goes on behind.
+
+        An error of the save before comes out here. A step that is there already is left as it is.
+        """
+        began = time.monotonic()
+        self._last_save_s = began
+        if meta.step in self._manager.all_steps():
+            return 0.0
+        if self._make_room is not None and self._on_disk and jax.process_index() == 0:
+            self._make_room(self._on_disk, _bytes(arrays))
+        self._check_room(arrays)
+        items = {name: ocp.args.StandardSave(arrays[name]) for name in CHECKPOINT_ARRAYS}
+        args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
+        try:
+            self._manager.save(meta.step, args=args, force=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+        return time.monotonic() - began
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save in the background has failed."""
+        try:
+            self._manager.check_for_errors()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    def wait(self) -> None:
+        """Returns when the last save is committed; raises CheckpointError if it failed."""
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise self._failure(error) from error
+
+    def restore(
+        self, abstract: Mapping[str, Any], config: dict[str, Any], before: int | None = None
+    ) -> tuple[dict[str, Any], Meta] | None:
+        """The newest checkpoint that is whole, on today's shardings, or None in a new run directory.
+
+        `before` is a step: only checkpoints of earlier ones are looked at. `abstract` holds a tree of
+        jax.ShapeDtypeStruct with shardings for each of CHECKPOINT_ARRAYS. A damaged checkpoint is renamed to
+        `<name>.broken`, with a warning. Raises ValueError where the run was made with another configuration, and
+        CheckpointError where the next checkpoint would not fit on the disk.
+        """
+        self._check_room(abstract)
+        found = [folder for folder in step_folders(self.directory) if before is None or step_of(folder) < before]
+        broken: list[tuple[RunPath, Exception]] = []
+        for folder in found:
+            failed: Exception | None = None
+            try:
+                with reading(folder):
+                    meta = read_meta(folder)
+                    check_config(meta.config, config, folder)
+                    arrays = {name: read_arrays(folder, name, abstract[name]) for name in CHECKPOINT_ARRAYS}
+            except ConfigDiffersError:
+                raise
+            except UNREADABLE as error:
+                if not is_damage(folder, error):
+                    raise CheckpointError(
+                        f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
+                    ) from error
+                failed = error
+                LOGGER.warning("%s: cannot be read, trying the one before (%s)", folder, first_line(error))
+            if any_process(failed is not None):
+                broken.append((folder, failed or CheckpointError("another process cannot read it")))
+                continue
+            if self._on_disk and jax.process_index() == 0:
+                note_verified(self._on_disk.parent, meta.step)  # pyright: ignore[reportPossiblyUnboundVariable]
+            self._set_aside(broken)
+            return arrays, meta  # pyright: ignore[reportPossiblyUnboundVariable]
+        if broken:
+            folder, error = broken[0]
+            raise CheckpointError(
+                f"{self.directory}: none of {len(broken)} checkpoints can be read, the newest because of: "
+                f"{first_line(error)}; remove the folder to start over"
+            ) from error
+        return None
+
+    def has_any(self) -> bool:
+        """Whether there is a committed checkpoint, readable or not."""
+        return bool(step_folders(self.directory))
+
+    def close(self) -> None:
+        """Waits for the last save. Call `wait` first where its failure matters."""
+        try:
+            self._manager.close()
+        except (OSError, ValueError, RuntimeError) as error:
+            LOGGER.debug("closing after a failed save: %s", first_line(error))
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def fits(self, arrays: Mapping[str, Any]) -> bool:
+        """Whether there is room for a checkpoint of these arrays."""
+        return self._on_disk is None or shutil.disk_usage(self._on_disk).free >= _bytes(arrays)
+
+    def _check_room(self, arrays: Mapping[str, Any]) -> None:
+        if self._on_disk is None:
+            return
+        needed = _bytes(arrays)
+        free = shutil.disk_usage(self._on_disk).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.directory}: a checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
+                f"{self._last_whole()}; make room and start the same command again"
+            )
+
+    def _last_whole(self) -> str:
+        try:
+            whole = step_folders(self.directory)
+        except OSError:  # a bucket that cannot be asked, which is why this is wanted
+            return "the ones before are as they were"
+        return f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
+
+    def _set_aside(self, broken: list[tuple[RunPath, Exception]]) -> None:
+        """Renames what cannot be read, on one process; the others wait for it."""
+        for folder, _ in broken if jax.process_index() == 0 else ():
+            target = folder.with_name(folder.name + BROKEN_SUFFIX)
+            if not isinstance(folder, Path):
+                gcs.set_aside(str(folder), str(target), COMMITTED)
+                continue
+            shutil.rmtree(target, ignore_errors=True)
+            folder.rename(target)
+        if broken:
+            all_gather("set aside", True)
+            self._manager.reload()
+
+    def _failure(self, error: Exception) -> CheckpointError:
+        remedy = "start the same command again"
+        room = ""
+        if self._on_disk:  # in a bucket the next start clears away what was not committed
+            for part in self._on_disk.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
+                shutil.rmtree(part, ignore_errors=True)
+            room = f"; {shutil.disk_usage(self._on_disk).free / 1e6:.1f} MB free"
+            remedy = f"make room and {remedy}"
+        return CheckpointError(
+            f"{self.directory}: a checkpoint could not be written ({first_line(error)}{room}); "
+            f"{self._last_whole()}; {remedy}"
+        )
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which does not ask whether the machine is taken away: the loop does (runtime.StopSignal).
+
+    Its question, with a number of its own and from a thread, would move the point on which the processes agree.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Leased(policies.PreservationPolicy):
+    """Keeps what somebody reads just now; a later save looks again."""
+
+    directory: Path
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """For each of Orbax's checkpoint infos."""
+        folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            names = [step_name(info.step) for info in checkpoints]
+            return [is_leased(folder, name) for name in names]
+        finally:
+            os.close(folder)
+
+
+def _bytes(arrays: Mapping[str, Any]) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(dict(arrays)))

@@ -1,0 +1,124 @@
+"""What lies in a run's `checkpoints` folder, and how it is read.
+
+A folder named `step_00001500` is a whole checkpoint or, after damage from outside, one that cannot be read. In a
+bucket, where nothing can be renamed at once, a step counts when COMMITTED is in it, which is written last.
+
+    step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
+    step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
+"""
+
+import contextlib
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
+
+from echotts import gcs
+from echotts.rundir.layout import CHECKPOINT_METADATA, COMMITTED, STEP
+from echotts.rundir.leases import lease
+from echotts.rundir.location import RunPath, read_whole
+
+FORMAT = 1
+SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
+NO_ANSWER = re.compile(  # how tensorstore begins when it is not the data that are wrong
+    "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
+)
+UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
+
+# Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
+multihost.flags.FLAGS.mark_as_parsed()
+multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written or read."""
+
+
+@dataclass(frozen=True)
+class Meta:
+    """What a checkpoint says beside its arrays; JSON-ready."""
+
+    step: int
+    samples_seen: int
+    stream: dict[str, Any]
+    config: dict[str, Any]
+    facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
+    format: int = FORMAT
+    frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
+    guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
+
+
+def step_folders(directory: RunPath) -> list[RunPath]:
+    """The committed checkpoints below a `checkpoints` folder, newest first. OSError where a bucket does not answer."""
+    if isinstance(directory, Path):
+        names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
+    else:
+        below = [name.split("/") for name in gcs.names_below(str(directory))]
+        names = [parts[0] for parts in below if parts[1:] == [COMMITTED]]
+    return sorted((directory / name for name in names if STEP.fullmatch(name)), key=step_of, reverse=True)
+
+
+def step_of(folder: RunPath) -> int:
+    """The step of a committed checkpoint's folder."""
+    return int(folder.name.rsplit("_", 1)[1])
+
+
+def reading(folder: RunPath) -> contextlib.AbstractContextManager[None]:
+    """Within it nobody deletes the checkpoint; in a bucket nobody can be kept from it."""
+    return lease(folder) if isinstance(folder, Path) else contextlib.nullcontext()
+
+
+def read_meta(folder: RunPath) -> Meta:
+    """What the checkpoint in this step folder says about itself."""
+    path = folder / CHECKPOINT_METADATA
+    text = read_whole(path)
+    if text is None:
+        raise FileNotFoundError(f"{path}: no such file")
+    fields = json.loads(text)
+    if fields.get("format") != FORMAT:
+        raise ValueError(f"{folder}: checkpoint format {fields.get('format')}, this program reads {FORMAT}")
+    return Meta(**fields)
+
+
+def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
+    """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
+    path = folder / name
+    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+        try:
+            arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
+        except Exception as error:
+            if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
+                raise
+            raise ValueError(f"{folder / name}: {first_line(error)}") from error
+    for path, (found, wanted) in _pairs(arrays, abstract):
+        if found.shape != wanted.shape:
+            raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
+    return arrays
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first, cut to a readable length; of an error of the system below, the system's own words."""
+    system = SYSTEM_REASON.search(str(error))
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return system[1].strip() if system else lines[0][:300]
+
+
+def is_damage(folder: RunPath, error: Exception) -> bool:
+    """Whether the checkpoint itself cannot be read, rather than the bucket it is in."""
+    if isinstance(folder, Path) or isinstance(error, FileNotFoundError):
+        return True
+    return not isinstance(error, OSError) and not NO_ANSWER.search(str(error))
+
+
+def _pairs(arrays: Any, abstract: Any) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    leaves = jax.tree_util.tree_leaves_with_path(arrays)
+    wanted = jax.tree.leaves(abstract)
+    for (path, found), shape in zip(leaves, wanted, strict=True):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), (found, shape)

@@ -1,0 +1,256 @@
+"""The shard format: tar files of latents with their text, written by webdataset and read with distrust.
+
+For each key `{key}.npy` (n, c) float16 latent, `{key}.ref.npy` (m, c) float16 latent of the speaker's reference
+(optional), `{key}.json` with "text" and, where known, "speaker", "language", "duration_s", "source". Whatever is
+wrong with a sample is counted by cause and skipped; a file that cannot be read at all (OSError) is not skipped,
+because the order of the stream must depend on what the files hold and not on the weather.
+"""
+
+import functools
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float16
+
+from echotts.data.format.tars import Entry, TarFile
+from echotts.files import atomic_write
+from echotts.rundir.rejections import Rejected, Rejections
+
+MAX_NPY_BYTES = 64 << 20
+MAX_JSON_BYTES = 1 << 20
+MAX_NPY_HEADER_BYTES = 1 << 10
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One utterance. `latent` is (n, c), `reference` (m, c) or None, both float16; `shard` is its file's name."""
+
+    key: str
+    latent: np.ndarray
+    reference: np.ndarray | None
+    text: str
+    speaker: str | None = None
+    language: str | None = None
+    duration_s: float | None = None
+    source: str | None = None
+    shard: str = ""
+
+    @property
+    def name(self) -> str:
+        """What log lines and error messages call it."""
+        return f"{self.shard}/{self.key}" if self.shard else self.key
+
+
+class ShardReader:
+    """Random access to the samples of one shard: `len(reader)` keys in file order, `reader.sample(i)`."""
+
+    def __init__(self, path: str | Path, channels: int | None = None, shard: str | None = None) -> None:
+        """`channels` None takes the first valid latent's; `shard` is the name used in messages."""
+        self.shard = shard or Path(path).name
+        self.channels = channels
+        self.tar = TarFile(path)
+        self._members = [entry for entry in self.tar.entries if _is_sample(entry)]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def key(self, index: int) -> str:
+        return self._members[index].key
+
+    def sample(self, index: int) -> Sample:
+        """The validated sample; it owns its arrays. Raises Rejected with the cause."""
+        entry = self._members[index]
+        if entry.fault is not None:
+            raise Rejected(entry.fault.cause, entry.fault.detail)
+        meta = parse_meta(self.tar.read(entry, "json", MAX_JSON_BYTES))
+        latent = parse_latent(self.tar.read(entry, "npy", MAX_NPY_BYTES), self.channels)
+        if self.channels is None:
+            self.channels = latent.shape[1]
+        reference = None
+        if "ref.npy" in entry.members:
+            reference = parse_latent(self.tar.read(entry, "ref.npy", MAX_NPY_BYTES), self.channels)
+        return Sample(key=entry.key, latent=latent, reference=reference, shard=self.shard, **meta)
+
+    def close(self) -> None:
+        self.tar.close()
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_shard(path: str | Path, channels: int | None, rejections: Rejections) -> Iterator[Sample]:
+    """The valid samples of a shard in file order; the others are counted in `rejections`."""
+    with ShardReader(path, channels) as reader:
+        rejections.opened(reader.shard, reader.tar.faults)
+        for index in range(len(reader)):
+            rejections.read += 1
+            try:
+                sample = reader.sample(index)
+            except Rejected as fault:
+                rejections.add(fault.cause, reader.shard, reader.key(index), fault.detail)
+                continue
+            yield sample
+
+
+def parse_latent(payload: bytes, channels: int | None) -> Float16[np.ndarray, "n c"]:
+    """A latent from the bytes of an npy file, never through pickle. Raises Rejected.
+
+    float16 non-finite values are those whose exponent bits are all set.
+    """
+    dtype, fortran, shape, offset = _npy_header(payload)
+    if dtype != "<f2":
+        raise Rejected("wrong_dtype", f"{dtype}, expected <f2")
+    if len(shape) != 2 or shape[0] < 1 or shape[1] < 1 or (channels is not None and shape[1] != channels):
+        raise Rejected("wrong_shape", f"{shape}, expected (frames, {channels or 'channels'})")
+    if len(payload) - offset != 2 * shape[0] * shape[1]:
+        raise Rejected("wrong_shape", f"{len(payload) - offset} bytes of values for shape {shape}")
+    values = np.frombuffer(payload, np.dtype("<f2"), offset=offset)
+    if (values.view(np.uint16) & 0x7FFF).max() >= 0x7C00:
+        raise Rejected("non_finite", f"{np.count_nonzero(~np.isfinite(values))} of {values.size} values")
+    return values.reshape(shape, order="F" if fortran else "C")
+
+
+def parse_meta(payload: bytes) -> dict[str, Any]:
+    """text, speaker, language, duration_s and source from a json member. Raises Rejected."""
+    try:
+        meta = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise Rejected("bad_json", f"{type(error).__name__}: {str(error)[:80]}") from None
+    if not isinstance(meta, dict):
+        raise Rejected("bad_json", f"a {type(meta).__name__}, expected an object")
+    return {"text": _text(meta.get("text")), "duration_s": _duration(meta.get("duration_s"))} | {
+        name: _word(name, meta.get(name)) for name in ("speaker", "language", "source")
+    }
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        raise Rejected("empty_text", "no text")
+    if not isinstance(value, str) or "\0" in value:
+        raise Rejected("bad_json", f"text is {str(value)[:40]!r}, expected a string without NUL")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise Rejected("bad_json", "text holds a lone surrogate and has no UTF-8 form") from None
+    if not value.strip():
+        raise Rejected("empty_text", "text is blank")
+    return value
+
+
+def _word(name: str, value: Any) -> str | None:
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):  # speakers are numbered in some corpora
+        return str(value)
+    raise Rejected("bad_json", f"{name} is {str(value)[:40]!r}, expected a string")
+
+
+def _duration(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise Rejected("bad_json", f"duration_s is {str(value)[:40]!r}, expected seconds")
+    return float(value)
+
+
+def _is_sample(entry: Entry) -> bool:
+    """Other files in the tar (a README, pictures) are no samples."""
+    return not {"npy", "ref.npy", "json"}.isdisjoint(entry.members)
+
+
+def _npy_header(payload: bytes) -> tuple[str, bool, tuple[int, ...], int]:
+    """dtype string, Fortran order, shape and the offset of the values."""
+    length_bytes = 4 if payload[6:7] == b"\2" else 2
+    start = 8 + length_bytes
+    size = int.from_bytes(payload[8:start], "little")
+    if payload[:6] != b"\x93NUMPY" or payload[6:8] not in (b"\1\0", b"\2\0"):
+        raise Rejected("bad_npy", f"begins with {payload[:8]!r}")
+    dtype, fortran, shape = _parse_npy_header(payload[: start + size])
+    return dtype, fortran, shape, start + size
+
+
+@functools.lru_cache(maxsize=8192)
+def _parse_npy_header(header: bytes) -> tuple[str, bool, tuple[int, ...]]:
+    """numpy's own header parser; cached, because samples of one length share their header."""
+    read = np.lib.format.read_array_header_1_0 if header[6:7] == b"\1" else np.lib.format.read_array_header_2_0
+    stream = io.BytesIO(header[8:])
+    try:
+        shape, fortran, dtype = read(stream, max_header_size=MAX_NPY_HEADER_BYTES)
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise Rejected("bad_npy", str(error)[:80]) from None
+    if dtype.hasobject:
+        raise Rejected("pickled_npy", "an array of Python objects")
+    return dtype.str, fortran, shape
+
+
+class ShardWriter:
+    """Writes one shard through webdataset's TarWriter; it appears under its name when it is whole.
+
+    A context manager: on an exception nothing is left. ValueError for a sample that the reader would reject.
+    """
+
+    def __init__(self, path: str | Path, channels: int) -> None:
+        self.path = Path(path)
+        self.channels = channels
+        self.keys: set[str] = set()
+
+    def __enter__(self) -> "ShardWriter":
+        # Here and not above: webdataset imports torch where it is installed, and readers do not need it.
+        from webdataset.writer import TarWriter
+
+        with ExitStack() as stack:
+            temporary = stack.enter_context(atomic_write(self.path))
+            file = stack.enter_context(temporary.open("wb"))
+            self._tar = stack.enter_context(TarWriter(file, encoder=False, mtime=0))
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def write(self, sample: Sample) -> None:
+        """Appends one sample; latents of any float type are stored as float16."""
+        if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self.keys:
+            raise ValueError(f"{self.path}: key {sample.key!r} repeats or is not 1 to 80 of A-Z a-z 0-9 _ -")
+        meta = {"text": sample.text} | {
+            name: value
+            for name in ("speaker", "language", "duration_s", "source")
+            if (value := getattr(sample, name)) is not None
+        }
+        member: dict[str, Any] = {"__key__": sample.key, "json": json.dumps(meta, ensure_ascii=False).encode()}
+        member["npy"] = npy_bytes(sample.latent)
+        if sample.reference is not None:
+            member["ref.npy"] = npy_bytes(sample.reference)
+        try:
+            parse_meta(member["json"])
+            for suffix in member.keys() & {"npy", "ref.npy"}:
+                parse_latent(member[suffix], self.channels)
+        except Rejected as fault:
+            raise ValueError(f"{self.path}: {sample.key}: {fault}") from None
+        self._tar.write(member)
+        self.keys.add(sample.key)
+
+
+def npy_bytes(latent: np.ndarray) -> bytes:
+    """A latent as the bytes of a float16 npy file. A value beyond +-65504 becomes infinite, and is refused later."""
+    stream = io.BytesIO()
+    with np.errstate(over="ignore"):
+        np.lib.format.write_array(stream, latent.astype("<f2"), allow_pickle=False)
+    return stream.getvalue()

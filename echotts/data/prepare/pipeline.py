@@ -1,0 +1,287 @@
+"""Recordings to a data set of latent shards, in two passes that survive being killed at any moment.
+
+Pass 1 reads, resamples, mixes to mono, brings to -16 LUFS and encodes the clips, PART_CLIPS at a time; a part is a
+small shard in the hidden folder `.prepare`, and a list of what was accepted and rejected beside it. Pass 2 deals all
+accepted clips, shuffled, to the final shards and gives each a reference: another clip of the same speaker. Every file
+appears when it is whole and is a function of the plan (source list, codec, settings), so a run that starts again
+skips what is there and ends with the same bytes as one that was never stopped. dataset.json comes last.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from echotts.audio import SILENT_PEAK, loudness_normalise
+from echotts.data.format.info import INFO_NAME, SILENCE_NAME
+from echotts.data.format.shards import Sample, ShardWriter
+from echotts.data.prepare.assemble import Clip, describe, write_shards
+from echotts.data.prepare.encoding import Encoder, encode_clips
+from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
+from echotts.files import atomic_write
+from echotts.rundir.rejections import Rejected
+
+logger = logging.getLogger(__name__)
+
+PLAN_VERSION = 1
+WORK_NAME = ".prepare"
+REPORT_NAME = "prepare.json"
+REJECTED_NAME = "rejected.jsonl"
+PART_CLIPS = 64
+SILENCE_S = 30
+READING_THREADS = min(8, os.cpu_count() or 1)
+
+Loaded = tuple[dict[str, Any], np.ndarray] | Rejected  # text and sound of a recording, or why not
+OnProgress = Callable[[str, int, int, int], None]  # what is done, how many of it, of how many, rejected so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How recordings become samples. Lengths in seconds."""
+
+    seed: int = 0
+    speaker: str | None = None
+    language: str | None = None
+    min_s: float = 0.5
+    max_s: float = 30.72
+    loudness_lufs: float = -16.0
+    shard_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.min_s < self.max_s:
+            raise ValueError(f"min_s {self.min_s:g} and max_s {self.max_s:g}: no clip can be between them")
+        if self.shard_samples < 1:
+            raise ValueError(f"shard_samples {self.shard_samples} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What a preparation gave."""
+
+    samples: int
+    hours: float
+    shards: int
+    with_reference: int
+    rejected: dict[str, int]
+
+
+def prepare(
+    source: str,
+    output: Path,
+    codec: Encoder,
+    settings: Settings | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> Summary:
+    """Makes the data set `output` of the recordings in `source` (see recordings.py), or goes on making it.
+
+    ValueError: a table that cannot be read, nothing usable, or an output folder that holds something else.
+    """
+    settings = settings or Settings()
+    recordings = list_recordings(source, settings.speaker, settings.language)
+    plan = _plan(recordings, codec, settings)
+    work = output / WORK_NAME
+    if (output / INFO_NAME).exists():
+        summary = _finished(output, plan)
+        shutil.rmtree(work, ignore_errors=True)
+        return summary
+    _begin(output, plan)
+    with _alone(work):
+        parts = [recordings[first : first + PART_CLIPS] for first in range(0, len(recordings), PART_CLIPS)]
+        clips, rejected = _encode_parts(parts, work, codec, settings, on_progress)
+        if not clips:
+            raise ValueError(f"{source}: none of {len(recordings)} recordings is usable: {_causes(rejected)}")
+        shards = write_shards(clips, output, codec.latent_channels, settings.shard_samples, settings.seed, on_progress)
+        summary = _finish(output, codec, plan, shards, rejected, on_progress)
+    shutil.rmtree(work)
+    return summary
+
+
+def _encode_parts(
+    parts: Sequence[Sequence[Recording]], work: Path, codec: Encoder, settings: Settings, on_progress: OnProgress
+) -> tuple[list[Clip], list[dict[str, str]]]:
+    """Pass 1: every part's accepted clips and rejected recordings, encoding only the parts that are not there."""
+    files = [work / f"part-{number:06d}.tar" for number in range(len(parts))]
+    missing = [number for number, tar in enumerate(files) if not tar.exists()]
+    total = sum(map(len, parts))
+    done, bad = total - sum(len(parts[number]) for number in missing), 0
+    on_progress("encoded", done, total, bad)
+    with RecordingReader() as reader, ThreadPoolExecutor(READING_THREADS) as pool:
+        loaded = _loaded([parts[number] for number in missing], lambda one: _load(reader, one, codec, settings), pool)
+        for number, sounds in zip(missing, loaded, strict=True):
+            bad += _encode_part(parts[number], sounds, files[number], codec)
+            done += len(parts[number])
+            on_progress("encoded", done, total, bad)
+    clips: list[Clip] = []
+    rejected: list[dict[str, str]] = []
+    for tar in files:
+        found = json.loads(tar.with_suffix(".json").read_text())
+        clips += [Clip(key, speaker, tar, place) for place, (key, speaker) in enumerate(found["accepted"])]
+        rejected += found["rejected"]
+    return clips, rejected
+
+
+def _loaded(
+    parts: Sequence[Sequence[Recording]], load: Callable[[Recording], Loaded], pool: ThreadPoolExecutor
+) -> Iterator[list[Loaded]]:
+    """What `load` gives for each part; the next part is being read while the caller works on one."""
+    ahead: deque[list[Future[Loaded]]] = deque()
+    for part in parts:
+        ahead.append([pool.submit(load, recording) for recording in part])
+        if len(ahead) > 1:
+            yield [future.result() for future in ahead.popleft()]
+    for last in ahead:
+        yield [future.result() for future in last]
+
+
+def _encode_part(recordings: Sequence[Recording], loaded: Sequence[Loaded], tar: Path, codec: Encoder) -> int:
+    """Writes one part: its record first, then its tar, which says that both are there. Gives the rejected."""
+    good = [(recording, *item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, tuple)]
+    bad = [(recording, item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, Rejected)]
+    latents = encode_clips(codec, [audio for _, _, audio in good])
+    samples = []
+    for (recording, meta, audio), latent in zip(good, latents, strict=True):
+        with np.errstate(over="ignore"):
+            half = latent.astype(np.float16)
+        if not np.isfinite(half).all():
+            bad.append((recording, Rejected("non_finite", "the codec gives values beyond float16 for it")))
+            continue
+        seconds = round(len(audio) / codec.sample_rate, 4)
+        file = recording.file.name if recording.member is None else f"{recording.file.name}/{recording.member}"
+        samples.append(
+            Sample(recording.key, half, None, meta["text"], meta["speaker"], meta["language"], seconds, file)
+        )
+    rejected = [{"source": one.origin, "cause": fault.cause, "detail": fault.detail} for one, fault in bad]
+    accepted = [(sample.key, sample.speaker) for sample in samples]
+    _write_json(tar.with_suffix(".json"), {"accepted": accepted, "rejected": rejected})
+    with ShardWriter(tar, codec.latent_channels) as writer:
+        for sample in samples:
+            writer.write(sample)
+    return len(bad)
+
+
+def _load(reader: RecordingReader, recording: Recording, codec: Encoder, settings: Settings) -> Loaded:
+    """Text and sound of one recording, or why not."""
+    try:
+        meta = recording.checked_meta()
+        audio = reader.read(recording, codec.sample_rate)
+    except Rejected as fault:
+        return fault
+    seconds = len(audio) / codec.sample_rate
+    if seconds < settings.min_s:
+        return Rejected("too_short", f"{seconds:.2f} s, at least {settings.min_s:g} s are asked")
+    if seconds > settings.max_s:
+        return Rejected("too_long", f"{seconds:.2f} s, at most {settings.max_s:g} s are asked")
+    if np.abs(audio).max() < SILENT_PEAK:
+        return Rejected("silent", f"no sample is louder than {SILENT_PEAK:g} of full scale")
+    return meta, loudness_normalise(audio, codec.sample_rate, settings.loudness_lufs)
+
+
+def _finish(
+    output: Path,
+    codec: Encoder,
+    plan: Mapping[str, Any],
+    shards: Sequence[Path],
+    rejected: Sequence[Mapping[str, str]],
+    on_progress: OnProgress,
+) -> Summary:
+    """silence.npy, the reports, and dataset.json last."""
+    info, with_reference = describe(shards, codec, on_progress)
+    frames = SILENCE_S * codec.sample_rate // codec.hop_length
+    with atomic_write(output / SILENCE_NAME) as temporary, temporary.open("wb") as file:
+        np.save(file, np.asarray(codec.silence_latent(frames)).astype(np.float16), allow_pickle=False)
+    with atomic_write(output / REJECTED_NAME) as temporary:
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected))
+    summary = Summary(
+        samples=info.samples,
+        hours=info.hours or 0.0,
+        shards=len(shards),
+        with_reference=with_reference,
+        rejected=dict(Counter(line["cause"] for line in rejected)),
+    )
+    _write_json(output / REPORT_NAME, {"plan": plan, "summary": dataclasses.asdict(summary)})
+    info.save(output / INFO_NAME)
+    return summary
+
+
+def _plan(recordings: Sequence[Recording], codec: Encoder, settings: Settings) -> dict[str, Any]:
+    """Everything that decides the result."""
+    listed = hashlib.sha256()
+    for recording in recordings:
+        listed.update(json.dumps([recording.key, recording.origin, recording.meta], sort_keys=True).encode())
+    return {
+        "version": PLAN_VERSION,
+        "recordings": len(recordings),
+        "recordings_sha256": listed.hexdigest(),
+        "codec": codec.codec_id,
+        "codec_weights": codec.weights_hash,
+    } | dataclasses.asdict(settings)
+
+
+def _begin(output: Path, plan: Mapping[str, Any]) -> None:
+    """Makes the work folder, or checks that the one there is of the same plan."""
+    work = output / WORK_NAME
+    saved = work / "plan.json"
+    if saved.exists():
+        _same_plan(output, json.loads(saved.read_text()), plan, "was begun")
+        return
+    if output.is_dir() and any(path.suffix == ".tar" for path in output.iterdir()):
+        raise ValueError(f"{output}: holds shards that this command did not make: choose another folder")
+    work.mkdir(parents=True, exist_ok=True)
+    _write_json(saved, plan)
+
+
+def _finished(output: Path, plan: Mapping[str, Any]) -> Summary:
+    """The summary of a data set that is complete, if it is this one."""
+    report = output / REPORT_NAME
+    if not report.exists():
+        raise ValueError(f"{output}: holds a data set that this command did not make: choose another folder")
+    saved = json.loads(report.read_text())
+    _same_plan(output, saved["plan"], plan, "was made")
+    logger.info("%s: complete already", output)
+    return Summary(**saved["summary"])
+
+
+def _same_plan(output: Path, saved: Mapping[str, Any], plan: Mapping[str, Any], when: str) -> None:
+    different = [
+        f"{name} {saved.get(name)!r} there, {value!r} here" for name, value in plan.items() if saved.get(name) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{output}: {when} with other settings: {'; '.join(different)}: repeat those, or choose another folder"
+        )
+
+
+@contextlib.contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """No second process works here. What a killed one left unfinished is removed."""
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{work.parent}: another process is preparing this folder: wait for it or stop it") from None
+        for folder in (work, work.parent):
+            for leftover in folder.glob(".*.partial"):
+                leftover.unlink()
+        yield
+
+
+def _write_json(path: Path, value: Any) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def _causes(rejected: Sequence[Mapping[str, str]]) -> str:
+    counts = Counter(line["cause"] for line in rejected)
+    return ", ".join(f"{cause} {count}" for cause, count in counts.most_common()) + f"; first {rejected[0]}"

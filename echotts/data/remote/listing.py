@@ -1,0 +1,165 @@
+"""The list of a data set's shards: made once, on one process, and pinned where the source has revisions.
+
+A Listing is JSON-ready. Who has one needs no other request than those for the shards themselves.
+"""
+
+import fnmatch
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from echotts.data.format.info import INFO_NAME, SILENCE_NAME
+from echotts.data.remote import hub
+from echotts.data.remote.retry import Retries, filesystem, retry
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.sources import Part, expand_braces, is_glob, resolve, scheme_of
+
+SUFFIX = ".tar"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The shards of one part of a data argument. `revision` is the commit that they are pinned to, if there is one.
+
+    `beside` are the addresses of the dataset.json and silence.npy in the shards' folders: those that were seen, or
+    None where the source has no list and asking is the only way to know.
+    """
+
+    spec: str
+    weight: float | None
+    files: tuple[ShardFile, ...]
+    revision: str | None = None
+    beside: tuple[str, ...] | None = None
+
+    @property
+    def remote(self) -> bool:
+        return self.files[0].remote
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "spec": self.spec,
+            "weight": self.weight,
+            "revision": self.revision,
+            "beside": self.beside,
+            "shards": [[file.url, file.bytes, file.checksum] for file in self.files],
+        }
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> "Listing":
+        files = tuple(ShardFile(url=url, bytes=size, checksum=checksum) for url, size, checksum in fields["shards"])
+        beside = None if fields["beside"] is None else tuple(fields["beside"])
+        return cls(fields["spec"], fields["weight"], files, fields["revision"], beside)
+
+
+def list_part(part: Part, retries: Retries) -> Listing:
+    """The shards that one part of a data argument names now.
+
+    FileNotFoundError in one line where there is nothing, or not for us; ValueError for what cannot be meant;
+    Unavailable where a server does not answer before the deadline.
+    """
+    scheme = scheme_of(part.spec)
+    if not scheme:
+        return Listing(part.spec, part.weight, tuple(ShardFile(url=str(path)) for path in resolve(part.spec)))
+    if scheme == hub.SCHEME:
+        return _list_hub(part, retries)
+    if scheme in ("http", "https"):
+        return Listing(part.spec, part.weight, _web_files(part.spec))
+    return retry(lambda: _list_filesystem(part), part.spec, retries)
+
+
+def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
+    """What has happened to the sources of stored lists since, one line each; empty where they are the same.
+
+    FileNotFoundError where a pinned commit itself is gone.
+    """
+    said = []
+    for listing in listings:
+        if not listing.remote:
+            said += _check_local(listing)
+        if scheme_of(listing.spec) != hub.SCHEME or listing.revision is None:
+            continue
+        place = hub.parse(listing.spec)
+        pinned = hub.HubPath(place.repository, listing.revision, place.path).url
+        retry(lambda url=pinned: hub.commit_of(url), listing.spec, retries)
+        try:
+            now = retry(lambda spec=listing.spec: hub.commit_of(spec), listing.spec, retries)
+        except FileNotFoundError as error:
+            said.append(f"{error}; the run goes on at commit {listing.revision[:12]}")
+            continue
+        if now != listing.revision:
+            said.append(
+                f"{listing.spec} is at commit {now[:12]} now: the run stays at {listing.revision[:12]}, "
+                "with the shards it began with; another --run_dir takes the new ones"
+            )
+    return said
+
+
+def _check_local(listing: Listing) -> list[str]:
+    try:
+        now = {str(path) for path in resolve(listing.spec)}
+    except FileNotFoundError:  # moved: the stream will say which shard is missing
+        return []
+    before = {file.url for file in listing.files}
+    if now == before:
+        return []
+    return [
+        f"{listing.spec}: {len(now - before)} shards are new and {len(before - now)} gone since the run began: it "
+        f"keeps to the {len(before)} it began with; another --run_dir takes the new ones"
+    ]
+
+
+def _list_hub(part: Part, retries: Retries) -> Listing:
+    commit = retry(lambda: hub.commit_of(part.spec), part.spec, retries)
+    extra = (INFO_NAME, SILENCE_NAME)
+    files = retry(lambda: hub.list_files(part.spec, commit, (SUFFIX,), extra), part.spec, retries)
+    shards = tuple(file for file in files if file.name not in extra)
+    return Listing(part.spec, part.weight, shards, commit, tuple(file.url for file in files if file.name in extra))
+
+
+def _web_files(spec: str) -> tuple[ShardFile, ...]:
+    urls = list(dict.fromkeys(expand_braces(spec)))
+    for url in urls:
+        file = ShardFile(url=url)
+        if is_glob(url.split("?")[0]):
+            raise ValueError(
+                f"{spec}: the web has no list to match a glob with: give a range, as in s-{{000..099}}.tar"
+            )
+        if not file.name.endswith(SUFFIX):
+            raise ValueError(f"{spec}: {file.name} is no {SUFFIX}: give a range of shards, as in s-{{000..099}}.tar")
+    return tuple(ShardFile(url=url) for url in urls)
+
+
+def _list_filesystem(part: Part) -> Listing:
+    """What fsspec finds. Folders are listed once, whatever the number of shards."""
+    scheme, found, lacking = scheme_of(part.spec), {}, []
+    patterns = [
+        path if path.endswith(SUFFIX) or is_glob(path) else f"{path.rstrip('/')}/*{SUFFIX}"
+        for path in expand_braces(part.spec)
+    ]
+    folders: dict[str, dict[str, int | None]] = {}
+    for pattern in patterns:
+        fs, path = filesystem(pattern)
+        folder = os.path.dirname(path)
+        if is_glob(folder):
+            sizes = {name: about.get("size") for name, about in fs.glob(path, detail=True).items()}
+            sizes = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
+        else:
+            if folder not in folders:
+                try:
+                    folders[folder] = {about["name"]: about.get("size") for about in fs.ls(folder, detail=True)}
+                except FileNotFoundError:
+                    folders[folder] = {}
+            names = sorted(name for name in fnmatch.filter(folders[folder], path) if name.endswith(SUFFIX))
+            sizes = {name: folders[folder][name] for name in names}
+        found |= sizes
+        lacking += [] if sizes else [pattern]
+    if lacking:
+        raise FileNotFoundError(
+            f"{part.spec}: {len(lacking)} of {len(patterns)} paths are not there, the first is {lacking[0]}"
+        )
+    files = tuple(ShardFile(url=f"{scheme}://{name.lstrip('/')}", bytes=size) for name, size in found.items())
+    extra = (INFO_NAME, SILENCE_NAME)
+    beside = [name for names in folders.values() for name in names if os.path.basename(name) in extra]
+    seen = tuple(f"{scheme}://{name.lstrip('/')}" for name in sorted(beside)) if folders else None
+    return Listing(part.spec, part.weight, files, None, seen)

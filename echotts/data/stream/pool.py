@@ -1,0 +1,273 @@
+"""One virtual stream: reads its units in order, holds back a pool of samples, draws from it.
+
+The pool mixes the samples of neighbouring shards, and it sorts by length: samples lie by the bucket they belong to, a
+draw takes one of the bucket that the step asks for or, when there is none, of the next shorter one (a batch may carry
+shorter samples, never longer ones), and the stream reads on until the pool is full again. Pools are bounded: where a
+stream finds nothing short enough among CROWD_SAMPLES (shards sorted by length do that), long samples are let go,
+counted as `crowded_out`.
+
+Too long samples and texts are rejected and counted, not cropped: a cut recording under its whole text teaches the
+model to swallow words. References are cropped to their beginning.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from echotts.config import Bucket
+from echotts.data.format.shards import Sample, ShardReader
+from echotts.data.remote.retry import describe
+from echotts.data.remote.store import LocalShards
+from echotts.data.remote.web import Unavailable
+from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, smallest_bucket
+from echotts.rundir.rejections import Fault, Rejected, Rejections
+from echotts.text import Tokenizer
+
+CROWD_SAMPLES = 256
+BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all units gives up
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What all virtual streams of a process share and none changes."""
+
+    shards: LocalShards
+    orders: tuple[Order, ...]  # one of each source
+    mixture: Mixture
+    lengthening: Promotion
+    seed: int
+    buckets: tuple[Bucket, ...]
+    tokenizer: Tokenizer
+    channels: int
+    reference_frames: int
+    pool_samples: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A sample in a pool, and where it came from: source, unit ordinal and place in its shard."""
+
+    source: int
+    unit: int
+    place: int
+    sample: Sample
+
+
+class _Cursor:
+    """Where a stream reads in one source: the unit, and how many of its samples were looked at."""
+
+    def __init__(self, unit: int = 0, taken: int = 0) -> None:
+        self.unit = unit
+        self.taken = taken
+        self.reader: ShardReader | None = None
+        self.places: list[int] = []
+
+    def close(self) -> None:
+        if self.reader is not None:
+            self.reader.close()
+            self.reader = None
+
+
+class VirtualStream:
+    """One of the V streams: reads its units in order, holds a pool, draws from it."""
+
+    def __init__(self, index: int, plan: StreamPlan, rejections: Rejections) -> None:
+        self.index = index
+        self.plan = plan
+        self.rejections = rejections
+        self.cursors = [_Cursor() for _ in plan.orders]
+        self.turns = 0  # samples that went into the pool
+        self.draws = 0
+        self.read = 0
+        self.rejected: Counter[str] = Counter()
+        self.pool: list[list[_Held]] = [[] for _ in plan.buckets]
+
+    def draw(self, bucket: int) -> Sample:
+        """The next sample that fits the bucket of this index."""
+        while self._held() < self.plan.pool_samples:
+            self._read_one()
+        began = [cursor.unit for cursor in self.cursors]
+        while not any(self.pool[: bucket + 1]):
+            if self._held() >= max(CROWD_SAMPLES, 2 * self.plan.pool_samples):
+                self._crowd_out()
+            self._read_one()
+            for source, unit in enumerate(began):
+                self._give_up(source, unit, f"no sample that fits {self.plan.buckets[bucket]}")
+        held = next(self.pool[k] for k in range(bucket, -1, -1) if self.pool[k])
+        place = hash_int(self.plan.seed, "draw", self.index, self.draws) % len(held)
+        held[place], held[-1] = held[-1], held[place]
+        self.draws += 1
+        return held.pop().sample
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what comes next, as plain JSON values."""
+        return {
+            "cursors": [[cursor.unit, cursor.taken] for cursor in self.cursors],
+            "turns": self.turns,
+            "draws": self.draws,
+            "read": self.read,
+            "rejected": dict(self.rejected),
+            "pool": [
+                [number for item in held for number in (item.source, item.unit, item.place)] for held in self.pool
+            ],
+        }
+
+    def expect(self, state: Mapping[str, Any] | None = None) -> None:
+        """Tells the store which shards come next; those of a `state` that is about to be restored, its pool's first."""
+        units = sorted({item[:2] for held in state["pool"] for item in _triples(held)}) if state else []
+        cursors = state["cursors"] if state else [(cursor.unit, cursor.taken) for cursor in self.cursors]
+        for depth in range(self.plan.shards.ahead + 1):
+            for source, (unit, _) in enumerate(cursors):
+                opened = depth == 0 and not state and self.cursors[source].reader is not None
+                units += [] if opened else [(source, unit + depth)]
+        self.plan.shards.expect(self.index, list(dict.fromkeys(self._shard(source, unit) for source, unit in units)))
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes the place that `state` describes and reads the pool's samples again."""
+        self.close()
+        self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
+        self.turns, self.draws = state["turns"], state["draws"]
+        self.read, self.rejected = state["read"], Counter(state["rejected"])
+        wanted = [_triples(held) for held in state["pool"]]
+        found: dict[tuple[int, int, int], Sample] = {}
+        for source, unit in sorted({(source, unit) for held in wanted for source, unit, _ in held}):
+            try:
+                reader = self._open(source, unit)
+            except Unavailable as error:
+                self._skip(source, unit, error)
+                continue
+            with reader:
+                places = sorted(item[2] for held in wanted for item in held if item[:2] == (source, unit))
+                found |= {(source, unit, place): self._again(reader, place) for place in places}
+        self.pool = [[_Held(*item, found[item]) for item in held if item in found] for held in wanted]
+        self.expect()
+
+    def close(self) -> None:
+        for cursor in self.cursors:
+            cursor.close()
+
+    def _held(self) -> int:
+        return sum(map(len, self.pool))
+
+    def _give_up(self, source: int, began: int, lack: str) -> None:
+        """ValueError where a source has been gone through so often since its unit `began`."""
+        if self.cursors[source].unit > began + BARREN_ROUNDS * self.plan.orders[source].units:
+            shards = self.plan.shards
+            files = shards.sources[source].files
+            raise ValueError(
+                f"stream {self.index} found {lack} in {len(files)} shards, first {files[0].url}: "
+                f"{self.rejections.summary()}"
+            )
+
+    def _read_one(self) -> None:
+        """Reads on to the next usable sample of the source whose turn it is and adds it to the pool."""
+        source = self.plan.mixture.at(self.index, self.turns)
+        cursor = self.cursors[source]
+        began = cursor.unit
+        while True:
+            if cursor.reader is None and not self._begin_unit(source):
+                self._give_up(source, began, "no usable sample")
+                continue
+            assert cursor.reader is not None
+            while cursor.taken < len(cursor.places):
+                cursor.taken += 1
+                if self._take(source, cursor, cursor.places[cursor.taken - 1]):
+                    self.turns += 1
+                    return
+            cursor.close()
+            cursor.unit, cursor.taken = cursor.unit + 1, 0
+            self._give_up(source, began, "no usable sample")
+
+    def _begin_unit(self, source: int) -> bool:
+        """Opens the shard where the cursor stands. Where it cannot be had the cursor moves on: False."""
+        order, cursor = self.plan.orders[source], self.cursors[source]
+        try:
+            cursor.reader = self._open(source, cursor.unit)
+        except Unavailable as error:
+            self._skip(source, cursor.unit, error)
+            cursor.unit, cursor.taken = cursor.unit + 1, 0
+            return False
+        self.expect()
+        cursor.places = order.places(self.index, cursor.unit, len(cursor.reader))
+        if cursor.taken == 0 and order.unit(self.index, cursor.unit)[1] == 0:
+            self._count_faults(cursor.reader)
+        return True
+
+    def _take(self, source: int, cursor: _Cursor, place: int) -> bool:
+        """Adds the sample to the pool, or counts why not."""
+        reader = cursor.reader
+        assert reader is not None
+        self.read += 1
+        self.rejections.read += 1
+        try:
+            sample = reader.sample(place)
+            bucket = self._bucket(sample)
+        except Rejected as fault:
+            self._reject(fault.cause, reader.shard, reader.key(place), fault.detail)
+            return False
+        bucket = self.plan.lengthening.bucket(bucket, self.index, source, cursor.unit, place)
+        self.pool[bucket].append(_Held(source, cursor.unit, place, self._cropped(sample)))
+        return True
+
+    def _bucket(self, sample: Sample) -> int:
+        frames, largest = len(sample.latent), self.plan.buckets[-1]
+        if frames > largest.frames:
+            raise Rejected("latent_too_long", f"{frames} frames, the largest bucket has {largest.frames}")
+        try:
+            tokens = len(self.plan.tokenizer.encode(sample.text, largest.tokens))
+        except ValueError as error:
+            raise Rejected("text_too_long", str(error)) from None
+        bucket = smallest_bucket(self.plan.buckets, frames, tokens)
+        if bucket is None:
+            raise Rejected("text_too_long", f"{tokens} tokens, the largest bucket has {largest.tokens}")
+        return bucket
+
+    def _cropped(self, sample: Sample) -> Sample:
+        """Only as much of the reference as a batch takes: references may be minutes long."""
+        limit = self.plan.reference_frames
+        if sample.reference is None or len(sample.reference) <= limit:
+            return sample
+        return replace(sample, reference=sample.reference[:limit].copy())
+
+    def _crowd_out(self) -> None:
+        crowd = next(held for held in reversed(self.pool) if held)
+        sample = crowd.pop(0).sample
+        self._reject("crowded_out", sample.shard, sample.key, f"{len(sample.latent)} frames wait while short ones lack")
+
+    def _count_faults(self, reader: ShardReader) -> None:
+        self.read += len(reader.tar.faults)
+        self.rejected.update(fault.cause for fault in reader.tar.faults)
+        self.rejections.opened(reader.shard, reader.tar.faults)
+
+    def _skip(self, source: int, unit: int, error: Unavailable) -> None:
+        """Counts a shard that could not be had: its samples are left out, nothing else changes."""
+        self.read += 1
+        self.rejected["shard_unavailable"] += 1
+        name = self.plan.shards.files[self._shard(source, unit)].name
+        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", describe(error))])
+
+    def _reject(self, cause: str, shard: str, key: str, detail: str) -> None:
+        self.rejected[cause] += 1
+        self.rejections.add(cause, shard, key, detail)
+
+    def _shard(self, source: int, unit: int) -> int:
+        """The number of a unit's shard, counted through all sources."""
+        return self.plan.shards.first[source] + self.plan.orders[source].unit(self.index, unit)[0]
+
+    def _open(self, source: int, unit: int) -> ShardReader:
+        return self.plan.shards.open(self._shard(source, unit), self.plan.channels)
+
+    def _again(self, reader: ShardReader, place: int) -> Sample:
+        try:
+            return self._cropped(reader.sample(place))
+        except (Rejected, IndexError) as error:
+            raise ValueError(
+                f"{reader.tar.path}: sample {place} was there when the state was saved and is not now ({error}): "
+                "the shard has changed, start a new run"
+            ) from None
+
+
+def _triples(held: Sequence[int]) -> list[tuple[int, int, int]]:
+    """The flat numbers of a state as (source, unit, place)."""
+    return list(zip(held[::3], held[1::3], held[2::3], strict=True))

@@ -1,0 +1,237 @@
+"""The endless, shuffled stream of batches: a pure function of (seed, step), whatever the number of processes.
+
+`order` says which sample comes when, `pool` how a virtual stream reads and draws, `store` where shards come from. A
+bucket is chosen for each step and every row of the global batch asks its stream for a sample of that bucket.
+
+The state is JSON: per stream where it reads, how many samples it has drawn, and where in the shards the samples of
+its pool lie, so that restoring reads exactly those again. It says nothing of processes: any process count that
+divides the streams can go on from it.
+"""
+
+import hashlib
+import itertools
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from echotts.config import Bucket, DataConfig
+from echotts.data.remote.store import LocalShards
+from echotts.data.stream.batch import Batch, collate
+from echotts.data.stream.length_buckets import bucket_counts
+from echotts.data.stream.loader import Loader
+from echotts.data.stream.order import (
+    ESTIMATE_HEADROOM,
+    HEADROOM,
+    BucketSchedule,
+    Mixture,
+    Order,
+    Promotion,
+    Rows,
+    hash_int,
+)
+from echotts.data.stream.pool import StreamPlan, VirtualStream
+from echotts.rundir.rejections import Rejections
+from echotts.text import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+STATE_VERSION = 2
+MIN_POOL_SAMPLES = 16
+
+
+class Stream:
+    """Batches without end; `next()` gives the batch, its samples' names in row order, and its bucket.
+
+    A process sees its own rows of the global batch; what a row holds does not depend on which process owns it.
+    Loading runs ahead in a background thread; `state()` is always that of the last batch handed out.
+    """
+
+    def __init__(
+        self,
+        shards: LocalShards,
+        config: DataConfig,
+        seed: int,
+        tokenizer: Tokenizer,
+        silence: Float[np.ndarray, "k c"],
+        own_rows: Sequence[int] | None = None,
+    ) -> None:
+        """`shards` are the same, in the same order, everywhere; they are closed with the stream.
+
+        `own_rows` are the numbers of this process's rows in the global batch; None: all of them.
+        """
+        _check_buckets(config.buckets)
+        self.config = config
+        self.silence = np.asarray(silence, np.float32)
+        self.rows = Rows(config.batch_size, config.streams, own_rows)
+        self.rejections = Rejections(config.max_rejected_share)
+        self.shards = shards
+        buckets = len(config.buckets)
+        self._plan = StreamPlan(
+            shards=shards,
+            orders=tuple(
+                Order(len(source.files), config.streams, seed if number == 0 else hash_int(seed, "source", number))
+                for number, source in enumerate(shards.sources)
+            ),
+            mixture=Mixture([source.weight for source in shards.sources], seed),
+            lengthening=Promotion(config.longer_share, buckets, seed),
+            seed=seed,
+            buckets=config.buckets,
+            tokenizer=tokenizer,
+            channels=self.silence.shape[1],
+            reference_frames=config.reference_frames,
+            pool_samples=max(MIN_POOL_SAMPLES, -(-config.shuffle_samples // config.streams)),
+        )
+        self._warn_of_shared_reads()
+        self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
+        counts, whole = bucket_counts(shards.sources, tokenizer, config.buckets)
+        headroom = HEADROOM if whole else ESTIMATE_HEADROOM
+        self._schedule = BucketSchedule(self._plan.lengthening.counts(counts), seed, headroom)
+        self._step = 0
+        self._state = self._snapshot()
+        self._loader: Loader | None = None
+        self._waited_s = 0.0
+        self._watch_start = time.monotonic()
+
+    def next(self) -> tuple[Batch, list[str], Bucket]:
+        """The batch of the next step; waits for it where loading is slower than its use.
+
+        Raises TooManyRejected past the configured share, ValueError where nothing is usable, OSError where a
+        shard cannot be read.
+        """
+        if self._loader is None:
+            for stream in self._streams.values():
+                stream.expect()
+            self._loader = Loader(self._produce)
+        start = time.monotonic()
+        batch, names, bucket, self._state = self._loader.get()
+        self._waited_s += time.monotonic() - start
+        return batch, names, bucket
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able place behind the last batch of `next()`, of this process's streams (see merge_states)."""
+        return self._state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes on behind the batch after which `state` was taken. ValueError where data or settings differ."""
+        _compare(self._identity(), state)
+        missing = [v for v in self._streams if str(v) not in state["streams"]]
+        if missing:
+            raise ValueError(f"the stream state lacks stream {missing[0]}: merge the states of all processes first")
+        self._stop()
+        self._step = state["step"]
+        self._schedule.thresholds = list(state["thresholds"])
+        for index, stream in self._streams.items():
+            stream.expect(state["streams"][str(index)])
+        for index, stream in self._streams.items():
+            stream.restore(state["streams"][str(index)])
+        self.rejections.read = sum(stream.read for stream in self._streams.values())
+        self.rejections.counts = sum((stream.rejected for stream in self._streams.values()), Counter())
+        self._state = self._snapshot()
+
+    def waiting_share(self) -> float:
+        """Share of the time since the last call of this that went into waiting for data, 0 to 1."""
+        now = time.monotonic()
+        share = self._waited_s / max(now - self._watch_start, 1e-9)
+        self._waited_s, self._watch_start = 0.0, now
+        return min(share, 1.0)
+
+    def close(self) -> None:
+        """Ends the threads and closes the shards."""
+        self.shards.close()  # first: the loader may be waiting for one
+        self._stop()
+        for stream in self._streams.values():
+            stream.close()
+
+    def __enter__(self) -> "Stream":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _produce(self) -> tuple[Batch, list[str], Bucket, dict[str, Any]]:
+        bucket = self._schedule.at(self._step)
+        drawn = [(self._streams[v].draw(bucket), own) for v, own in self.rows.at(self._step)]
+        samples = [sample for sample, own in drawn if own]
+        self._step += 1
+        shape = self.config.buckets[bucket]
+        batch, names = collate(samples, shape, self._plan.tokenizer, self.silence, self.config.reference_frames)
+        return batch, names, shape, self._snapshot()
+
+    def _snapshot(self) -> dict[str, Any]:
+        return self._identity() | {
+            "step": self._step,
+            "thresholds": list(self._schedule.thresholds),
+            "streams": {str(v): stream.state() for v, stream in self._streams.items()},
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be equal for a state to mean the same."""
+        names = "\n".join(file.name for file in self.shards.files)
+        return {
+            "version": STATE_VERSION,
+            "shards": len(self.shards.files),
+            "shard_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+            "mixture": [[len(source.files), source.weight] for source in self.shards.sources],
+            "seed": self._plan.seed,
+            "batch_size": self.config.batch_size,
+            "virtual_streams": self.config.streams,
+            "pool_samples": self._plan.pool_samples,
+            "longer_share": self.config.longer_share,
+            "buckets": [[bucket.frames, bucket.tokens] for bucket in self.config.buckets],
+        }
+
+    def _warn_of_shared_reads(self) -> None:
+        """Fewer shards or row groups than the layout wants work, but then several processes read the same shards."""
+        several = len(self.rows.own) < self.config.batch_size
+        if self.rows.shares_groups:
+            logger.warning(
+                "batch_size %d and streams %d make %d groups of %d rows, which the processes cut: shards are read by "
+                "several of them; choose --data.streams as a multiple of the devices",
+                *(self.config.batch_size, self.config.streams, self.rows.groups, self.rows.rows_per_group),
+            )
+        for source, order in zip(self.shards.sources, self._plan.orders, strict=True):
+            if order.parts > 1 and (several or source.files[0].remote):
+                logger.warning(
+                    "%s: %d shards for %d streams: each is cut into %d parts and read by several processes; "
+                    "cut the data into more shards, or lower --data.streams",
+                    *(source.files[0].url, len(source.files), order.streams, order.parts),
+                )
+
+    def _stop(self) -> None:
+        if self._loader is not None:
+            self._loader.stop()
+            self._loader = None
+
+
+def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """The states of all processes at one step as one, from which any process count can go on."""
+    merged: dict[str, Any] = {}
+    for state in states:
+        if not merged:
+            merged = dict(state) | {"streams": {}}
+        if state["step"] != merged["step"]:
+            raise ValueError(f"stream states of steps {merged['step']} and {state['step']} do not belong together")
+        _compare({name: value for name, value in merged.items() if name not in ("streams", "step")}, state)
+        merged["streams"] |= state["streams"]
+    return merged
+
+
+def _check_buckets(buckets: Sequence[Bucket]) -> None:
+    for shorter, longer in itertools.pairwise(buckets):
+        if longer.tokens < shorter.tokens:
+            raise ValueError(f"bucket {longer} holds less text than {shorter}: what fits one must fit the next")
+
+
+def _compare(expected: Mapping[str, Any], state: Mapping[str, Any]) -> None:
+    different = [
+        f"{name} {state.get(name)!r} there, {value!r} here"
+        for name, value in expected.items()
+        if state.get(name) != value
+    ]
+    if different:
+        raise ValueError(f"the stream state is of another run: {'; '.join(different)}")

@@ -1,0 +1,95 @@
+"""JSON from files and servers that may be damaged or hostile: bounded size, nesting and numbers, one-line errors.
+
+orjson refuses what the standard library lets through: NaN and infinity, numbers beyond float64, lone surrogates, bytes
+that are not UTF-8. Integers of more than 64 bits become floats, so a check for int refuses them.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import msgspec
+import orjson
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32  # objects and arrays inside each other
+
+Kind = TypeVar("Kind")
+
+
+@overload
+def load_json(data: bytes | str, where: str | Path, *, max_bytes: int = MAX_BYTES) -> Any: ...
+@overload
+def load_json(data: bytes | str, where: str | Path, kind: type[Kind], *, max_bytes: int = MAX_BYTES) -> Kind: ...
+@overload
+def load_json(data: bytes | str, where: str | Path, kind: Any, *, max_bytes: int = MAX_BYTES) -> Any: ...
+
+
+def load_json(data: bytes | str, where: str | Path, kind: Any = None, *, max_bytes: int = MAX_BYTES) -> Any:
+    """The value of a JSON document of at most `max_bytes`, nested at most 32 deep; checked against `kind` if given.
+
+    `where` begins the message: a path, or path and line. A parsed document takes up to 25 times its bytes, in time
+    linear in them. Raises ValueError.
+    """
+    if len(data) > max_bytes:
+        raise ValueError(f"{where}: {len(data)} bytes of JSON, at most {max_bytes} are read")
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{where}: not valid JSON ({error})") from None
+    if not _is_shallow(data, value):
+        raise ValueError(f"{where}: JSON nested more than {MAX_DEPTH} deep")
+    return value if kind is None else check_type(value, where, kind)
+
+
+@overload
+def check_type(value: Any, where: str | Path, kind: type[Kind]) -> Kind: ...
+@overload
+def check_type(value: Any, where: str | Path, kind: Any) -> Any: ...
+
+
+def check_type(value: Any, where: str | Path, kind: Any) -> Any:
+    """A parsed value as `kind`: a dataclass, TypedDict, `dict[str, int]`, ... (anything msgspec knows).
+
+    Types are not bent (no "3" or True for an int), and an unknown field of a dataclass is refused. The checks of a
+    dataclass's own `__post_init__` run. Raises ValueError that names the field.
+    """
+    try:
+        made = msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{where}: {_plain(str(error))}") from error
+    _refuse_unknown(value, made, where)
+    return made
+
+
+def _plain(message: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.text.width`" as "text.width: Expected int, got str"."""
+    found = re.fullmatch(r"(.*) - at `(?:key in )?\$\.?(.*)`", message, re.DOTALL)
+    what, place = found.groups() if found else (message, "")
+    text = (f"{place}: " if place else "") + what.replace("`", "")
+    return text.encode("unicode_escape").decode()[:300]
+
+
+def _refuse_unknown(value: Any, made: Any, where: str | Path) -> None:
+    if not dataclasses.is_dataclass(made) or not isinstance(value, dict):
+        return
+    known = {field.name for field in dataclasses.fields(made)}
+    for name, part in value.items():
+        if name not in known:
+            raise ValueError(f"{where}: unknown field {name[:60]!r}: {', '.join(sorted(known))} are known")
+        _refuse_unknown(part, getattr(made, name), where)
+
+
+def _is_shallow(data: bytes | str, value: Any) -> bool:
+    """Whether containers are nested at most MAX_DEPTH deep: told by few brackets, or level by level."""
+    opened = data.count("[") + data.count("{") if isinstance(data, str) else data.count(b"[") + data.count(b"{")
+    if opened <= MAX_DEPTH:
+        return True
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [node for node in level if isinstance(node, dict | list)]
+        if not containers:
+            return True
+        level = [part for node in containers for part in (node.values() if isinstance(node, dict) else node)]
+    return False

@@ -1,0 +1,116 @@
+"""Weights out of a run: the file that inference loads, and the published pickle."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from echotts.checkpoint import interop
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.contents import CheckpointError, Meta
+from echotts.checkpoint.export import export, load_run, load_weights
+from echotts.config import to_dict
+from echotts.model.parameters import flatten
+from echotts.rundir.layout import CHECKPOINTS
+from echotts.training import mesh as meshes
+from echotts.training.state import initial_state
+from tests.tiny_training import TINY
+
+FACTS = {
+    "codec": {"id": "tiny", "weights_hash": "ab", "sample_rate": 16000, "hop": 640, "channels": 8},
+    "tokenizer": {"kind": "byte"},
+    "silence": [[0.125] * 8],
+}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """Two checkpoints of one state; the average differs from the weights by 1."""
+    folder = tmp_path_factory.mktemp("run")
+    arrays = initial_state(TINY, meshes.make_mesh()).arrays()
+    arrays["ema"] = {name: _plus_one(part) for name, part in arrays["ema"].items()}
+    with Checkpoints(folder, TINY.run) as checkpoints:
+        for step in (3, 6):
+            about = Meta(step=step, samples_seen=8 * step, stream={}, config=to_dict(TINY), facts=FACTS)
+            checkpoints.save(arrays, about)
+    return folder
+
+
+def _plus_one(tree):
+    return {name: _plus_one(part) for name, part in tree.items()} if isinstance(tree, dict) else tree + 1
+
+
+def assert_same(params, expected, **tolerance):
+    params, expected = flatten(params), flatten(expected)
+    assert params.keys() == expected.keys()
+    for path in expected:
+        np.testing.assert_allclose(params[path], expected[path], **({"rtol": 0, "atol": 0} | tolerance), err_msg=path)
+
+
+def test_the_average_of_the_newest_checkpoint_is_what_is_exported(run_dir, tmp_path):
+    output = tmp_path / "new" / "model.safetensors"
+    told = export(run_dir, output)
+    params, config, metadata = interop.load_export(output)
+    assert config == TINY.model
+    assert_same(params, load_run(run_dir, "ema").params)
+    np.testing.assert_array_equal(metadata.pop("silence"), np.full((1, 8), 0.125, np.float32))
+    assert metadata == {
+        "weights": "ema",
+        "step": 6,
+        "samples_seen": 48,
+        "codec": FACTS["codec"],
+        "tokenizer": {"kind": "byte"},
+        "buckets": {"frames": 16, "tokens": 12, "reference_frames": 8},
+    }
+    assert {name: value for name, value in told.items() if name != "silence"} == metadata
+
+
+def test_raw_weights_and_the_average_are_told_apart(run_dir):
+    raw, average = load_run(run_dir, "raw"), load_run(run_dir, "ema")
+    assert (raw.metadata["weights"], average.metadata["weights"]) == ("raw", "ema")
+    assert_same(average.params, _plus_one(raw.params), atol=1e-6)
+
+
+def test_one_checkpoint_can_be_chosen_by_its_folder(run_dir):
+    assert load_weights(run_dir / CHECKPOINTS / "step_00000003").metadata["step"] == 3
+    assert load_weights(run_dir / CHECKPOINTS).metadata["step"] == 6
+
+
+@pytest.mark.parametrize(("storage", "size", "rtol"), [("float16", 2, 1e-3), ("bfloat16", 2, 8e-3)])
+def test_smaller_storage_loads_as_float32(run_dir, tmp_path, storage, size, rtol):
+    small, whole = tmp_path / "small.safetensors", tmp_path / "whole.safetensors"
+    export(run_dir, small, "raw", storage)
+    export(run_dir, whole, "raw")
+    assert small.stat().st_size < whole.stat().st_size * size / 4 + 10_000
+    params, _, _ = interop.load_export(small)
+    assert {leaf.dtype for leaf in flatten(params).values()} == {np.dtype("float32")}
+    assert_same(params, load_run(run_dir, "raw").params, rtol=rtol, atol=1e-6)
+
+
+def test_the_published_pickle_comes_back_bit_by_bit(run_dir, tmp_path):
+    export(run_dir, tmp_path / "step_6.pkl", "raw")
+    published = interop.load_published(tmp_path / "step_6.pkl")
+    assert (published.step, published.samples_seen) == (6, 48)
+    assert_same(published.params, load_run(run_dir, "raw").params)
+    assert_same(load_weights(tmp_path / "step_6.pkl").params, published.params)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, tmp_path):
+    copy = shutil.copytree(run_dir, tmp_path / "run")
+    shutil.rmtree(copy / CHECKPOINTS / "step_00000006" / "ema")
+    assert load_run(copy).metadata["step"] == 3
+    shutil.rmtree(copy / CHECKPOINTS / "step_00000003")
+    with pytest.raises(CheckpointError, match="no checkpoint there can be read"):
+        load_run(copy)
+
+
+def test_what_holds_no_weights_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no weights there; give a run directory"):
+        load_weights(tmp_path / "nothing")
+    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+        load_weights(tmp_path)
+
+
+def test_an_export_of_another_name_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"model\.bin: an export is named \.safetensors"):
+        export(tmp_path, tmp_path / "model.bin")

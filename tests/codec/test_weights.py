@@ -147,7 +147,7 @@ def test_a_tree_survives_its_names():
         ({"encoder.block.0.bias": np.full(4, np.inf, np.float32)}, r"encoder\.block\.0\.bias is not made of finite"),
         (
             {"quantizer.quantizers.0.codebook.weight": np.zeros((2, 3), np.float32)},
-            r"quantizer\.quantizers\.0\.in_proj\.weight is missing",
+            r"decoder\.model\.1\.block\.2\.block\.0\.alpha is missing",
         ),
     ],
 )

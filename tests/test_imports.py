@@ -48,6 +48,7 @@ ANYTHING = {"cli"}  # parses and calls every room; no room imports it
 NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
 NOT_IMPORTED = {"filelock"}  # JAX does, where its compile cache has a limit
 OPTIONAL = {
+    "av": "m4a",
     "fsspec": "gcs",
     "gcsfs": "gcs",
     "aiohttp": "gcs",

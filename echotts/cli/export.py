@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.checkpoint.export import export
+    from echotts.files import check_outputs
 
+    check_outputs([arguments.output])
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
     print(f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB")

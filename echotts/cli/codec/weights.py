@@ -74,7 +74,9 @@ def convert(argv: list[str]) -> int:
         raise UsageError(f"--output {arguments.output}: only .safetensors is written")
     from echotts.codec import load_codec, save_codec
     from echotts.codec.registry import cache_folder
+    from echotts.files import check_outputs
 
+    check_outputs(filter(None, [arguments.output]), [arguments.input])
     codec = load_codec(arguments.input)
     name = arguments.id or codec.codec_id
     if arguments.output is not None:

@@ -8,13 +8,12 @@ import numpy as np
 
 from echotts.checkpoint.export import Weights
 from echotts.evaluation.ear import Heard
-from echotts.evaluation.samples import Spoken
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
 from echotts.rundir.metrics import METRICS
 from echotts.training.heldout import Heldout
 from echotts.training.samples import choose_voices, write_samples
-from tests.tiny_training import TINY, random_batch, with_sections
+from tests.tiny_training import TINY, Spoken, random_batch, with_sections
 
 
 class Sound:

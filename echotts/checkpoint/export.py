@@ -22,6 +22,8 @@ from echotts.checkpoint.contents import (
     step_folders,
 )
 from echotts.config import EncoderConfig, ModelConfig
+from echotts.files import ASSETS
+from echotts.latents import FACT
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP
@@ -31,6 +33,7 @@ LOGGER = logging.getLogger(__name__)
 
 WeightsName = Literal["ema", "raw"]
 StorageName = Literal["float32", "float16", "bfloat16"]
+DEMO = "demo"  # names the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # what it is called in a checkpoint
 
 
@@ -46,16 +49,19 @@ class Weights:
 def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
-    Run directories may be in a bucket (gs://bucket/run).
+    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run).
     """
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
-    path = Path(source).expanduser()
+    path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
     if path.suffix == ".safetensors":
         return Weights(*interop.load_export(path))
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
-        return Weights(published.params, published.config, {"weights": "raw", "step": published.step})
+        about = {"weights": "raw", "step": published.step}
+        if published.latent_scale is not None:
+            about[FACT] = published.latent_scale
+        return Weights(published.params, published.config, about)
     if path.is_dir():
         return load_run(path, weights)
     raise FileNotFoundError(
@@ -93,7 +99,8 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".pkl":
         step, samples_seen = metadata["step"], metadata["samples_seen"]
-        interop.save_published(output, params, step=step, samples_seen=samples_seen)
+        scale = metadata.get(FACT)
+        interop.save_published(output, params, step=step, samples_seen=samples_seen, latent_scale=scale)
     else:
         interop.save_export(output, params, loaded.config, metadata, storage)
     return metadata

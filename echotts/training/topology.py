@@ -32,7 +32,7 @@ ENVIRONMENT = {  # so that libtpu neither asks a metadata server nor complains t
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to fight for
 }
-COMPILER_HINT = "pip install -e '.[tpu]' installs the TPU compiler; it needs no TPU"
+COMPILER_HINT = "pip install 'echotts[tpu]' installs the TPU compiler; it needs no TPU"
 
 
 class NoCompilerError(RuntimeError):

@@ -31,12 +31,11 @@ from echotts.rundir.location import check_run_dir, open_run_dir, run_path
 from echotts.rundir.metrics import MetricsWriter
 from echotts.training import hang
 from echotts.training.loop import train
-from echotts.training.samples import Spoken
 from tests.checkpoint.test_checkpoints import abstract, arrays, meta, save_and_wait
 from tests.fake_gcs import FakeGcs
 from tests.multihost.group import Group
 from tests.multihost.test_processes import flags
-from tests.tiny_training import TINY, with_sections
+from tests.tiny_training import TINY, Spoken, with_sections
 from tests.training.test_loop import Sound, StopAfter, assert_same_weights
 
 __all__ = ["flags"]  # a fixture

@@ -25,9 +25,8 @@ from echotts.training.flops import training_flops
 from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
-from echotts.training.samples import Spoken
 from echotts.training.start import check_facts
-from tests.tiny_training import CHANNELS, TINY, with_sections
+from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def main(argv: list[str]) -> int:
     except topology.NoCompilerError as error:
         devices, missing = None, str(error)
     result = plan.make_plan(config, slice_, devices)
-    answer = result.to_dict() | {"missing": missing}
+    answer: dict[str, Any] = result.to_dict() | {"missing": missing}
     print(_describe(answer), flush=True)
     if devices is None:
         print(f"memory and time  not known: {missing}")

@@ -130,6 +130,9 @@ def with_heads(attend: Attend) -> HeadAttention:
     return attend_heads
 
 
+plain_attention = with_heads(attend)
+
+
 def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
     """Scores (... t s) with those of keys that may not be read out of reach."""
     if visible is not None:
@@ -213,9 +216,7 @@ class JointAttention(nnx.Module):
         def norm(keys: Array) -> Array:
             return _join_heads(self.k_norm(_split_heads(keys, self.heads)))
 
-        return conditions._replace(
-            text_keys=norm(conditions.text_keys), speaker_keys=norm(conditions.speaker_keys)
-        )
+        return conditions._replace(text_keys=norm(conditions.text_keys), speaker_keys=norm(conditions.speaker_keys))
 
     def __call__(
         self,
@@ -227,7 +228,7 @@ class JointAttention(nnx.Module):
         *,
         normed: bool,
     ) -> Float[Array, "b t w"]:
-        """`visible` covers the concatenated keys [latents, text, speaker]: s = t + n + p. `normed`: those of conditions.
+        """`visible` covers the joined keys [latents, text, speaker], s = t + n + p; `normed`: the conditions' are.
 
         Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
         masking both conditions, without the work.

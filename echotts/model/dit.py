@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import ConditionKeysValues, HeadAttention, JointAttention, attend, with_heads
+from echotts.model.attention import ConditionKeysValues, HeadAttention, JointAttention, plain_attention
 from echotts.model.encoders import SpeakerEncoder, TextEncoder
 from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normalise, timestep_embedding
 
@@ -131,7 +131,7 @@ class BlockDiT(nnx.Module):
         rngs: nnx.Rngs,
         constrain: Constrain = layers.identity,
         gather: layers.Gather = layers.identity,
-        attend: HeadAttention = with_heads(attend),
+        attend: HeadAttention = plain_attention,
         frame_tile: int = 1,
     ):
         width, eps = config.width, config.norm_eps

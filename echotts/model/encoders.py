@@ -6,7 +6,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model import layers
-from echotts.model.attention import HeadAttention, SelfAttention, attend, with_heads
+from echotts.model.attention import HeadAttention, SelfAttention, plain_attention
 from echotts.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 
 
@@ -42,7 +42,7 @@ class TextEncoder(nnx.Module):
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
         gather: layers.Gather = layers.identity,
-        attend: HeadAttention = with_heads(attend),
+        attend: HeadAttention = plain_attention,
     ):
         self.config = config
         self.constrain = constrain
@@ -71,7 +71,7 @@ class SpeakerEncoder(nnx.Module):
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
         gather: layers.Gather = layers.identity,
-        attend: HeadAttention = with_heads(attend),
+        attend: HeadAttention = plain_attention,
     ):
         self.config = config
         self.constrain = constrain

@@ -85,7 +85,8 @@ def gated_attention(
     table = jnp.pad(rope, ((0, 0), (0, max(padded, lengths[0]) - rope.shape[1]), (0, 0)))
     hidden = jnp.where(seen, 0.0, MASKED_SCORE)[:, None]
     inputs = (_padded(q), _padded(gate), *parts, *map(_padded, values), *per_head, turned, table, hidden)
-    return _attention(form, inputs)[:, :queries]
+    out: Any = _attention(form, inputs)
+    return out[:, :queries]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -94,7 +95,7 @@ def _attention(form: Form, inputs: tuple[Array, ...]) -> Array:
 
 
 def _attention_forward(form: Form, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
-    out = _attention(form, inputs)
+    out = _run(_forward, form, inputs, inputs[:1], 0)[0]
     # as bits: jax rounds floats that remat keeps once more, which here would be one more pass over memory
     bits = lax.bitcast_convert_type(out, f"uint{8 * out.dtype.itemsize}")
     return lax.bitcast_convert_type(checkpoint_name(bits, KEPT), out.dtype), inputs

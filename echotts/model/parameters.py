@@ -8,7 +8,7 @@ from flax import nnx
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import HeadAttention, attend, with_heads
+from echotts.model.attention import HeadAttention, plain_attention
 from echotts.model.dit import BlockDiT
 
 Params: TypeAlias = dict[str, Any]  # nested; leaves are arrays, layers stacked along their first axis
@@ -28,7 +28,7 @@ def merge(graphdef: Any, params: Params) -> BlockDiT:
     return nnx.merge(graphdef, params)
 
 
-def build(config: ModelConfig, params: Params, *, attend: HeadAttention = with_heads(attend)) -> BlockDiT:
+def build(config: ModelConfig, params: Params, *, attend: HeadAttention = plain_attention) -> BlockDiT:
     """A model with the given parameters; none is initialised on the way."""
     return merge(structure(config, attend=attend), params)
 

@@ -8,7 +8,6 @@ the end of an asynchronous one hides it. Latencies of collectives, the host and 
 
 import re
 from collections import Counter
-
 from dataclasses import asdict, dataclass, field
 from math import prod
 from typing import Any

@@ -27,6 +27,11 @@ class Chip:
     clock_hz: float  # that makes the peak
 
     @property
+    def peak(self) -> float:
+        """Dense bfloat16 operations a second."""
+        return self.peak_tflops * TERA
+
+    @property
     def one_way_bytes_s(self) -> float:
         """What a chip receives a second at half its links: one at the corner of a slice has no more of them."""
         return self.interconnect_gbps * 1e9 / 8 / 2

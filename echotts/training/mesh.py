@@ -183,7 +183,7 @@ def _kernel_on_each_device(mesh: Mesh) -> HeadAttention:
         rows, width = PartitionSpec(AXES["batch"]), PartitionSpec(AXES["batch"], None, heads)
 
         def local(q: Array, keys: Any, values: Any, gate: Array, gains: Any, rope: Array, visible: Any) -> Array:
-            here = HeadNorms(*gains, norms.eps, norms.turned)
+            here = HeadNorms(gains[0], gains[1], norms.eps, norms.turned)
             first = jax.lax.axis_index(heads) * len(gains[0]) if heads else 0
             return gated_attention(q, keys, values, gate, here, rope, visible, first_head=first, **fixed)
 

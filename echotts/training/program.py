@@ -1,4 +1,4 @@
-"""A compiled TPU program as text (`compiled.as_text()`), read into operations: how often each runs, and from which line.
+"""A compiled TPU program as text (`compiled.as_text()`), read as instructions with their runs and source lines.
 
 The TPU compiler writes `estimated_cycles` on the fusions and copies of the scheduled program. They are followed along
 the call graph, the body of a loop as often as the loop runs.
@@ -102,12 +102,14 @@ class Program:
         """How often a loop runs: the bound its condition compares with, by the step of a windowed einsum."""
         condition = self.computations[loop.called("condition")]
         lines = [*condition, *(inner for line in condition for inner in self.inside(line))]
-        bounds = [int(found[1]) for line in lines if line.opcode == "constant" and (found := re.match(r"(\d+)\)", line.rest))]
+        bounds = [
+            int(found[1]) for line in lines if line.opcode == "constant" and (found := re.match(r"(\d+)\)", line.rest))
+        ]
         step = 2 if "windowed_dot" in loop.called("body") else 1
         return max(bounds, default=self.unknown_trips) // step or 1
 
     def source(self, line: Instruction) -> str:
-        """"file:line function" of the innermost frame inside this package, else of the innermost frame at all."""
+        """ "file:line function" of the innermost frame inside this package, else of the innermost frame at all."""
         found = re.search(r"stack_frame_id=(\d+)", line.rest)
         number, first = int(found[1]) if found else 0, ""
         while row := self._tables.get("StackFrames", {}).get(number):

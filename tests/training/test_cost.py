@@ -1,4 +1,5 @@
 """The cost of a compiled TPU program, read from its text: a small one here, the real step in the tpu_compile lane."""
+# ruff: noqa: E501 - lines of a program are as long as the compiler writes them
 
 import dataclasses
 
@@ -112,7 +113,11 @@ def test_operations_name_the_innermost_line_of_this_package():
 
 @pytest.mark.parametrize(
     ("groups", "ways"),
-    [("replica_groups=[8,4]<=[32]", 4), ("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=mesh['a'=4,'b'=8] {'a','b'}", 32)],
+    [
+        ("replica_groups=[8,4]<=[32]", 4),
+        ("replica_groups={{0,1},{2,3}}", 2),
+        ("replica_groups=mesh['a'=4,'b'=8] {'a','b'}", 32),
+    ],
 )
 def test_groups_of_chips_are_read_in_each_notation(groups, ways):
     text = PROGRAM.replace("replica_groups=[1,32]<=[32]", groups)
@@ -135,5 +140,5 @@ def test_a_step_is_turned_into_utilisation_hours_and_a_price():
     assert found.hfu_share == pytest.approx(found.mfu_share * 4 / 3)  # the forward pass once more
     assert found.run_hours == pytest.approx(step.step_s)
     assert found.run_price == pytest.approx(4 * 2.0 * step.step_s)
-    assert found.step_price == pytest.approx(found.run_price / 3600)
+    assert found.step_price == pytest.approx(4 * 2.0 * step.step_s / 3600)
     assert len(found.to_dict()["cost"]["operations"]) <= cost.COSTLIEST

@@ -148,7 +148,9 @@ def test_one_device_and_eight_give_the_same_losses(compile_once):
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    (one, [pieces, total]), (eight, [cut_pieces, cut_total]), (kernel, last, gradient) = json.loads(done.stdout.splitlines()[-1])
+    (one, [pieces, total]), (eight, [cut_pieces, cut_total]), (kernel, last, gradient) = json.loads(
+        done.stdout.splitlines()[-1]
+    )
     assert (pieces, cut_pieces) == (1, 4)  # fsdp 2 x tensor 2, in two copies
     np.testing.assert_allclose(eight, one, rtol=2e-5)
     np.testing.assert_allclose(cut_total, total, rtol=1e-6)

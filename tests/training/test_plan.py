@@ -13,7 +13,7 @@ import pytest
 from echotts.cli import plan as command
 from echotts.cli.app import UsageError
 from echotts.config import Bucket, demo, echo_1b3
-from echotts.training import plan, topology
+from echotts.training import cost, plan, topology
 from echotts.training.plan import GIB, Compiled, Memory, cheapest_remat, largest_that_fits, make_plan, search
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
@@ -192,44 +192,59 @@ def test_a_wrong_slice_is_a_wrong_call():
         command.main(["--topology", "v4-7"])
 
 
-@pytest.mark.tpu_compile
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("remat", "limit_gib"), [("dots", 11.0)])
-def test_the_1_3b_step_compiles_for_a_v4_64_with_splash(remat, limit_gib):
-    config = echo_1b3()
-    config = dataclasses.replace(
+def shallow(config, depth=2):
+    """The preset with so many decoder layers and one of each encoder, whose step compiles sooner."""
+    encoders = {name: dataclasses.replace(getattr(config.model, name), depth=1) for name in ("text", "speaker")}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, depth=depth, **encoders))
+
+
+def dots_at_256(config):
+    return dataclasses.replace(
         config,
-        model=dataclasses.replace(config.model, remat=remat),
+        model=dataclasses.replace(config.model, remat="dots"),
         data=dataclasses.replace(config.data, batch_size=256, buckets=(Bucket(frames=750, tokens=768),)),
     )
-    slice_ = parse_topology("v4-64")
-    found = make_plan(config, slice_, topology.compiler_devices(slice_))
-    memory = found.buckets[0].memory
-    assert memory is not None and memory.fits
-    assert memory.temporaries is not None and memory.temporaries <= limit_gib * GIB
-    assert memory.aliased is not None and memory.aliased >= found.state_bytes_chip  # the state is donated
+
+
+def arithmetic_s(config, slice_):
+    """Seconds of the step's model FLOPs at the slice's peak."""
+    return plan.plan_bucket(config, slice_, config.data.buckets[0]).step_flops / (slice_.chips * slice_.chip.peak)
 
 
 @pytest.mark.tpu_compile
-@pytest.mark.timeout(1800)
-def test_weights_travel_between_chips_in_bfloat16():
-    """Masters are cast before they are gathered, whole or piece by piece: float32 would be twice the traffic."""
-    config = echo_1b3()
-    shallow = {name: dataclasses.replace(getattr(config.model, name), depth=1) for name in ("text", "speaker")}
-    config = dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, remat="dots", depth=2, **shallow),
-        data=dataclasses.replace(config.data, batch_size=256, buckets=(Bucket(frames=750, tokens=768),)),
-    )
-    mesh = plan.slice_mesh(config, topology.compiler_devices(parse_topology("v4-64")))
+@pytest.mark.timeout(3600)
+def test_the_1_3b_step_compiles_for_a_v4_64_and_keeps_its_time():
+    config, slice_ = dots_at_256(echo_1b3()), parse_topology("v4-64")
+    devices = topology.compiler_devices(slice_)
+    found = plan.compile_bucket(config, plan.slice_mesh(config, devices), config.data.buckets[0], slice_)
+    memory, time = found.memory, found.time
+    assert memory.fits and time is not None
+    assert memory.temporaries is not None and memory.temporaries <= 12 * GIB
+    state_bytes = make_plan(config, slice_, devices).state_bytes_chip
+    assert memory.aliased is not None and memory.aliased >= state_bytes  # the state is donated
+    assert time.cost.compute_s <= 1.6 * arithmetic_s(config, slice_)
+    assert time.mfu_share >= 0.5
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.timeout(3600)
+def test_a_layer_of_the_1_3b_step_wastes_little_and_moves_weights_in_bfloat16():
+    """Masters are cast before they are gathered: float32 would be twice the traffic."""
+    config, slice_ = shallow(dots_at_256(echo_1b3())), parse_topology("v4-64")
+    mesh = plan.slice_mesh(config, topology.compiler_devices(slice_))
     state, batch = abstract_state(config, mesh), plan.abstract_batch(config, config.data.buckets[0])
     limit = jax.ShapeDtypeStruct((), jax.numpy.float32)
     text = make_train_step(config, mesh).jitted.lower(state, batch, limit).compile().as_text()
 
-    moved = re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]*? (all-gather|collective-permute)(?:-start)?\(", text)
+    step = cost.estimate(text, slice_.chip)
+    assert step.compute_s <= 1.8 * arithmetic_s(config, slice_)  # 8.0 before weights were gathered whole
+    assert step.unknown_kernels == 0
+    assert (
+        "windowed" not in text and "all-to-all" not in step.collectives and "collective-permute" not in step.collectives
+    )
+    moved = re.findall(r"= \(?(\w+)\[([\d,]*)\][^=]*? all-gather(?:-start)?\(", text)
     sizes = collections.Counter[str]()
-    for dtype, shape, _ in moved:
+    for dtype, shape in moved:
         sizes[dtype] += math.prod(map(int, shape.split(",")))
-    assert {kind for _, _, kind in moved} == {"all-gather", "collective-permute"}
     assert sizes.keys() <= {"bf16", "f32"}
-    assert sizes["bf16"] > 1000 * sizes["f32"] > 0  # the last projection alone, 128 columns, computes in float32
+    assert sizes["bf16"] > 100 * sizes["f32"]  # the last projection and the text embedding alone travel in float32

@@ -27,6 +27,8 @@ class Arguments:
 
     topology: str
     """Slice, as `launch` and Google Cloud name it, in any case: v4-64, v5litepod-32 (or v5e-32), v5p-128, v6e-8."""
+    what: Literal["train", "speak"] = "train"
+    """train: the train step on the whole slice; speak: 15 s of speech, guided, 32 steps, on one chip of it."""
     preset: Literal["demo", "840m", "1.3b"] = "1.3b"
     """Sizes to plan for."""
     batch_size: int | None = None
@@ -77,6 +79,12 @@ def main(argv: list[str]) -> int:
         devices, missing = topology.compiler_devices(slice_), None
     except topology.NoCompilerError as error:
         devices, missing = None, str(error)
+    if arguments.what == "speak":
+        if devices is None:
+            raise UsageError(f"--what speak is known by the compiler alone: {missing}")
+        answer = _speak(config, slice_, devices[0], explain=arguments.explain)
+        _write(answer, arguments.output)
+        return 0
     result = plan.make_plan(config, slice_, devices)
     answer: dict[str, Any] = result.to_dict() | {"missing": missing}
     print(_describe(answer), flush=True)
@@ -91,10 +99,39 @@ def main(argv: list[str]) -> int:
             print(_describe_compiled(bucket, compiled, explain=arguments.explain), flush=True)
         if arguments.search:
             answer |= _search(config, mesh, slice_)
-    if arguments.output is not None:
-        with atomic_write(arguments.output) as path:
-            path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+    _write(answer, arguments.output)
     return 0
+
+
+def _write(answer: dict[str, Any], output: Path | None) -> None:
+    if output is not None:
+        with atomic_write(output) as path:
+            path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+
+
+def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[str, Any]:
+    from echotts.codec.backbone import CodecConfig
+    from echotts.flow.sampling import SamplerConfig
+    from echotts.synthesis.lowered import SECONDS, lower_speaking
+    from echotts.training import cost
+
+    sampler = SamplerConfig()
+    print(
+        f"{config.preset} on one chip of {slice_.name}: {SECONDS:.0f} s of speech, {sampler.steps} steps, guidance "
+        f"{sampler.cfg_scale:g}; time by the TPU compiler: an estimate by the compiler, not measured",
+        flush=True,
+    )
+    answer: dict[str, Any] = {"preset": config.preset, "topology": slice_.name, "speech_s": SECONDS, "programs": {}}
+    for name, (lowered, runs) in lower_speaking(config.model, CodecConfig(), sampler, device).items():
+        found = cost.estimate(lowered.compile().as_text(), slice_.chip, unknown_trips=sampler.steps)
+        answer["programs"][name] = found.to_dict() | {"runs": runs}
+        print(f"{name}: {runs * found.step_s:.3f} s ({runs} runs)", *_parts(found), sep="\n", flush=True)
+        if explain:
+            print(*_costliest(found), sep="\n", flush=True)
+    total = sum(part["runs"] * part["step_s"] for part in answer["programs"].values())
+    answer["total_s"] = total
+    print(f"together {total:.3f} s: {SECONDS / total:,.0f} times as fast as speech")
+    return answer
 
 
 def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
@@ -171,7 +208,19 @@ def _describe_compiled(bucket: Bucket, compiled: Any, *, explain: bool) -> str:
     time = compiled.time
     if time is None:
         return "\n".join(lines)
-    cost = time.cost
+    lines += [
+        f"  step           {time.step_s:.3f} s at {time.cost.clock_hz / 1e9:.2f} GHz: MFU {time.mfu_share:.1%}, "
+        f"{time.hfu_share:.1%} with what remat repeats; {time.samples_per_s:,.0f} samples/s",
+        *_parts(time.cost),
+        f"  the run        {time.run_hours:,.0f} hours if all steps are in this bucket",
+    ]
+    if time.step_price is not None:
+        lines.append(f"  price          {time.step_price:.4f} a step, {time.run_price:,.0f} for the run")
+    return "\n".join([*lines, *(_costliest(time.cost) if explain else [])])
+
+
+def _parts(cost: Any) -> list[str]:
+    """What a program's time goes to."""
     parts = {
         "products": cost.products_s,
         "other fusions": cost.fusions_s,
@@ -180,24 +229,22 @@ def _describe_compiled(bucket: Bucket, compiled: Any, *, explain: bool) -> str:
         "collectives": cost.collectives_s,
     }
     milliseconds = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in parts.items())
-    moved = ", ".join(f"{count} {name}" for name, count in sorted(cost.collectives.items()))
-    lines += [
-        f"  step           {time.step_s:.3f} s at {cost.clock_hz / 1e9:.2f} GHz: MFU {time.mfu_share:.1%}, "
-        f"{time.hfu_share:.1%} with what remat repeats; {time.samples_per_s:,.0f} samples/s",
-        f"  of it, ms      {milliseconds} ({cost.hidden_s * 1e3:.1f} of these hidden behind computation)",
-        f"  collectives    {cost.collective_bytes / 1e9:.2f} GB a chip: {moved or 'none'}",
-        f"  the run        {time.run_hours:,.0f} hours if all steps are in this bucket",
-    ]
+    hidden = f" ({cost.hidden_s * 1e3:.1f} of these hidden behind computation)" if cost.collectives_s else ""
+    lines = [f"  of it, ms      {milliseconds}{hidden}"]
+    if cost.collectives:
+        moved = ", ".join(f"{count} {name}" for name, count in sorted(cost.collectives.items()))
+        lines.append(f"  collectives    {cost.collective_bytes / 1e9:.2f} GB a chip: {moved}")
     if cost.unknown_kernels:
         lines.append(f"  not estimated  {cost.unknown_kernels} runs of Pallas kernels that do not state their work")
-    if time.step_price is not None:
-        lines.append(f"  price          {time.step_price:.4f} a step, {time.run_price:,.0f} for the run")
-    if explain:
-        lines.append("  costliest      ms of a step, runs, kind, line, operation")
-        for one in cost.operations[:COSTLIEST]:
-            operation = one.op_name.rpartition("/")[2] or one.name
-            lines.append(f"  {one.seconds * 1e3:10.2f} {one.runs:6} {one.kind:<10} {one.source}  {operation}")
-    return "\n".join(lines)
+    return lines
+
+
+def _costliest(cost: Any) -> list[str]:
+    lines = ["  costliest      ms, runs, kind, line, operation"]
+    for one in cost.operations[:COSTLIEST]:
+        operation = one.op_name.rpartition("/")[2] or one.name
+        lines.append(f"  {one.seconds * 1e3:10.2f} {one.runs:6} {one.kind:<10} {one.source}  {operation}")
+    return lines
 
 
 def _memory(memory: Any) -> str:

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames
+from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames, init_params
 from echotts.codec.chunking import Memory, Past, Pieces, Stream, Window, plan
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed, quantize
@@ -217,6 +218,19 @@ def _decode_window(
         if jnp.issubdtype(latent.dtype, jnp.integer):
             latent = embed(params, latent.swapaxes(1, 2))
         return (decode_frames(params, config, latent, Window(past, before, left)),), past.memory
+
+
+def lower_decode_window(config: CodecConfig, frames: int, place: Sharding) -> tuple[Any, int]:
+    """The program that decodes one window, for a device that need not be here, and by how many samples it is late."""
+    shape = (1, frames, config.latent_channels)
+    memory, delay = plan(decode_frames, config, shape)
+    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    before, left = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    params, latent, memory, before, left = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        (params, jax.ShapeDtypeStruct(shape, jnp.float32), memory, before, left),
+    )
+    return _decode_window.lower(params, config, latent, memory, before, left), delay
 
 
 @partial(jax.jit, static_argnames=("config", "n_quantizers"), donate_argnames="memory")

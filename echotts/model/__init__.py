@@ -1,13 +1,23 @@
 """The velocity network: arrays in, arrays out. It knows no mesh, file or process."""
 
 from echotts.model.dit import BlockDiT, Conditions
-from echotts.model.parameters import Params, build, count_parameters, merge, no_decay, scale_to_fan_in, split
+from echotts.model.parameters import (
+    Params,
+    build,
+    computed_with,
+    count_parameters,
+    merge,
+    no_decay,
+    scale_to_fan_in,
+    split,
+)
 
 __all__ = [
     "BlockDiT",
     "Conditions",
     "Params",
     "build",
+    "computed_with",
     "count_parameters",
     "merge",
     "no_decay",

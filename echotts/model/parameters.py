@@ -74,6 +74,18 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
     return params
 
 
+def computed_with(params: Params, dtype: Any) -> Params:
+    """Parameters to speak with: kernels in the dtype layers compute in, which else each call would cast them to.
+
+    The results are the same. The last projection computes in float32 and stays as it is.
+    """
+
+    def cast(path: str, leaf: Any) -> Any:
+        return leaf.astype(dtype) if path.endswith("/kernel") and not path.startswith("out_proj/") else leaf
+
+    return unflatten({path: cast(path, leaf) for path, leaf in flatten(params).items()})
+
+
 def scale_to_fan_in(params: Params) -> Params:
     """Fresh parameters with kernels of std 1 / sqrt(inputs) and embeddings of std 1 instead of the published 0.02.
 

@@ -21,7 +21,7 @@ from echotts.audio import Samples
 from echotts.config import DtypeName, ModelConfig
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
 from echotts.latents import FACT, LatentScale
-from echotts.model import Params, build
+from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention
 from echotts.synthesis import references
 from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
@@ -66,6 +66,7 @@ class EchoTTS:
         self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(metadata.get(FACT), config.latent_channels)
         attend = choose_attention(jax.default_backend(), config)
+        params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
         self._compiled: set[tuple[int, ...]] = set()
         self._readable: Callable[[str], str] = str  # what a text is before it is encoded

@@ -17,7 +17,7 @@ from echotts.config import echo_1b3, echo_840m
 from echotts.flow.sampling import encode_conditions
 from echotts.model import BlockDiT, build, count_parameters, layers, merge
 from echotts.model.attention import attend, with_heads
-from echotts.model.parameters import expected_shapes, flatten, structure
+from echotts.model.parameters import computed_with, expected_shapes, flatten, structure
 from tests.blockdit_golden import GOLDEN, Golden, assert_golden, config_of, relative_rms
 
 
@@ -196,3 +196,13 @@ def test_stacking_keeps_every_value_in_its_place(tiny: Golden):
     kernel = tiny.params()["text_encoder"]["blocks"]["attention"]["wgate"]["kernel"]
     name = "text_encoder/TextTransformerBlock_2/attention/wgate/Dense_0/kernel"
     np.testing.assert_array_equal(published[name], kernel[2])
+
+
+def test_kernels_cast_ahead_give_the_same_numbers(tiny: Golden):
+    config = dataclasses.replace(tiny.config, compute_dtype="bfloat16")
+    params = jax.tree.map(jnp.asarray, tiny.params())
+    cast = computed_with(params, "bfloat16")
+    assert cast["in_proj"]["kernel"].dtype == jnp.bfloat16 and cast["out_proj"]["kernel"].dtype == jnp.float32
+    arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    ahead, masters = (forward(build(config, some), *arguments) for some in (cast, params))
+    np.testing.assert_array_equal(ahead, masters)

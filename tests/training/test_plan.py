@@ -18,6 +18,7 @@ from echotts.training.plan import GIB, Compiled, Memory, cheapest_remat, largest
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
 from echotts.training.topology import NoCompilerError, parse_topology
+from tests.training.test_cost import PROGRAM
 
 
 @pytest.mark.parametrize(
@@ -164,6 +165,41 @@ def test_the_command_prints_and_writes_its_answer(monkeypatch, tmp_path, capsys)
     assert "demo on v4-8: 4 chips, 1 hosts; batch 32, remat full" in printed
     assert "memory and time  not known: the TPU compiler is missing: install it" in printed
     assert [bucket["frames"] for bucket in written["buckets"]] == [64, 128]
+
+
+def test_compiler_figures_come_after_the_formulas_bucket_by_bucket(monkeypatch, tmp_path, capsys):
+    printed = []
+
+    def compiled(config, mesh, bucket, slice_, price):
+        printed.append(capsys.readouterr().out)
+        step = cost.estimate(PROGRAM, slice_.chip)
+        return Compiled(Memory(GIB, 30 * GIB, 1, 2, 3, 4.0), plan.step_time(config, slice_, bucket, step, price))
+
+    monkeypatch.setattr(topology, "compiler_devices", lambda slice_: jax.devices()[:1])
+    monkeypatch.setattr(plan, "compile_bucket", compiled)
+    words = [
+        "--preset",
+        "demo",
+        "--topology",
+        "V4-8",
+        "--batch_size",
+        "32",
+        "--buckets",
+        "64x48",
+        "128x96",
+        "--explain",
+    ]
+    output = tmp_path / "plan.json"
+    assert command.main([*words, "--steps", "3600", "--chip_hour_price", "2", "--output", str(output)]) == 0
+    formulas, first = printed
+    assert "bucket 128x96\n  work" in formulas and formulas.endswith("an estimate by the compiler, not measured\n")
+    assert "bucket 64x48\n  memory a chip  1.00 of 30.00 GiB" in first and "MFU" in first
+    last = capsys.readouterr().out
+    assert "price          0.00" in last and "not estimated  1 runs of Pallas kernels" in last
+    assert "24 product    model/layers.py:42 Linear.__call__  dot_general" in last
+    written = json.loads(output.read_text())["buckets"][1]
+    assert written["time"]["cost"]["collectives"] == {"all-gather": 24, "reduce-scatter": 1}
+    assert written["memory"]["needed"] == GIB
 
 
 @pytest.mark.parametrize(

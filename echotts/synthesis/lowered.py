@@ -1,0 +1,55 @@
+"""Speaking as programs for a device that need not be here, for `echotts plan --what speak`: nothing runs."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from echotts.codec.backbone import CodecConfig
+from echotts.codec.windows import lower_decode_window
+from echotts.config import FRAME_RATE_HZ, ModelConfig
+from echotts.flow.sampling import SamplerConfig, encode_conditions, lower_sample
+from echotts.model.fused import choose_attention
+from echotts.model.parameters import abstract, computed_with, merge, split
+
+SECONDS = 15.0
+TOKENS = 256
+REFERENCE_FRAMES = 256  # 10 s
+WINDOW_FRAMES = 100  # that the codec decodes at a time on an accelerator
+
+
+def lower_speaking(config: ModelConfig, codec: CodecConfig, sampler: SamplerConfig, device: Any) -> dict[str, Any]:
+    """(program, runs) by name, for SECONDS of speech of one utterance: conditions, the solver's loop, the codec."""
+    place = SingleDeviceSharding(device)
+    attend = choose_attention(device.platform, config)
+    graphdef, masters = split(abstract(dataclasses.replace(config, remat="none"), attend=attend))
+    params = jax.eval_shape(lambda: computed_with(_zeros(masters), config.compute_dtype))
+    model = merge(graphdef, _placed(params, place))
+    frames = round(SECONDS * FRAME_RATE_HZ)
+    shapes = (
+        jax.ShapeDtypeStruct((1, TOKENS), jnp.int32),
+        jax.ShapeDtypeStruct((1, TOKENS), jnp.bool_),
+        jax.ShapeDtypeStruct((1, REFERENCE_FRAMES, config.latent_channels), jnp.float32),
+        jax.ShapeDtypeStruct((1, REFERENCE_FRAMES), jnp.bool_),
+    )
+    inputs = _placed(shapes, place)
+    conditions = _placed(jax.eval_shape(encode_conditions, model, *inputs), place)
+    noise = jax.ShapeDtypeStruct((1, frames, config.latent_channels), jnp.float32, sharding=place)
+    window, delay = lower_decode_window(codec, WINDOW_FRAMES, place)
+    windows = math.ceil((frames * codec.hop_length + delay) / (WINDOW_FRAMES * codec.hop_length))
+    return {
+        "conditions": (encode_conditions.lower(model, *inputs), 1),
+        "sampling": (lower_sample(model, conditions, noise, sampler), 1),
+        "codec": (window, windows),
+    }
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def _placed(tree: Any, place: SingleDeviceSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), tree)

@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Sharding
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames, init_params
@@ -220,8 +219,8 @@ def _decode_window(
         return (decode_frames(params, config, latent, Window(past, before, left)),), past.memory
 
 
-def lower_decode_window(config: CodecConfig, frames: int, place: Sharding) -> tuple[Any, int]:
-    """The program that decodes one window, for a device that need not be here, and by how many samples it is late."""
+def lower_decode_window(config: CodecConfig, frames: int, place: Any) -> tuple[Any, int]:
+    """The program that decodes one window, for a sharding of a device that need not be here, and its delay in samples."""
     shape = (1, frames, config.latent_channels)
     memory, delay = plan(decode_frames, config, shape)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

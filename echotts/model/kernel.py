@@ -94,16 +94,18 @@ def _attention(form: Form, inputs: tuple[Array, ...]) -> Array:
     return _run(_forward, form, inputs, inputs[:1], 0)[0]
 
 
-def _attention_forward(form: Form, inputs: tuple[Array, ...]) -> tuple[Array, tuple[Array, ...]]:
+def _attention_forward(form: Form, inputs: tuple[Array, ...]) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
     out = _run(_forward, form, inputs, inputs[:1], 0)[0]
     # as bits: jax rounds floats that remat keeps once more, which here would be one more pass over memory
     bits = lax.bitcast_convert_type(out, f"uint{8 * out.dtype.itemsize}")
-    return lax.bitcast_convert_type(checkpoint_name(bits, KEPT), out.dtype), inputs
+    out = lax.bitcast_convert_type(checkpoint_name(bits, KEPT), out.dtype)
+    return out, (inputs, out)
 
 
-def _attention_backward(form: Form, inputs: tuple[Array, ...], gradient: Array) -> tuple[tuple[Array, ...]]:
+def _attention_backward(form: Form, kept: tuple[tuple[Array, ...], Array], gradient: Array) -> tuple[tuple[Array, ...]]:
+    inputs, out = kept
     arrays = 2 + 2 * len(form.lengths)  # q, gate, keys, values
-    found = _run(_backward, form, (*inputs, gradient), inputs[:arrays], 2)
+    found = _run(_backward, form, (*inputs, out, gradient), inputs[:arrays], 2)
     gains = [jnp.sum(rows, axis=0) for rows in found[arrays:]]
     return ((*found[:arrays], *gains, *map(jnp.zeros_like, inputs[arrays + 2 :])),)
 
@@ -122,11 +124,11 @@ def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array]
     arrays = [of_queries, of_queries, *of_keys, *of_keys]
     table = pl.BlockSpec(inputs[len(arrays) + 3].shape, lambda b, h, i: (0, 0, 0))
     of_row = pl.BlockSpec((None, 1, form.keys), lambda b, h, i: (b, 0, 0))
-    in_specs = [*arrays, of_head, of_head, of_head, table, of_row, of_queries][: len(inputs)]
+    in_specs = [*arrays, of_head, of_head, of_head, table, of_row, of_queries, of_queries][: len(inputs)]
     gain_shape = jax.ShapeDtypeStruct((rows, heads, 1, LANES), jnp.float32)
     sums = [pltpu.VMEM((form.keys, LANES), jnp.float32)] * gains
     grid = (rows, heads, queries // form.block)
-    products = 6 if gains else 2  # of queries x keys x channels, a multiplication and an addition each
+    products = 5 if gains else 2  # of queries x keys x channels, a multiplication and an addition each
     flops = products * 2 * rows * queries * form.keys * width
     return pl.pallas_call(
         functools.partial(kernel, form),
@@ -160,9 +162,9 @@ def _forward(form: Form, *refs: Any) -> None:
 def _backward(form: Form, *refs: Any) -> None:
     parts = len(form.lengths)
     q, gate, keys, values, q_gain, k_gain, turn, table, hidden, others = _named(form, refs)
-    gradient, d_q, d_gate = others[:3]
-    d_keys, d_values = others[3 : 3 + parts], others[3 + parts : 3 + 2 * parts]
-    d_q_gain, d_k_gain, k_all, v_all, k_sum, v_sum = others[3 + 2 * parts :]
+    out, gradient, d_q, d_gate = others[:4]
+    d_keys, d_values = others[4 : 4 + parts], others[4 + parts : 4 + 2 * parts]
+    d_q_gain, d_k_gain, k_all, v_all, k_sum, v_sum = others[4 + 2 * parts :]
     dtype = v_all.dtype
     angles = _angles(table, turn, pl.program_id(2) * form.block, form.block)
     _join(form, keys, values, k_gain, turn, table, k_all, v_all)
@@ -175,13 +177,14 @@ def _backward(form: Form, *refs: Any) -> None:
     normed, inverse = _norm(q[...], form.eps)
     turned = (_turn(normed * q_gain[...], angles) * LANES**-0.5).astype(dtype)
     weights = _weights(form, turned, k_all, hidden)
-    heard = _dot(weights.astype(dtype), v_all[...], (1, 0))
     opened = jax.nn.sigmoid(gate[...].astype(jnp.float32))
     g = gradient[...].astype(jnp.float32)
-    d_gate[...] = (g * heard * opened * (1 - opened)).astype(d_gate.dtype)
+    # out is what was heard times what was opened: neither the gate nor the softmax needs what was heard alone
+    g_out = g * out[...].astype(jnp.float32)
+    d_gate[...] = (g_out * (1 - opened)).astype(d_gate.dtype)
     d_heard = g * opened
     d_weights = _dot(d_heard.astype(dtype), v_all[...], (1, 1))
-    d_scores = (weights * (d_weights - jnp.sum(d_heard * heard, axis=-1, keepdims=True))).astype(dtype)
+    d_scores = (weights * (d_weights - jnp.sum(g_out, axis=-1, keepdims=True))).astype(dtype)
     v_sum[...] += _dot(weights.astype(dtype), d_heard.astype(dtype), (0, 0))
     k_sum[...] += _dot(d_scores, turned, (0, 0))
     d_turned = _turn(_dot(d_scores, k_all[...], (1, 0)) * LANES**-0.5, angles, back=True)

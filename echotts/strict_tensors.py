@@ -33,15 +33,10 @@ class TensorFile:
         if shape is not None and found != shape:
             raise ValueError(f"{self._path}: tensor {name} has shape {found}, its config makes it {shape}")
         if dtype not in STORED:
-            raise ValueError(
-                f"{self._path}: tensor {name} is not made of finite floats: {dtype}, {', '.join(STORED)} are read"
-            )
+            raise ValueError(f"{unfit}: it is {dtype}, {', '.join(STORED)} are read")
         tensor = np.asarray(self._file.get_tensor(name), np.float32)
         if not np.isfinite(tensor).all():
-            bad = tensor.size - int(np.isfinite(tensor).sum())
-            raise ValueError(
-                f"{self._path}: tensor {name} is not made of finite floats: {bad} of {tensor.size} are not"
-            )
+            raise ValueError(f"{unfit}: {tensor.size - int(np.isfinite(tensor).sum())} of {tensor.size} are not")
         return tensor
 
 

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from echotts.config import MAX_SIZE, DtypeName, EncoderConfig, ModelConfig, read_model_config, to_dict
 from echotts.files import atomic_write
+from echotts.latents import FACT
 from echotts.model.dit import BlockDiT
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
 from echotts.pickles import read_pickle
@@ -61,6 +62,13 @@ class BucketFacts(TypedDict):
     reference_frames: Size
 
 
+class ScaleFacts(TypedDict):
+    """As `echotts.latents.LatentScale.to_json` writes it."""
+
+    mean: list[float]
+    std: list[float]
+
+
 class ExportHeader(TypedDict, total=False):
     """Fields of an export's header that are checked on entry; others pass as they are."""
 
@@ -69,6 +77,7 @@ class ExportHeader(TypedDict, total=False):
     codec: CodecFacts | None
     tokenizer: TokenizerFacts
     buckets: BucketFacts
+    latent_scale: ScaleFacts | None
     step: Count
     samples_seen: Count
 
@@ -174,6 +183,7 @@ class Published:
     step: int
     samples_seen: int
     opt_state: Any
+    latent_scale: Any = None  # of files that were written here (echotts.latents)
 
     def moments(self) -> tuple[Params, Params] | None:
         """Adam's (mu, nu), stacked as our parameters are; None if the file has no optimizer state."""
@@ -204,17 +214,29 @@ def load_published(path: str | Path, dtype: DtypeName | None = None) -> Publishe
         step=step,
         samples_seen=samples_seen,
         opt_state=state.get("opt_state"),
+        latent_scale=state.get(FACT),
     )
 
 
-def save_published(path: str | Path, params: Params, *, step: int, samples_seen: int, opt_state: Any = None) -> None:
-    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`."""
+def save_published(
+    path: str | Path,
+    params: Params,
+    *,
+    step: int,
+    samples_seen: int,
+    opt_state: Any = None,
+    latent_scale: Mapping[str, list[float]] | None = None,
+) -> None:
+    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`.
+
+    `latent_scale` (see echotts.latents), which published files do not know, is an entry of its own where there is one.
+    """
     content = {
         "params": params_to_published(params),
         "opt_state": jax.tree.map(np.asarray, opt_state),
         "step": int(step),
         "samples_seen": int(samples_seen),
-    }
+    } | ({} if latent_scale is None else {FACT: latent_scale})
     with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=PUBLISHED_PICKLE_PROTOCOL)
 

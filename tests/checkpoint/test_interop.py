@@ -249,6 +249,7 @@ HEADER_CHANGES = [
     ({"tokenizer": {"kind": 5}}, "tokenizer.kind: Expected str, got int"),
     ({"codec": {"id": 5}}, "codec.id: Expected str"),
     ({"codec": {"sample_rate": "x"}}, "codec.sample_rate: Expected int, got str"),
+    ({"latent_scale": {"mean": ["x"], "std": [1.0]}}, "latent_scale.mean[0]: Expected float, got str"),
     ({"step": -1}, "step: Expected int >= 0"),
     ({"step": "9" * 5000}, "not valid JSON"),
     ({"weights": 3}, "weights: Expected str, got int"),
@@ -287,7 +288,7 @@ def test_a_header_of_other_types_is_refused_by_field(
         ({"norm/weight": np.zeros(64, np.int32)}, "norm/weight is not made of finite floats: it is I32"),
         (
             {"norm/weight": np.zeros(64, ml_dtypes.float8_e4m3fn)},
-            "norm/weight is not made of finite floats: it is F8_E4M3",
+            "not made of finite floats: it is F8_E4M3",
         ),
         ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), its config makes it (64,)"),
         ({"silence": np.zeros((2, 3), np.float32)}, "silence has shape"),

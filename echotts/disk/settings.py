@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echotts.files import cache_root
+from echotts.files import cache_root, read_text
 from echotts.rundir.pause import RESUME_SHARE
 
 LOGGER = logging.getLogger(__name__)
@@ -197,8 +197,7 @@ def hub_cache() -> Path:
 def load_settings(path: Path) -> Settings:
     """Reads and checks the file. ValueError or FileNotFoundError names the file, the place and the remedy."""
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: is not TOML: {error}") from error
     try:

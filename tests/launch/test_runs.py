@@ -35,7 +35,7 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert "secret-word" not in (world.cloud / "calls.jsonl").read_text()
 
     pids = [world.pid(worker) for worker in (0, 1)]
-    assert "is running already on all workers" in world.call("start", *flags)
+    assert "is already running on all workers" in world.call("start", *flags)
     assert [world.pid(worker) for worker in (0, 1)] == pids
 
     status = world.call("status")
@@ -80,6 +80,14 @@ def test_a_program_that_ends_at_once_is_reported_and_the_others_are_stopped(worl
     assert "ended with exit code 1" in said
     assert "ran into a wall" in said
     assert "ended at once on worker 0, 1: see logs" in said
+
+
+def test_a_worker_that_hangs_is_named_though_gcloud_waits_for_it(world: World, monkeypatch) -> None:
+    world.ready()
+    (world.home(1) / "hangs").touch()
+    monkeypatch.setattr("launch.verbs.QUICK_S", 3)
+    said = world.call("status", code=1)
+    assert "status: no answer from worker 1; last output: cut off after 3 s" in said
 
 
 def test_logs_come_with_the_worker_they_are_from(world: World) -> None:
@@ -152,7 +160,7 @@ def test_code_that_was_changed_since_the_last_sync_is_said(world: World) -> None
     release = world.ready()
     (world.source / "little.py").write_text("pass\n")
     newer = world.commit()
-    assert f"the workers have release {release}, here is {newer}" in world.call("start", *world.command())
+    assert f"the workers have release {release}, the files here are {newer}" in world.call("start", *world.command())
 
 
 def test_a_process_number_that_is_anothers_by_now_is_not_taken_for_the_run(world: World) -> None:

@@ -146,6 +146,6 @@ def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf.shape
 
 
-def to_device(params: Params) -> Params:
-    """The tree as JAX arrays."""
-    return jax.device_put(params, may_alias=False)
+def to_device(params: Params, device: Any = None) -> Params:
+    """The tree as JAX arrays, on that device if one is given."""
+    return jax.device_put(params, device, may_alias=False)

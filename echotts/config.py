@@ -187,7 +187,7 @@ class OptimConfig:
     ema_decay: float = 0.9999
     """Decay of the exponential moving average (EMA) of the weights, per step."""
     init: InitName = "published"
-    """Initialization of kernels. published: std 0.02, for widths above 1000; fan_in: 1 / sqrt(inputs), for small ones."""
+    """Initialization of kernels. published: std 0.02, for large models; fan_in: 1 / sqrt(inputs), for small ones."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1:

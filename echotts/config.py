@@ -76,12 +76,8 @@ class ModelConfig:
     compute_dtype: DtypeName = "bfloat16"
     """Dtype of matrix products and activations; weights, norms and softmax stay float32."""
     attention: AttentionName = "auto"
-<<<<<<< HEAD
-    """auto: fused where the platform has a kernel (TPU, GPU); splash: on a TPU JAX's kernel instead of ours; xla: the
-    plain softmax everywhere."""
-=======
-    """auto: a fused kernel where the platform has one (TPU, GPU); xla: plain softmax attention everywhere."""
->>>>>>> main
+    """auto: a fused kernel where the platform has one (TPU, GPU); splash: on TPU the kernel of JAX instead of ours; xla:
+    plain softmax attention everywhere."""
     remat: RematName = "none"
     """What the backward pass recomputes (rematerialization): nothing, all but matrix products, or whole layers."""
 

@@ -220,7 +220,7 @@ def _decode_window(
 
 
 def lower_decode_window(config: CodecConfig, frames: int, place: Any) -> tuple[Any, int]:
-    """The program that decodes one window, for a sharding of a device that need not be here, and its delay in samples."""
+    """The program that decodes one window, for the sharding of a device that may be absent, and its delay."""
     shape = (1, frames, config.latent_channels)
     memory, delay = plan(decode_frames, config, shape)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))

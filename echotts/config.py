@@ -76,8 +76,8 @@ class ModelConfig:
     compute_dtype: DtypeName = "bfloat16"
     """Dtype of matrix products and activations; weights, norms and softmax stay float32."""
     attention: AttentionName = "auto"
-    """auto: a fused kernel where the platform has one (TPU, GPU); splash: on TPU the kernel of JAX instead of ours; xla:
-    plain softmax attention everywhere."""
+    """auto: a fused kernel where the platform has one (TPU, GPU); splash: on TPU the kernel of JAX instead of ours;
+    xla: plain softmax attention everywhere."""
     remat: RematName = "none"
     """What the backward pass recomputes (rematerialization): nothing, all but matrix products, or whole layers."""
 

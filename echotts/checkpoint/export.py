@@ -17,6 +17,7 @@ from echotts.checkpoint.contents import (
     Meta,
     first_line,
     read_arrays,
+    read_digests,
     read_meta,
     reading,
     step_folders,
@@ -127,4 +128,7 @@ def _load_step(folder: RunPath, weights: WeightsName) -> Weights:
         for path, leaf in expected_shapes(config).items()
     }
     params = read_arrays(folder, ITEM[weights], unflatten(shapes))
+    digests = read_digests(folder)
+    if different := digests.changed_arrays({ITEM[weights]: params}) if digests else []:
+        raise ValueError(f"{', '.join(different[:3])} changed since they were saved ({len(different)} arrays in all)")
     return describe(params, config, meta, weights)

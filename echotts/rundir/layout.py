@@ -36,6 +36,7 @@ BROKEN_SUFFIX = ".broken"
 BROKEN = re.compile(STEP.pattern + re.escape(BROKEN_SUFFIX))
 COMMITTED = "commit_success.txt"  # written last: without it a checkpoint in a bucket is not whole
 CHECKPOINT_METADATA = "meta/metadata"
+CHECKPOINT_DIGESTS = "digests/metadata"  # absent in checkpoints of older programs
 CHECKPOINT_ARRAYS = ("params", "ema", "opt_state")
 CHECKPOINT_PARTS = (  # files that a whole checkpoint holds, the commit marker last; none of them is empty
     CHECKPOINT_METADATA,

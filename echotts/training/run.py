@@ -144,7 +144,8 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
     run = config.run
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
-    inputs = open_inputs(config)
+    meshes.check_layout(config, mesh, jax.local_device_count())
+    inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
     train_step = make_train_step(config, mesh)
     heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))

@@ -1,4 +1,4 @@
-"""Words between processes, here threads with a dictionary for a coordinator: all hear the same, no wait is endless."""
+"""Messages between processes, here threads that share a dictionary: all get the same, and no wait is endless."""
 
 import threading
 from collections import Counter
@@ -16,17 +16,18 @@ class Coordinator:
     """What JAX's client does for the processes that share it."""
 
     def __init__(self):
-        self.words, self._changed = {}, threading.Condition()
+        self.words, self._changed, self.requests = {}, threading.Condition(), Counter()
 
     def key_value_set(self, key, value):
         with self._changed:
             assert key not in self.words, "JAX takes a key once"
-            assert len(value) <= 4e6, "gRPC takes no more"
+            assert len(value.encode()) < 4 << 20, "gRPC takes no more"
             self.words[key] = value
             self._changed.notify_all()
 
     def blocking_key_value_get(self, key, timeout_ms):
         with self._changed:
+            self.requests[key.split("/")[1]] += 1
             if not self._changed.wait_for(lambda: key in self.words, timeout_ms / 1000):
                 raise RuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}\nmore")
             return self.words[key]
@@ -68,7 +69,7 @@ def coordinator(monkeypatch):
     return made
 
 
-def test_all_hear_all_in_order_as_often_as_they_like_and_no_words_pile_up(coordinator) -> None:
+def test_all_get_the_values_of_all_in_order_as_often_as_they_like_and_nothing_piles_up(coordinator) -> None:
     def talk(index):
         return [messages.all_gather("room", [turn, index]) for turn in range(20)]
 
@@ -76,29 +77,47 @@ def test_all_hear_all_in_order_as_often_as_they_like_and_no_words_pile_up(coordi
     assert len(coordinator.words) == COUNT
 
 
-def test_what_the_first_makes_is_made_once_and_heard_whole(coordinator, monkeypatch) -> None:
-    monkeypatch.setattr(messages, "PART", 7)
-    made, text = [], "a long list " * 10
+def test_what_all_tell_all_takes_one_request_for_each_process_and_direction(coordinator) -> None:
+    assert coordinator.all_call(lambda index: messages.any_process(index == 1)) == [True] * COUNT
+    assert coordinator.requests["any"] == 2 * (COUNT - 1)
+    assert coordinator.all_call(lambda index: messages.any_process(False)) == [False] * COUNT
 
-    def make():
-        made.append(1)
-        return text
 
-    assert coordinator.all_call(lambda index: messages.broadcast("list", make, "list", 1.0)) == [text] * COUNT
-    assert len(made) == 1
+def test_a_message_longer_than_the_network_takes_arrives_whole(coordinator) -> None:
+    long = "ä🎵" * 300_000
+
+    def talk(index):
+        states = messages.gather("state", {"process": index, "text": long})
+        return len(states), messages.all_gather("room", long)[index] == long
+
+    assert coordinator.all_call(talk) == [(COUNT, True), (0, True), (0, True)]
+
+
+def test_what_the_first_decides_is_decided_once_and_known_to_all(coordinator) -> None:
+    decided = []
+
+    def decide():
+        decided.append(len(decided))
+        return {"listed": decided[-1]}
+
+    def ask(index):
+        return [messages.agree_on("list", decide, "list") for _ in range(3)]
+
+    assert coordinator.all_call(ask) == [[{"listed": 0}, {"listed": 1}, {"listed": 2}]] * COUNT
+    assert len(coordinator.words) == COUNT
 
 
 def test_what_goes_wrong_with_the_first_is_told_to_all_in_its_words(coordinator) -> None:
     def fail():
         raise FileNotFoundError("org/speech has no revision v9")
 
-    errors = coordinator.all_call(lambda index: messages.broadcast("list", fail, "list", 1.0))
+    errors = coordinator.all_call(lambda index: messages.agree_on("list", fail, "list"))
     assert [str(error) for error in errors] == ["org/speech has no revision v9"] * COUNT
     assert [type(error) for error in errors] == [FileNotFoundError, ValueError, ValueError]
 
 
 def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, monkeypatch) -> None:
-    monkeypatch.setattr(messages, "HEAR_S", 0.1)
+    monkeypatch.setattr(messages, "WAIT_S", 0.1)
     in_vain, slow = threading.Barrier(COUNT - 1), threading.Event()
 
     def listing():
@@ -107,7 +126,7 @@ def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, 
 
     def ask(index):
         try:
-            return messages.broadcast("list", listing, "list the shards of d", 0.1)
+            return messages.agree_on("list", listing, "list the shards of d", 0.1)
         finally:
             if index:
                 in_vain.wait(10)
@@ -116,5 +135,5 @@ def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, 
     _, one, two = coordinator.all_call(ask)
     for index, error in ((1, one), (2, two)):
         assert isinstance(error, ProcessesError)
-        words = f"process {index} waited 0.2 s for process 0 to list the shards of d: DEADLINE_EXCEEDED"
+        words = f"process {index} waited 0.2 s for process 0 to list the shards of d (list): DEADLINE_EXCEEDED"
         assert str(error).startswith(words)

@@ -45,3 +45,31 @@ def test_what_four_processes_saved_goes_on_with_two_and_with_one(tmp_path, shard
         found = losses(run_dir)
         assert sorted(found) == list(range(1, end + 1))
         assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-4)
+
+
+def test_rows_are_the_same_however_hosts_interleave_in_the_mesh(tmp_path, shards, compile_once, monkeypatch) -> None:
+    flags = run_flags(compile_once, monkeypatch, f"--data={shards}")
+    groups = {}
+    for count in (
+        1,
+        2,
+        4,
+    ):  # of two processes the second has every other row, of four each has two that are no neighbours
+        folder = tmp_path / str(count)
+        with Group(folder, count, 8 // count, *flags(folder / "run"), order=[0, 4, 1, 5, 2, 6, 3, 7]) as group:
+            group.until_step(4)
+            group.send(0, signal.SIGTERM)
+            assert group.codes() == [0] * count, group.said()
+        groups[count] = group
+    plain = tmp_path / "plain"
+    with Group(plain, 1, 8, *flags(plain / "run"), order=range(8)) as group:
+        group.until_step(4)
+        group.send(0, signal.SIGTERM)
+        assert group.codes() == [0], group.said()
+    for other in groups.values():
+        assert {step: other.batches()[step] for step in range(1, 5)} == {
+            step: group.batches()[step] for step in range(1, 5)
+        }
+        assert other.row_losses()[1] == group.row_losses()[1]  # noise and times, too
+    for step in range(1, 5):
+        assert groups[1].row_losses()[step] == groups[2].row_losses()[step] == groups[4].row_losses()[step]

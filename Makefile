@@ -10,7 +10,8 @@ WORKERS := 2
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format bench bench-env corpus clean
+.PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format docs lock release \
+  bench bench-env corpus english-corpus clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,21 @@ format: $(VENV)/.dev ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## the documentation as a site, in site/; strict: a dead link fails
+	$(BIN)/mkdocs build --quiet --strict
+
+# With UPGRADE=--upgrade the newest that pyproject.toml allows; without it pins stay unless they must move.
+lock: $(VENV)/.dev ## requirements.lock: the exact versions of everything that a host of a pod installs
+	$(BIN)/uv pip compile pyproject.toml --extra tpu --extra gcs --python-version 3.11 --quiet $(UPGRADE) \
+	  --python-platform x86_64-manylinux_2_31 --custom-compile-command 'make lock' --output-file requirements.lock
+
+release: $(VENV)/.dev ## wheel and sdist in dist/; the wheel is installed in full into a fresh environment, and speaks
+	rm -rf dist .cache/release
+	$(BIN)/python -m hatchling build -d dist
+	$(PYTHON) -m venv .cache/release
+	.cache/release/bin/pip install --quiet dist/*.whl
+	cd .cache/release && bin/echotts --version && bin/echotts speak --text "seven three one nine"
+
 bench: $(VENV)/.bench chromium ## the measurements behind README's figures (about an hour on two cores)
 	for script in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
@@ -60,10 +76,25 @@ bench-env: $(VENV)/.bench ## .venv with the PyTorch systems that the benchmarks 
 corpus: $(VENV)/.dev ## speak the built-in corpus anew, into corpus/ (espeak-ng never repeats itself bit for bit)
 	$(BIN)/python -m echotts data demo --output corpus
 
+# Five styles of Kokoro and their mixes in pairs; HELD_OUT_VOICE speaks held-out texts only.
+STYLES := jf_alpha jf_gongitsune jf_nezumi jf_tebukuro jm_kumo
+MIXES := jf_alpha:50+jf_gongitsune:50 jf_alpha:50+jf_nezumi:50 jf_alpha:50+jf_tebukuro:50 jf_alpha:50+jm_kumo:50 \
+	jf_gongitsune:50+jf_nezumi:50 jf_gongitsune:50+jf_tebukuro:50 jf_gongitsune:50+jm_kumo:50 \
+	jf_nezumi:50+jf_tebukuro:50 jf_tebukuro:50+jm_kumo:50
+HELD_OUT_VOICE := jf_nezumi:50+jm_kumo:50
+HOURS := 25
+
+english-corpus: $(VENV)/.teachers ## English speech to train on, into english/ (needs wordnet-base; 20 core-hours; goes on where it was stopped)
+	$(BIN)/python scripts/english_texts.py --output english/texts
+	$(BIN)/python -m echotts data speak --teacher kokoro --texts english/texts/heldout.txt --output english/heldout \
+		--voices $(STYLES) $(MIXES) $(HELD_OUT_VOICE) --processes $(WORKERS)
+	$(BIN)/python -m echotts data speak --teacher kokoro --texts english/texts/train.txt --output english/train \
+		--voices $(STYLES) $(MIXES) --hours $(HOURS) --processes $(WORKERS)
+
 setup: $(VENV)/.dev ## .venv with everything for development
 
 clean: ## remove environments, caches and what the commands wrote
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis demo dist site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -77,9 +108,17 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[dev,eval,gcs]'
+	$(PIP) -e '.[dev,eval,gcs,teachers]'
 	$(PIP) $(METER)
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@
+
+$(VENV)/.teachers: $(VENV)/.runtime
+	$(PIP) -e '.[teachers]'
+	touch $@
 
 # Of what these two list, the models that are measured need torch and einops alone.
 $(VENV)/.bench: $(VENV)/.dev

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,10 +18,16 @@ SCRIPTS = Path(__file__).resolve().parent / "worker"
 LINE = re.compile(r"@w(\d+) (fact|error|exit) ?(.*)")
 HEAD = ". ./common.sh\n"
 NOISE_LINES = 3
+ASKED_TO_LEAVE = "75"  # exit code of a training that a signal ended: it saved, and has steps left
 
 
 class WorkerError(LaunchError):
-    """A script failed, or was not heard of, on some workers."""
+    """A script failed on some workers, or some did not answer: `silent`, of those in `asked`."""
+
+    def __init__(self, message: str, silent: Sequence[int] = (), asked: Sequence[int] = ()):
+        super().__init__(message)
+        self.silent = tuple(silent)
+        self.asked = tuple(asked)
 
 
 @dataclass
@@ -49,7 +55,7 @@ def remote_command(name: str, arguments: Iterable[str], *, short: bool = False) 
     return " ".join(["bash", "-c", text, f"{name}.sh", *map(shlex.quote, arguments)])
 
 
-def read_answers(name: str, output: str, expected: Iterable[int]) -> dict[int, Answer]:
+def read_answers(name: str, output: str, expected: Sequence[int]) -> dict[int, Answer]:
     """The answers of the expected workers, all of which succeeded.
 
     WorkerError says which did not, and why as far as the output tells.
@@ -73,7 +79,7 @@ def read_answers(name: str, output: str, expected: Iterable[int]) -> dict[int, A
     missing = [worker for worker in expected if worker not in answers or answers[worker].code is None]
     failed = [answer for answer in answers.values() if answer.code]
     if missing or failed:
-        raise WorkerError(_complaint(name, missing, failed, noise))
+        raise WorkerError(_complaint(name, missing, failed, noise), missing, expected)
     return dict(sorted(answers.items()))
 
 

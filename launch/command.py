@@ -29,7 +29,7 @@ NOT_HERE = {  # settings that only one of the two programs knows
     "tpu.py": {"env"},
     "local.py": {
         *("env", "name", "project", "zone", "accelerator_type", "runtime_version", "spot", "create_flags", "ssh_flags"),
-        *("base", "hf_token_file", "wait_minutes", "max_skew_s"),
+        *("base", "hf_token_file", "wait_minutes", "lost_s", "max_skew_s"),
     },
 }
 

@@ -19,8 +19,9 @@ from launch.settings import Settings, slice_of
 ASK_S = 120  # a question to Google Cloud
 COPY_S = 1800
 MISSING, WAITING, READY, LOST = "missing", "waiting", "ready", "lost"  # what `Pod.state` can be
+FAILED = "failed"  # the request was refused; the words of the state say why
+UNLISTED = "unlisted"  # granted, but without machines: not listed yet, or taken away; only time tells which
 WAITING_NODES = {"CREATING", "STARTING", "RESTARTING", "REPAIRING", "REIMAGING", "HIDING", "UNHIDING"}
-LOST_QUEUED = {"SUSPENDED", "FAILED"}  # holds quota and never comes back: to be deleted first
 
 
 class Pod(Protocol):
@@ -35,7 +36,7 @@ class Pod(Protocol):
         ...
 
     def state(self) -> tuple[str, str]:
-        """(MISSING, WAITING, READY or LOST, the words of whoever runs the machines)."""
+        """(MISSING, WAITING, READY, LOST, FAILED or UNLISTED, the words of whoever runs the machines)."""
         ...
 
     def create(self) -> None:
@@ -87,13 +88,15 @@ class Gcloud:
         if queued is None:
             return MISSING, "no queued resource"
         name = str(queued.get("state", {}).get("state", "STATE_UNSPECIFIED"))
-        if name in LOST_QUEUED:
+        if name == "FAILED":
+            return FAILED, f"FAILED: {_failure(queued)}"
+        if name == "SUSPENDED":
             return LOST, name
         if name != "ACTIVE":  # also SUSPENDING and DELETING, which end in SUSPENDED or in nothing
             return WAITING, name
         node = self._describe("tpu-vm")
         if node is None:
-            return LOST, "ACTIVE, but its TPU is gone"
+            return UNLISTED, "ACTIVE, but its TPU is not listed"
         node_state, health = str(node.get("state", "UNKNOWN")), str(node.get("health", ""))
         words = f"ACTIVE, TPU {node_state}" + (f", {health}" if health not in ("", "HEALTHY") else "")
         if node_state == "READY":
@@ -127,11 +130,11 @@ class Gcloud:
             return {}
         expected = list(workers) or self.workers()
         words = [*self._ssh(which), _command(script, [self.settings.base, *arguments], False)]
-        done = _run(["gcloud", "compute", "tpus", "tpu-vm", "ssh", *words], timeout_s, f"{script} on {which}")
+        done = _run(["gcloud", "compute", "tpus", "tpu-vm", "ssh", *words], timeout_s, f"{script} on {which}", cut=True)
         try:
             return read_answers(script, f"{done.stdout}\n{done.stderr}", expected)
         except WorkerError as error:
-            raise WorkerError(f"{error}{_remedy(done.stderr)}") from None
+            raise WorkerError(f"{error}{_remedy(done.stderr)}", error.silent, error.asked) from None
 
     def copy(self, path: Path, name: str) -> None:
         target = f"{self.settings.name}:{self.settings.base}/incoming/{name}"
@@ -215,7 +218,10 @@ class Local:
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise WorkerError(f"{script}: worker {worker} has not answered within {timeout_s:.0f} s") from None
-        return read_answers(script, "".join(output), chosen)
+        try:
+            return read_answers(script, "".join(output), chosen)
+        except WorkerError as error:
+            raise WorkerError(str(error)) from None  # a directory is never lost: none counts as silent
 
     def copy(self, path: Path, name: str) -> None:
         for worker in [] if self.dry_run else self.workers():
@@ -241,8 +247,8 @@ def _command(script: str, arguments: Sequence[str], short: bool) -> str:
     return f"--command={remote_command(script, arguments, short=short)}"
 
 
-def _run(command: list[str], timeout_s: float, what: str) -> subprocess.CompletedProcess[str]:
-    """Standard output and standard error apart for questions; together they are mixed only when they are shown."""
+def _run(command: list[str], timeout_s: float, what: str, *, cut: bool = False) -> subprocess.CompletedProcess[str]:
+    """Runs gcloud; LaunchError after `timeout_s`, or with `cut` whatever it printed by then, with exit code 124."""
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
@@ -251,8 +257,14 @@ def _run(command: list[str], timeout_s: float, what: str) -> subprocess.Complete
         raise LaunchError(
             f"{command[0]} is not installed: https://cloud.google.com/sdk/docs/install says how"
         ) from None
-    except subprocess.TimeoutExpired:
-        raise LaunchError(f"{what}: no answer from gcloud within {timeout_s:.0f} s") from None
+    except subprocess.TimeoutExpired as late:
+        if not cut:
+            raise LaunchError(f"{what}: no answer from gcloud within {timeout_s:.0f} s") from None
+        printed = [
+            text.decode(errors="replace") if isinstance(text, bytes) else text for text in (late.stdout, late.stderr)
+        ]
+        limit = f"cut off after {timeout_s:.0f} s"
+        return subprocess.CompletedProcess(command, 124, printed[0] or "", f"{printed[1] or ''}\n{limit}")
 
 
 def _reader(command: list[str], environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
@@ -265,6 +277,13 @@ def _reader(command: list[str], environment: dict[str, str] | None = None) -> su
         errors="replace",
         env={**os.environ, **(environment or {})},
     )
+
+
+def _failure(queued: dict[str, Any]) -> str:
+    """Why a queued resource failed, in Google's words."""
+    error = queued["state"].get("failedData", {}).get("error", {})
+    code = f" (code {error['code']})" if "code" in error else ""
+    return f"{error.get('message') or 'no reason given'}{code}"
 
 
 def _last_error(said: str) -> str:

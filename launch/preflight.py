@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from launch.answers import Answer
 from launch.errors import LaunchError
@@ -105,6 +105,6 @@ def _skew(answers: dict[int, Answer], limit_s: int, elapsed_s: float) -> list[st
     return [f"the clock of worker {listed(odd)} is {apart} s from the others': sudo chronyc makestep, or down and up"]
 
 
-def listed(workers: list[int]) -> str:
+def listed(workers: Sequence[int]) -> str:
     """Numbers as people write them: 0, 3, 5."""
     return ", ".join(map(str, workers))

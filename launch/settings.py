@@ -79,6 +79,11 @@ class Settings:
     grace_s: int = _setting(180, "seconds between SIGTERM and SIGKILL")
     wait_minutes: float = _setting(60.0, "how long up waits for the machines; 0: not at all")
     poll_s: float = _setting(30.0, "seconds between questions while waiting and watching")
+    lost_s: float = _setting(
+        600.0,
+        "seconds after which a granted slice that is not listed, or (watch) a worker that does not answer, counts as "
+        "lost; where no worker answers six times that",
+    )
     backoff_s: float = _setting(60.0, "watch: pause before the second try; doubles up to 30 minutes")
     max_per_day: int = _setting(24, "watch: how often it recreates or restarts within 24 hours")
     settle_s: float = _setting(5.0, "start: seconds after which every worker must still be alive")
@@ -99,8 +104,8 @@ class Settings:
         for key, _ in self.env:
             if not ENV_NAME.fullmatch(key):
                 raise UsageError(f"[env] {key!r}: not a name of an environment variable")
-        if self.grace_s < 1 or self.poll_s <= 0 or self.max_per_day < 1 or self.max_skew_s < 1:
-            raise UsageError("grace_s, poll_s, max_per_day and max_skew_s must be above 0")
+        if min(self.grace_s, self.max_per_day, self.max_skew_s) < 1 or min(self.poll_s, self.lost_s) <= 0:
+            raise UsageError("grace_s, poll_s, lost_s, max_per_day and max_skew_s must be above 0")
         if self.accelerator_type:
             slice_of(self.accelerator_type)
 

@@ -10,22 +10,38 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.answers import Answer
+from launch.answers import ASKED_TO_LEAVE, Answer
 from launch.errors import LaunchError, UsageError
 from launch.pack import Package, identify, pack
-from launch.pods import LOST, MISSING, READY, Pod, complain, say
+from launch.pods import FAILED, LOST, MISSING, READY, UNLISTED, Pod, complain, say
 from launch.preflight import listed, preflight
 from launch.settings import Settings
 
 QUICK_S, INSTALL_S = 300, 3600
 KEEP_RELEASES = 3
-TRAINING = "train_pretrain.py"
+TRAINING = (["train_pretrain.py"], ["-m", "echotts", "train"])  # how a command begins that the processes are added to
+
+
+class Lasting:
+    """For how long something has been true at every look."""
+
+    def __init__(self) -> None:
+        self._since_s: float | None = None
+
+    def seconds(self, true: bool) -> float:
+        """Seconds since the first of the looks in a row at which it was `true`; 0 when it is not."""
+        if not true:
+            self._since_s = None
+            return 0.0
+        self._since_s = self._since_s or time.monotonic()
+        return time.monotonic() - self._since_s
 
 
 def up(pod: Pod) -> None:
-    """Makes sure that there are machines, and waits for them."""
+    """Makes sure that there are machines, and waits for them. LaunchError where the request failed, or time is up."""
     end = time.monotonic() + 60 * pod.settings.wait_minutes
     said = ""
+    unlisted = Lasting()
     while True:
         state, words = pod.state()
         if words != said:
@@ -33,18 +49,30 @@ def up(pod: Pod) -> None:
             said = words
         if state == READY:
             return
+        if state == FAILED:
+            raise refused(pod, words)
+        if pod.settings.wait_minutes and time.monotonic() > end:
+            raise LaunchError(
+                f"{pod.settings.name} is {words} after {pod.settings.wait_minutes:g} minutes: the request stays in the "
+                "queue; run up again later, or watch"
+            )
+        if unlisted.seconds(state == UNLISTED) > pod.settings.lost_s:
+            state = LOST
         if state == LOST:  # it holds quota until it is deleted, and never comes back
             pod.delete()
+            unlisted = Lasting()
         if state in (LOST, MISSING):
             pod.create()
         if pod.dry_run or not pod.settings.wait_minutes:
             return
-        if state not in (LOST, MISSING) and time.monotonic() > end:
-            raise LaunchError(
-                f"{pod.settings.name} is {words} after {pod.settings.wait_minutes:g} minutes: it stays queued; "
-                "run up again later, or watch"
-            )
         time.sleep(pod.settings.poll_s)
+
+
+def refused(pod: Pod, words: str) -> LaunchError:
+    """A request that Google Cloud refused, with its reason; asking again would only repeat it."""
+    return LaunchError(
+        f"{pod.settings.name} is {words}: fix the cause, remove the request with down, then run up again"
+    )
 
 
 def sync(pod: Pod, package: Package | None = None) -> str:
@@ -144,6 +172,7 @@ def describe(answer: Answer) -> str:
     """One worker in one line."""
     facts = answer.facts
     state = facts["state"] + (f" with exit code {facts['code']}" if "code" in facts else "")
+    state += " (asked to leave)" if facts.get("code") == ASKED_TO_LEAVE else ""
     run = f"run {facts['run']}, " if "run" in facts else ""
     extra = "".join(f", {role}" for role in ("watchdog", "dashboard") if facts.get(role) == "running")
     last = f"; {facts['log_age_s']} s ago: {facts.get('last', '')}" if "log_age_s" in facts else ""
@@ -176,16 +205,17 @@ def job_file(command: str, env: Sequence[tuple[str, str]]) -> str:
 
 def _training_command(pod: Pod) -> str:
     """The command as words of a shell, quoted; the training program is told of the other processes."""
-    words = shlex.split(pod.settings.command)
+    words = python_words(pod.settings.command)
     told = any(word.startswith("--run.coordinator") for word in words)
-    if words[0] != TRAINING or told or pod.dry_run or len(pod.workers()) == 1:
+    training = any(words[: len(head)] == head for head in TRAINING)
+    if not training or told or pod.dry_run or len(pod.workers()) == 1:
         return quoted(pod.settings.command)
     return f"{quoted(pod.settings.command)} {pod.process_flags()}"
 
 
 def _dashboard_command(settings: Settings) -> str:
     """What shows the run, told where the run is."""
-    words = shlex.split(settings.dashboard_command)
+    words = python_words(settings.dashboard_command)
     if not words:
         raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
     run_dir = _run_dir(words) or _run_dir(shlex.split(settings.command))
@@ -196,7 +226,7 @@ def _dashboard_command(settings: Settings) -> str:
 
 def _watchdog_command(settings: Settings) -> str:
     """What keeps the disk from filling, told where the run is: a run in a bucket takes no room on a worker."""
-    words = shlex.split(settings.watchdog)
+    words = python_words(settings.watchdog)
     run_dir = _run_dir(shlex.split(settings.command))
     if _run_dir(words) or not run_dir or "://" in run_dir:
         return quoted(settings.watchdog)
@@ -212,9 +242,15 @@ def _run_dir(words: list[str]) -> str:
     return ""
 
 
+def python_words(command: str) -> list[str]:
+    """What Python is called with for this command: `echotts train` is `-m echotts train` there."""
+    words = shlex.split(command)
+    return ["-m", *words] if words[:1] == ["echotts"] else words
+
+
 def quoted(command: str) -> str:
-    """The command with each word quoted, so that a shell takes it as it stands."""
-    return " ".join(map(shlex.quote, shlex.split(command)))
+    """The words for Python, each quoted, so that a shell takes them as they stand."""
+    return shlex.join(python_words(command))
 
 
 def _running(pod: Pod) -> str | None:

@@ -8,22 +8,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from launch import verbs
-from launch.answers import Answer
+from launch.answers import ASKED_TO_LEAVE, Answer, WorkerError
 from launch.errors import LaunchError, UsageError
 from launch.pack import Package, pack
-from launch.pods import LOST, MISSING, READY, Pod, complain, say
+from launch.pods import FAILED, LOST, MISSING, READY, UNLISTED, WAITING, Pod, complain, say
 from launch.preflight import listed
 from launch.settings import Settings
 
 DAY_S = 86_400
 LONGEST_PAUSE_S = 1800
 STEADY_S = 1800  # after which a run is trusted
-INTERRUPTED = "stopped and saved"  # what the training program says last when it was asked to leave
+ALL_SILENT = 6  # times lost_s when no worker answers at all: the fault may be here
 PATIENCE = 6  # looks at a run that was asked to leave, before it is started again: the machines may be going too
 
 
 class GaveUp(LaunchError):
-    """The day's tries are used up."""
+    """There is no point in watching on: the day's tries are used up, or the request was refused."""
 
 
 class Budget:
@@ -57,10 +57,12 @@ class Watch:
         self._package = package  # a resumed run is the code that the first start sent, whatever happens here meanwhile
         self._sleep = sleep
         self._budget = Budget(pod.settings)
-        self._said = ""
+        self._said = {"machines": "", "run": ""}
         self._had_machines = False
-        self._unheard = 0  # looks in a row without an answer
-        self._lost = 0  # looks in a row at machines that seem gone
+        self._ever_had_machines = False
+        self._unheard = 0  # looks in a row without an answer of gcloud
+        self._silence = verbs.Lasting()  # of a worker
+        self._unlisted = verbs.Lasting()
         self._leaving = 0  # looks at a run that was asked to leave
         self._since_s: float | None = None  # when the run was first seen running
 
@@ -68,16 +70,16 @@ class Watch:
         """Looks, acts, sleeps, until there is nothing left to do."""
         while True:
             try:
-                state, words = self._pod.state()
-                answers = self._pod.run("status", timeout_s=verbs.QUICK_S) if state == READY else {}
+                state, words, answers = self._look()
             except LaunchError as error:  # the network here, or theirs: no reason to touch a run that may be well
+                self._silence.seconds(False)
                 pause_s = min(self._pod.settings.poll_s * 2**self._unheard, LONGEST_PAUSE_S)
                 self._unheard += 1
                 complain(f"launch: {_now()} {error}; asking again in {pause_s:.0f} s")
                 self._sleep(pause_s)
                 continue
             self._unheard = 0
-            self._say(words)
+            self._say("machines", words)
             try:
                 if self._act(state, words, answers):
                     return
@@ -87,21 +89,41 @@ class Watch:
                 self._try_again(str(error))
             self._sleep(self._pod.settings.poll_s)
 
+    def _look(self) -> tuple[str, str, dict[int, Answer]]:
+        """State of the machines, its words, the workers' answers; WAITING, then LOST, while a worker is silent."""
+        state, words = self._pod.state()
+        try:
+            answers = self._pod.run("status", timeout_s=verbs.QUICK_S) if state == READY else {}
+        except WorkerError as error:
+            if not error.silent:
+                raise
+            limit_s = self._pod.settings.lost_s * (ALL_SILENT if len(error.silent) == len(error.asked) else 1)
+            if self._silence.seconds(True) > limit_s:
+                return LOST, f"no answer from worker {listed(error.silent)} for {limit_s:.0f} s", {}
+            return WAITING, f"{error}; counts as lost after {limit_s:.0f} s", {}
+        self._silence.seconds(False)
+        return state, words, answers
+
     def _act(self, state: str, words: str, answers: dict[int, Answer]) -> bool:
         """What this state asks for; True when there is nothing left to watch."""
-        self._lost = self._lost + 1 if state == LOST else 0
+        if self._unlisted.seconds(state == UNLISTED) > self._pod.settings.lost_s:
+            state = LOST
         if state == MISSING and self._had_machines:  # machines that are taken away leave a suspended resource behind
             say("the machines were given back by hand: nothing left to watch")
             return True
         if state == MISSING:
             self._pod.create()
-        elif self._lost > 1:  # a resource can be ACTIVE for a moment before its TPU is listed
-            self._lost, self._since_s, self._had_machines = 0, None, False
+        elif state == FAILED and not self._ever_had_machines:
+            raise GaveUp(str(verbs.refused(self._pod, words)))
+        elif state in (LOST, FAILED):
+            self._since_s, self._had_machines = None, False
+            self._silence.seconds(False)
+            self._unlisted.seconds(False)
             self._try_again(f"the machines are gone ({words})")
             self._pod.delete()  # it holds quota and cannot be used again
             self._pod.create()
         elif state == READY:
-            self._had_machines = True
+            self._had_machines = self._ever_had_machines = True
             return self._act_on_run(answers)
         return False
 
@@ -113,7 +135,8 @@ class Watch:
         if states == {"running"}:
             self._lives(len(answers))
             return False
-        failed = [a for a in answers.values() if a.facts["state"] == "died" or a.facts.get("code", "0") != "0"]
+        well = ("0", ASKED_TO_LEAVE)
+        failed = [a for a in answers.values() if a.facts["state"] == "died" or a.facts.get("code", "0") not in well]
         if not failed and states == {"ended"} and not _asked_to_leave(answers):
             say("finished on all workers")
             return True
@@ -132,7 +155,7 @@ class Watch:
         self._since_s = self._since_s or time.monotonic()
         if time.monotonic() - self._since_s > STEADY_S:
             self._budget.steady()
-        self._say(f"running on {workers} workers")
+        self._say("run", f"running on {workers} workers")
 
     def _say_what_failed(self, failed: list[Answer], without: list[int]) -> None:
         self._leaving, self._since_s = 0, None
@@ -144,14 +167,15 @@ class Watch:
             self._try_again(f"no run on worker {listed(without)}" if without else "the run was asked to leave")
 
     def _try_again(self, why: str) -> None:
+        self._said["run"] = ""
         pause_s = self._budget.spend(time.monotonic(), why)
         complain(f"launch: {_now()} {why}; trying again" + (f" in {pause_s:.0f} s" if pause_s else ""))
         self._sleep(pause_s)
 
-    def _say(self, words: str) -> None:
-        if words != self._said:
+    def _say(self, of: str, words: str) -> None:
+        if words != self._said[of]:
             say(f"{_now()} {self._pod.settings.name}: {words}")
-            self._said = words
+            self._said[of] = words
 
 
 def watch(pod: Pod) -> None:
@@ -170,7 +194,7 @@ def watch(pod: Pod) -> None:
 
 def _asked_to_leave(answers: dict[int, Answer]) -> bool:
     """Whether the run ended because it was asked to: the notice that comes before machines are taken away."""
-    return any(INTERRUPTED in answer.facts.get("last", "") for answer in answers.values())
+    return any(answer.facts.get("code") == ASKED_TO_LEAVE for answer in answers.values())
 
 
 def _now() -> str:

@@ -1,6 +1,7 @@
 """What every command line shares: flags from typed definitions, one-line errors, exit codes, no library noise.
 
-Exit codes: 0 success, 1 a failure, 2 a wrong call, 130 Ctrl-C. Flags take underscores and hyphens.
+Exit codes: 0 success, 1 a failure, 2 a wrong call, 130 Ctrl-C, 75 a training that a signal
+ended before its last step. Flags take underscores and hyphens.
 """
 
 import contextlib
@@ -24,6 +25,8 @@ Value = TypeVar("Value")
 Main = Callable[[list[str]], int | None]
 
 DEBUG_HELP = "--debug adds the traceback to an error."
+
+EXIT_ASKED_TO_LEAVE = 75  # EX_TEMPFAIL of sysexits.h: try again later; launch/answers.py reads it
 
 _MESSAGE_LIMIT = 2000  # characters: XLA's longest errors are pages
 _ENDLESS = 10_000  # columns

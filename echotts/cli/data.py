@@ -1,14 +1,13 @@
-"""`python -m echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+"""`echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
 
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from echotts.cli import data_speak as speak
 from echotts.cli.app import choose, parse
+from echotts.cli.progress import Progress
 
-PROG = "python -m echotts data"
-LINE_EVERY_S = 10.0
+PROG = "echotts data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +16,8 @@ class PrepareArguments:
 
     source: str
     """Recordings: an LJSpeech folder, a .csv, .tsv or .jsonl table (audio, text, speaker, language), a folder of
-    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob)."""
+    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob). demo: the built-in
+    corpus of spoken digits."""
     output: Path
     """Folder of the data set; made if missing."""
     codec: str = "demo"
@@ -50,13 +50,15 @@ class InspectArguments:
     """Instead of counting: decode the sample of this number, from 0, into --output, and its reference beside it."""
     output: Path = Path("sample.wav")
     """Sound file of --listen: .wav, .flac, .ogg or .mp3."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3 of --listen, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
     codec: str | None = None
     """Codec of --listen; without it the one that dataset.json names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
-    """Speak the built-in corpus of digit strings anew (extra dev). The one in the package stays as it is."""
+    """Speak the built-in corpus of digit strings anew (extra teachers). The one in the package stays as it is."""
 
     output: Path
     """Folder for the shards of recordings; made if missing."""
@@ -64,52 +66,12 @@ class DemoArguments:
     """Decides the digit strings."""
 
 
-class Progress:
-    """Rate and time left of long work: a bar on a terminal, a line now and then otherwise."""
-
-    def __init__(self) -> None:
-        self._bar = None
-        self._stage = ""
-        self._began = self._said = 0.0
-        self._first = 0
-
-    def __call__(self, stage: str, done: int, total: int, rejected: int) -> None:
-        if stage != self._stage:
-            self._start(stage, done, total)
-        note = f", {rejected} rejected" if rejected else ""
-        if self._bar is not None:
-            self._bar.set_postfix_str(note.removeprefix(", "), refresh=False)
-            self._bar.update(done - self._bar.n)
-            return
-        now = time.monotonic()
-        if now - self._said < LINE_EVERY_S and done < total:
-            return
-        self._said = now
-        rate = (done - self._first) / max(now - self._began, 1e-9)
-        pace = f", {rate:.1f} a second" if rate else ""
-        left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
-        print(f"{stage} {done}/{total}{pace}{left}{note}", file=sys.stderr, flush=True)
-
-    def _start(self, stage: str, done: int, total: int) -> None:
-        self.close()
-        self._stage, self._first = stage, done
-        self._began = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=done, desc=stage, dynamic_ncols=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
 def main(argv: list[str]) -> int:
     """Run the sub-command that `argv` names; returns the exit code."""
     commands = {
         "prepare": ("recordings to a data set of latent shards", _prepare),
         "inspect": ("counts, lengths and statistics of shards; a listen", _inspect),
+        "speak": ("a list of texts spoken by a text-to-speech system, to train on", speak.main),
         "demo": ("speak the built-in corpus of digit strings anew", _demo),
     }
     return choose(PROG, "Data sets of latents.", commands, argv)
@@ -129,9 +91,14 @@ def _prepare(argv: list[str]) -> int:
         loudness_lufs=arguments.loudness_lufs,
         shard_samples=arguments.shard_samples,
     )
+    source = arguments.source
+    if source == "demo" and not Path(source).exists():
+        from echotts.data.prepare.demo import corpus_path
+
+        source = str(corpus_path() / "train-*.tar.gz")
     progress = Progress()
     try:
-        summary = prepare(arguments.source, arguments.output, load_codec(arguments.codec), settings, progress)
+        summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)
     finally:
         progress.close()
     print(
@@ -156,7 +123,7 @@ def _inspect(argv: list[str]) -> int:
         from echotts.codec import load_codec
 
         codec = load_codec(arguments.codec)
-    sample = listen(arguments.data, arguments.listen, arguments.output, codec)
+    sample = listen(arguments.data, arguments.listen, arguments.output, codec, arguments.mp3_rate)
     print(f"{arguments.output}: {sample.name}, {len(sample.latent)} frames, speaker {sample.speaker}: {sample.text!r}")
     return 0
 

@@ -1,4 +1,4 @@
-"""`python train_pretrain.py`: train a model from shards of latents."""
+"""`echotts train`: train a model from shards of latents."""
 
 import dataclasses
 import functools
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from echotts import config as configs
-from echotts.cli.app import UsageError, parse
+from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
 from echotts.config import HELDOUT_VOICES, Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
 
 if TYPE_CHECKING:
     from echotts.training.samples import Speaker, Spoken, Voice
 
-PROG = "train_pretrain.py"
+PROG = "echotts train"
 CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a reference, before the run
 SHORT = {  # flag -> the (section, key) it is short for
     "data": ("data", "data"),
@@ -34,7 +34,7 @@ class Arguments:
     """Train a model from shards of latents. The same command again resumes the run in --run_dir, bit by bit.
 
     Defaults are those of the preset; every key can be set, as in --model.remat full. The flags before
-    --model.* are short for the keys in brackets. Ctrl-C or SIGTERM saves and leaves.
+    --model.* are short for the keys in brackets. Ctrl-C or SIGTERM saves and exits with code 75.
     """
 
     preset: Literal["demo", "840m", "1.3b"]
@@ -63,7 +63,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, train; returns the exit code."""
+    """Parse, check, train; returns the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
     config = parse_config(argv)
     from echotts.rundir import tensorboard
     from echotts.training.loop import train
@@ -71,15 +71,15 @@ def main(argv: list[str]) -> int:
     if config.run.tensorboard:
         tensorboard.require()
     result = train(config, speak=make_speaker(config))
-    if result.finished:
+    if not result.finished:
         print(
-            f"trained {result.step} steps on {result.samples_seen} samples; hear it with: python inference.py "
-            f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
+            f"stopped and saved after step {result.step} of {config.optim.steps}; the same command resumes from there"
         )
-    else:
-        print(
-            f"stopped and saved after step {result.step} of {config.optim.steps}; the same command goes on from there"
-        )
+        return EXIT_ASKED_TO_LEAVE
+    print(
+        f"trained {result.step} steps on {result.samples_seen} samples; hear it with: echotts speak "
+        f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
+    )
     return 0
 
 

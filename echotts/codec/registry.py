@@ -66,7 +66,7 @@ def find_codec(
     if codec_id not in BUILT_IN and not _HUB_ID.fullmatch(codec_id):
         raise FileNotFoundError(
             f"codec {codec_id} ({_short(weights_hash)}) is neither built in nor in {cache_folder()}: name its file "
-            "with --codec, or install it with `python -m echotts codec convert FILE --install`"
+            "with --codec, or install it with `echotts codec convert FILE --install`"
         )
     codec = load_codec(codec_id, window_frames)
     if weights_hash and codec.weights_hash != weights_hash:

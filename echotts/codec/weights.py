@@ -95,7 +95,7 @@ def _lists(node: Any) -> Any:
 
 def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
     if header.get("format") != FORMAT or header.get("kind") != "dacvae":
-        raise ValueError(f"{path}: no codec of echotts: convert weights with `python -m echotts codec convert`")
+        raise ValueError(f"{path}: no codec of echotts: convert weights with `echotts codec convert`")
     try:
         kwargs = json.loads(header["config"])
     except (KeyError, json.JSONDecodeError) as error:

@@ -40,6 +40,7 @@ while not asked and not (mode == "finish" and step >= 3):
     kept.write_text(str(step))
     time.sleep(0.05)
 print(f"stopped and saved after step {step}" if asked else f"trained {step} steps", flush=True)
+sys.exit(75 if asked else 0)
 """
 LITTLE = "import signal\nprint('here', flush=True)\nsignal.pause()\n"
 UV = f"""#!/bin/sh

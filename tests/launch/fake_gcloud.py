@@ -86,7 +86,8 @@ def describe_queued(world: dict, arguments: argparse.Namespace) -> int:
     if state in ("SUSPENDED", "FAILED"):
         take_away()
     world["now"] = state
-    print(json.dumps({"name": arguments.names[0], "state": {"state": state}}))
+    why = {"failedData": {"error": {"code": 8, "message": "Quota limit 'TPUV4' has been exceeded."}}}
+    print(json.dumps({"name": arguments.names[0], "state": {"state": state, **(why if state == "FAILED" else {})}}))
     return 0
 
 
@@ -102,6 +103,9 @@ def delete(world: dict, arguments: argparse.Namespace) -> int:
 
 def describe_node(world: dict, arguments: argparse.Namespace) -> int:
     if not world["states"] or world["states"][0] != USABLE:
+        return error("tpu-vm.describe", "NOT_FOUND: Resource was not found.")
+    if world.get("unlisted"):  # granted, and not listed yet
+        world["unlisted"] -= 1
         return error("tpu-vm.describe", "NOT_FOUND: Resource was not found.")
     ends = [{"ipAddress": f"10.0.0.{worker}"} for worker in range(world["workers"])]
     print(json.dumps({"state": world.get("node", "READY"), "health": "HEALTHY", "networkEndpoints": ends}))

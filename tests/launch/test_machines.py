@@ -38,9 +38,40 @@ def test_up_deletes_a_suspended_resource_before_it_asks_again(world: World) -> N
 
 def test_up_gives_up_waiting_but_leaves_the_request_in_the_queue(world: World) -> None:
     world.set(creations=[["WAITING_FOR_RESOURCES"]])
-    said = world.call("up", "--accelerator_type", "v4-16", "--wait_minutes", "0.005", code=1)
-    assert "pod is WAITING_FOR_RESOURCES after 0.005 minutes: it stays queued" in said
+    said = world.call("up", "--accelerator_type", "v4-16", "--wait_minutes", "0.02", code=1)
+    assert "pod is WAITING_FOR_RESOURCES after 0.02 minutes: the request stays in the queue" in said
     assert not world.calls(*DELETE)
+
+
+def test_up_says_why_a_request_failed_and_asks_no_more(world: World) -> None:
+    world.set(creations=[["PROVISIONING", "FAILED"], ["ACTIVE"]])
+    said = world.call("up", "--accelerator_type", "v4-16", code=1)
+    assert said.splitlines()[-1].startswith(
+        "launch: pod is FAILED: Quota limit 'TPUV4' has been exceeded. (code 8): fix"
+    )
+    assert len(world.calls(*CREATE)) == 1
+    assert not world.calls(*DELETE)
+    world.call("down")
+    world.call("up", "--accelerator_type", "v4-16")
+
+
+def test_up_ends_at_its_limit_when_every_slice_is_taken_away_again(world: World) -> None:
+    world.set(creations=[["SUSPENDED"]] * 1000)
+    said = world.call("up", "--accelerator_type", "v4-16", "--wait_minutes", "0.05", code=1)
+    assert "pod is SUSPENDED after 0.05 minutes" in said
+
+
+def test_up_waits_for_a_slice_that_was_just_granted_to_be_listed(world: World) -> None:
+    world.set(creations=[["ACTIVE"]], unlisted=4)
+    said = world.call("up", "--accelerator_type", "v4-16")
+    assert said.splitlines()[-2:] == ["pod: ACTIVE, but its TPU is not listed", "pod: ACTIVE, TPU READY"]
+    assert not world.calls(*DELETE)
+
+
+def test_up_replaces_a_granted_slice_that_is_never_listed(world: World) -> None:
+    world.set(states=["ACTIVE"], unlisted=3, creations=[["ACTIVE"]])
+    world.call("up", "--accelerator_type", "v4-16", "--lost_s", "0.01")
+    assert len(world.calls(*DELETE)) == len(world.calls(*CREATE)) == 1
 
 
 def test_up_in_a_dry_run_says_what_it_would_ask_for_and_asks_nothing(world: World) -> None:

@@ -2,12 +2,15 @@
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from echotts.cli.app import EXIT_ASKED_TO_LEAVE
+from launch.answers import ASKED_TO_LEAVE
 from launch.errors import LaunchError
 from launch.settings import Settings
 from launch.watch import Budget
@@ -113,6 +116,45 @@ def test_a_failed_creation_after_a_preemption_is_not_taken_for_the_end(world: Wo
     assert "RESOURCE_EXHAUSTED" in said[1]
 
 
+def test_a_request_that_is_refused_at_first_ends_the_watch_with_the_reason(world: World) -> None:
+    world.set(creations=[["FAILED"]])
+    with watching(world, *world.command()) as said:
+        pass
+    assert said[2] == "1"
+    assert "pod is FAILED: Quota limit 'TPUV4' has been exceeded. (code 8)" in said[1].splitlines()[-1]
+    assert not world.calls("queued-resources", "delete")
+
+
+def test_a_worker_that_is_silent_for_too_long_is_lost_and_the_slice_is_replaced(world: World) -> None:
+    with watching(world, *world.command(), "--lost_s", "1") as said:
+        until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
+        (world.home(1) / "unreachable").touch()
+        until(lambda: len(world.calls("queued-resources", "create")) == 2, timeout_s=120)
+        until(lambda: started(world), timeout_s=120)
+        world.call("stop")
+    assert "counts as lost after 1 s" in said[0]
+    assert "the machines are gone (no answer from worker 1 for 1 s); trying again" in said[1]
+    assert [call[3] for call in world.calls() if call[3] in ("create", "delete")] == ["create", "delete", "create"]
+
+
+def test_workers_that_are_all_silent_for_a_while_are_left_alone(world: World) -> None:
+    with watching(world, *world.command(), "--lost_s", "1") as said:
+        until(lambda: started(world), timeout_s=120)
+        pid = world.pid(0)
+        for worker in (0, 1):
+            (world.home(worker) / "unreachable").touch()
+        time.sleep(2)
+        for worker in (0, 1):
+            (world.home(worker) / "unreachable").unlink()
+        looks = len(world.calls("tpu-vm", "ssh"))
+        until(lambda: len(world.calls("tpu-vm", "ssh")) > looks + 2, timeout_s=120)
+        assert world.pid(0) == pid
+        world.call("stop")
+    assert "no answer from worker 0, 1" in said[0]
+    assert "counts as lost after 6 s" in said[0]
+    assert not world.calls("queued-resources", "delete")
+
+
 def test_machines_given_back_by_hand_are_not_made_again(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: started(world), timeout_s=120)
@@ -135,8 +177,12 @@ def test_a_network_that_is_gone_for_a_while_touches_nothing(world: World) -> Non
         assert world.pid(0) == pid
         world.call("stop")
     assert "could not reach metadata service; asking again in" in said[1]
-    assert "running on 2 workers" in said[0]
+    assert said[0].count("running on 2 workers") == 1
     assert not world.calls("queued-resources", "delete")
+
+
+def test_the_launcher_and_the_training_program_mean_the_same_code_by_asked_to_leave() -> None:
+    assert str(EXIT_ASKED_TO_LEAVE) == ASKED_TO_LEAVE
 
 
 def test_pauses_double_up_to_half_an_hour_and_are_short_again_after_a_steady_run() -> None:

@@ -30,7 +30,7 @@ def finish(folder, run_dir, flags, devices) -> Group:
     with Group(folder, 2, devices, *flags(run_dir)) as last:
         last.until_step(whole + 3)
         last.send(0, signal.SIGTERM)
-        assert last.codes() == [0, 0], last.said()
+        assert last.codes() == [75, 75], last.said()
     assert last.said().count(f"resuming after step {whole}, ") == 2
     return last
 
@@ -98,7 +98,7 @@ def test_a_run_killed_twenty_times_is_the_run_that_nobody_killed(tmp_path, flags
     with Group(tmp_path / "whole", 2, 1, *flags(tmp_path / "whole" / "run")) as whole:  # which nobody interrupts
         whole.until_step(last + 1)
         whole.send(0, signal.SIGTERM)
-        assert whole.codes() == [0, 0], whole.said()
+        assert whole.codes() == [75, 75], whole.said()
     batches, expected = whole.batches(), losses(tmp_path / "whole" / "run")
     for group in groups:
         assert all(rows == batches[step] for step, rows in group.batches().items() if step <= last)
@@ -145,7 +145,7 @@ def test_processes_that_wait_for_room_on_the_disk_leave_together_on_sigterm(tmp_
             time.sleep(0.1)
         began = time.monotonic()
         pair.send(1, signal.SIGTERM)
-        assert pair.codes() == [0, 0], pair.said()
+        assert pair.codes() == [75, 75], pair.said()
         assert time.monotonic() - began < 10 * MACHINE
     waited = stopped_at(run_dir, "disk_full")
     assert waited[0] == waited[1] == newest(run_dir)

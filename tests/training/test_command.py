@@ -135,7 +135,7 @@ def test_a_run_is_interrupted_resumed_and_exported_from_the_command_line(tmp_pat
             process.send_signal(signal.SIGINT)
             break
     rest = process.stderr.read()
-    assert process.wait(timeout=120) == 0, rest
+    assert process.wait(timeout=120) == 75, rest
     assert "SIGINT: finishing this step" in rest
     saved = [path.name for path in (run_dir / "checkpoints").iterdir()]
     assert len(saved) == 1

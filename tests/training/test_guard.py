@@ -264,7 +264,7 @@ def test_rows_of_one_process_make_all_skip_and_go_back_together(tmp_path, shards
     with Group(tmp_path, 2, 1, *flags, poisons={1: {3: math.nan, 4: math.nan}}) as pair:
         pair.until_step(8)
         pair.send(0, signal.SIGTERM)
-        assert pair.codes() == [0, 0], pair.said()
+        assert pair.codes() == [75, 75], pair.said()
     found = [line for line in metric_lines(run_dir) if line.get("event") in ("nan", "skipped", "rolled_back")]
     for process in (0, 1):
         mine = [line for line in found if line["process"] == process]

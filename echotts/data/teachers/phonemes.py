@@ -1,0 +1,171 @@
+"""English words to the phonemes that Kokoro reads: misaki's lexica (Apache-2.0), endings, and espeak-ng for the rest.
+
+misaki's own reader tags parts of speech with spaCy; here a word that is written one way and said in two gets the
+lexicon's default, which is right for most.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from echotts.spoken import spoken
+
+VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
+VOICELESS = frozenset("ptkfθ")
+SIBILANT = frozenset("szʃʒʧʤ")
+FLAPPED_AFTER = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
+STRESSES = "ˈˌ"
+PAUSES = ",.!?;:—…"
+WEAK = {"a": "ɐ", "an": "ɐn", "and": "ænd", "i": "ˌI"}
+FROM_IPA = {  # espeak's IPA, letters of one phoneme tied by ^, longest first
+    "a^ɪ": "I",
+    "a^ʊ": "W",
+    "e^ɪ": "A",
+    "ɔ^ɪ": "Y",
+    "o^ʊ": "O",
+    "ə^ʊ": "O",
+    "d^ʒ": "ʤ",
+    "t^ʃ": "ʧ",
+    "ə^l": "ᵊl",
+    "ɜːɹ": "ɜɹ",
+    "ɜː": "ɜɹ",
+    "ɚ": "əɹ",
+    "ɐ": "ə",
+    "r": "ɹ",
+    "x": "k",
+    "ç": "k",
+    "ɬ": "l",
+    "e": "A",
+    "o": "ɔ",
+    "ɾ": "T",
+    "ʔ": "t",
+    "ː": "",
+    "ʲ": "",
+    "^": "",
+    "̃": "",
+    "̩": "",
+}
+
+
+class Phonemes:
+    """`lexica` is the folder of us_gold.json and us_silver.json."""
+
+    def __init__(self, lexica: Path) -> None:
+        self._lexica: list[dict[str, Any]] = [
+            json.loads((lexica / f"us_{name}.json").read_text("utf-8")) for name in ("gold", "silver")
+        ]
+        self._fallback: Any = None
+
+    def __call__(self, text: str) -> str:
+        """The text's phonemes; numbers are read as words."""
+        text = spoken(text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "—", 0x2026: "…"}))
+        text = re.sub(r"\b(Mr|Mrs|Ms|Dr|St|Prof)\.", r"\1", text)  # no pause after these
+        pieces = re.findall(r"[^\W\d_]+(?:['.][^\W\d_]+)*|[,.!?;:—…]", text)
+        said: list[str] = []
+        following = ""  # the first phoneme after the word, a pause, or nothing at the end
+        for piece in reversed(pieces):
+            if piece in PAUSES:
+                said.append(piece)
+                following = ""
+                continue
+            phonemes = self.word(piece, following)
+            if phonemes:
+                said.append(phonemes)
+                following = phonemes.lstrip(STRESSES)[:1]
+        return re.sub(r" (?=[,.!?;:…])", "", " ".join(reversed(said)))
+
+    def word(self, word: str, following: str = "") -> str:
+        """One word before a sound (`following`, empty at a pause)."""
+        low = word.lower()
+        if low == "the":
+            return "ði" if following in VOWELS else "ðə"
+        if low == "to" and following:
+            return "tʊ" if following in VOWELS else "tə"
+        if low in WEAK and (following or low == "i") and word != "A.":
+            return WEAK[low]
+        return (
+            self._lookup(word, following)
+            or self._spelled(word)
+            or self._lookup(low, following)
+            or self._lookup(low.capitalize(), following)
+            or self._with_ending(word)
+            or self._guessed(word)
+        )
+
+    def _lookup(self, word: str, following: str = "") -> str:
+        for lexicon in self._lexica:
+            found = lexicon.get(word)
+            if isinstance(found, dict):
+                found = (None if following else found.get("None")) or found["DEFAULT"]
+            if found:
+                return found
+        return ""
+
+    def _known(self, word: str) -> str:
+        return self._lookup(word) or self._lookup(word.capitalize())
+
+    def _spelled(self, word: str) -> str:
+        """U.S., NBC: letter by letter, the last one stressed; nothing for words that are not capitals."""
+        letters = word.replace(".", "")
+        dotted = "." in word and max(map(len, word.split("."))) == 1
+        if not letters.isascii() or not (dotted or (1 < len(letters) <= 4 and letters.isupper())):
+            return ""
+        if not dotted and self._known(letters.lower()):
+            return ""
+        names = [self._lookup(letter.upper()).replace("ˈ", "ˌ") for letter in letters]
+        return "".join([*names[:-1], names[-1].replace("ˌ", "ˈ")])
+
+    def _with_ending(self, word: str) -> str:
+        """Possessives, and plurals, past tenses and -ing forms of words in the lexica."""
+        if word.endswith("'s") and len(word) > 2:
+            return _plural(self.word(word[:-2], "s"))
+        word = word.lower()
+        for stem in _stems(word, ("s'", "s", "es", "ies")):
+            if found := self._known(stem):
+                return _plural(found)
+        for stem in _stems(word, ("d", "ed", "ied")):
+            if found := self._known(stem):
+                return _past(found)
+        for stem in _stems(word, ("ing",)):
+            if found := self._known(stem):
+                flapped = found[-1] == "t" and found[-2:-1] and found[-2] in FLAPPED_AFTER
+                return (found[:-1] + "ɾ" if flapped else found) + "ɪŋ"
+        return ""
+
+    def _guessed(self, word: str) -> str:
+        if self._fallback is None:
+            from echotts.data.teachers.espeak import Espeak
+
+            self._fallback = Espeak()
+        phonemes = self._fallback.phonemes(word)
+        for ipa, ours in FROM_IPA.items():
+            phonemes = phonemes.replace(ipa, ours)
+        return phonemes.replace(" ", "")
+
+
+def _plural(stem: str) -> str:
+    return stem + ("ᵻz" if stem[-1] in SIBILANT else "s" if stem[-1] in VOICELESS else "z")
+
+
+def _past(stem: str) -> str:
+    if stem[-1] == "t" and stem[-2:-1] and stem[-2] in FLAPPED_AFTER:
+        return stem[:-1] + "ɾᵻd"
+    if stem[-1] in "td":
+        return stem + "ᵻd"
+    return stem + ("t" if stem[-1] in VOICELESS or stem[-1] in "sʃʧ" else "d")
+
+
+def _stems(word: str, endings: tuple[str, ...]) -> list[str]:
+    """What may stand before each ending, its spelling undone: y for ies, a silent e, one consonant for two."""
+    stems = []
+    for ending in endings:
+        stem = word.removesuffix(ending)
+        if stem == word or len(stem) < 2 or (ending == "s" and stem.endswith("s")):
+            continue
+        stems.append(stem + "y" if ending in ("ies", "ied") else stem)
+        if ending in ("ed", "ing"):
+            stems.append(stem + "e")
+            if stem[-1] == stem[-2]:
+                stems.append(stem[:-1])
+    return stems

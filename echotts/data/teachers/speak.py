@@ -1,0 +1,206 @@
+"""A list of texts spoken by a teacher: clips in FLAC and the table that describes them.
+
+Layout: `{output}/{voice}/{number of the text}.flac` and `{output}/metadata.jsonl`, a line a clip with audio, text,
+speaker, language, teacher, voice, licence and duration_s: what `data prepare --source {output}` reads. Texts that a
+teacher cannot say are in `refused.jsonl`. A run that was stopped goes on where it was: what the table lists is done.
+"""
+
+import json
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from echotts.audio import HEADROOM_PEAK
+from echotts.data.teachers.rooms import vary
+from echotts.data.teachers.teacher import Teacher, load_teacher
+from echotts.files import atomic_write
+
+TABLE = "metadata.jsonl"
+REFUSED = "refused.jsonl"
+QUEUED_A_PROCESS = 4
+MAX_PACE = 2.0
+
+Progress = Callable[[str, int, int, int], None]  # stage, done, total, refused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a list is spoken. `per_text`: so many voices say each text. `hours`: stop at so many hours of sound."""
+
+    teacher: str
+    voices: tuple[str, ...] = ()
+    per_text: int = 1
+    hours: float | None = None
+    pace: tuple[float, float] = (1.0, 1.0)
+    language: str = "en"
+    varied: bool = False
+    seed: int = 0
+    processes: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1.0 / MAX_PACE <= self.pace[0] <= self.pace[1] <= MAX_PACE:
+            raise ValueError(f"pace {self.pace}: two factors between {1 / MAX_PACE} and {MAX_PACE}, the smaller first")
+        for name in ("per_text", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)}: at least 1 is needed")
+
+    def enough(self, hours: float) -> bool:
+        return self.hours is not None and hours >= self.hours
+
+
+@dataclass(frozen=True)
+class Job:
+    """One clip to make; `seed` decides its pace and what is varied."""
+
+    audio: str
+    text: str
+    voice: str
+    seed: tuple[int, int]
+
+
+@dataclass
+class Summary:
+    """What is in the output folder after a run."""
+
+    clips: int = 0
+    hours: float = 0.0
+    refused: int = 0
+
+
+def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Progress = lambda *_: None) -> Summary:
+    """Speak `texts` into `output`; returns what is there now.
+
+    Raises ValueError for a voice that the teacher does not have, or a folder in which a clip of the same name says
+    something else; ModuleNotFoundError or FileNotFoundError where the teacher is not installed.
+    """
+    teacher = load_teacher(settings.teacher)
+    for voice in settings.voices:
+        teacher.check(voice)
+    jobs = plan(texts, settings.voices or teacher.voices(), settings.per_text, settings.seed)
+    output.mkdir(parents=True, exist_ok=True)
+    rows = _read_table(output / TABLE)
+    refused = {row["audio"] for row in _read_table(output / REFUSED)}
+    said = {row["audio"]: row["text"] for row in rows}
+    for job in jobs:
+        if said.get(job.audio, job.text) != job.text:
+            raise ValueError(
+                f"{output / job.audio} says {said[job.audio]!r}, the list has {job.text!r}: choose another folder"
+            )
+    summary = Summary(len(rows), sum(row["duration_s"] for row in rows) / 3600, len(refused))
+    todo = [job for job in jobs if job.audio not in said and job.audio not in refused]
+    for row in _work(todo, output, settings, lambda: settings.enough(summary.hours)):
+        if "reason" in row:
+            summary.refused += 1
+        else:
+            summary.clips, summary.hours = summary.clips + 1, summary.hours + row["duration_s"] / 3600
+            row["licence"] = teacher.licence(row["voice"])
+        with (output / (REFUSED if "reason" in row else TABLE)).open("a") as table:
+            table.write(json.dumps(row, ensure_ascii=False) + "\n")
+        progress(settings.teacher, summary.clips + summary.refused, len(jobs), summary.refused)
+    return summary
+
+
+def read_texts(path: Path) -> list[str]:
+    """The lines of a text file, without empty ones. Raises FileNotFoundError, or ValueError for none or no UTF-8."""
+    try:
+        texts = [line.strip() for line in path.read_text("utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: is not UTF-8 text (byte {error.start}): a list of texts has a sentence a line"
+        ) from None
+    texts = [text for text in texts if text]
+    if not texts:
+        raise ValueError(f"{path}: has no texts: a sentence a line is needed")
+    return texts
+
+
+def plan(texts: Sequence[str], voices: Sequence[str], per_text: int, seed: int) -> list[Job]:
+    """Every clip, in an order in which any beginning of the work is a fair sample of the whole.
+
+    Text i is said by voices i, i + 1, ... of the list, `per_text` of them.
+    """
+    if per_text > len(voices):
+        raise ValueError(f"per_text {per_text} with {len(voices)} voices: a voice says a text once")
+    width = len(str(len(texts)))
+    jobs = [
+        Job(f"{folder_name(voice)}/{number:0{width}d}.flac", text, voice, (seed, number))
+        for number, text in enumerate(texts)
+        for voice in (voices[(number + turn) % len(voices)] for turn in range(per_text))
+    ]
+    return [jobs[place] for place in np.random.default_rng(seed).permutation(len(jobs))]
+
+
+def folder_name(voice: str) -> str:
+    """A voice's name as a folder and a speaker: jf_alpha:60+jm_kumo:40 is jf_alpha-60+jm_kumo-40."""
+    return re.sub(r"[^\w+.-]", "-", voice)
+
+
+def _work(
+    jobs: Sequence[Job], output: Path, settings: Settings, enough: Callable[[], bool]
+) -> Iterator[dict[str, Any]]:
+    """Rows as they are made, by `settings.processes` processes that each have the teacher."""
+    remaining = iter(jobs)
+    pending: set[Future[dict[str, Any]]] = set()
+    context = multiprocessing.get_context("spawn")  # espeak, ONNX and JAX do not survive a fork
+    pool = ProcessPoolExecutor(settings.processes, context, _begin, (settings, output))
+    try:
+        while not enough():
+            while len(pending) < QUEUED_A_PROCESS * settings.processes and (job := next(remaining, None)) is not None:
+                pending.add(pool.submit(_make, job))
+            if not pending:
+                return
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            yield from (future.result() for future in finished)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_teacher: Teacher  # of a worker process, and the two beside it
+_settings: Settings
+_output: Path
+
+
+def _begin(settings: Settings, output: Path) -> None:
+    global _teacher, _settings, _output
+    _teacher, _settings, _output = load_teacher(settings.teacher), settings, output
+
+
+def _make(job: Job) -> dict[str, Any]:
+    """Speak one clip and write it; the row of the table, or one with a reason."""
+    random = np.random.default_rng(job.seed)
+    try:
+        samples, rate = _teacher.say(job.text, job.voice, float(random.uniform(*_settings.pace)))
+    except ValueError as error:
+        return {"audio": job.audio, "text": job.text, "voice": job.voice, "reason": str(error)}
+    if _settings.varied:
+        samples = vary(samples, rate, random)
+    peak = float(np.abs(samples).max())
+    samples = samples * min(1.0, HEADROOM_PEAK / max(peak, 1e-9))
+    with atomic_write(_output / job.audio) as temporary:
+        soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
+    return {
+        "audio": job.audio,
+        "text": job.text,
+        "speaker": folder_name(job.voice),
+        "language": _settings.language,
+        "teacher": _settings.teacher,
+        "voice": job.voice,
+        "duration_s": round(len(samples) / rate, 3),
+    }
+
+
+def _read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a table; a last line that was cut off when a run was stopped is taken away."""
+    if not path.is_file():
+        return []
+    whole, mark, cut = path.read_text().rpartition("\n")
+    if cut:
+        path.write_text(whole + mark)
+    return [json.loads(line) for line in whole.splitlines()]

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
+SEED_BITS = 63
 MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
@@ -203,7 +204,7 @@ class RunConfig:
     run_dir: str = ""
     """Folder of checkpoints, metrics and samples, here or in a bucket: gs://bucket/run."""
     seed: int = 0
-    """Decides every random draw."""
+    """Decides every random draw; from 0 to 2^63 - 1."""
     data_ways: int = 1
     """Whole copies of the model, as between slices of a pod; parameters are cut over the devices of each copy."""
     tensor_ways: int = 1
@@ -266,6 +267,7 @@ class RunConfig:
     """Times the median step that a step may take at least, whatever hang_s says."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not 0 <= self.process_index < self.processes:
             raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
         if self.processes > 1 and not self.coordinator:
@@ -314,6 +316,12 @@ class Config:
             raise ValueError(
                 f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
             )
+
+
+def check_seed(seed: int) -> None:
+    """ValueError for a seed that no generator takes whole."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to 2^{SEED_BITS} - 1 ({(1 << SEED_BITS) - 1})")
 
 
 def demo() -> Config:

@@ -102,11 +102,11 @@ def read_meta(folder: RunPath) -> Meta:
     text = read_whole(path)
     if text is None:
         raise FileNotFoundError(f"{path}: no such file")
-    fields = load_json(text, path, max_bytes=MAX_META_BYTES)
+    fields = load_json(text, str(path), max_bytes=MAX_META_BYTES)
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else f"a {type(fields).__name__}"
         raise ValueError(f"{folder}: checkpoint format {found}, this program reads {FORMAT}")
-    meta = check_type(fields, path, Meta)
+    meta = check_type(fields, str(path), Meta)
     if meta.step != step_of(folder):
         raise ValueError(f"{path}: it is of step {meta.step}")
     digests = read_digests(folder)
@@ -119,7 +119,7 @@ def read_digests(folder: RunPath) -> Digests | None:
     """The digests saved with a checkpoint; None where an older program saved it without."""
     path = folder / CHECKPOINT_DIGESTS
     text = read_whole(path)
-    return None if text is None else load_json(text, path, Digests)
+    return None if text is None else load_json(text, str(path), Digests)
 
 
 def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:

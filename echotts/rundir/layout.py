@@ -5,7 +5,7 @@ data.json                                  pinned lists of shards
 checkpoints/step_00001500/                 one checkpoint (CHECKPOINT_PARTS); `.broken` behind the name: unreadable
 metrics/<hostname>.jsonl                   metrics.py
 samples/step_00001500/                     speech samples
-writer.lock, verified.json, pause.<hostname>.json
+writer.lock, trainer.lock, verified.json, pause.<hostname>.json
 """
 
 import json
@@ -27,6 +27,7 @@ METRICS = "metrics"
 SAMPLES = "samples"
 PROFILE = "profile"
 WRITER = "writer.lock"
+TRAINER = "trainer.lock"  # claim.py
 VERIFIED = "verified.json"
 SENTENCES = "sentences.json"  # in a folder of speech samples: which file says what
 

@@ -49,7 +49,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             if speak and settings.sentences and _due(run.step, settings.sample_every, steps):
                 run.speak(speak)
         run.end()
-    return Result(step=run.step, samples_seen=run.samples_seen, finished=run.step == steps)
+    return Result(step=run.step, samples_seen=run.samples_seen, finished=run.step >= steps)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -108,7 +108,7 @@ def check_layout(config: Config, mesh: Mesh | AbstractMesh, host_devices: int) -
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
     """The rows of a global batch that lie on this process's devices, in order. On a TPU slice hosts interleave."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for (cut,) in indices if cut is not None for row in range(*cut.indices(rows))})
+    return sorted({row for index in indices if index for row in range(*index[0].indices(rows))})
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:

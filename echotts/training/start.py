@@ -43,6 +43,11 @@ def begin(
         inputs.stream.restore(meta.stream)
         store_pins(config, inputs)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
+        if meta.step >= config.optim.steps:
+            LOGGER.warning(
+                "%s is at step %d already and --steps is %d: nothing is trained; give more steps to go on",
+                *(config.run.run_dir, meta.step, config.optim.steps),
+            )
         guard = Guard(config.run, meta.guard)
         return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
     store_pins(config, inputs)

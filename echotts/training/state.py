@@ -12,10 +12,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from echotts.checkpoint.agreement import differences
+from echotts.checkpoint.digests import array_digests, json_digest
 from echotts.checkpoint.export import load_weights
 from echotts.config import Config, ModelConfig, to_dict
 from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
 from echotts.model.parameters import flatten
+from echotts.multihost.processes import check_same
+from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import make_optimizer
 
@@ -57,6 +60,7 @@ def new_state(config: Config, mesh: Mesh) -> TrainState:
     """The weights of `run.init_from`, else a random model, the same each time: `run.seed` decides."""
     if config.run.init_from:
         params = fitting_weights(config.run.init_from, config.model)
+        check_same(f"weights of {config.run.init_from}", json_digest(array_digests(params)))
         LOGGER.info("starting from the weights of %s", config.run.init_from)
         return state_from_params(params, config, mesh)
     state = initial_state(config, mesh)
@@ -104,7 +108,7 @@ def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
 
 
 def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    params = split(BlockDiT(config.model, rngs=nnx.Rngs(config.run.seed)))[1]
+    params = split(BlockDiT(config.model, rngs=nnx.Rngs(random_key(config.run.seed))))[1]
     return _begin(scale_to_fan_in(params) if config.optim.init == "fan_in" else params, optimizer)
 
 

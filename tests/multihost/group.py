@@ -113,10 +113,11 @@ class Group:
     def batches(self) -> dict[int, list[str]]:
         """The rows of the global batch of each step that all processes launched."""
         each = [{step: rows for step, rows, _ in lines} for lines in self._listed()]
-        together = {
-            step: {k: v for rows in each for k, v in rows[step].items()} for step in set.intersection(*map(set, each))
-        }
-        return {step: [rows[row] for row in sorted(rows, key=int)] for step, rows in sorted(together.items())}
+        together = {}
+        for step in sorted(set.intersection(*map(set, each))):
+            rows = {row: name for mine in each for row, name in mine[step].items()}
+            together[step] = [rows[row] for row in sorted(rows, key=int)]
+        return together
 
     def row_losses(self) -> dict[int, list[float]]:
         """The loss of each row of the global batch at each step, as process 0 has it."""
@@ -159,7 +160,7 @@ def saved_steps(run_dir: Path) -> list[int]:
 
 
 def record(path: Path, launched: Any, losses_too: bool = False) -> Any:
-    """Reporter.launched, which also writes the step, a hash of each of this process's rows, and the loss of each row."""
+    """Reporter.launched, which also writes the step, a hash of each of this process's rows, and the losses of all."""
 
     def and_write(reporter: Any, step: int, samples_seen: int, fed: Any, numbers: Any) -> None:
         rows = dict(zip(fed.rows, hashes(fed.batch), strict=True))

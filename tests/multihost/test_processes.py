@@ -102,7 +102,8 @@ def alone(folder, shards, steps, monkeypatch):
         run={"run_dir": str(folder), "seed": 3, "save_every_steps": 0},
     )
     train(config, stop=StopAfter(steps))
-    return dict(map(json.loads, (folder / "trained.jsonl").read_text().splitlines())), losses(folder)
+    lines = map(json.loads, (folder / "trained.jsonl").read_text().splitlines())
+    return {step: list(rows.values()) for step, rows, _ in lines}, losses(folder)
 
 
 def stopped_at(run_dir, event="stopped"):

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from echotts.multihost.messages import announce, announced
+from echotts.multihost.messages import announce, announced, process_place
 
 LOGGER = logging.getLogger(__name__)
 
@@ -45,9 +45,10 @@ class Announcements:
         """
         if step % self._every:
             return False
-        if jax.process_count() == 1:
+        index, count = process_place()
+        if count == 1:
             return wanted()
-        if is_primary() and step >= self._next and wanted():
+        if index == 0 and step > self._next and wanted():
             announce(self._topic, str(step + 2 * self._every))
         self._next = int(announced(self._topic) or 0)
         return step == self._next

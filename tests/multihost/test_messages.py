@@ -5,9 +5,11 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from jax.errors import JaxRuntimeError
 
-from echotts.multihost import messages
+from echotts.multihost import messages, runtime
 from echotts.multihost.messages import ProcessesError
+from echotts.multihost.runtime import Announcements
 
 COUNT = 3
 
@@ -16,11 +18,11 @@ class Coordinator:
     """What JAX's client does for the processes that share it."""
 
     def __init__(self):
-        self.words, self._changed, self.requests = {}, threading.Condition(), Counter()
+        self.words, self._changed, self.requests, self.failures = {}, threading.Condition(), Counter(), 0
 
-    def key_value_set(self, key, value):
+    def key_value_set(self, key, value, allow_overwrite=False):
         with self._changed:
-            assert key not in self.words, "JAX takes a key once"
+            assert allow_overwrite or key not in self.words, "JAX takes a key once"
             assert len(value.encode()) < 4 << 20, "gRPC takes no more"
             self.words[key] = value
             self._changed.notify_all()
@@ -32,6 +34,15 @@ class Coordinator:
                 raise RuntimeError(f"DEADLINE_EXCEEDED: GetKeyValue() timed out with key: {key}\nmore")
             return self.words[key]
 
+    def key_value_try_get(self, key):
+        with self._changed:
+            if self.failures:
+                self.failures -= 1
+                raise JaxRuntimeError("UNAVAILABLE: failed to connect to all addresses")
+            if key not in self.words:
+                raise JaxRuntimeError(f"NOT_FOUND: GetKeyValue() failed with key: {key}")
+            return self.words[key]
+
     def key_value_delete(self, key):
         with self._changed:
             self.words = {name: word for name, word in self.words.items() if not f"{name}/".startswith(f"{key}/")}
@@ -41,7 +52,8 @@ class Coordinator:
 def coordinator(monkeypatch):
     """`all_call(function)` calls it in each process and gives the results, or the errors, in order."""
     mine, made = threading.local(), Coordinator()
-    monkeypatch.setattr(messages, "process_place", lambda: (mine.index, COUNT))
+    for module in (messages, runtime):
+        monkeypatch.setattr(module, "process_place", lambda: (mine.index, COUNT))
     monkeypatch.setattr(messages, "_client", lambda: made)
     rounds = [Counter() for _ in range(COUNT)]
 
@@ -137,3 +149,26 @@ def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, 
         assert isinstance(error, ProcessesError)
         words = f"process {index} waited 0.2 s for process 0 to list the shards of d (list): DEADLINE_EXCEEDED"
         assert str(error).startswith(words)
+
+
+@pytest.mark.parametrize("every", [1, 3])
+def test_what_a_clock_decides_happens_everywhere_at_the_step_that_the_first_announced(coordinator, every) -> None:
+    launched = threading.Barrier(COUNT)
+
+    def run(index):
+        announcements, done = Announcements("save", every), []
+        for step in range(1, 31):
+            launched.wait(20)  # its numbers need all processes
+            if announcements.due(step, lambda: index > 0 or step in (6, 7, 8, 18)):  # noqa: B023 - the others' clocks run wild
+                done.append(step)
+        return done
+
+    assert coordinator.all_call(run) == [[6 + 2 * every, 18 + 2 * every]] * COUNT
+
+
+def test_a_coordinator_that_is_silent_for_a_while_is_asked_again(coordinator, monkeypatch) -> None:
+    monkeypatch.setattr(messages, "RETRY_S", 0.01)
+    messages.announce("save", "7")
+    coordinator.failures = 3
+    assert messages.announced("save") == "7"
+    assert messages.announced("nothing") is None

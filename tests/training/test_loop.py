@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
+from echotts.rundir.claim import RunInUseError, claimed
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, report
@@ -97,6 +99,38 @@ def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, t
 def test_a_finished_run_that_is_started_again_does_nothing(config):
     before = train(config)
     assert train(config) == before
+
+
+def test_a_run_that_is_past_its_steps_says_so_and_stays_as_it_is(config, tmp_path, caplog):
+    before = train(config)
+    with caplog.at_level(logging.WARNING, logger="echotts"):
+        assert train(with_sections(config, optim={"steps": 4})) == before
+    assert f"{tmp_path / 'run'} is at step 6 already and --steps is 4: nothing is trained" in caplog.text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["steps"] == 6
+    assert events(tmp_path / "run")[-1] == (6, "finished")
+
+
+def test_a_second_training_in_the_same_run_directory_is_refused(config, tmp_path):
+    with (
+        claimed(tmp_path / "run"),
+        pytest.raises(RunInUseError, match=f"another training .* process {os.getpid()}, since"),
+    ):
+        train(config)
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
+def test_a_run_that_is_asked_to_leave_saves_and_leaves_out_what_was_due(config, tmp_path, shards):
+    spoken = []
+
+    def speak(weights, text, seed, voice):
+        spoken.append(weights.metadata["step"])
+        return Spoken(Sound())
+
+    run = {"eval_every": 1, "sample_every": 1, "sentences": ("a",), "save_every_steps": 0}
+    config = with_sections(config, data={"heldout": str(shards)}, run=run)
+    assert train(config, speak=speak, stop=StopAfter(2)).step == 2
+    assert spoken == list(lines(tmp_path / "run", "heldout/loss")) == [1]
+    assert load_run(tmp_path / "run").metadata["step"] == 2
 
 
 def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
@@ -195,7 +229,7 @@ def test_without_skips_a_loss_that_is_not_finite_stops_the_run_and_names_the_sam
             batch = dataclasses.replace(batch, latent=np.where(np.arange(8)[:, None, None] == 2, np.nan, batch.latent))
         return real_place(batch, mesh)
 
-    real_place = feed.place
+    real_place = feed.to_devices
     monkeypatch.setattr(feed, "to_devices", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan") as caught:
         train(with_sections(config, run={"save_every_steps": 1, "skips": 0}))

@@ -235,6 +235,8 @@ class RunConfig:
     """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
     """Weights to begin with: an export, a published .pkl or another run."""
+    resume_optimizer: bool = False
+    """Take the optimizer state, step and samples seen of init_from (a .pkl), too, and go on at that step."""
     coordinator: str = ""
     """Of several processes: HOST:PORT of process 0, or auto where the machines know (TPU pods, GKE, Slurm)."""
     processes: int = 1
@@ -268,6 +270,8 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
+        if self.resume_optimizer and not (self.init_from or "").endswith((".pkl", ".pickle")):
+            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl, which carries its state")
         if not 0 <= self.process_index < self.processes:
             raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
         if self.processes > 1 and not self.coordinator:

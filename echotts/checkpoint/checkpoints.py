@@ -35,7 +35,7 @@ from echotts.checkpoint.contents import (
     step_folders,
     step_of,
 )
-from echotts.checkpoint.digests import array_digests, json_digest
+from echotts.checkpoint.digests import global_digests, json_digest
 from echotts.config import RunConfig
 from echotts.multihost.messages import agree_on, all_gather, any_process
 from echotts.multihost.runtime import Announcements
@@ -113,7 +113,7 @@ class Checkpoints:
         if agree_on("save", lambda: self._is_there(meta.step, arrays), "make room for a checkpoint", SAVE_TIMEOUT_S):
             return 0.0
         about = dataclasses.asdict(meta)
-        digests = Digests(json_digest(about), {name: array_digests(arrays[name]) for name in CHECKPOINT_ARRAYS})
+        digests = Digests(json_digest(about), self._digests(arrays))
         items = {name: ocp.args.StandardSave(arrays[name]) for name in CHECKPOINT_ARRAYS}
         items |= {"meta": ocp.args.JsonSave(about), "digests": ocp.args.JsonSave(dataclasses.asdict(digests))}
         try:
@@ -155,8 +155,7 @@ class Checkpoints:
                 broken.append((folder, error or CheckpointError("another process cannot read it")))
                 continue
             arrays, meta, digests = cast(Restored, read)
-            if different := digests.changed_arrays(arrays) if digests else []:
-                what = f"{', '.join(different[:3])} changed since they were saved ({len(different)} arrays in all)"
+            if what := digests.changed_in(self._digests(arrays)) if digests else "":
                 LOGGER.warning(TRY_EARLIER, folder, what)
                 broken.append((folder, ValueError(what)))
                 del read, arrays  # there may be no memory for two
@@ -187,6 +186,9 @@ class Checkpoints:
             self._make_room(self._on_disk, _bytes(arrays))
         self._check_room(arrays)
         return False
+
+    def _digests(self, arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        return {name: global_digests(arrays[name]) for name in CHECKPOINT_ARRAYS}
 
     def _is_long_ago(self) -> bool:
         return (time.monotonic() - self._last_save_s) / 60 >= self._run.save_every_minutes

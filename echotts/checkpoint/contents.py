@@ -21,7 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
 
 from echotts import gcs
-from echotts.checkpoint.digests import array_digests, json_digest
+from echotts.checkpoint.digests import json_digest
 from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, COMMITTED, STEP
 from echotts.rundir.leases import lease
 from echotts.rundir.location import RunPath, read_whole
@@ -65,15 +65,15 @@ class Digests:
     meta: str
     arrays: dict[str, dict[str, str]]
 
-    def changed_arrays(self, items: Mapping[str, Any]) -> list[str]:
-        """The paths of those of the given items' arrays that are not what was saved. All processes call it together."""
+    def changed_in(self, found: Mapping[str, Mapping[str, str]]) -> str:
+        """Which of the arrays that were read, by the digests of some items, are not what was saved; empty for none."""
         different = []
-        for name, tree in items.items():
-            before, now = self.arrays.get(name, {}), array_digests(tree)
-            different += [
-                f"{name}/{path}" for path in sorted(before.keys() | now.keys()) if before.get(path) != now.get(path)
-            ]
-        return different
+        for item, now in found.items():
+            before = self.arrays.get(item, {})
+            paths = sorted(before.keys() | now.keys())
+            different += [f"{item}/{path}" for path in paths if before.get(path) != now.get(path)]
+        some = ", ".join(different[:3])
+        return f"{some} changed since they were saved ({len(different)} arrays in all)" if different else ""
 
 
 def step_folders(directory: RunPath) -> list[RunPath]:
@@ -129,13 +129,22 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
         try:
             arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
-            if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
+            # orbax reports a cut file as an Exception of no class, and trips over its own metadata when they are wrong
+            if type(error) is not Exception and not isinstance(error, AttributeError | TypeError | AssertionError):
                 raise
             raise ValueError(f"{folder / name}: {first_line(error)}") from error
     for path, (found, wanted) in _pairs(arrays, abstract):
         if found.shape != wanted.shape:
             raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
     return arrays
+
+
+def stored_shapes(folder: RunPath, name: str) -> Any:
+    """The tree of one of CHECKPOINT_ARRAYS in plain containers, of leaves with shape and dtype, as it was stored."""
+    path = folder / name
+    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+        found: Any = reader.metadata(path.absolute() if isinstance(path, Path) else path)
+    return found.item_metadata.tree
 
 
 def first_line(error: BaseException) -> str:

@@ -2,26 +2,32 @@
 
 A digest is a sum, modulo 2^32, over all elements of a bijective hash of the element's bits and place. So it is the same
 however the array is cut over devices, each device reads its own part once, and any single changed element changes it.
+Devices do not talk to each other for it: parts are added up on the hosts.
 """
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Shaped, UInt32
 
+from echotts.multihost.messages import reduce
+
 STEP, FIRST, SECOND = 0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35  # odd constants: 2^32 / golden ratio; MurmurHash3's finalizer
+MODULUS = 1 << 32
 
 
 def array_digests(tree: Any) -> dict[str, str]:
-    """Path -> digest, as eight hexadecimal digits, of each array in a tree. Of several processes all call it."""
-    digests = jax.device_get(jax.tree.map(_digest, tree))  # one small program for each shape, launched one by one
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): f"{int(value):08x}"
-        for path, value in jax.tree_util.tree_leaves_with_path(digests)
-    }
+    """Path -> digest, as eight hexadecimal digits, of each array in a tree that is whole on this process."""
+    return _written(_sums(tree))
+
+
+def global_digests(tree: Any) -> dict[str, str]:
+    """`array_digests` of arrays that are cut over the devices of all processes, which call it together."""
+    return _written(reduce("digests", _sums(tree), _added))
 
 
 def json_digest(value: Any) -> str:
@@ -29,12 +35,36 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def _sums(tree: Any) -> dict[str, int]:
+    """Path -> the sum over this process's part of each array; of what several devices hold, one counts."""
+    launched = {}
+    for path, array in jax.tree_util.tree_leaves_with_path(tree):
+        shards = [shard for shard in jnp.asarray(array).addressable_shards if shard.replica_id == 0]
+        starts = [tuple(cut.start or 0 for cut in shard.index) for shard in shards]
+        launched[jax.tree_util.keystr(path, simple=True, separator="/")] = [
+            _digest(shard.data, start, array.shape) for shard, start in zip(shards, starts, strict=True)
+        ]
+    return {path: sum(map(int, parts)) % MODULUS for path, parts in jax.device_get(launched).items()}
+
+
+def _added(each: Sequence[Mapping[str, int]]) -> dict[str, int]:
+    return {path: sum(sums[path] for sums in each) % MODULUS for path in each[0]}
+
+
+def _written(sums: Mapping[str, int]) -> dict[str, str]:
+    return {path: f"{value:08x}" for path, value in sums.items()}
+
+
 @jax.jit
-def _digest(array: Shaped[Array, "..."]) -> UInt32[Array, ""]:
-    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}"))
+def _digest(part: Shaped[Array, "..."], start: tuple[Any, ...], shape: tuple[Any, ...]) -> UInt32[Array, ""]:
+    """The sum over a part that begins at `start` in an array of this shape."""
+    if part.dtype == jnp.bool_:
+        part = part.astype(jnp.uint8)
+    bits = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * min(part.dtype.itemsize, 4)}"))
     place = jnp.zeros((), jnp.uint32)
-    for axis, size in enumerate(bits.shape):
-        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)
+    for axis, (first, size) in enumerate(zip(start, shape, strict=True)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) + jnp.asarray(first).astype(jnp.uint32)
+        place = place * jnp.asarray(size).astype(jnp.uint32) + along
     mixed = bits.astype(jnp.uint32) ^ (place * jnp.uint32(STEP))
     for shift, factor in ((16, FIRST), (13, SECOND)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)

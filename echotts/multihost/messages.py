@@ -15,7 +15,7 @@ from jax._src import distributed  # the coordinator's key-value store has no pub
 from jax.errors import JaxRuntimeError
 
 RETRY_S = 0.5  # between two requests that fail
-WAIT_S = 300  # how long a process waits for a message of another
+WAIT_S = 300.0  # how long a process waits for a message of another
 PART = 1_000_000  # characters of one request; gRPC takes 4 MB, and a character may be four bytes
 
 _rounds: Counter[str] = Counter()  # how often `all_gather` was called with each topic; the same in all processes
@@ -96,12 +96,12 @@ def gather(topic: str, value: Any) -> list[Any]:
 
 def all_gather(topic: str, value: Any) -> list[Any]:
     """The values of all processes, JSON-ready, in order, on all of them. All call it together, any number of times."""
-    return _answered(topic, value, lambda values: values)
+    return reduce(topic, value, lambda values: values)
 
 
 def any_process(flag: bool) -> bool:
     """Whether the flag is set on any process. All call it together."""
-    return _answered("any", flag, any)
+    return reduce("any", flag, any)
 
 
 def agree_on(topic: str, decide: Callable[[], Any], what: str, limit_s: float = 0.0) -> Any:
@@ -120,7 +120,7 @@ def agree_on(topic: str, decide: Callable[[], Any], what: str, limit_s: float = 
             failed.append(error)
             return {"error": str(error)}
 
-    agreed = _answered(topic, None, answer, f"process 0 to {what}", limit_s)
+    agreed = reduce(topic, None, answer, f"process 0 to {what}", limit_s)
     if failed:
         raise failed[0]
     if "error" in agreed:
@@ -128,10 +128,13 @@ def agree_on(topic: str, decide: Callable[[], Any], what: str, limit_s: float = 
     return agreed["value"]
 
 
-def _answered(
+def reduce(
     topic: str, value: Any, combine: Callable[[list[Any]], Any], whom: str = "process 0", limit_s: float = 0.0
 ) -> Any:
-    """What process 0 makes of the values of all, on all of them: two messages a process."""
+    """What `combine` makes of the values of all processes, JSON-ready, on process 0, on all of them.
+
+    All call it together, any number of times; it takes two messages a process.
+    """
     index, count = process_place()
     if count == 1:
         return combine([value])

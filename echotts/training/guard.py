@@ -111,7 +111,7 @@ class Guard:
             raise NonFiniteError(f"{what}; there is no checkpoint from before to go back to: {ADVICE}")
         else:
             try:
-                arrays, where, lost = new_state(config, mesh).arrays(), "that the run began with", step
+                arrays, where, lost = new_state(config, mesh)[0].arrays(), "that the run began with", step
             except (OSError, ValueError) as error:
                 raise NonFiniteError(f"{what}; what the run began with cannot be had again: {error}") from error
         memory.errors = [known for known in memory.errors if known[0] < trouble]

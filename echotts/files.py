@@ -1,11 +1,18 @@
-"""Files that appear under their name only when they are whole, in places that were checked before the work."""
+"""Files that appear under their name only when they are whole, in places that were checked before the work.
 
+Text files are read as UTF-8 whatever the locale.
+"""
+
+import codecs
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"  # what the package brings: corpus, codec and model of the demo
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
@@ -60,6 +67,30 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of what is not UTF-8."""
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}, byte {column} (0x{data[error.start]:02x}): not UTF-8: save the file as UTF-8"
+        ) from None
+
+
+def cache_root() -> Path:
+    """~/.cache/echotts, or below XDG_CACHE_HOME. Without a home it is a folder of this user in the temporary one."""
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen) / "echotts"
+    try:
+        return Path.home() / ".cache" / "echotts"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return Path(tempfile.gettempdir()) / f"echotts-{os.getuid()}"
 
 
 def sha256_file(path: Path) -> str:

@@ -42,11 +42,7 @@ def read_audio(
     values that are not finite, or when `source` is a folder, pipe, socket or device.
     """
     name = name or (str(source) if isinstance(source, str | Path) else "recording")
-    if isinstance(source, str | Path):
-        _check_is_file(Path(source), name)
-        source = str(source)
-    sound = open_sound(source, name)
-    _check_limits(sound, name, None if limit_s is not None else max_s)
+    sound = open_recording(source, None if limit_s is not None else max_s, name)
     most = round((limit_s if limit_s is not None else max_s) * sound.rate)
     mono, powers = _mono(sound, name, most, cut=limit_s is not None)
     if _cancel(mono, powers):
@@ -54,6 +50,21 @@ def read_audio(
         logger.warning("%s: its channels cancel each other: only channel %d is used", name, channel + 1)
         mono, _ = _mono(sound, name, most, cut=limit_s is not None, channel=channel)
     return resample(mono, sound.rate, sample_rate)
+
+
+def open_recording(source: str | Path | BytesIO | BufferedReader, max_s: float | None = None, name: str = "") -> Sound:
+    """A recording to be decoded block by block, once its rate, channels and length are within the limits.
+
+    `max_s` None: any length. Errors as `read_audio`; those of the samples themselves (breaking off: see `check_whole`,
+    values that are not finite) are the caller's to find.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "recording")
+    if isinstance(source, str | Path):
+        _check_is_file(Path(source), name)
+        source = str(source)
+    sound = open_sound(source, name)
+    _check_limits(sound, name, max_s)
+    return sound
 
 
 def _check_is_file(path: Path, name: str) -> None:
@@ -96,7 +107,7 @@ def _mono(sound: Sound, name: str, most: int, *, cut: bool, channel: int | None 
         if count > most:
             raise TooLong(f"{name}: longer than {most / sound.rate:g} s, the most that is asked")
     else:
-        _check_whole(sound, name, count)
+        check_whole(sound, name, count)
     if not count:
         raise ValueError(f"{name}: the recording is empty (0 samples)")
     if bad:
@@ -112,7 +123,8 @@ def _downmixed(block: np.ndarray, channel: int | None) -> Samples:
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
-def _check_whole(sound: Sound, name: str, count: int) -> None:
+def check_whole(sound: Sound, name: str, count: int) -> None:
+    """ValueError where fewer frames were decoded than the header promises."""
     if sound.frames is not None and count < sound.frames - sound.slack_s * sound.rate:
         there_s, promised_s = count / sound.rate, sound.frames / sound.rate
         raise ValueError(f"{name}: breaks off: {there_s:.2f} s of the {promised_s:.2f} s that its header promises")

@@ -14,7 +14,7 @@ from echotts.files import write_whole
 BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overruns its stack on very long single writes
 MP3_RATE_KBPS = 320
 
-_FORMATS: dict[str, dict[str, Any]] = {
+FORMATS: dict[str, dict[str, Any]] = {
     ".wav": {"format": "WAV", "subtype": "PCM_16"},
     ".flac": {"format": "FLAC", "subtype": "PCM_16"},
     ".ogg": {"format": "OGG", "subtype": "VORBIS"},
@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 def check_suffix(path: str | Path) -> Path:
     """The path, whose suffix names a format that can be written; ValueError lists those."""
     path = Path(path)
-    if path.suffix.lower() not in _FORMATS:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}: write one of {', '.join(_FORMATS)}")
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}: write one of {', '.join(FORMATS)}")
     return path
 
 
@@ -73,7 +73,7 @@ def write_audio(
 
 
 def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
-    options = _FORMATS[path.suffix.lower()]
+    options = FORMATS[path.suffix.lower()]
     level = _mp3_level(check_mp3_rate(mp3_rate), rate) if options["format"] == "MP3" else None
     buffer = io.BytesIO()
     try:

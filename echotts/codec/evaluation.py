@@ -15,6 +15,7 @@ from jaxtyping import Float
 from echotts.codec.codec import Codec
 from echotts.codec.losses import LOG_FLOOR, SCALES, mel_filters
 
+SHORTEST_SAMPLES = SCALES[-1][0]  # the longest window that spectra are taken of
 _BLOCK_FRAMES = 4096  # spectra are taken so many at a time: long recordings need no more memory
 _TINY = 1e-12
 
@@ -36,9 +37,8 @@ class RoundTrip:
 
 def round_trip(codec: Codec, audio: Float[np.ndarray, " n"]) -> RoundTrip:
     """Encodes and decodes mono audio at the codec's rate and compares. ValueError for audio under 1,024 samples."""
-    longest = SCALES[-1][0]
-    if len(audio) < longest:
-        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: give at least {longest}")
+    if len(audio) < SHORTEST_SAMPLES:
+        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: give at least {SHORTEST_SAMPLES}")
     begin = time.perf_counter()
     latent = codec.encode(audio[None])
     middle = time.perf_counter()

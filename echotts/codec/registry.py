@@ -3,18 +3,20 @@
 Checkpoints and data sets name a codec by id and weights hash (`find_codec`); people name one by `load_codec`'s spec.
 """
 
+import contextlib
 import logging
 import re
 import zipfile
 from pathlib import Path
 
 from echotts.codec.codec import Codec
-from echotts.codec.published import read_published
-from echotts.codec.weights import read_codec
+from echotts.codec.published import read_hub_layout, read_published
+from echotts.codec.weights import is_own_format, read_codec
+from echotts.files import ASSETS, cache_root
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"demo": Path(__file__).parent.parent / "assets" / "codec" / "demo.safetensors"}
+BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
 NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # in a folder, best first
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -22,9 +24,11 @@ _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
     """The codec that `spec` names: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    A Hub id is ORG/NAME or ORG/NAME@REVISION; the files are kept in the Hub's own cache. The codec's id is the
-    spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for .pth. Raises
-    FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or no DACVAE.
+    DACVAE and DAC are told apart by the file. A Hub id is ORG/NAME or ORG/NAME@REVISION, such as descript/dac_44khz,
+    hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; the files are kept in the Hub's own cache. The
+    codec's id is the spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for
+    .pth. Raises FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or of
+    another codec.
     """
     if spec in BUILT_IN:
         return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
@@ -78,8 +82,8 @@ def find_codec(
 
 
 def cache_folder() -> Path:
-    """Codecs installed for this user, as {weights hash}.safetensors."""
-    return Path.home() / ".cache" / "echotts" / "codecs"
+    """Codecs of this user: {weights hash}.safetensors, and folders ORG--NAME that stand for Hub ids."""
+    return cache_root() / "codecs"
 
 
 def _load_file(path: Path, window_frames: int | None, codec_id: str | None = None) -> Codec:
@@ -87,6 +91,9 @@ def _load_file(path: Path, window_frames: int | None, codec_id: str | None = Non
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix in (".pth", ".pt") or zipfile.is_zipfile(path):
         params, config = read_published(path)
+        return Codec(params, config, codec_id or path.stem, window_frames)
+    if not is_own_format(path) and path.with_name("config.json").exists():
+        params, config = read_hub_layout(path)
         return Codec(params, config, codec_id or path.stem, window_frames)
     params, config, name = read_codec(path)
     return Codec(params, config, codec_id or name, window_frames)
@@ -111,16 +118,28 @@ def _choose(names: list[str]) -> str | None:
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
-    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has."""
+    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has.
+
+    A folder ORG--NAME in `cache_folder` comes first: where the Hub is out of reach, the file is put there by hand.
+    """
+    by_hand = cache_folder() / repository.replace("/", "--")
+    if by_hand.is_dir():
+        return _in_folder(by_hand)
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    def download(name: str, offline: bool) -> Path:
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
 
     failure: Exception | None = None
     for name in NAMES:
         offline = isinstance(failure, LocalEntryNotFoundError)  # found out once: it takes many seconds
         try:
-            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline)
-            return Path(path)
+            path = download(name, offline)
+            if path.suffix == ".safetensors" and not is_own_format(path):
+                with contextlib.suppress(EntryNotFoundError):
+                    download("config.json", offline)  # beside it, for its sample rate
+            return path
         except LocalEntryNotFoundError as error:  # the Hub is out of reach, and this name is not in the cache
             failure = failure or error
         except EntryNotFoundError:
@@ -129,7 +148,10 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             failure = error
             break
     reason = str(failure).strip().splitlines()[0] if failure else f"it has none of {', '.join(NAMES)}"
-    message = f"codec {repository}: no such file here, and not to be had from the Hub: {reason}"
+    message = (
+        f"codec {repository}: not on this machine, and the Hub did not give it ({reason}): put its weights.pth into "
+        f"{by_hand}, or name the file with --codec"
+    )
     raise FileNotFoundError(message) from failure
 
 

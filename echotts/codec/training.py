@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from echotts.codec.dacvae import CodecConfig, decode_frames, encode_frames, init_params
+from echotts.codec.backbone import CodecConfig, decode_frames, encode_frames, init_params
 from echotts.codec.layers import Params
 from echotts.codec.losses import kl_loss, reconstruction_loss
 from echotts.files import atomic_write

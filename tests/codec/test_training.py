@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from echotts.codec import CodecConfig
-from echotts.codec.dacvae import init_params
+from echotts.codec.backbone import init_params
 from echotts.codec.losses import kl_loss, magnitudes, mel_filters, reconstruction_loss
 from echotts.codec.training import CodecTraining, fold, train_codec, unfold
 

@@ -27,6 +27,7 @@ from echotts.checkpoint.contents import (
 from echotts.checkpoint.digests import array_digests
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.files import ASSETS
+from echotts.latents import FACT
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP
@@ -74,6 +75,8 @@ def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimize
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
         about = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
+        if published.latent_scale is not None:
+            about[FACT] = published.latent_scale
         return Weights(published.params, published.config, about, _published_adam(path, published, with_optimizer))
     if path.is_dir():
         return load_run(path, weights)
@@ -116,8 +119,14 @@ def export(
     if published:
         adam = jax.device_get(loaded.adam)
         opt_state = adam and interop.published_opt_state(adam.count, adam.mu, adam.nu)
-        step, samples_seen = metadata["step"], metadata["samples_seen"]
-        interop.save_published(output, params, step=step, samples_seen=samples_seen, opt_state=opt_state)
+        interop.save_published(
+            output,
+            params,
+            step=metadata["step"],
+            samples_seen=metadata["samples_seen"],
+            opt_state=opt_state,
+            latent_scale=metadata.get(FACT),
+        )
     else:
         interop.save_export(output, params, loaded.config, metadata, storage)
     return metadata

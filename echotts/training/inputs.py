@@ -18,6 +18,7 @@ from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, c
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.order import Rows
 from echotts.data.stream.stream import Stream
+from echotts.latents import FACT, UNSCALED, LatentScale
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
@@ -57,18 +58,23 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs
         )
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
+    scale = latent_scale(dataset, config)
     streams = Rows(config.data.batch_size, config.data.streams, own_rows).own_streams
     cache = _open_cache(config, datasets.values(), len(streams))
 
+    def open_stream(dataset: Dataset, seed: int, ahead: int) -> Stream:
+        shards = _open_shards(dataset, config, cache, ahead)
+        return Stream(shards, config.data, seed, tokenizer, dataset.silence, own_rows, scale)
+
     def heldout() -> list[Batch]:
         assert held is not None
-        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, 0, own_rows) as stream:
+        with open_stream(held, HELDOUT_SEED, ahead=0) as stream:
             return [stream.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS, own_rows),
+        stream=open_stream(dataset, config.run.seed, AHEAD_UNITS),
         heldout=heldout if held else None,
-        facts=facts(dataset, config, tokenizer),
+        facts=facts(dataset, config, tokenizer, scale),
         pins={name: opened.pin for name, opened in datasets.items()},
     )
 
@@ -86,8 +92,19 @@ def open_tokenizer(spec: str) -> Tokenizer:
         raise ValueError(f"tokenizer {spec}: {error}") from error
 
 
-def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What inference must know of the data, JSON-ready: the codec it needs, the tokenizer, one frame of silence."""
+def latent_scale(dataset: Dataset, config: Config) -> LatentScale:
+    """ValueError where one is asked for and the data do not say their statistics."""
+    try:
+        return LatentScale.measured(config.data.latent_scale, dataset.info.latent_mean, dataset.info.latent_std)
+    except ValueError as error:
+        raise ValueError(f"{config.data.data}: {error}: `data prepare` writes them to dataset.json") from None
+
+
+def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:
+    """What inference must know of the data, JSON-ready: the codec it needs, the tokenizer, one frame of silence.
+
+    The silence is the codec's; `latent_scale`, where there is one, is what the model's latents are scaled by.
+    """
     info = dataset.info
     codec = {
         "id": info.codec_id or config.run.codec or None,
@@ -97,7 +114,8 @@ def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, A
         "channels": info.channels,
     }
     silence = np.median(dataset.silence, axis=0, keepdims=True)  # (1, c): the edges of a recording are no silence
-    return {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
+    known = {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
+    return known if scale is UNSCALED else known | {FACT: scale.to_json()}
 
 
 def store_pins(config: Config, inputs: Inputs) -> None:
@@ -168,19 +186,8 @@ def _open_cache(config: Config, datasets: Iterable[Dataset], streams: int) -> Ca
     return Cache(root, budget_bytes)
 
 
-def _stream(
-    dataset: Dataset,
-    config: Config,
-    tokenizer: Tokenizer,
-    seed: int,
-    cache: Cache | None,
-    ahead: int,
-    own_rows: Sequence[int] | None,
-) -> Stream:
-    if dataset.remote:
-        assert cache is not None
-        policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
-        shards: LocalShards = FetchedShards(dataset.sources, cache, policy, ahead)
-    else:
-        shards = LocalShards(dataset.sources)
-    return Stream(shards, config.data, seed, tokenizer, dataset.silence, own_rows)
+def _open_shards(dataset: Dataset, config: Config, cache: Cache | None, ahead: int) -> LocalShards:
+    if not dataset.remote:
+        return LocalShards(dataset.sources)
+    assert cache is not None
+    return FetchedShards(dataset.sources, cache, RetryPolicy(deadline_s=config.data.fetch_deadline_s), ahead)

@@ -101,8 +101,8 @@ class Run:
             weights = describe(runtime.whole(self.state.ema), self.config.model, self._here(), "ema")
             if runtime.is_primary():
                 voices = choose_voices(run, self.heldout)
-                spoken = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
-                self.reporter.spoken(self.step, self.run_dir.shown(spoken))
+                folder, heard = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
+                self.reporter.spoken(self.step, self.run_dir.shown(folder), heard)
 
     def save(self) -> None:
         """A checkpoint, which is written while the run goes on."""
@@ -150,7 +150,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
     processes.check_same("tokenizer and codec", json_digest(inputs.facts))
     train_step = make_train_step(config, mesh)
-    heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
+    heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
     claim = claimed(run_dir.local)

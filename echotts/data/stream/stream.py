@@ -59,31 +59,19 @@ class Stream:
         seed: int,
         tokenizer: Tokenizer,
         silence: Float[np.ndarray, "k c"],
-<<<<<<< /tmp/pods_ours
         own_rows: Sequence[int] | None = None,
-    ) -> None:
-        """`shards` are the same, in the same order, everywhere; they are closed with the stream.
-
-        `own_rows` are the numbers of this process's rows in the global batch; None: all of them.
-=======
-        process_index: int = 0,
-        process_count: int = 1,
         scale: LatentScale = UNSCALED,
     ) -> None:
         """`shards` are the same, in the same order, everywhere; they are closed with the stream.
 
-        Batches hold what `scale` makes of the latents and of `silence`.
->>>>>>> /tmp/pods_theirs
+        `own_rows` are the numbers of this process's rows in the global batch; None: all of them. Batches hold what
+        `scale` makes of the latents and of `silence`.
         """
         _check_buckets(config.buckets)
         self.config = config
         self.silence = np.asarray(silence, np.float32)
-<<<<<<< /tmp/pods_ours
-        self.rows = Rows(config.batch_size, config.streams, own_rows)
-=======
         self.scale = scale
-        self.rows = Rows(config.batch_size, config.streams, process_index, process_count)
->>>>>>> /tmp/pods_theirs
+        self.rows = Rows(config.batch_size, config.streams, own_rows)
         self.rejections = Rejections(config.max_rejected_share)
         self.shards = shards
         buckets = len(config.buckets)

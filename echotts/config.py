@@ -5,6 +5,7 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -316,6 +317,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for section in (self.model, self.flow, self.data, self.optim, self.run):
+            for key, value in vars(section).items():
+                if isinstance(value, float) and not math.isfinite(value):  # which JSON, where it is saved, lacks
+                    raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "

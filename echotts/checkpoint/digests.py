@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Shaped, UInt32
 
 from echotts.multihost.messages import reduce
@@ -40,9 +41,10 @@ def _sums(tree: Any) -> dict[str, int]:
     launched = {}
     for path, array in jax.tree_util.tree_leaves_with_path(tree):
         shards = [shard for shard in jnp.asarray(array).addressable_shards if shard.replica_id == 0]
-        starts = [tuple(cut.start or 0 for cut in shard.index) for shard in shards]
+        starts = [[cut.start or 0 for cut in shard.index] for shard in shards]
         launched[jax.tree_util.keystr(path, simple=True, separator="/")] = [
-            _digest(shard.data, start, array.shape) for shard, start in zip(shards, starts, strict=True)
+            _digest(shard.data, np.array([start, array.shape], np.uint32))
+            for shard, start in zip(shards, starts, strict=True)
         ]
     return {path: sum(map(int, parts)) % MODULUS for path, parts in jax.device_get(launched).items()}
 
@@ -56,15 +58,15 @@ def _written(sums: Mapping[str, int]) -> dict[str, str]:
 
 
 @jax.jit
-def _digest(part: Shaped[Array, "..."], start: tuple[Any, ...], shape: tuple[Any, ...]) -> UInt32[Array, ""]:
-    """The sum over a part that begins at `start` in an array of this shape."""
+def _digest(part: Shaped[Array, "..."], bounds: UInt32[Array, "2 axes"]) -> UInt32[Array, ""]:
+    """The sum over a part of an array; `bounds` are where it begins in the array, and the array's shape."""
     if part.dtype == jnp.bool_:
         part = part.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * min(part.dtype.itemsize, 4)}"))
     place = jnp.zeros((), jnp.uint32)
-    for axis, (first, size) in enumerate(zip(start, shape, strict=True)):
-        along = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) + jnp.asarray(first).astype(jnp.uint32)
-        place = place * jnp.asarray(size).astype(jnp.uint32) + along
+    for axis in range(part.ndim):
+        along = jax.lax.broadcasted_iota(jnp.uint32, part.shape, axis) + bounds[0, axis]
+        place = place * bounds[1, axis] + along
     mixed = bits.astype(jnp.uint32) ^ (place * jnp.uint32(STEP))
     for shift, factor in ((16, FIRST), (13, SECOND)):
         mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)

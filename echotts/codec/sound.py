@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from echotts.audio import check_suffix
 from echotts.audio.reading import check_whole, open_recording
-from echotts.audio.writing import BLOCK_FRAMES, FORMATS
+from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, mp3_level
 from echotts.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -125,17 +125,24 @@ class LoudnessMeter:
         return meter.loudness()
 
 
-def write_sound(path: str | Path, blocks: Iterable[Block], rate: int, channels: int, expected: int = 0) -> int:
+def write_sound(
+    path: str | Path,
+    blocks: Iterable[Block],
+    rate: int,
+    channels: int,
+    expected: int = 0,
+    mp3_rate: int = MP3_RATE_KBPS,
+) -> int:
     """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, samples beyond full scale cut; gives the samples written.
 
     The file appears whole or not at all. A .wav of which more than 4 GB are `expected` (samples of a channel) is
-    written as RF64 (EBU 3306).
+    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3, kbit/s.
     Raises ValueError for an unknown suffix, for no samples, or a rate or number of channels the format cannot hold.
     """
     path = check_suffix(path)
     options: dict[str, Any] = FORMATS[path.suffix.lower()]
     if path.suffix.lower() == ".mp3":
-        options = options | {"compression_level": 0.0}  # the highest bit rate
+        options = options | {"compression_level": mp3_level(mp3_rate, rate)}
     if path.suffix.lower() == ".wav" and 2 * channels * expected > _LARGEST_WAV_BYTES:
         options = options | {"format": "RF64"}
     written, peak = 0, 0.0

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from echotts.audio import MP3_RATE_KBPS
 from echotts.codec.sound import SILENT_LUFS, Block, LoudnessMeter, Resampler, SoundFile, write_sound
 from echotts.codec.tokens import Encoded
 from echotts.codec.unpadded import decode_chunk
@@ -143,11 +144,12 @@ def restore_to_file(
     path: str | Path,
     n_quantizers: int | None = None,
     progress: Progress = lambda seconds: None,
+    mp3_rate: int = MP3_RATE_KBPS,
 ) -> int:
     """Writes the recording as it was; gives the samples of a channel."""
     rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
     blocks = restored_blocks(codec, encoded, n_quantizers, progress)
-    return write_sound(path, blocks, rate, channels, encoded.original_length or 0)
+    return write_sound(path, blocks, rate, channels, encoded.original_length or 0, mp3_rate)
 
 
 def check_tokens(codec: "Codec", encoded: Encoded) -> None:

@@ -213,3 +213,25 @@ def test_files_that_would_become_one_are_refused(weights: Path, recordings: Path
 
 def test_a_codec_is_what_load_codec_gives(weights: Path):
     assert isinstance(load_codec(weights), Codec)
+
+
+def npy(header: bytes, payload: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + payload
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 5)}\n", bytes(40)),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (\n", bytes(40)),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 5)}\n", bytes(40)),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 5)}\n", bytes(40)),
+        npy(b"(" * 5000, bytes(40)),
+        b"",
+    ],
+)
+def test_a_damaged_npy_is_one_line_and_allocates_nothing(weights: Path, tmp_path: Path, content: bytes):
+    (tmp_path / "z.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"z\.npy: cannot be read as latents"):
+        call("decode", input=tmp_path / "z.npy", output=tmp_path / "a.wav", codec=weights)
+    assert not (tmp_path / "a.wav").exists()

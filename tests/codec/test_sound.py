@@ -87,3 +87,10 @@ def test_wrong_sound_is_one_line(tmp_path: Path):
             call()
         assert "\n" not in str(caught.value)
     assert not list(tmp_path.glob("*x.*"))
+
+
+def test_an_mp3_of_several_channels_has_the_bit_rate_that_is_asked_for(tmp_path: Path):
+    sound = speech_like(2, 4 * 48000)
+    for rate in (64, 128):
+        write_sound(tmp_path / "a.mp3", [sound], 48000, 2, mp3_rate=rate)
+        assert (tmp_path / "a.mp3").stat().st_size * 8 / 4000 == pytest.approx(rate, rel=0.08)

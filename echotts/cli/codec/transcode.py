@@ -60,7 +60,7 @@ class DecodeArguments(_Arguments):
     format: Literal["wav", "flac", "ogg", "mp3"] = "wav"
     """Of the files, where --output is a folder."""
     mp3_rate: int = 320
-    """Bit rate of an .mp3 of latents, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,8 @@ class DecompressArguments(_Arguments):
 
     format: Literal["wav", "flac", "ogg", "mp3"] = "flac"
     """Of the files, where --output is a folder."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
 
 
 def encode(argv: list[str]) -> int:
@@ -123,7 +125,7 @@ def decode(argv: list[str]) -> int:
         if source.suffix in TOKEN_SUFFIXES:
             encoded = load_encoded(source)
             blocks = _reported(decoded_blocks(codec, encoded, arguments.n_quantizers, message), codec, report)
-            samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens))
+            samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
         else:
             latent = _read_latent(source, codec.latent_channels)[None]
             audio = codec.decode(latent, None if message is None else message[None])[0]
@@ -137,12 +139,15 @@ def decode(argv: list[str]) -> int:
 def decompress(argv: list[str]) -> int:
     """Tokens to the recordings they were; gives the exit code."""
     arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
+    from echotts.audio import check_mp3_rate
     from echotts.codec.tokens import load_encoded
     from echotts.codec.transcode import restore_to_file
 
+    check_mp3_rate(arguments.mp3_rate)
+
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         encoded = load_encoded(source)
-        samples = restore_to_file(codec, encoded, target, arguments.n_quantizers, report)
+        samples = restore_to_file(codec, encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
         rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
         return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
 
@@ -230,11 +235,13 @@ def _reported(blocks: Any, codec: "Codec", report: Report) -> Any:
 
 
 def _read_latent(path: Path, channels: int) -> Any:
+    import tokenize
+
     import numpy as np
 
     try:
-        latent = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        latent = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot claim more than is there
+    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path}: cannot be read as latents (.npy of numbers): encode the recording again") from error
     if not isinstance(latent, np.ndarray) or latent.dtype.kind != "f" or latent.ndim != 2 or not len(latent):
         raise ValueError(f"{path}: no array (frames, channels) of floats")

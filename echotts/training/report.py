@@ -100,7 +100,7 @@ class Reporter:
 
     def ended(self, step: int) -> None:
         """The loop is over and everything saved."""
-        event = "finished" if step == self._config.optim.steps else "stopped"
+        event = "finished" if step >= self._config.optim.steps else "stopped"
         self._writer.event(step, event, f"after step {step} of {self._config.optim.steps}, saved")
 
     @contextmanager

@@ -179,6 +179,10 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         np.save(path, np.array(good | {"metadata": about | changes}, dtype=object), allow_pickle=True)
         return path.read_bytes()
 
+    def packed(**arrays: Any) -> bytes:
+        np.savez_compressed(tmp_path / "made.npz", **arrays)
+        return (tmp_path / "made.npz").read_bytes()
+
     def npz(**arrays: Any) -> bytes:
         np.savez(tmp_path / "made.npz", **arrays)
         return (tmp_path / "made.npz").read_bytes()
@@ -199,6 +203,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         ("npz", npz(codes=np.array([{}], dtype=object)), "cannot be read"),
         ("npz", npz(codes=np.zeros((1, 4, 3), np.uint16), latents=np.zeros((1, 3, 8))), "both"),
         ("npz", npz(other=np.zeros(3)), "neither"),
+        ("npz", packed(codes=np.zeros((1, 4, 1 << 20), np.uint16)), "unpacks to .* more than 8 times its size"),
         ("npz", npz(latents=np.full((1, 2, 8), np.nan)), "not finite"),
         ("npz", npz(codes=np.zeros((4, 3), np.uint16)), "tokens must be"),
         ("npz", npz(codes=np.zeros((1, 4, 0), np.uint16)), "tokens must be"),

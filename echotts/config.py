@@ -5,6 +5,7 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from echotts.latents import ScaleName
 from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
+SEED_BITS = 63
 MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
@@ -208,7 +210,7 @@ class RunConfig:
     run_dir: str = ""
     """Directory for checkpoints, metrics and samples, local or gs://bucket/run."""
     seed: int = 0
-    """Random seed; data order, noise and initial weights are functions of it."""
+    """Random seed, 0 to 2^63 - 1; data order, noise and initial weights are functions of it."""
     data_ways: int = 1
     """Data-parallel replicas, as between slices; parameters are sharded over the devices of each replica (FSDP)."""
     tensor_ways: int = 1
@@ -242,6 +244,8 @@ class RunConfig:
     """Codec for the samples: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
     """Weights to begin with: an export, a published .pkl or another run."""
+    resume_optimizer: bool = False
+    """Take the optimizer state, step and samples seen of init_from (a .pkl), too, and go on at that step."""
     coordinator: str = ""
     """HOST:PORT of process 0 for multi-process runs, or auto where the cluster provides it (TPU pods, GKE, Slurm)."""
     processes: int = 1
@@ -274,6 +278,9 @@ class RunConfig:
     """A step may always take this multiple of the median step time, whatever hang_s is."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.resume_optimizer and not (self.init_from or "").endswith((".pkl", ".pickle")):
+            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl, which carries its state")
         if not 0 <= self.process_index < self.processes:
             raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
         if self.processes > 1 and not self.coordinator:
@@ -311,6 +318,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for section in (self.model, self.flow, self.data, self.optim, self.run):
+            for key, value in vars(section).items():
+                if isinstance(value, float) and not math.isfinite(value):  # which JSON, where it is saved, lacks
+                    raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
@@ -322,6 +333,12 @@ class Config:
             raise ValueError(
                 f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
             )
+
+
+def check_seed(seed: int) -> None:
+    """ValueError for a seed that no generator takes whole."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to 2^{SEED_BITS} - 1 ({(1 << SEED_BITS) - 1})")
 
 
 def demo() -> Config:

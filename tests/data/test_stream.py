@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,11 @@ from hypothesis import strategies as st
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import ShardWriter
-from echotts.data.remote.store import local_shards
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.text import SentencePieceTokenizer, Tokenizer
-from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
+from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, local_shards, sample, write_shards
 
 Step = tuple[Batch, list[str], Bucket]
 
@@ -265,11 +265,12 @@ def test_a_missing_shard_stops_the_stream_at_every_further_call(tmp_path: Path) 
     stream.close()
 
 
-def test_waiting_is_measured(shards: list[Path]) -> None:
-    with open_stream(shards, config()) as stream:
-        steps(stream, 5)
-        assert 0 < stream.waiting_share() <= 1
-        assert stream.waiting_share() == 0
+def test_a_batch_costs_nothing_that_grows_with_the_number_of_shards(shards: list[Path]) -> None:
+    with open_stream(shards[:1] * 100_000, config(batch_size=4, streams=4)) as stream:
+        began = time.process_time()
+        for _ in range(100):
+            stream._snapshot()
+        assert time.process_time() - began < 0.1  # 1 ms a batch
 
 
 def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path]) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from echotts.data.format.info import INFO_NAME, SILENCE_NAME
 from echotts.data.remote import hub
-from echotts.data.remote.retry import Retries, filesystem, retry
+from echotts.data.remote.opening import filesystem
+from echotts.data.remote.retry import Retries, retry
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.sources import Part, expand_braces, is_glob, is_shard, resolve, scheme_of
 

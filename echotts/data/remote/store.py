@@ -17,7 +17,7 @@ from pathlib import Path
 from echotts.data.format.shards import ShardReader
 from echotts.data.remote.cache import Cache
 from echotts.data.remote.fetch import Fetcher
-from echotts.data.remote.retry import RetryPolicy, Stopped, describe
+from echotts.data.remote.retry import RetryPolicy, Stopped, one_line
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.web import Unavailable
 
@@ -44,65 +44,35 @@ class Source:
     lengths_whole: bool = True
 
 
-class LocalShards:
-    """The shards of one or several sources, all on disks of this machine. They are numbered through all sources."""
+class Shards:
+    """The shards of one or several sources, numbered through all of them: on this machine's disks or elsewhere.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    `cache`, needed where some are elsewhere, is shared by all such objects of a process. `ahead`: units of each stream
+    and source that are fetched before they are needed.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        cache: Cache | None = None,
+        policy: RetryPolicy | None = None,
+        ahead: int = AHEAD_UNITS,
+    ) -> None:
         self.sources = tuple(sources)
         self.files = tuple(file for source in sources for file in source.files)
         if not all(source.files for source in sources) or not sources:
             raise ValueError("a stream needs at least one shard")
         self.first = [sum(len(source.files) for source in sources[:number]) for number in range(len(sources))]
-        self.ahead = 0
         self.unavailable = 0
-
-    @property
-    def retries(self) -> int:
-        """Requests that had to be made again so far."""
-        return 0
-
-    def on_retry(self, listener: Callable[[str], None]) -> None:
-        """`listener` hears of each such request, in one line, from any thread."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that fetched shards take on this machine's disk."""
-        return 0
-
-    def open(self, number: int, channels: int | None) -> ShardReader:
-        """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
-        return ShardReader(Path(self.files[number].url), channels)
-
-    def expect(self, owner: int, numbers: Sequence[int]) -> None:
-        """Says which shards `owner` will open, in the order of need; replaces what it said before."""
-
-    def close(self) -> None:
-        """Ends what goes on in the background; who waits for a shard gets Stopped."""
-
-    def __enter__(self) -> "LocalShards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def local_shards(files: Sequence[str | Path], lengths: Lengths = ()) -> LocalShards:
-    """A list of files as one source."""
-    return LocalShards([Source(tuple(ShardFile(url=str(file)) for file in files), 1.0, lengths)])
-
-
-class FetchedShards(LocalShards):
-    """Shards of which some or all are elsewhere. `cache` is shared by all such objects of a process."""
-
-    def __init__(
-        self, sources: Sequence[Source], cache: Cache, policy: RetryPolicy | None = None, ahead: int = AHEAD_UNITS
-    ) -> None:
-        super().__init__(sources)
-        self.ahead = ahead
-        self.cache = cache
-        self._keys = [cache.id_of(file) if file.remote else "" for file in self.files]
-        sizes = [file.bytes for file in self.files if file.remote]
-        self._keep_all = None not in sizes and sum(size or 0 for size in sizes) <= cache.budget_bytes
+        self.ahead = ahead if cache else 0
+        self._cache = cache
+        remote = [file for file in self.files if file.remote]
+        if remote and cache is None:
+            raise ValueError(f"{remote[0].url}: shards from elsewhere need a cache")
+        self._keys = [self.cache.id_of(file) if file.remote else "" for file in self.files]
+        sizes = [file.bytes for file in remote]
+        budget_bytes = cache.budget_bytes if cache else 0
+        self._keep_all = None not in sizes and sum(size or 0 for size in sizes) <= budget_bytes
         self._typical = max((size for size in sizes if size), default=0)
         self._stopping = threading.Event()
         self._fetcher = Fetcher(policy or RetryPolicy(), self._stopping)
@@ -111,24 +81,36 @@ class FetchedShards(LocalShards):
         self._fetching: dict[int, tuple[Path, float]] = {}  # since when
         self._failed: dict[int, tuple[str, float]] = {}
         self._threads: list[threading.Thread] = []
-        with cache.lock:
-            cache.join()
+        if cache is not None:
+            with cache.lock:
+                cache.join()
+
+    @property
+    def cache(self) -> Cache:
+        assert self._cache is not None
+        return self._cache
 
     @property
     def retries(self) -> int:
+        """Requests that had to be made again so far."""
         return self._fetcher.retries.count
 
     def on_retry(self, listener: Callable[[str], None]) -> None:
+        """`listener` gets each such request, in one line, from any thread."""
         self._fetcher.retries.listener = listener
 
     @property
     def cache_bytes(self) -> int:
-        with self.cache.lock:
-            return self.cache.used
+        """Bytes that fetched shards take on this machine's disk."""
+        if self._cache is None:
+            return 0
+        with self._cache.lock:
+            return self._cache.used
 
     def open(self, number: int, channels: int | None) -> ShardReader:
+        """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
         if not self.files[number].remote:
-            return super().open(number, channels)
+            return ShardReader(Path(self.files[number].url), channels)
         self._start()
         key = self._keys[number]
         with self.cache.lock:
@@ -146,6 +128,9 @@ class FetchedShards(LocalShards):
             raise
 
     def expect(self, owner: int, numbers: Sequence[int]) -> None:
+        """Says which shards `owner` will open, in the order of need; replaces what it said before."""
+        if self._cache is None:
+            return
         remote = [number for number in numbers if self.files[number].remote]
         with self.cache.lock:
             self._wanted[owner] = remote
@@ -164,9 +149,12 @@ class FetchedShards(LocalShards):
             self.cache.changed.notify_all()
 
     def close(self) -> None:
+        """Ends what goes on in the background; who waits for a shard gets Stopped."""
         if self._stopping.is_set():
             return
         self._stopping.set()
+        if self._cache is None:
+            return
         with self.cache.lock:
             self.cache.changed.notify_all()
         for thread in self._threads:
@@ -174,6 +162,12 @@ class FetchedShards(LocalShards):
         self._threads.clear()
         with self.cache.lock:
             self.cache.leave()
+
+    def __enter__(self) -> "Shards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _await(self, number: int) -> None:
         """Returns when the shard is in the cache; raises Unavailable or Stopped. Holds the lock."""
@@ -275,7 +269,7 @@ class FetchedShards(LocalShards):
         except Stopped:
             pass
         except (OSError, ValueError) as error:
-            reason = describe(error)
+            reason = one_line(error)
         with self.cache.lock:
             del self._fetching[number]
             if not self.cache.has(key):
@@ -302,7 +296,7 @@ class FetchedShards(LocalShards):
 class _FetchedReader(ShardReader):
     """A reader that gives the shard back to the cache when it is closed."""
 
-    def __init__(self, shards: FetchedShards, number: int, path: Path, channels: int | None) -> None:
+    def __init__(self, shards: Shards, number: int, path: Path, channels: int | None) -> None:
         self._give_back = lambda: shards.done(number)
         super().__init__(path, channels, shards.files[number].name)
 

@@ -17,8 +17,8 @@ from typing import Any
 
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample, ShardReader
-from echotts.data.remote.retry import describe
-from echotts.data.remote.store import LocalShards
+from echotts.data.remote.retry import one_line
+from echotts.data.remote.store import Shards
 from echotts.data.remote.web import Unavailable
 from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, smallest_bucket
 from echotts.rundir.rejections import Fault, Rejected, Rejections
@@ -32,7 +32,7 @@ BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all un
 class StreamPlan:
     """What all virtual streams of a process share and none changes."""
 
-    shards: LocalShards
+    shards: Shards
     orders: tuple[Order, ...]  # one of each source
     mixture: Mixture
     lengthening: Promotion
@@ -245,7 +245,7 @@ class VirtualStream:
         self.read += 1
         self.rejected["shard_unavailable"] += 1
         name = self.plan.shards.files[self._shard(source, unit)].name
-        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", describe(error))])
+        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", one_line(error))])
 
     def _reject(self, cause: str, shard: str, key: str, detail: str) -> None:
         self.rejected[cause] += 1

@@ -60,6 +60,8 @@ METRICS: dict[str, str] = {
     "host/retries": "network requests repeated since the process started",
     "disk/freed_bytes": "bytes the watchdog has freed with this action",
     "device/memory_bytes": "memory in use on the fullest device of this process",
+    "speech/word_error_rate": "word errors of the speech samples over their words, as run.eval_asr hears them",
+    "speech/character_error_rate": "the same in characters",
     "heldout/loss": "held-out loss with the EMA weights, no condition dropout, the same draws each time",
 }
 METRICS |= dict.fromkeys(

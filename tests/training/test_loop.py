@@ -15,7 +15,6 @@ from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import step_folders
 from echotts.checkpoint.export import load_run
 from echotts.config import Bucket
-from echotts.evaluation.samples import Spoken
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
@@ -27,7 +26,7 @@ from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.start import check_facts
-from tests.tiny_training import CHANNELS, TINY, with_sections
+from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from echotts.latents import ScaleName
 from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
+SEED_BITS = 63
 MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
@@ -207,7 +209,9 @@ class RunConfig:
     run_dir: str = ""
     """Folder of checkpoints, metrics and samples, here or in a bucket: gs://bucket/run."""
     seed: int = 0
-    """Decides every random draw."""
+    """Decides every random draw; from 0 to 2^63 - 1."""
+    accept_changed_data: bool = False
+    """Resume although shards were rewritten since the run began: which sample comes when is then another order."""
     data_ways: int = 1
     """Whole copies of the model, as between slices of a pod; parameters are cut over the devices of each copy."""
     tensor_ways: int = 1
@@ -241,6 +245,8 @@ class RunConfig:
     """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
     """Weights to begin with: an export, a published .pkl or another run."""
+    resume_optimizer: bool = False
+    """Take the optimizer state, step and samples seen of init_from (a .pkl), too, and go on at that step."""
     coordinator: str = ""
     """Of several processes: HOST:PORT of process 0, or auto where the machines know (TPU pods, GKE, Slurm)."""
     processes: int = 1
@@ -273,6 +279,9 @@ class RunConfig:
     """Times the median step that a step may take at least, whatever hang_s says."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.resume_optimizer and not (self.init_from or "").endswith((".pkl", ".pickle")):
+            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl, which carries its state")
         if not 0 <= self.process_index < self.processes:
             raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
         if self.processes > 1 and not self.coordinator:
@@ -310,6 +319,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for section in (self.model, self.flow, self.data, self.optim, self.run):
+            for key, value in vars(section).items():
+                if isinstance(value, float) and not math.isfinite(value):  # which JSON, where it is saved, lacks
+                    raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
@@ -321,6 +334,12 @@ class Config:
             raise ValueError(
                 f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
             )
+
+
+def check_seed(seed: int) -> None:
+    """ValueError for a seed that no generator takes whole."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to 2^{SEED_BITS} - 1 ({(1 << SEED_BITS) - 1})")
 
 
 def demo() -> Config:

@@ -24,6 +24,7 @@ from echotts.codec.backbone import CodecConfig, decode_frames, encode_frames, in
 from echotts.codec.layers import Params
 from echotts.codec.losses import kl_loss, reconstruction_loss
 from echotts.files import atomic_write
+from echotts.seeds import random_key
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,7 @@ def make_step(
         return total, {"loss/total": total, "loss/kl": kl} | {f"loss/{name}": part for name, part in parts.items()}
 
     def step(state: TrainState, audio: Float[Array, "b n"]) -> tuple[TrainState, dict[str, Array]]:
-        key = jax.random.fold_in(jax.random.key(training.seed), state.step)
+        key = jax.random.fold_in(random_key(training.seed), state.step)
         grads, metrics = jax.grad(loss_function, has_aux=True)(state.weights, audio, key)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.weights)
         weights: Any = _choose(training, optax.apply_updates(state.weights, updates), state.weights)
@@ -172,7 +173,7 @@ def make_optimizer(training: CodecTraining) -> optax.GradientTransformation:
 def initial_state(
     training: CodecTraining, optimizer: optax.GradientTransformation, start: Params | None = None
 ) -> TrainState:
-    params = init_params(training.codec, jax.random.key(training.seed)) if start is None else start
+    params = init_params(training.codec, random_key(training.seed)) if start is None else start
     weights = unfold(jax.tree.map(jnp.array, params))  # copies: steps donate their state, the caller keeps the start
     return TrainState(jnp.int32(0), weights, jax.tree.map(jnp.copy, weights), optimizer.init(weights))
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,21 +11,23 @@ import jax
 import numpy as np
 
 from echotts.config import Config
-from echotts.data.remote.cache import Cache, default_root
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
-from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream.batch import Batch
+from echotts.data.stream.open import open_stream
 from echotts.data.stream.stream import Stream
 from echotts.latents import FACT, UNSCALED, LatentScale
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
+from echotts.strict_json import load_json
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 LOGGER = logging.getLogger(__name__)
 
 LISTING_DEADLINES = 2  # that the first process may take in all; each of its requests has one
+
+MAX_PINS_BYTES = 1 << 30  # of millions of shards
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
 
@@ -43,10 +45,11 @@ class Inputs:
     pins: dict[str, Any]
 
 
-def open_inputs(config: Config) -> Inputs:
+def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs:
     """Opens `data.data` and `data.heldout`, as the run directory lists them where it does.
 
-    ValueError where the latents are not of the model's channels, or the cache is too small for the shards.
+    `own_rows` are the numbers of this process's rows in the global batch; None: all of them. ValueError where the
+    latents are not of the model's channels, or the cache is too small for the shards.
     """
     tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
@@ -56,18 +59,17 @@ def open_inputs(config: Config) -> Inputs:
         )
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
-    scale = latent_scale(dataset, config)
-    cache = _open_cache(config, datasets.values())
+    stream = open_stream(dataset, config.data, tokenizer, config.run.seed, own_rows)
 
     def heldout() -> list[Batch]:
         assert held is not None
-        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, ahead=0, scale=scale) as stream:
-            return [stream.next()[0] for _ in range(config.run.eval_batches)]
+        with open_stream(held, config.data, tokenizer, HELDOUT_SEED, own_rows, beside=stream) as reading:
+            return [reading.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS, scale),
+        stream=stream,
         heldout=heldout if held else None,
-        facts=facts(dataset, config, tokenizer, scale),
+        facts=facts(dataset, config, tokenizer, stream.scale),
         pins={name: opened.pin for name, opened in datasets.items()},
     )
 
@@ -83,14 +85,6 @@ def open_tokenizer(spec: str) -> Tokenizer:
         return SentencePieceTokenizer(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"tokenizer {spec}: {error}") from error
-
-
-def latent_scale(dataset: Dataset, config: Config) -> LatentScale:
-    """ValueError where one is asked for and the data do not say their statistics."""
-    try:
-        return LatentScale.measured(config.data.latent_scale, dataset.info.latent_mean, dataset.info.latent_std)
-    except ValueError as error:
-        raise ValueError(f"{config.data.data}: {error}: `data prepare` writes them to dataset.json") from None
 
 
 def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:
@@ -126,8 +120,8 @@ def _stored_pins(config: Config) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
+        return load_json(text, str(path), dict[str, Any], max_bytes=MAX_PINS_BYTES)
+    except ValueError:
         raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} anew") from None
 
 
@@ -135,13 +129,13 @@ def _open_shared(config: Config) -> dict[str, Dataset]:
     """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
     if jax.process_count() == 1:
         return _open_all(config)
-    text = messages.broadcast(
+    pins = messages.agree_on(
         "inputs",
-        lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}),
+        lambda: {name: opened.pin for name, opened in _open_all(config).items()},
         f"list the shards of {config.data.data}",
         LISTING_DEADLINES * config.data.fetch_deadline_s,
     )
-    return {name: from_pin(pin) for name, pin in json.loads(text).items()}
+    return {name: from_pin(pin) for name, pin in pins.items()}
 
 
 def _open_all(config: Config) -> dict[str, Dataset]:
@@ -157,7 +151,7 @@ def _open_all(config: Config) -> dict[str, Dataset]:
         if pin is not None and pin["data"] != argument:
             LOGGER.warning("data.%s was %s: listing the shards of %s anew", name, pin["data"], argument)
             pin = None
-        opened[name] = open_dataset(argument, pin, policy)
+        opened[name] = open_dataset(argument, pin, policy, config.run.accept_changed_data)
         channels = opened[name].info.channels
         if channels != config.model.latent_channels:
             raise ValueError(
@@ -165,42 +159,3 @@ def _open_all(config: Config) -> dict[str, Dataset]:
                 f"set --model.latent_channels {channels}, or prepare the data with another codec"
             )
     return opened
-
-
-def _open_cache(config: Config, datasets: Iterable[Dataset]) -> Cache | None:
-    """Disk space for shards from elsewhere; None where there are none. ValueError where the budget is too small."""
-    remote = [dataset for dataset in datasets if dataset.remote]
-    if not remote:
-        return None
-    budget_bytes = round(config.data.cache_gb * 1e9)
-    for dataset in remote:
-        check_budget(dataset.sources, max(1, config.data.streams // jax.process_count()), budget_bytes)
-    root = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_root()
-    return Cache(root, budget_bytes)
-
-
-def _stream(
-    dataset: Dataset,
-    config: Config,
-    tokenizer: Tokenizer,
-    seed: int,
-    cache: Cache | None,
-    ahead: int,
-    scale: LatentScale,
-) -> Stream:
-    if dataset.remote:
-        assert cache is not None
-        policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
-        shards: LocalShards = FetchedShards(dataset.sources, cache, policy, ahead)
-    else:
-        shards = LocalShards(dataset.sources)
-    return Stream(
-        shards,
-        config.data,
-        seed,
-        tokenizer,
-        dataset.silence,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        scale=scale,
-    )

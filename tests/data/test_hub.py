@@ -24,7 +24,7 @@ from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import Shards, Source, check_budget
 from echotts.data.remote.web import Unavailable
 from echotts.data.stream.stream import Stream, merge_states
-from tests.data.corpus import SILENCE, TOKENIZER, config, local_shards, write_shards
+from tests.data.corpus import SILENCE, TOKENIZER, config, local_shards, neighbours, write_shards
 from tests.data.fake_hub import REPOSITORY, Cut, FakeHub, Html, Stall, Status, Trouble
 from tests.data.test_stream import Step, assert_equal, steps, together
 
@@ -68,7 +68,8 @@ def fetched(
     dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, policy: RetryPolicy = FAST, gb: float = 1.0
 ) -> Stream:
     shards = Shards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
-    return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, process, processes)
+    rows = neighbours(config().batch_size, process, processes)
+    return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, rows)
 
 
 ONE = config().buckets[-1:]  # one bucket: its schedule needs no lengths
@@ -160,7 +161,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
     streams = []
     for process in range(processes):
         shards = Shards(from_pin(json.loads(json.dumps(dataset.pin))).sources, Cache(tmp_path, 10**8), FAST)
-        streams.append(Stream(shards, layout, 1, TOKENIZER, SILENCE, process, processes))
+        streams.append(Stream(shards, layout, 1, TOKENIZER, SILENCE, neighbours(16, process, processes)))
     done = [steps(stream, 6) for stream in streams]
     state = json.loads(json.dumps(merge_states(stream.state() for stream in streams)))
     for stream in streams:

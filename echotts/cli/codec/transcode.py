@@ -55,14 +55,14 @@ def encode(argv: list[str]) -> int:
     from echotts.audio import AUDIO_SUFFIXES, loudness_normalise, read_audio
 
     pairs = _pairs(arguments.input, arguments.output, AUDIO_SUFFIXES, ".npy")
-    import jax
     import numpy as np
 
     from echotts.codec import load_codec
     from echotts.files import atomic_write
+    from echotts.seeds import random_key
 
     codec = load_codec(arguments.codec)
-    key = None if arguments.seed is None else jax.random.key(arguments.seed)
+    key = None if arguments.seed is None else random_key(arguments.seed)
 
     def encode_one(source: Path, target: Path) -> str:
         audio = read_audio(source, codec.sample_rate)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from echotts.data.format.info import INFO_NAME, SILENCE_NAME, DatasetInfo
 from echotts.data.format.shards import ShardReader, read_shard
 from echotts.data.remote.fetch import Fetcher
-from echotts.data.remote.listing import Listing, check_pins, list_part
+from echotts.data.remote.listing import Listing, check_contents, check_pins, list_part
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.sources import split_parts
@@ -70,16 +70,22 @@ class _Listed:
     silence: np.ndarray | None
 
 
-def open_dataset(argument: str, pin: Mapping[str, Any] | None = None, policy: RetryPolicy | None = None) -> Dataset:
+def open_dataset(
+    argument: str,
+    pin: Mapping[str, Any] | None = None,
+    policy: RetryPolicy | None = None,
+    accept_changed: bool = False,
+) -> Dataset:
     """The data set that `argument` names (see sources.py): as it is now or, with the `pin` of an earlier call, then.
 
-    With a pin nothing is listed; what has changed since is said. FileNotFoundError where nothing is found; ValueError
+    With a pin nothing is listed; what has changed since is logged, and rewritten local shards are a ValueError unless
+    `accept_changed`. FileNotFoundError where nothing is found; ValueError
     where folders disagree about the codec, or no shard holds a valid latent that tells the channels; Unavailable
     where a server does not answer.
     """
     fetcher = Fetcher(policy or RetryPolicy())
     if pin is not None:
-        listed = [_from_pin(fields, fetcher) for fields in _checked(pin)["sources"]]
+        listed = [_from_pin(fields, fetcher, accept_changed) for fields in _checked(pin)["sources"]]
         for line in check_pins([one.listing for one in listed], fetcher.retries):
             logger.warning("%s", line)
     else:
@@ -140,8 +146,11 @@ def _to_pin(one: _Listed) -> dict[str, Any]:
     return fields
 
 
-def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher) -> _Listed:
+def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher, accept_changed: bool | None = None) -> _Listed:
+    """`accept_changed`: None looks at no file."""
     listing = Listing.from_json(fields["listing"])
+    if accept_changed is not None:
+        listing = check_contents(listing, accept_changed)
     if not listing.remote:
         return _look_beside(listing, fetcher)
     info = DatasetInfo.from_json(fields["info"], listing.spec) if fields["info"] else None
@@ -221,6 +230,8 @@ def _with_info(listing: Listing, infos: Mapping[str, DatasetInfo]) -> tuple[List
             changed += [file.url] if size not in (None, shard.bytes) else []
             if file.remote and file.checksum is None:
                 file = ShardFile(url=file.url, bytes=shard.bytes, checksum=f"sha256:{shard.sha256}")
+            elif not file.remote and size == shard.bytes:
+                file = dataclasses.replace(file, checksum=f"sha256:{shard.sha256}")
         files.append(file)
     if changed:
         logger.warning("%d shards are not of the size in %s, first %s", len(changed), INFO_NAME, changed[0])

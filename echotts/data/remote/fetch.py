@@ -22,7 +22,7 @@ NO_SUCH_RANGE = 416
 
 
 class Fetcher:
-    """Downloads for several threads, which share one set of reattempt."""
+    """Downloads for several threads, which share one set of retries."""
 
     def __init__(self, policy: RetryPolicy, stopping: threading.Event | None = None) -> None:
         self.retries = Retries(policy, stopping)
@@ -34,7 +34,7 @@ class Fetcher:
         `on_size` hears the size once it is known, and may raise. Raises Unavailable where the file could not be had
         before the deadline, or is not what the list says; Stopped. The partial file stays.
         """
-        attempt = self.reattempt.start(shard.url)
+        attempt = self.retries.start(shard.url)
         with _Partial(shard, partial) as file:
             sized = False
             while True:
@@ -93,8 +93,8 @@ class Fetcher:
     def _look_up(self, attempt: Attempt) -> None:
         """Between two chunks: the deadline, and whether the program wants to end."""
         attempt.check()
-        if self.reattempt.stopping.is_set():
-            self.reattempt.wait(0.0)
+        if self.retries.stopping.is_set():
+            self.retries.wait(0.0)
 
 
 class _Partial:

@@ -65,11 +65,11 @@ class Shards:
         self.first = [sum(len(source.files) for source in sources[:number]) for number in range(len(sources))]
         self.unavailable = 0
         self.ahead = ahead if cache else 0
-        self._cache = cache
+        self.cache = cache
         remote = [file for file in self.files if file.remote]
         if remote and cache is None:
             raise ValueError(f"{remote[0].url}: shards from elsewhere need a cache")
-        self._keys = [self.cache.id_of(file) if file.remote else "" for file in self.files]
+        self._keys = [self._slot.id_of(file) if file.remote else "" for file in self.files]
         sizes = [file.bytes for file in remote]
         budget_bytes = cache.budget_bytes if cache else 0
         self._keep_all = None not in sizes and sum(size or 0 for size in sizes) <= budget_bytes
@@ -86,9 +86,9 @@ class Shards:
                 cache.join()
 
     @property
-    def cache(self) -> Cache:
-        assert self._cache is not None
-        return self._cache
+    def _slot(self) -> Cache:
+        assert self.cache is not None  # __init__ asks for one where a shard is elsewhere
+        return self.cache
 
     @property
     def retries(self) -> int:
@@ -102,10 +102,10 @@ class Shards:
     @property
     def cache_bytes(self) -> int:
         """Bytes that fetched shards take on this machine's disk."""
-        if self._cache is None:
+        if self.cache is None:
             return 0
-        with self._cache.lock:
-            return self._cache.used
+        with self.cache.lock:
+            return self.cache.used
 
     def open(self, number: int, channels: int | None) -> ShardReader:
         """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
@@ -113,14 +113,14 @@ class Shards:
             return ShardReader(Path(self.files[number].url), channels)
         self._start()
         key = self._keys[number]
-        with self.cache.lock:
+        with self._slot.lock:
             self._waited_for[number] += 1
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
             try:
                 self._await(number)
             finally:
                 self._waited_for[number] -= 1
-            path = self.cache.acquire(key)
+            path = self._slot.acquire(key)
         try:
             return _FetchedReader(self, number, path, channels)
         except BaseException:
@@ -129,39 +129,39 @@ class Shards:
 
     def expect(self, owner: int, numbers: Sequence[int]) -> None:
         """Says which shards `owner` will open, in the order of need; replaces what it said before."""
-        if self._cache is None:
+        if self.cache is None:
             return
         remote = [number for number in numbers if self.files[number].remote]
-        with self.cache.lock:
+        with self._slot.lock:
             self._wanted[owner] = remote
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
         if remote:
             self._start()
 
     def done(self, number: int) -> None:
         """A reader is closed: a consumed shard is deleted, unless it is wanted again soon or all have room."""
         key = self._keys[number]
-        with self.cache.lock:
-            self.cache.release(key)
+        with self._slot.lock:
+            self._slot.release(key)
             again = self._keep_all or key in {self._keys[number] for number in self._order()}
-            if not again and not self._stopping.is_set() and key in self.cache.idle():
-                self.cache.discard(key)
-            self.cache.changed.notify_all()
+            if not again and not self._stopping.is_set() and key in self._slot.idle():
+                self._slot.discard(key)
+            self._slot.changed.notify_all()
 
     def close(self) -> None:
         """Ends what goes on in the background; who waits for a shard gets Stopped."""
         if self._stopping.is_set():
             return
         self._stopping.set()
-        if self._cache is None:
+        if self.cache is None:
             return
-        with self.cache.lock:
-            self.cache.changed.notify_all()
+        with self._slot.lock:
+            self._slot.changed.notify_all()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        with self.cache.lock:
-            self.cache.leave()
+        with self._slot.lock:
+            self._slot.leave()
 
     def __enter__(self) -> "Shards":
         return self
@@ -173,7 +173,7 @@ class Shards:
         """Returns when the shard is in the cache; raises Unavailable or Stopped. Holds the lock."""
         began = said = time.monotonic()
         pause_s = SAY_AFTER_S
-        while not self.cache.has(self._keys[number]):
+        while not self._slot.has(self._keys[number]):
             if self._stopping.is_set():
                 raise Stopped
             now = time.monotonic()
@@ -185,7 +185,7 @@ class Shards:
             if now - said >= pause_s:
                 said, pause_s = now, min(2 * pause_s, 300.0)
                 self._say_slow(number, now - began)
-            self.cache.changed.wait(0.5)
+            self._slot.changed.wait(0.5)
 
     def _say_slow(self, number: int, waited_s: float) -> None:
         name, size = self.files[number].name, self.files[number].bytes
@@ -211,11 +211,11 @@ class Shards:
 
     def _work(self) -> None:
         while True:
-            with self.cache.lock:
+            with self._slot.lock:
                 while (number := self._next_job()) is None:
                     if self._stopping.is_set():
                         return
-                    self.cache.changed.wait()
+                    self._slot.changed.wait()
             self._fetch(number)
 
     def _next_job(self) -> int | None:
@@ -226,7 +226,7 @@ class Shards:
         order = self._order()
         for number in (*waited, *order):
             key, size = self._keys[number], self.files[number].bytes or self._typical
-            if number in self._failed or self.cache.has(key) or self.cache.coming(key):
+            if number in self._failed or self._slot.has(key) or self._slot.coming(key):
                 continue
             if not self._make_room(size, order, urgent=number in waited):
                 if number not in waited:
@@ -234,7 +234,7 @@ class Shards:
                 if self._fetching:
                     continue  # there will be room when one of them is done
                 self._say_over(number, size)
-            self._fetching[number] = (self.cache.reserve(key, size), time.monotonic())
+            self._fetching[number] = (self._slot.reserve(key, size), time.monotonic())
             return number
         return None
 
@@ -246,13 +246,13 @@ class Shards:
     def _make_room(self, size_bytes: int, order: Sequence[int], urgent: bool) -> bool:
         """Deletes until so much more fits: what nobody wants, and if it is urgent what is wanted last."""
         need = {self._keys[number]: place for place, number in reversed(list(enumerate(order)))}
-        while not self.cache.fits(size_bytes):
-            idle = self.cache.idle()
+        while not self._slot.fits(size_bytes):
+            idle = self._slot.idle()
             unwanted = [key for key in idle if key not in need]
             if unwanted:
-                self.cache.discard(unwanted[0])
+                self._slot.discard(unwanted[0])
             elif urgent and idle:
-                self.cache.discard(max(idle, key=lambda key: need[key]))
+                self._slot.discard(max(idle, key=lambda key: need[key]))
             else:
                 return False
         return True
@@ -263,33 +263,33 @@ class Shards:
         reason = None
         try:
             size = self._fetcher.download(file, partial, lambda size: self._sized(number, size))
-            with self.cache.lock:
-                self.cache.commit(key, partial, size)
+            with self._slot.lock:
+                self._slot.commit(key, partial, size)
                 self._typical = max(self._typical, size)
         except Stopped:
             pass
         except (OSError, ValueError) as error:
             reason = one_line(error)
-        with self.cache.lock:
+        with self._slot.lock:
             del self._fetching[number]
-            if not self.cache.has(key):
-                self.cache.discard(key, keep_partial=reason is None)
+            if not self._slot.has(key):
+                self._slot.discard(key, keep_partial=reason is None)
             if reason is not None:
                 self._failed[number] = (reason, time.monotonic())
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
 
     def _sized(self, number: int, size_bytes: int) -> None:
         """The size of a shard that no list knew: makes room for it."""
         key = self._keys[number]
-        with self.cache.lock:
-            self.cache.resize(key, size_bytes)
+        with self._slot.lock:
+            self._slot.resize(key, size_bytes)
             if not self._make_room(0, self._order(), urgent=True):
                 self._say_over(number, size_bytes)
 
     def _say_over(self, number: int, size_bytes: int) -> None:
         logger.warning(
             "%s: with its %.2f GB the cache is over its %.2f GB: raise --data.cache_gb, or lower --data.streams",
-            *(self.files[number].url, size_bytes / 1e9, self.cache.budget_bytes / 1e9),
+            *(self.files[number].url, size_bytes / 1e9, self._slot.budget_bytes / 1e9),
         )
 
 

@@ -123,7 +123,7 @@ class VirtualStream:
                 units += [] if opened else [(source, unit + depth)]
         self.plan.shards.expect(self.index, list(dict.fromkeys(self._shard(source, unit) for source, unit in units)))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], accept_changed: bool = False) -> None:
         """Takes the place that `state` describes and reads the pool's samples again."""
         self.close()
         self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
@@ -139,7 +139,8 @@ class VirtualStream:
                 continue
             with reader:
                 places = sorted(item[2] for held in wanted for item in held if item[:2] == (source, unit))
-                found |= {(source, unit, place): self._again(reader, place) for place in places}
+                again = {(source, unit, place): self._again(reader, place, accept_changed) for place in places}
+                found |= {item: sample for item, sample in again.items() if sample is not None}
         self.pool = [[_Held(*item, found[item]) for item in held if item in found] for held in wanted]
         self.expect()
 
@@ -258,10 +259,12 @@ class VirtualStream:
     def _open(self, source: int, unit: int) -> ShardReader:
         return self.plan.shards.open(self._shard(source, unit), self.plan.channels)
 
-    def _again(self, reader: ShardReader, place: int) -> Sample:
+    def _again(self, reader: ShardReader, place: int, accept_changed: bool) -> Sample | None:
         try:
             return self._cropped(reader.sample(place))
         except (Rejected, IndexError) as error:
+            if accept_changed:
+                return None
             raise ValueError(
                 f"{reader.tar.path}: sample {place} was there when the state was saved and is not now ({error}): "
                 "the shard has changed, start a new run"

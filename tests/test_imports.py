@@ -25,6 +25,7 @@ OPEN_TO_ALL = {  # import nothing of ours but each other
     "latents",
     "seeds",
     "strict_json",
+    "strict_tensors",
     "wheels",
 }
 ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itself and OPEN_TO_ALL
@@ -34,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "latents": set(),
     "seeds": set(),
     "strict_json": set(),
+    "strict_tensors": set(),
     "wheels": set(),
     "rundir": set(),
     "disk": {"rundir"},

@@ -39,8 +39,9 @@ def json_digest(value: Any) -> str:
 def _sums(tree: Any) -> dict[str, int]:
     """Path -> the sum over this process's part of each array; of what several devices hold, one counts."""
     launched = {}
-    for path, array in jax.tree_util.tree_leaves_with_path(tree):
-        shards = [shard for shard in jnp.asarray(array).addressable_shards if shard.replica_id == 0]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = jnp.asarray(leaf)
+        shards = [shard for shard in array.addressable_shards if shard.replica_id == 0]
         starts = [[cut.start or 0 for cut in shard.index] for shard in shards]
         launched[jax.tree_util.keystr(path, simple=True, separator="/")] = [
             _digest(shard.data, np.array([start, array.shape], np.uint32))

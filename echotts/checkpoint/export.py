@@ -25,7 +25,7 @@ from echotts.checkpoint.contents import (
     stored_shapes,
 )
 from echotts.checkpoint.digests import array_digests
-from echotts.config import EncoderConfig, ModelConfig
+from echotts.config import ModelConfig, read_model_config
 from echotts.files import ASSETS
 from echotts.latents import FACT
 from echotts.model import Params
@@ -151,9 +151,7 @@ def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsNa
 
 def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Weights:
     meta, digests = read_meta(folder), read_digests(folder)
-    sizes = meta.config["model"]
-    encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}
-    config = ModelConfig(**{**sizes, **encoders})
+    config = read_model_config(meta.config["model"], f"{folder}: model")
     items = {ITEM[weights]: unflatten(dict(expected_shapes(config)))}
     if with_optimizer:
         items["opt_state"] = stored_shapes(folder, "opt_state")

@@ -20,6 +20,7 @@ TYPES = {
     "svg": "image/svg+xml",
     "txt": "text/plain; charset=utf-8",
 }
+MAX_DIGITS = 18  # of a byte position
 GZIP_BYTES, GZIP_LEVEL = 4096, 2  # a chart's points shrink to a third; beyond that costs time only
 
 
@@ -63,7 +64,7 @@ def byte_range(header: str, size: int) -> tuple[int, int] | None:
     if (
         unit.strip() != "bytes"
         or not dash
-        or not all(part.isascii() and part.isdigit() for part in (first, last) if part)
+        or not all(part.isascii() and part.isdigit() and len(part) <= MAX_DIGITS for part in (first, last) if part)
     ):
         return None  # no range, several, or nonsense: RFC 9110 lets a server send the whole
     if first:

@@ -4,6 +4,7 @@ Paths are relative and come from listings, never from a request. Nothing outside
 out of it, a pipe or a device counts as missing, since a run may be a stranger's.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from echotts import gcs
 
-REMOTE_TIMEOUT_S = 30
+MAX_DEPTH = 16  # folders below a checkpoint; what is deeper is not looked at
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,24 @@ class RemoteFolder:
             return b""
 
 
-def walk(folder: Folder, path: str) -> Iterator[tuple[str, Entry]]:
-    """(relative path, entry) of every file below, folders left out."""
+def walk(folder: Folder, path: str, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Entry]]:
+    """(relative path, entry) of every file below, folders left out, down to `depth` folders."""
     for entry in folder.entries(path):
         below = f"{path}/{entry.name}" if path else entry.name
-        if entry.is_folder:
-            yield from walk(folder, below)
-        else:
+        if not entry.is_folder:
             yield below, entry
+        elif depth > 0:
+            yield from walk(folder, below, depth - 1)
+
+
+def shown(name: str) -> str:
+    """A file name for people and JSON: bytes that are not UTF-8 become replacement characters."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def hashed(path: str) -> str:
+    """A stable id of a path, whatever bytes it has."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _local_entry(found: os.DirEntry[str]) -> Entry | None:

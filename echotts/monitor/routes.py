@@ -26,6 +26,11 @@ from echotts.monitor.units import unit_of
 from echotts.rundir.metrics import METRICS
 
 MAX_NAMES, MAX_RUNS = 100, 50  # of one request
+COLUMNS = {  # of the table of runs
+    "loss": "loss/train",
+    "heldout_loss": "heldout/loss",
+    "samples_per_s": "throughput/samples_per_s",
+}
 
 
 def make_app(library: Library, access: Access, clock: Callable[[], float] = time.time) -> Starlette:
@@ -244,6 +249,7 @@ def _run(run: Run, now: float) -> dict[str, Any]:
         "bad_lines": opened.bad if opened else 0,
         "truncated": opened.cuts if opened else 0,
         "missing": missing,
+        **{key: run.latest(name) for key, name in COLUMNS.items()},
     }
 
 
@@ -272,7 +278,7 @@ def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
         "text": item.text,
         "heard": item.heard,
         "reference_id": item.reference_id,
-        "picture": f"/api/runs/{run.id}/picture/{item.id}",
+        "picture": f"api/runs/{run.id}/picture/{item.id}",
         "seconds": index.seconds(item),
     }
 

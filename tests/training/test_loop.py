@@ -99,6 +99,9 @@ def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, t
 def test_a_finished_run_that_is_started_again_does_nothing(config):
     before = train(config)
     assert train(config) == before
+    shorter = with_sections(config, optim={"steps": config.optim.steps - 1})
+    assert train(shorter) == before  # which is finished: a launcher would start it again for ever
+    assert before.finished
 
 
 def test_a_run_that_is_past_its_steps_says_so_and_stays_as_it_is(config, tmp_path, caplog):

@@ -1,6 +1,6 @@
 """What a batch costs with many shards, and how many shards neighbouring batches have in common.
 
-    python -m benchmarks.shuffle [--shards 1000 10000 100000] [--shuffle 1024 16384]
+    python -m benchmarks.shuffle [--shards 1000 10000 100000] [--shuffle 1024] [--interleave 1 16]
 
 One shard of 100 short samples stands under as many names (hard links). Milliseconds of process time: of the state
 that goes with every batch, and of the whole batch of 256 over 64 streams. The common shards are counted between
@@ -30,21 +30,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--shuffle", type=int, nargs="+", default=[1024], help="--data.shuffle_samples, each in turn")
+    parser.add_argument("--interleave", type=int, nargs="+", default=[1, 16], help="--data.interleave, each in turn")
     arguments = parser.parse_args()
-    print(" shards  shuffle  state ms  batch ms  shards a batch   common at 1   at 8   independent draws")
+    print(" shards  shuffle  interleave  state ms  batch ms  shards a batch   common at 1   at 8   independent")
     with tempfile.TemporaryDirectory() as folder:
         names = linked(Path(folder), max(arguments.shards))
-        for shards, shuffle in itertools.product(arguments.shards, arguments.shuffle):
-            print(measured(names[:shards], shuffle), flush=True)
+        for shards, *settings in itertools.product(arguments.shards, arguments.shuffle, arguments.interleave):
+            print(measured(names[:shards], *settings), flush=True)
 
 
-def measured(names: list[Path], shuffle: int) -> str:
+def measured(names: list[Path], shuffle: int, interleave: int) -> str:
     config = DataConfig(
         batch_size=BATCH,
         streams=STREAMS,
         buckets=(Bucket(frames=4, tokens=8),),
         reference_frames=4,
         shuffle_samples=shuffle,
+        interleave=interleave,
     )
     lengths = [(2, 3, SAMPLES * len(names))]
     shards = Shards([Source(tuple(ShardFile(url=str(name)) for name in names), 1.0, lengths)])
@@ -62,8 +64,8 @@ def measured(names: list[Path], shuffle: int) -> str:
     independent = len(names) * (1 - (1 - 1 / len(names)) ** BATCH) ** 2
     each = np.mean([len(one) for one in seen])
     return (
-        f"{len(names):7d} {shuffle:8d} {state_ms:9.3f} {batch_ms:9.2f} {each:15.1f} {common[0]:13.1f} {common[1]:6.1f} "
-        f"{independent:19.1f}"
+        f"{len(names):7d} {shuffle:8d} {interleave:11d} {state_ms:9.3f} {batch_ms:9.2f} {each:15.1f} "
+        f"{common[0]:13.1f} {common[1]:6.1f} {independent:13.1f}"
     )
 
 

@@ -137,6 +137,9 @@ class DataConfig:
     """Virtual streams the shards are dealt to; fixed for a run, a multiple of the processes."""
     shuffle_samples: int = 1024
     """Samples held back for shuffling, over all streams."""
+    interleave: int = 1
+    """Shards that each stream reads by turns: with streams times interleave near the number of shards, batches are as
+    good as drawn from all of them. Costs as many open shards, and as much of the cache."""
     tokenizer: str = "byte"
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
@@ -158,6 +161,8 @@ class DataConfig:
             raise ValueError(f"buckets {self.buckets} must be given, shortest first")
         if self.batch_size < 1 or self.streams < 1:
             raise ValueError(f"batch_size {self.batch_size} and streams {self.streams} must be at least 1")
+        if self.interleave < 1:
+            raise ValueError(f"interleave {self.interleave} must be at least 1")
         if not 0 <= self.longer_share <= 1:
             raise ValueError(f"longer_share {self.longer_share} must be from 0 to 1")
         if self.cache_gb <= 0 or self.fetch_deadline_s <= 0:

@@ -306,14 +306,16 @@ class _FetchedReader(ShardReader):
         give_back()
 
 
-def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int) -> None:
+def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int, interleave: int = 1) -> None:
     """ValueError where the cache cannot hold what `streams` streams of this process read at once."""
     largest = sum(max((file.bytes or 0 for file in source.files if file.remote), default=0) for source in sources)
     names = [file.url for source in sources for file in source.files if file.remote]
-    if largest * streams > budget_bytes:
+    needed = largest * streams * interleave
+    if needed > budget_bytes:
         at_once = f"{streams} streams of this process" + (f" and {len(sources)} sources" if len(sources) > 1 else "")
+        at_once += f", {interleave} each" if interleave > 1 else ""
         raise ValueError(
             f"{names[0]}: the shard cache of {budget_bytes / 1e9:g} GB (--data.cache_gb) is too small: shards of "
             f"{largest / len(sources) / 1e9:.2g} GB are read at once by the {at_once}, so it needs "
-            f"{largest * streams / 1e9:.3g} GB; give more, or fewer --data.streams"
+            f"{needed / 1e9:.3g} GB; give more, or fewer --data.streams (or --data.interleave)"
         )

@@ -92,6 +92,7 @@ class Stream:
             channels=self.silence.shape[1],
             reference_frames=config.reference_frames,
             pool_samples=max(MIN_POOL_SAMPLES, -(-config.shuffle_samples // config.streams)),
+            lanes=config.interleave,
         )
         self._warn_of_shared_reads()
         self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
@@ -125,7 +126,7 @@ class Stream:
 
         With `accept_changed` held samples that are gone from their shards are left out.
         """
-        _compare(self._identity, state)
+        _compare(self._identity, {"interleave": 1} | dict(state))  # older states do not say it
         missing = [v for v in self._streams if str(v) not in state["streams"]]
         if missing:
             raise ValueError(f"the stream state lacks stream {missing[0]}: merge the states of all processes first")
@@ -183,6 +184,7 @@ class Stream:
             "batch_size": self.config.batch_size,
             "virtual_streams": self.config.streams,
             "pool_samples": self._plan.pool_samples,
+            "interleave": self.config.interleave,
             "longer_share": self.config.longer_share,
             "buckets": [[bucket.frames, bucket.tokens] for bucket in self.config.buckets],
         }

@@ -52,6 +52,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "training": {"text", "rundir", "disk", "model", "flow", "data", "multihost", "checkpoint"},
     "monitor": {"rundir"},
     "synthesis": {"text", "audio", "model", "flow", "codec", "checkpoint"},
+    "segment": {"audio", "evaluation"},
     "evaluation": {"spoken", "text", "audio", "codec", "data", "checkpoint", "synthesis"},
     "__init__": {"checkpoint", "codec", "synthesis"},
     "__main__": {"cli"},

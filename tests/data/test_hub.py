@@ -22,7 +22,7 @@ from echotts.data.remote.cache import Cache
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import Shards, Source, check_budget
-from echotts.data.remote.web import Unavailable
+from echotts.data.remote.web import Unavailable, ascii_url
 from echotts.data.stream.stream import Stream, merge_states
 from tests.data.corpus import SILENCE, TOKENIZER, config, local_shards, neighbours, write_shards
 from tests.data.fake_hub import REPOSITORY, Cut, FakeHub, Html, Stall, Status, Trouble
@@ -352,3 +352,18 @@ def test_everything_goes_through_hf_endpoint_in_a_program_of_its_own(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == [hashlib.sha256(files[2].read_bytes()).hexdigest(), "False"]
+
+
+def test_addresses_with_blanks_and_letters_beyond_ascii_are_encoded_once():
+    assert ascii_url("https://host/a b/ü-{}.tar?x=é y") == "https://host/a%20b/%C3%BC-%7B%7D.tar?x=%C3%A9%20y"
+    assert ascii_url("https://host/a%20b.tar") == "https://host/a%20b.tar"
+    assert ascii_url("http://bücher.example:8080/x") == "http://xn--bcher-kva.example:8080/x"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a\nb.tar", "https:///x.tar", "https://ho\x00st/x", "https://" + "ü" * 300]
+)
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(Unavailable, match="is not an address") as caught:
+        ascii_url(url)
+    assert caught.value.gone and "\n" not in str(caught.value)

@@ -80,6 +80,14 @@ def test_a_file_is_encoded_as_its_channels_are_by_themselves(codec: Codec, tmp_p
     assert soundfile.info(tmp_path / "out.wav").channels == 3
 
 
+def test_compressing_in_windows_of_any_length_gives_the_same_tokens(codec: Codec, tmp_path: Path):
+    record(tmp_path / "in.wav", 2, 9001, 8000)
+    wanted = codec.compress(tmp_path / "in.wav").tokens
+    for width in (1, 64):
+        other = Codec(codec.params, codec.config, codec.codec_id, window_frames=width)
+        np.testing.assert_allclose(other.compress(tmp_path / "in.wav").tokens, wanted, atol=1e-5)
+
+
 def test_silence_stays_silent(codec: Codec, tmp_path: Path):
     soundfile.write(tmp_path / "in.wav", np.zeros(4000), 8000)
     compressed = codec.compress(tmp_path / "in.wav")

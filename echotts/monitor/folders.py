@@ -54,6 +54,10 @@ class Folder(Protocol):
         """Up to `length` bytes from `start`; none where the file is missing or shorter."""
         ...
 
+    def local_path(self, path: str) -> str | None:
+        """Where a regular file lies on this machine; None where it does not."""
+        ...
+
 
 def open_folder(spec: str) -> Folder:
     """A local directory, or one that fsspec knows (gs://bucket/run). OSError where a local one is missing."""
@@ -100,6 +104,12 @@ class LocalFolder:
             return b""
         finally:
             os.close(descriptor)
+
+    def local_path(self, path: str) -> str | None:
+        try:
+            return self._inside(path) if self.stat(path) else None
+        except OSError:
+            return None
 
     def _inside(self, path: str) -> str:
         real = os.path.realpath(self._root / path)
@@ -148,6 +158,9 @@ class RemoteFolder:
             return self._files.cat_file(f"{self._root}/{path}", start=start, end=start + length)
         except (*gcs.failures(), ValueError):  # gone, or shorter by now
             return b""
+
+    def local_path(self, path: str) -> str | None:
+        return None
 
 
 def walk(folder: Folder, path: str, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Entry]]:

@@ -79,6 +79,10 @@ class Samples:
             self.steps()
         return self._items.get(item_id)
 
+    def local_path(self, item: Item) -> str | None:
+        """Where the file lies on this machine; None in a bucket."""
+        return self._folder.local_path(item.path)
+
     def audio(self, item: Item) -> bytes:
         """The whole file."""
         return self._folder.read(item.path, 0, AUDIO_BYTES)

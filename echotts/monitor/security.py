@@ -159,7 +159,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", "no-cache" if "ETag" in headers else "no-store")
             await send(message)
 
         await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
@@ -182,6 +182,8 @@ class Guard:
             return refused(413, "a request has no body here")
         if len(scope["query_string"]) > QUERY_BYTES or len(scope["raw_path"]) > QUERY_BYTES:
             return refused(414, "the address is too long")
+        if "\0" in scope["path"]:
+            return refused(404, "there is no such file")
         return self._stranger(scope, headers) if self._access.token else None
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:

@@ -54,14 +54,15 @@ def read_audio(
     source: str | Path | io.BytesIO | io.BufferedReader,
     sample_rate: int,
     *,
+    start_s: float = 0.0,
     limit_s: float | None = None,
     name: str = "",
 ) -> Samples:
     """A recording (wav, flac, ogg, opus, mp3, aiff, ...; any rate, any channels) as mono float32 at `sample_rate`.
 
-    Channels are averaged. With `limit_s` only the first so many seconds are read. `name` stands in for the path in
-    messages when `source` is an open file. Raises FileNotFoundError, or ValueError when the recording cannot be
-    decoded, is empty or holds values that are not finite.
+    Channels are averaged. With `limit_s` only so many seconds are read, from `start_s` on. `name` stands in for the
+    path in messages when `source` is an open file. Raises FileNotFoundError, or ValueError when the recording cannot
+    be decoded, is empty or holds values that are not finite.
     """
     name = name or _name(source)
     with _open(source, name) as file:
@@ -69,6 +70,7 @@ def read_audio(
         frames = -1 if limit_s is None else round(limit_s * rate)
         try:
             with _quiet(file.format == "MP3"):
+                file.seek(min(round(start_s * rate), file.frames))
                 channels = file.read(frames, dtype="float32", always_2d=True)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise ValueError(f"{name}: the sound breaks off and cannot be decoded ({_reason(error)})") from error

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.guard import Guard
 from echotts.config import Config
 from echotts.disk.watchdog import space_maker
 from echotts.multihost import processes, runtime
@@ -25,7 +26,6 @@ from echotts.rundir.metrics import MetricsWriter
 from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.guard import Guard
 from echotts.training.hang import HangWatch
 from echotts.training.heldout import Heldout
 from echotts.training.inputs import Inputs, open_inputs
@@ -33,7 +33,7 @@ from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.samples import Speaker, choose_voices, write_samples
-from echotts.training.start import begin, bookmark, for_checkpoint, write_config
+from echotts.training.start import begin, bookmark, for_checkpoint, roll_back, write_config
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep, make_train_step
 
@@ -74,7 +74,7 @@ class Run:
     def go_back(self) -> None:
         """Takes the weights from before the first of too many steps that were left out."""
         with self.reporter.pause():
-            self.state, what = self.guard.roll_back(self.state, self.step, self.config, self.mesh, self.checkpoints)
+            self.state, what = roll_back(self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints)
             self.reporter.rolled_back(self.step, what)
             self._save()
 

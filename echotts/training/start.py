@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
+from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import merge_states
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import CONFIG
 from echotts.rundir.location import RunPath, write_whole
 from echotts.training.feed import Fed
-from echotts.training.guard import Guard
 from echotts.training.inputs import Inputs, store_pins
 from echotts.training.state import TrainState, abstract_state, new_state, restored_state
 
@@ -47,6 +47,18 @@ def begin(
         return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
     store_pins(config, inputs)
     return new_state(config, mesh), 0, 0, 0, Guard(config.run)
+
+
+def roll_back(
+    guard: Guard, state: TrainState, step: int, config: Config, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, str]:
+    """The state of an earlier checkpoint, to go on with after `step`, and what was done (`Guard.roll_back`)."""
+
+    def restore(before: int) -> tuple[dict[str, Any], Meta] | None:
+        return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
+
+    arrays, what = guard.roll_back(state, step, checkpoints, restore, lambda: new_state(config, mesh).arrays())
+    return restored_state(arrays, step, mesh), what
 
 
 def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:

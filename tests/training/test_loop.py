@@ -14,6 +14,7 @@ import pytest
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import step_folders
 from echotts.checkpoint.export import load_run
+from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
@@ -22,7 +23,6 @@ from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, report
 from echotts.training.flops import training_flops
-from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.samples import Spoken

@@ -1,25 +1,10 @@
-"""`codec evaluate`, `convert` and `info`: what a codec loses, its weights in another file, what it is."""
+"""`codec convert` and `info`: a codec's weights in another file, what it is."""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.recordings import clips_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Measure what the codec loses: recordings against themselves after encoding and decoding."""
-
-    data: str
-    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id, or demo."""
-    limit: int = 100
-    """The first so many clips."""
-    loudness: float = -16.0
-    """To which every recording is brought, LUFS."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,25 +29,6 @@ class InfoArguments:
 
     codec: str = "demo"
     """A .pth or .safetensors, a folder, a Hub id, or demo."""
-
-
-def evaluate(argv: list[str]) -> int:
-    """Print what a round trip loses; gives the exit code."""
-    arguments = parse(EvaluateArguments, argv, prog="python -m echotts codec evaluate")
-    from echotts.codec import load_codec
-    from echotts.codec.evaluation import round_trip, summarise
-
-    codec = load_codec(arguments.codec)
-    codec.decode(codec.silence_latent(1)[None])  # compiles, so that the speed below is the codec's
-    clips = clips_of(arguments.data, codec.sample_rate, arguments.loudness, "evaluate", arguments.limit)
-    summary = summarise(round_trip(codec, clip) for _, clip in clips)
-    print(f"codec                  {codec.codec_id}, weights {codec.weights_hash[:12]}")
-    print(f"clips                  {summary['clips']:.0f}, {summary['seconds']:.1f} s")
-    print(f"mel distance           {summary['mel_distance']:.4f} (mean |difference| of log10 mel; 0 is equal)")
-    print(f"spectral convergence   {summary['spectral_convergence']:.4f} (0 is equal, 1 is silence)")
-    print(f"SI-SDR                 {summary['si_sdr_db']:.2f} dB")
-    print(f"speed                  encode {summary['encode_per_s']:.1f}, decode {summary['decode_per_s']:.1f} s per s")
-    return 0
 
 
 def convert(argv: list[str]) -> int:

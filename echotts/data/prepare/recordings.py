@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import read_audio
+from echotts.audio import duration_s, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
 from echotts.data.remote.sources import resolve
@@ -88,16 +88,27 @@ class RecordingReader:
         self._tars: OrderedDict[Path, tuple[TarFile, dict[str, Entry]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, recording: Recording, sample_rate: int) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded."""
+    def read(
+        self, recording: Recording, sample_rate: int, *, start_s: float = 0.0, limit_s: float | None = None
+    ) -> Float[np.ndarray, " n"]:
+        """Mono float32 at `sample_rate`, from `start_s` on. Raises Rejected when the clip cannot be decoded."""
         try:
-            if recording.member is None:
-                return read_audio(recording.file, sample_rate)
-            return read_audio(io.BytesIO(self._member(recording)), sample_rate, name=recording.origin)
+            part: dict[str, Any] = {"start_s": start_s, "limit_s": limit_s, "name": recording.origin}
+            return read_audio(self._source(recording), sample_rate, **part)
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, Rejected):
                 raise
             raise Rejected("unreadable_audio", str(error)) from None
+
+    def seconds(self, recording: Recording) -> float:
+        """Length, from the header. Raises Rejected when there is none."""
+        try:
+            return duration_s(self._source(recording), name=recording.origin)
+        except (ValueError, FileNotFoundError) as error:
+            raise Rejected("unreadable_audio", str(error)) from None
+
+    def _source(self, recording: Recording) -> Path | io.BytesIO:
+        return recording.file if recording.member is None else io.BytesIO(self._member(recording))
 
     def _member(self, recording: Recording) -> bytes:
         with self._lock:

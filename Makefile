@@ -10,7 +10,8 @@ WORKERS := 2
 METER := --no-deps resemblyzer==0.1.4
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format bench bench-env corpus english-corpus clean
+.PHONY: help setup demo test test-slow test-tpu-compile test-browser chromium test-all lint format docs lock release \
+  bench bench-env corpus english-corpus clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +52,21 @@ format: $(VENV)/.dev ## let ruff lay the code out
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.docs ## the documentation as a site, in site/; strict: a dead link fails
+	$(BIN)/mkdocs build --quiet --strict
+
+# With UPGRADE=--upgrade the newest that pyproject.toml allows; without it pins stay unless they must move.
+lock: $(VENV)/.dev ## requirements.lock: the exact versions of everything that a host of a pod installs
+	$(BIN)/uv pip compile pyproject.toml --extra tpu --extra gcs --python-version 3.11 --quiet $(UPGRADE) \
+	  --python-platform x86_64-manylinux_2_31 --custom-compile-command 'make lock' --output-file requirements.lock
+
+release: $(VENV)/.dev ## wheel and sdist in dist/; the wheel is installed in full into a fresh environment, and speaks
+	rm -rf dist .cache/release
+	$(BIN)/python -m hatchling build -d dist
+	$(PYTHON) -m venv .cache/release
+	.cache/release/bin/pip install --quiet dist/*.whl
+	cd .cache/release && bin/echotts --version && bin/echotts speak --text "seven three one nine"
+
 bench: $(VENV)/.bench chromium ## the measurements behind README's figures (about an hour on two cores)
 	for script in $$(grep -l __main__ benchmarks/*.py); do \
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
@@ -78,7 +94,7 @@ english-corpus: $(VENV)/.teachers ## English speech to train on, into english/ (
 setup: $(VENV)/.dev ## .venv with everything for development
 
 clean: ## remove environments, caches and what the commands wrote
-	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis demo
+	rm -rf $(VENV) .cache .pytest_cache .ruff_cache .hypothesis demo dist site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -95,6 +111,10 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) -e '.[dev,eval,gcs,teachers]'
 	$(PIP) $(METER)
 	touch $@ $(VENV)/.runtime
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(PIP) -e '.[docs]'
+	touch $@
 
 $(VENV)/.teachers: $(VENV)/.runtime
 	$(PIP) -e '.[teachers]'

@@ -1,7 +1,6 @@
-"""Keep this host's disks from filling: `python disk_watchdog.py --config watchdog.toml`."""
+"""Keep the disks of this host from filling: the same as `echotts watchdog`."""
 
-from echotts.cli.app import run
-from echotts.cli.watchdog import main
+from echotts.cli.main import console
 
 if __name__ == "__main__":
-    run(main)
+    console("watchdog")

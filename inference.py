@@ -1,7 +1,6 @@
-"""Speak a text: `python inference.py --text "seven three one nine" --output out.wav`."""
+"""Speak a text into a file: the same as `echotts speak`."""
 
-from echotts.cli.app import run
-from echotts.cli.inference import main
+from echotts.cli.main import console
 
 if __name__ == "__main__":
-    run(main)
+    console("speak")

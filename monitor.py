@@ -1,7 +1,6 @@
-"""Watch runs in a browser: `python monitor.py --run_dir runs/demo --port 8080`."""
+"""Show runs in a browser: the same as `echotts monitor`."""
 
-from echotts.cli.app import run
-from echotts.cli.monitor import main
+from echotts.cli.main import console
 
 if __name__ == "__main__":
-    run(main)
+    console("monitor")

@@ -1,7 +1,6 @@
-"""Train a model: `python train_pretrain.py --preset demo --data "shards/*.tar" --run_dir runs/demo`."""
+"""Train a model: the same as `echotts train`."""
 
-from echotts.cli.app import run
-from echotts.cli.train import main
+from echotts.cli.main import console
 
 if __name__ == "__main__":
-    run(main)
+    console("train")

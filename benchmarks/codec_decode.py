@@ -11,10 +11,6 @@ most 1).
 """
 
 import argparse
-import importlib
-import importlib.util
-import sys
-import types
 from typing import Any
 
 import numpy as np
@@ -22,6 +18,7 @@ import numpy as np
 from benchmarks.measure import best_of
 from echotts.codec import Codec
 from echotts.codec.published import read_published
+from tests.codec.descript import dac_module
 from tests.dacvae_golden import KWARGS, filled_weights
 
 HOP = 1920
@@ -67,7 +64,7 @@ def torch_decoder(weights: dict[str, np.ndarray]) -> Any:
     """Latents (1, t, 128) to audio (1, n) by descript-audio-codec's Decoder."""
     import torch
 
-    decoder = decoder_class()(1024, 1536, [12, 10, 8, 2])
+    decoder = dac_module().Decoder(1024, 1536, [12, 10, 8, 2])
     state = {}
     for key in decoder.state_dict():
         _, module, rest = key.split(".", 2)
@@ -99,25 +96,6 @@ def published_name(module: int, rest: str) -> str:
             rest = theirs + rest.removeprefix(ours)
             break
     return f"decoder.model.{module}.{rest}"
-
-
-def decoder_class() -> Any:
-    """The package's Decoder, without what the package imports for training and files (audiotools, torchaudio)."""
-    import torch
-
-    package = importlib.util.find_spec("dac")
-    if package is None or package.origin is None:
-        sys.exit("descript-audio-codec is not installed: pip install --no-deps descript-audio-codec==1.0.0")
-    root = package.origin.removesuffix("/__init__.py")
-    for name, path in (("dac", root), ("dac.nn", f"{root}/nn"), ("dac.model", f"{root}/model")):
-        module = types.ModuleType(name)
-        module.__path__ = [path]
-        sys.modules[name] = module
-    audiotools, ml = types.ModuleType("audiotools"), types.ModuleType("audiotools.ml")
-    vars(audiotools).update(AudioSignal=object, ml=ml)
-    vars(ml).update(BaseModel=torch.nn.Module)
-    sys.modules |= {"audiotools": audiotools, "audiotools.ml": ml}
-    return importlib.import_module("dac.model.dac").Decoder
 
 
 if __name__ == "__main__":

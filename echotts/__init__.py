@@ -1,18 +1,26 @@
 """Text and a voice in, speech out: a flow-matching diffusion transformer over codec latents, in JAX."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from echotts.checkpoint.interop import load_published
+    from echotts.codec import load_codec
     from echotts.synthesis import EchoTTS, Speech
 
 __version__ = "0.1.0"
-__all__ = ["EchoTTS", "Speech", "__version__"]
+__all__ = ["EchoTTS", "Speech", "__version__", "load_codec", "load_published"]
+
+_HOMES = {
+    "EchoTTS": "echotts.synthesis",
+    "Speech": "echotts.synthesis",
+    "load_codec": "echotts.codec",
+    "load_published": "echotts.checkpoint.interop",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the synthesis (and with it jax) when it is first asked for: `--help` must not wait for it."""
-    if name in ("EchoTTS", "Speech"):
-        from echotts import synthesis
-
-        return getattr(synthesis, name)
+    """Import a public name, and jax with it, when it is first used: `--help` must not wait for that."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'echotts' has no attribute {name!r}")

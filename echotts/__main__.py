@@ -1,7 +1,6 @@
-"""`python -m echotts`: the list of commands."""
+"""`echotts`: the same as the installed command `echotts`."""
 
-from echotts.cli.app import run
-from echotts.cli.main import main
+from echotts.cli.main import console
 
 if __name__ == "__main__":
-    run(main)
+    console()

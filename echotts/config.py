@@ -219,7 +219,7 @@ class RunConfig:
     keep_every: int = 0
     """Checkpoints at multiples of so many steps are kept for good; 0: none."""
     disk_config: str = ""
-    """TOML file of disk_watchdog.py, after which room is made before each save; empty: nothing is deleted."""
+    """TOML file of `echotts watchdog`, after which room is made before each save; empty: nothing is deleted."""
     eval_every: int = 1000
     """Steps between held-out measurements; 0: never."""
     eval_batches: int = 4

@@ -1,29 +1,58 @@
-"""Files that appear under their name only when they are whole."""
+"""Files that appear under their name only when they are whole, in places that were checked before the work."""
 
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
+    """Before long work: each output can be written, and none of them is another output or one of the `inputs`.
+
+    A missing folder is made. Raises OSError where an output is a folder, device, pipe or socket or cannot be made in
+    its folder, ValueError where a path is given twice.
+    """
+    taken = {_identity(Path(path)): f"{path}, which is read" for path in inputs}
+    for path in map(Path, outputs):
+        check_place(path)
+        identity = _identity(path)
+        if identity in taken:
+            raise ValueError(f"{path}: is the same file as {taken[identity]}: name another")
+        taken[identity] = f"{path}, which is written too"
+
+
+def check_place(path: str | Path) -> None:
+    """`path` can be written by `atomic_write`: its folder is made if missing, and takes a file, which goes again.
+
+    Trying is the only test that knows of read-only mounts and quotas. Raises OSError, one line.
+    """
+    _temporary(Path(path)).unlink()
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """A file that appears whole or not at all. OSError names it and the reason."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        if error.strerror is None:  # says it already
+            raise
+        raise OSError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, flushed and named `path` on success, removed on failure.
 
-    Makes the folder. Raises OSError that names `path` and the reason when nothing can be written there.
+    Makes the folder. Raises OSError that names `path` and the reason when nothing can be written there, or when `path`
+    is a folder, device, pipe or socket.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = _temporary(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise IsADirectoryError(None, "it is a folder: name a file")
-        temporary.touch()
         mode = temporary.stat().st_mode
-    except OSError as error:
-        raise type(error)(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
-    try:
         yield temporary
         temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
         _flush(temporary)
@@ -37,6 +66,40 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _temporary(path: Path) -> Path:
+    """An empty file beside `path`, by which it can be replaced."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial") if path.name else path
+    try:
+        if os.path.lexists(path) and not path.is_file() and (kind := _kind(path)):
+            raise OSError(None, f"it is {kind}: name a file")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+    except (OSError, ValueError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).lower()
+        kind = type(error) if isinstance(error, OSError) else OSError
+        raise kind(f"{path}: cannot be written: {reason}") from error
+    return temporary
+
+
+def _kind(path: Path) -> str | None:
+    """What a path is that is no regular file; None for a link to nothing."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    return kinds.get(stat.S_IFMT(mode), "a device")
+
+
+def _identity(path: Path) -> tuple[int, int] | str:
+    """The same for two names of one file."""
+    try:
+        status = path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _flush(path: Path) -> None:

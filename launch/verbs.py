@@ -19,7 +19,7 @@ from launch.settings import Settings
 
 QUICK_S, INSTALL_S = 300, 3600
 KEEP_RELEASES = 3
-TRAINING = "train_pretrain.py"
+TRAINING = (["train_pretrain.py"], ["-m", "echotts", "train"])  # how a command begins that the processes are added to
 
 
 class Lasting:
@@ -205,16 +205,17 @@ def job_file(command: str, env: Sequence[tuple[str, str]]) -> str:
 
 def _training_command(pod: Pod) -> str:
     """The command as words of a shell, quoted; the training program is told of the other processes."""
-    words = shlex.split(pod.settings.command)
+    words = python_words(pod.settings.command)
     told = any(word.startswith("--run.coordinator") for word in words)
-    if words[0] != TRAINING or told or pod.dry_run or len(pod.workers()) == 1:
+    training = any(words[: len(head)] == head for head in TRAINING)
+    if not training or told or pod.dry_run or len(pod.workers()) == 1:
         return quoted(pod.settings.command)
     return f"{quoted(pod.settings.command)} {pod.process_flags()}"
 
 
 def _dashboard_command(settings: Settings) -> str:
     """What shows the run, told where the run is."""
-    words = shlex.split(settings.dashboard_command)
+    words = python_words(settings.dashboard_command)
     if not words:
         raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
     run_dir = _run_dir(words) or _run_dir(shlex.split(settings.command))
@@ -225,7 +226,7 @@ def _dashboard_command(settings: Settings) -> str:
 
 def _watchdog_command(settings: Settings) -> str:
     """What keeps the disk from filling, told where the run is: a run in a bucket takes no room on a worker."""
-    words = shlex.split(settings.watchdog)
+    words = python_words(settings.watchdog)
     run_dir = _run_dir(shlex.split(settings.command))
     if _run_dir(words) or not run_dir or "://" in run_dir:
         return quoted(settings.watchdog)
@@ -241,9 +242,15 @@ def _run_dir(words: list[str]) -> str:
     return ""
 
 
+def python_words(command: str) -> list[str]:
+    """What Python is called with for this command: `echotts train` is `-m echotts train` there."""
+    words = shlex.split(command)
+    return ["-m", *words] if words[:1] == ["echotts"] else words
+
+
 def quoted(command: str) -> str:
-    """The command with each word quoted, so that a shell takes it as it stands."""
-    return " ".join(map(shlex.quote, shlex.split(command)))
+    """The words for Python, each quoted, so that a shell takes them as they stand."""
+    return shlex.join(python_words(command))
 
 
 def _running(pod: Pod) -> str | None:

@@ -1,11 +1,13 @@
 """A file appears under its name when it is whole, and never otherwise."""
 
 import hashlib
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from echotts.files import atomic_write, sha256_file
+from echotts.files import atomic_write, check_outputs, check_place, sha256_file, write_whole
 
 
 def test_the_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
@@ -32,8 +34,53 @@ def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path)
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"file/out\.wav: cannot be written: (not a directory|file exists)"):
         atomic_write(tmp_path / "file" / "out.wav").__enter__()
-    with pytest.raises(IsADirectoryError, match="cannot be written: it is a folder"):
+    with pytest.raises(OSError, match="cannot be written: it is a folder"):
         atomic_write(tmp_path).__enter__()
+
+
+def specials(folder: Path) -> list[Path]:
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "socket"))
+    (folder / "link").symlink_to("/dev/null")
+    return [Path("/dev/full"), Path("/dev/null"), *sorted(folder.iterdir())]
+
+
+def test_a_device_pipe_or_socket_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
+    for path in specials(tmp_path):
+        before = path.lstat()
+        for write in (check_place, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
+            with pytest.raises(OSError, match=rf"^{path}: cannot be written: it is a (device|pipe|socket): name"):
+                write(path)
+        assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "socket"]
+
+
+def test_outputs_are_checked_before_the_work_and_nothing_is_left_behind(tmp_path: Path) -> None:
+    (tmp_path / "ref.mp3").write_bytes(b"voice")
+    check_outputs([tmp_path / "new" / "a.wav", tmp_path / "new" / "b.npy"], [tmp_path / "ref.mp3"])
+    assert list((tmp_path / "new").iterdir()) == []
+    for outputs, inputs in [
+        (["a.wav", "a.wav"], []),
+        (["a.wav", "new/../a.wav"], []),
+        (["a.wav", "link.wav"], []),
+        (["ref.mp3"], ["ref.mp3"]),
+        (["a.wav", "hard.mp3"], ["ref.mp3"]),
+    ]:
+        (tmp_path / "link.wav").unlink(missing_ok=True)
+        (tmp_path / "link.wav").symlink_to("a.wav")
+        if not (tmp_path / "hard.mp3").exists():
+            os.link(tmp_path / "ref.mp3", tmp_path / "hard.mp3")
+        with pytest.raises(ValueError, match=r"is the same file as .*: name another"):
+            check_outputs([tmp_path / name for name in outputs], [tmp_path / name for name in inputs])
+    assert (tmp_path / "ref.mp3").read_bytes() == b"voice"
+
+
+@pytest.mark.parametrize("path", ["/proc/out.wav", "/sys/out.wav", "a\0b.wav", "x" * 300 + ".wav", "", "."])
+def test_a_place_where_no_file_can_be_made_is_one_line_before_the_work(path: str) -> None:
+    with pytest.raises(OSError, match="cannot be written: ") as caught:
+        check_outputs([path])
+    assert "\n" not in str(caught.value)
 
 
 def test_the_file_may_be_read_by_whom_new_files_may_be_read_by(tmp_path: Path) -> None:

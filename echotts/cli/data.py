@@ -1,4 +1,4 @@
-"""`python -m echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+"""`echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from echotts.cli import data_speak as speak
 from echotts.cli.app import choose, parse
 from echotts.cli.progress import Progress
 
-PROG = "python -m echotts data"
+PROG = "echotts data"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +16,8 @@ class PrepareArguments:
 
     source: str
     """Recordings: an LJSpeech folder, a .csv, .tsv or .jsonl table (audio, text, speaker, language), a folder of
-    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob)."""
+    recordings with .txt files of the same names, or .tar shards of recordings (quote a glob). demo: the built-in
+    corpus of spoken digits."""
     output: Path
     """Folder of the data set; made if missing."""
     codec: str = "demo"
@@ -49,6 +50,8 @@ class InspectArguments:
     """Instead of counting: decode the sample of this number, from 0, into --output, and its reference beside it."""
     output: Path = Path("sample.wav")
     """Sound file of --listen: .wav, .flac, .ogg or .mp3."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3 of --listen, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
     codec: str | None = None
     """Codec of --listen; without it the one that dataset.json names."""
 
@@ -88,9 +91,14 @@ def _prepare(argv: list[str]) -> int:
         loudness_lufs=arguments.loudness_lufs,
         shard_samples=arguments.shard_samples,
     )
+    source = arguments.source
+    if source == "demo" and not Path(source).exists():
+        from echotts.data.prepare.demo import corpus_path
+
+        source = str(corpus_path() / "train-*.tar.gz")
     progress = Progress()
     try:
-        summary = prepare(arguments.source, arguments.output, load_codec(arguments.codec), settings, progress)
+        summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)
     finally:
         progress.close()
     print(
@@ -115,7 +123,7 @@ def _inspect(argv: list[str]) -> int:
         from echotts.codec import load_codec
 
         codec = load_codec(arguments.codec)
-    sample = listen(arguments.data, arguments.listen, arguments.output, codec)
+    sample = listen(arguments.data, arguments.listen, arguments.output, codec, arguments.mp3_rate)
     print(f"{arguments.output}: {sample.name}, {len(sample.latent)} frames, speaker {sample.speaker}: {sample.text!r}")
     return 0
 

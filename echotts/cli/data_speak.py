@@ -1,4 +1,4 @@
-"""`python -m echotts data speak`: a corpus of synthetic speech."""
+"""`echotts data speak`: a corpus of synthetic speech."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Literal
 from echotts.cli.app import UsageError, parse
 from echotts.cli.progress import Progress
 
-PROG = "python -m echotts data speak"
+PROG = "echotts data speak"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""`python -m echotts eval`: measure how well a model speaks."""
+"""`echotts eval`: measure how well a model speaks."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from echotts.evaluation.report import Recording
     from echotts.synthesis import EchoTTS
 
-PROG = "python -m echotts eval"
+PROG = "echotts eval"
 ENROLMENT_CLIPS = 200  # a voice is known by the mean of about 40 clips: with 8 the recordings themselves match to 81 %
 
 LOGGER = logging.getLogger(__name__)
@@ -70,14 +70,14 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.audio import check_place, write_audio, write_whole
+    from echotts.audio import write_audio
     from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
     from echotts.evaluation.clips import read_clips
+    from echotts.files import check_outputs, write_whole
     from echotts.synthesis import EchoTTS
 
-    if arguments.output is not None:
-        check_place(arguments.output)
+    check_outputs(filter(None, [arguments.output, arguments.save_audio and arguments.save_audio / "clip.wav"]))
     data = arguments.data or corpus_path()
     clips = read_clips(data, "heldout", arguments.count)
     references = report.choose_references(clips, read_clips(data, "reference"))

@@ -1,4 +1,4 @@
-"""`python -m echotts export`: a run's weights as one file."""
+"""`echotts export`: a run's weights as one file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,12 +6,12 @@ from typing import Literal
 
 from echotts.cli.app import parse
 
-PROG = "python -m echotts export"
+PROG = "echotts export"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Write the weights of a run as one file: .safetensors for inference.py, .pkl as published checkpoints are."""
+    """Write the weights of a run as one file: .safetensors for `echotts speak`, .pkl as published checkpoints are."""
 
     run_dir: str
     """Run directory, local or gs://bucket/run (its newest whole checkpoint is taken), or one of its step_* folders."""
@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.checkpoint.export import export
+    from echotts.files import check_outputs
 
+    check_outputs([arguments.output])
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
     print(f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB")

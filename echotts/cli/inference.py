@@ -1,4 +1,4 @@
-"""`python inference.py`: speak a text into a file."""
+"""`echotts speak`: speak a text into a file."""
 
 import time
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Literal
 
 from echotts.cli.app import UsageError, parse
 
-PROG = "inference.py"
+PROG = "echotts speak"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,8 @@ class Arguments:
     """Level of the output: largest sample at -1 dB, RMS at -18 dB, cut at -1 dB, --loudness, or as it comes."""
     loudness: float = -14.0
     """Loudness in LUFS for --normalise loudness."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
     save_latents: Path | None = None
     """Also write the latents, float32 (frames, channels), as .npy."""
     normalise_text: bool = False
@@ -77,11 +79,7 @@ def main(argv: list[str]) -> int:
     """Parse, load, speak, write; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     text = read_text(arguments)
-    from echotts.audio import check_output, check_place
-
-    check_output(arguments.output)
-    if arguments.save_latents is not None:
-        check_place(arguments.save_latents)
+    check_files(arguments)
     from echotts.synthesis import EchoTTS
 
     began = time.perf_counter()
@@ -101,7 +99,7 @@ def main(argv: list[str]) -> int:
         truncation=arguments.truncation,
     )
     spoken = time.perf_counter()
-    speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness)
+    speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
     if arguments.save_latents is not None:
         speech.save_latents(arguments.save_latents)
     print(
@@ -110,6 +108,17 @@ def main(argv: list[str]) -> int:
         f"loaded in {loaded - began:.2f} s"
     )
     return 0
+
+
+def check_files(arguments: Arguments) -> None:
+    """The outputs can be written and would not replace what is read; OSError or ValueError where not."""
+    from echotts.audio import check_mp3_rate, check_suffix
+    from echotts.files import check_outputs
+
+    check_mp3_rate(arguments.mp3_rate)
+    outputs = [check_suffix(arguments.output), arguments.save_latents]
+    inputs = [arguments.speaker_ref, arguments.text_file, arguments.checkpoint, arguments.codec]
+    check_outputs(filter(None, outputs), filter(None, inputs))
 
 
 def read_text(arguments: Arguments) -> str:

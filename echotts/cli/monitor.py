@@ -1,4 +1,4 @@
-"""`python monitor.py`: the dashboard of one or many runs."""
+"""`echotts monitor`: the dashboard of one or many runs."""
 
 import secrets
 import socket
@@ -10,7 +10,7 @@ import tyro
 
 from echotts.cli.app import UsageError, parse
 
-PROG = "monitor.py"
+PROG = "echotts monitor"
 MANY = tyro.conf.UseAppendAction
 
 

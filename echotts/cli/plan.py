@@ -1,4 +1,4 @@
-"""`python -m echotts plan`: what a training needs on a TPU slice, without one."""
+"""`echotts plan`: what a training needs on a TPU slice, without one."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,8 +9,9 @@ from echotts import config as configs
 from echotts.cli.app import UsageError, parse
 from echotts.cli.train import bucket_registry
 from echotts.config import Bucket, Config
+from echotts.files import atomic_write, check_place
 
-PROG = "python -m echotts plan"
+PROG = "echotts plan"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,8 @@ def main(argv: list[str]) -> int:
         devices, missing = topology.compiler_devices(slice_), None
     except topology.NoCompilerError as error:
         devices, missing = None, str(error)
+    if arguments.output is not None:
+        check_place(arguments.output)
     result = plan.make_plan(config, slice_, devices)
     answer = result.to_dict() | {"missing": missing}
     print(_describe(answer), flush=True)
@@ -84,8 +87,6 @@ def main(argv: list[str]) -> int:
         remat = answer["cheapest_remat"] = plan.cheapest_remat(answer["largest_batch"], rows)
         print(f"batch {rows}: {f'remat {remat} is the cheapest that fits' if remat else 'does not fit'}")
     if arguments.output is not None:
-        from echotts.files import atomic_write
-
         with atomic_write(arguments.output) as path:
             path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
     return 0

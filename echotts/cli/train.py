@@ -1,4 +1,4 @@
-"""`python train_pretrain.py`: train a model from shards of latents."""
+"""`echotts train`: train a model from shards of latents."""
 
 import dataclasses
 import functools
@@ -16,7 +16,7 @@ from echotts.config import HELDOUT_VOICES, Bucket, Config, DataConfig, FlowConfi
 if TYPE_CHECKING:
     from echotts.training.samples import Speaker, Spoken, Voice
 
-PROG = "train_pretrain.py"
+PROG = "echotts train"
 CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a reference, before the run
 SHORT = {  # flag -> the (section, key) it is short for
     "data": ("data", "data"),

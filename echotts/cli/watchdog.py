@@ -1,4 +1,4 @@
-"""`python disk_watchdog.py`: keeps this host's disks from filling, without deleting what is needed."""
+"""`echotts watchdog`: keeps the disks of this host from filling, without deleting what is needed."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ from echotts.cli.app import parse
 if TYPE_CHECKING:
     from echotts.disk.watchdog import Action
 
-PROG = "disk_watchdog.py"
+PROG = "echotts watchdog"
 LOGGER = logging.getLogger(__name__)
 
 

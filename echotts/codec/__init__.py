@@ -1,7 +1,7 @@
 """Codecs: audio to a sequence of latents and back (DACVAE)."""
 
+from echotts.codec.backbone import CodecConfig
 from echotts.codec.codec import Codec
-from echotts.codec.dacvae import CodecConfig
 from echotts.codec.registry import find_codec, load_codec
 from echotts.codec.weights import save_codec
 

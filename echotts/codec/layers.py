@@ -1,8 +1,8 @@
 """The codec's layers: pure functions over channels-last arrays (batch, time, channels).
 
 Kernels are (k, in, out). Channels last is the layout XLA's CPU convolution is fastest in, level with or ahead of
-PyTorch from 16 channels up. Semantics follow facebookresearch/dacvae: zero padding inside the layers, snake with
-a per-channel alpha, strided kernels of twice the stride.
+PyTorch from 16 channels up. Semantics follow descriptinc/descript-audio-codec and facebookresearch/dacvae: zero
+padding inside the layers, snake with a per-channel alpha, strided kernels of twice the stride.
 """
 
 import math
@@ -40,9 +40,8 @@ def conv(
     return add_bias(y, params["bias"])
 
 
-def downsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
-    """Strided convolution, kernel 2 * stride, padding stride // 2 on the left; t divides by stride, u = t / stride."""
-    left = stride // 2
+def downsample(x: Float[Array, "b t i"], params: Params, stride: int, left: int) -> Float[Array, "b u o"]:
+    """Strided convolution, kernel 2 * stride, `left` zeros before the signal; t divides by stride, u = t / stride."""
     return downsample_pairs(jnp.pad(x, ((0, 0), (left, stride - left), (0, 0))), params, stride)
 
 
@@ -58,11 +57,11 @@ def downsample_pairs(x: Float[Array, "b t i"], params: Params, stride: int) -> F
     return add_bias(pairs @ kernel.reshape(2 * stride * inputs, outputs), params["bias"])
 
 
-def upsample(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:
-    """Transposed convolution, kernel 2 * stride, padding (stride + 1) // 2; u = t * stride exactly."""
+def upsample(x: Float[Array, "b t i"], params: Params, stride: int, trim: int) -> Float[Array, "b u o"]:
+    """Transposed convolution, kernel 2 * stride, padding (stride + 1) // 2; u = t * stride - trim."""
     first = (stride + 1) // 2
     y = upsample_pairs(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), params, stride)
-    return y[:, first : first + x.shape[1] * stride]
+    return y[:, first : first + x.shape[1] * stride - trim]
 
 
 def upsample_pairs(x: Float[Array, "b t i"], params: Params, stride: int) -> Float[Array, "b u o"]:

@@ -1,29 +1,44 @@
-"""The published DACVAE file: `torch.save({"state_dict": ..., "metadata": {"kwargs": ...}})`, weight norm not folded.
+"""Weights as others publish them, DACVAE's and DAC's, weight norm folded on the way.
 
-Sizes come from the file's kwargs. Every tensor is looked for by name and held against the shape those sizes give, so
-a file of another architecture is told by the first tensor that differs. Names and layouts: facebookresearch/dacvae.
+`torch.save({"state_dict": ..., "metadata": {"kwargs": ...}})` is what both families' code writes; sizes come from the
+kwargs. On the Hub, DAC is a safetensors file and a config.json: with the same tensor names under a prefix
+(hance-ai/descript-audio-codec-*, parler-tts/dac_*), or with those of transformers' DacModel (descript/dac_*). There
+sizes are read off the tensors, and the sample rate off the config.json. Every tensor is looked for by name and held
+against the shape its sizes give, so a file of another architecture is told by the first tensor that differs.
+Names and layouts: facebookresearch/dacvae, descriptinc/descript-audio-codec, huggingface/transformers.
 """
 
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from echotts.codec.dacvae import CodecConfig
+from echotts.codec.backbone import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.watermark import CHANNELS, MESSAGE_BITS, RATES
 from echotts.pickles import read_torch_zip
+from echotts.strict_json import load_json
 
 log = logging.getLogger(__name__)
 
-_SIZES = ("encoder_dim", "latent_dim", "decoder_dim", "codebook_dim", "sample_rate")
+_SIZES = ("encoder_dim", "latent_dim", "decoder_dim", "codebook_dim", "sample_rate", "n_codebooks", "codebook_size")
 _RATES = ("encoder_rates", "decoder_rates")
 _LARGEST = 1 << 20
+_DAC: dict[str, Any] = {  # what descript-audio-codec's class has where the kwargs say nothing
+    "encoder_rates": (2, 4, 8, 8),
+    "decoder_rates": (8, 8, 4, 2),
+    "codebook_dim": 8,
+    "sample_rate": 44100,
+    "n_codebooks": 9,
+}
+_HUB_RATES = {"44khz": 44100, "24khz": 24000, "16khz": 16000}
 
 
 def read_published(path: str | Path) -> tuple[Params, CodecConfig]:
-    """Folded parameters as numpy arrays, with the entry "watermark" where the file has one, and the sizes.
+    """Folded parameters of a .pth as numpy arrays, with the entry "watermark" where the file has one, and the sizes.
 
     Raises ValueError for a file that is malformed, hostile, or of another codec; the message names the first tensor.
     """
@@ -34,24 +49,38 @@ def read_published(path: str | Path) -> tuple[Params, CodecConfig]:
     kwargs = metadata.get("kwargs", {}) if isinstance(metadata, dict) else {}
     if not isinstance(state, dict) or not isinstance(kwargs, dict):
         raise ValueError(f"{path}: state_dict or metadata.kwargs is not a dict: is it a codec's weights.pth?")
-    if any(str(key).startswith("quantizer.quantizers.") for key in state):
-        raise ValueError(f"{path}: an RVQ codec (DAC); only DACVAE files are read: give weights with a VAE bottleneck")
-    config = config_from_kwargs(kwargs, path)
-    tensors = _Tensors(state, path)
-    params = _main_path(tensors, config)
-    if "decoder.wm_model.msg_processor.msg_processor.weight" in state:
-        params["watermark"] = _watermark(tensors, config)
-    if tensors.unused:
-        log.warning("%s: %d tensors are not used, %s first", path, len(tensors.unused), tensors.unused[0])
-    return params, config
+    quantized = any(str(key).startswith("quantizer.quantizers.") for key in state)
+    config = config_from_kwargs(_dac_kwargs(kwargs, path) if quantized else kwargs | {"n_codebooks": 0}, path)
+    return _params(state, config, path), config
+
+
+def read_hub_layout(path: str | Path) -> tuple[Params, CodecConfig]:
+    """Folded parameters and sizes of DAC as model.safetensors beside a config.json, as repositories on the Hub hold it.
+
+    Raises ValueError for files that are damaged or of something else.
+    """
+    config_path = Path(path).parent / "config.json"
+    about = load_json(config_path.read_bytes(), config_path, dict[str, Any])
+    rate = about.get("sampling_rate") or about.get("sample_rate")
+    rate = rate or _HUB_RATES.get(str(about.get("model_type_by_sampling_freq")).lower())
+    if rate is None:
+        raise ValueError(f"{path}: the config.json beside it has no sampling_rate: add it, in Hz")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged, or not a safetensors file ({error}): fetch it again") from error
+    state = _renamed(state)
+    config = config_from_kwargs(_sizes_of(state, path) | {"sample_rate": rate}, path)
+    return _params(state, config, path), config
 
 
 def config_from_kwargs(kwargs: dict[str, Any], source: str | Path) -> CodecConfig:
-    """Sizes from the file's constructor arguments; what is missing is as in the published 48 kHz model."""
+    """Sizes from constructor arguments; what is missing is as in the published DACVAE at 48 kHz."""
     sizes: dict[str, Any] = {}
     for name in _SIZES:
         if (value := kwargs.get(name)) is not None:
-            sizes[name] = _size(value, name, source)
+            sizes[name] = _size(value, name, source, least=0 if name == "n_codebooks" else 1)
     for name in _RATES:
         if (value := kwargs.get(name)) is not None:
             if not isinstance(value, list | tuple) or not 1 <= len(value) <= 16:
@@ -63,13 +92,85 @@ def config_from_kwargs(kwargs: dict[str, Any], source: str | Path) -> CodecConfi
         raise ValueError(f"{source}: {error}") from error
 
 
-def _size(value: Any, name: str, source: str | Path) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST:
-        raise ValueError(f"{source}: {name} must be an integer from 1 to {_LARGEST}")
+def _size(value: Any, name: str, source: str | Path, least: int = 1) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+        raise ValueError(f"{source}: {name} must be an integer from {least} to {_LARGEST}")
     return value
 
 
-class _Tensors:
+def _dac_kwargs(kwargs: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """DAC's own defaults where the kwargs say nothing; `codebook_dim` may be a list of one number for each codebook."""
+    sizes = _DAC | {name: value for name, value in kwargs.items() if value is not None}
+    dims = sizes["codebook_dim"]
+    if isinstance(dims, list | tuple):
+        if not dims or any(dim != dims[0] for dim in dims):
+            raise ValueError(f"{source}: codebook_dim differs between codebooks: one number for all is read")
+        sizes["codebook_dim"] = dims[0]
+    if "latent_dim" not in sizes:
+        rates = sizes["encoder_rates"]
+        width = _size(sizes.get("encoder_dim", 64), "encoder_dim", source)
+        sizes["latent_dim"] = width * 2 ** (len(rates) if isinstance(rates, list | tuple) and len(rates) <= 16 else 0)
+    return sizes
+
+
+def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors under descript-audio-codec's own names: without a prefix, and not as transformers names them."""
+    state = {
+        re.sub(r"^(dac|model)\.(?=(encoder|decoder|quantizer)\.)", "", name): value for name, value in state.items()
+    }
+    blocks = {match.group(1) for name in state if (match := re.match(r"decoder\.block\.(\d{1,2})\.", name))}
+    return {_from_transformers(name, len(blocks)): value for name, value in state.items()} if blocks else state
+
+
+def _from_transformers(name: str, blocks: int) -> str:
+    """transformers' DacModel counts blocks from 0 and units from 1, and names layers; the original numbers modules."""
+    side, _, rest = name.partition(".")
+    if side not in ("encoder", "decoder"):
+        return name
+    branch, up = ("block", 0) if side == "encoder" else ("model", 1)
+    ends = {"conv1": 0, "snake1": blocks + 1, "conv2": blocks + 2}
+    head, _, last = rest.rpartition(".")
+    if head in ends:
+        return f"{side}.{branch}.{ends[head]}.{last}"
+    if match := re.fullmatch(r"block\.(\d{1,2})\.res_unit([123])\.(snake|conv)([12])", head):
+        module = 2 * int(match[4]) - (2 if match[3] == "snake" else 1)
+        return f"{side}.{branch}.{int(match[1]) + 1}.block.{int(match[2]) - 1 + 2 * up}.block.{module}.{last}"
+    if match := re.fullmatch(r"block\.(\d{1,2})\.(snake1|conv1|conv_t1)", head):
+        module = (0 if up else 3) + (match[2] != "snake1")
+        return f"{side}.{branch}.{int(match[1]) + 1}.block.{module}.{last}"
+    return name
+
+
+def _sizes_of(state: dict[str, np.ndarray], path: str | Path) -> dict[str, Any]:
+    """Constructor arguments read off the tensors of a DAC."""
+
+    def shape(key: str, dimensions: int = 3) -> tuple[int, ...] | None:
+        names = (f"{key}.weight", f"{key}.weight_v", f"{key}.{_NEW}.original1")
+        found = next((state[name].shape for name in names if name in state), None)
+        return found if found is not None and len(found) == dimensions else None
+
+    def rates(pattern: str) -> list[int]:
+        blocks = (shape(pattern.format(number)) for number in range(1, 17))
+        return [block[2] // 2 for block in blocks if block is not None]
+
+    first, last = shape("encoder.block.0"), shape("decoder.model.0")
+    book = shape("quantizer.quantizers.0.codebook", 2)
+    if first is None or last is None or book is None:
+        raise ValueError(f"{path}: not a codec of echotts, nor a DAC: its encoder, decoder or codebooks are missing")
+    books = sum(bool(re.fullmatch(r"quantizer\.quantizers\.\d{1,4}\.codebook\.weight", name)) for name in state)
+    return {
+        "encoder_dim": first[0],
+        "encoder_rates": rates("encoder.block.{}.block.4"),
+        "latent_dim": last[1],
+        "decoder_dim": last[0],
+        "decoder_rates": rates("decoder.model.{}.block.1"),
+        "n_codebooks": books,
+        "codebook_size": book[0],
+        "codebook_dim": book[1],
+    }
+
+
+class Tensors:
     """The tensors of a file, each held against the shape it must have (PyTorch's layouts)."""
 
     def __init__(self, state: dict[Any, Any], path: str | Path) -> None:
@@ -82,7 +183,7 @@ class _Tensors:
 
     def take(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key not in self._left:
-            raise ValueError(f"{self._path}: tensor {key} is missing: not a DACVAE, or cut down")
+            raise ValueError(f"{self._path}: tensor {key} is missing: of another codec, or cut down")
         tensor = self._left.pop(key)
         if tensor.shape != shape:
             raise ValueError(f"{self._path}: tensor {key} has shape {tensor.shape}, its kwargs make it {shape}")
@@ -155,7 +256,17 @@ def fold(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
     return (gain.astype(np.float64) * v / norm).astype(np.float32)
 
 
-def _main_path(tensors: _Tensors, config: CodecConfig) -> Params:
+def _params(state: dict[Any, Any], config: CodecConfig, path: str | Path) -> Params:
+    tensors = Tensors(state, path)
+    params = main_path(tensors, config)
+    if not config.quantized and "decoder.wm_model.msg_processor.msg_processor.weight" in state:
+        params["watermark"] = watermark_path(tensors, config)
+    if tensors.unused:
+        log.warning("%s: %d tensors are not used, %s first", path, len(tensors.unused), tensors.unused[0])
+    return params
+
+
+def main_path(tensors: Tensors, config: CodecConfig) -> Params:
     def units(key: str, first: tuple[int, int, int], width: int) -> list[Params]:
         return [tensors.unit(f"{key}.{n}", width) for n in first]
 
@@ -171,23 +282,38 @@ def _main_path(tensors: _Tensors, config: CodecConfig) -> Params:
     encoder["head"] = tensors.conv(f"encoder.block.{last + 2}", width, config.latent_dim, 3)
 
     width = config.decoder_dim
+    numbers = (2, 3, 4) if config.quantized else (4, 5, 8)  # DACVAE's watermark has the modules between
     decoder: Params = {"stem": tensors.conv("decoder.model.0", config.latent_dim, width, 7), "blocks": []}
     for number, stride in enumerate(config.decoder_rates, 1):
         key = f"decoder.model.{number}.block"
         block = {"snake": tensors.alpha(f"{key}.0", width), "up": tensors.up(f"{key}.1", width, width // 2, stride)}
         width //= 2
-        decoder["blocks"].append(block | {"units": units(key, (4, 5, 8), width)})
-    head = "decoder.wm_model.encoder_block.pre"
-    decoder["snake"] = tensors.alpha(f"{head}.0", width)
-    decoder["head"] = tensors.conv(f"{head}.1", width, 1, 7)
-    bottleneck = {
-        "in": tensors.conv("quantizer.in_proj", config.latent_dim, 2 * config.codebook_dim, 1),
-        "out": tensors.conv("quantizer.out_proj", config.codebook_dim, config.latent_dim, 1),
-    }
-    return {"encoder": encoder, "bottleneck": bottleneck, "decoder": decoder}
+        decoder["blocks"].append(block | {"units": units(key, numbers, width)})
+    head = [f"decoder.model.{last + 1 + n}" if config.quantized else f"{_HEAD}.{n}" for n in range(2)]
+    decoder["snake"] = tensors.alpha(head[0], width)
+    decoder["head"] = tensors.conv(head[1], width, 1, 7)
+    return {"encoder": encoder, "bottleneck": _bottleneck(tensors, config), "decoder": decoder}
 
 
-def _watermark(tensors: _Tensors, config: CodecConfig) -> Params:
+_HEAD = "decoder.wm_model.encoder_block.pre"
+
+
+def _bottleneck(tensors: Tensors, config: CodecConfig) -> Params:
+    features, channels = config.latent_dim, config.codebook_dim
+    if not config.quantized:
+        inward = tensors.conv("quantizer.in_proj", features, 2 * channels, 1)
+        return {"in": inward, "out": tensors.conv("quantizer.out_proj", channels, features, 1)}
+    quantizers = []
+    for number in range(config.n_codebooks):
+        key = f"quantizer.quantizers.{number}"
+        inward = tensors.conv(f"{key}.in_proj", features, channels, 1)
+        codebook = tensors.take(f"{key}.codebook.weight", (config.codebook_size, channels))
+        outward = tensors.conv(f"{key}.out_proj", channels, features, 1)
+        quantizers.append({"in": inward, "codebook": codebook, "out": outward})
+    return {"quantizers": quantizers}
+
+
+def watermark_path(tensors: Tensors, config: CodecConfig) -> Params:
     """The watermark's sizes are not in kwargs: they are those of the published model."""
     head, tail = "decoder.wm_model.encoder_block", "decoder.wm_model.decoder_block"
     inner, message = CHANNELS[-1], 128

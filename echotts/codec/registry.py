@@ -3,14 +3,15 @@
 Checkpoints and data sets name a codec by id and weights hash (`find_codec`); people name one by `load_codec`'s spec.
 """
 
+import contextlib
 import logging
 import re
 import zipfile
 from pathlib import Path
 
 from echotts.codec.codec import Codec
-from echotts.codec.published import read_published
-from echotts.codec.weights import read_codec
+from echotts.codec.published import read_hub_layout, read_published
+from echotts.codec.weights import is_own_format, read_codec
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +23,11 @@ _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
     """The codec that `spec` names: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    A Hub id is ORG/NAME or ORG/NAME@REVISION; the files are kept in the Hub's own cache. The codec's id is the
-    spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for .pth. Raises
-    FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or no DACVAE.
+    DACVAE and DAC are told apart by the file. A Hub id is ORG/NAME or ORG/NAME@REVISION, such as descript/dac_44khz,
+    hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; the files are kept in the Hub's own cache. The
+    codec's id is the spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for
+    .pth. Raises FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or of
+    another codec.
     """
     if spec in BUILT_IN:
         return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
@@ -66,7 +69,7 @@ def find_codec(
     if codec_id not in BUILT_IN and not _HUB_ID.fullmatch(codec_id):
         raise FileNotFoundError(
             f"codec {codec_id} ({_short(weights_hash)}) is neither built in nor in {cache_folder()}: name its file "
-            "with --codec, or install it with `python -m echotts codec convert FILE --install`"
+            "with --codec, or install it with `echotts codec convert FILE --install`"
         )
     codec = load_codec(codec_id, window_frames)
     if weights_hash and codec.weights_hash != weights_hash:
@@ -87,6 +90,9 @@ def _load_file(path: Path, window_frames: int | None, codec_id: str | None = Non
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix in (".pth", ".pt") or zipfile.is_zipfile(path):
         params, config = read_published(path)
+        return Codec(params, config, codec_id or path.stem, window_frames)
+    if not is_own_format(path) and path.with_name("config.json").exists():
+        params, config = read_hub_layout(path)
         return Codec(params, config, codec_id or path.stem, window_frames)
     params, config, name = read_codec(path)
     return Codec(params, config, codec_id or name, window_frames)
@@ -115,12 +121,18 @@ def _from_hub(repository: str, revision: str | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    def download(name: str, offline: bool) -> Path:
+        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline))
+
     failure: Exception | None = None
     for name in NAMES:
         offline = isinstance(failure, LocalEntryNotFoundError)  # found out once: it takes many seconds
         try:
-            path = huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=offline)
-            return Path(path)
+            path = download(name, offline)
+            if path.suffix == ".safetensors" and not is_own_format(path):
+                with contextlib.suppress(EntryNotFoundError):
+                    download("config.json", offline)  # beside it, for its sample rate
+            return path
         except LocalEntryNotFoundError as error:  # the Hub is out of reach, and this name is not in the cache
             failure = failure or error
         except EntryNotFoundError:

@@ -1,19 +1,21 @@
 """DACVAE's watermark: a 16-bit message laid under clean audio (facebookresearch/dacvae, AudioSeal's layers).
 
-Everything in it is causal and works on blocks of 320 samples (the product of its rates), so it runs over finished
+Everything in it is causal and works on blocks of 320 samples (the product of its rates), so it runs over the clean
 audio window by window: convolutions and LSTMs remember the window before, and the result equals the whole.
 Parameters: see `init_watermark`. Strides are read off the kernels, which are twice as wide.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from echotts.codec.chunking import Memory, Past, cut, place
+from echotts.codec.chunking import Memory, Past, Stream
 from echotts.codec.layers import Params, conv, downsample_pairs, upsample_pairs
 
 MESSAGE_BITS = 16
@@ -22,19 +24,43 @@ CHANNELS = (32, 64, 128, 256, 512)
 RATES = (2, 4, 5, 8)
 
 
-def add_watermark(
-    params: Params, audio: Float[np.ndarray, "b n"], message: Int[np.ndarray, "b bits"], width: int
-) -> Float[np.ndarray, "b n"]:
-    """Clean audio with the message (bits 0 or 1) under it, about `width` samples at a time; not clipped to -1..1."""
-    block = block_length(params)
-    width = math.ceil(width / block) * block
-    shapes = jax.eval_shape(partial(_first_window, width=width), params, message)
-    memory = [jnp.zeros(shape.shape, shape.dtype) for shape in shapes]
-    marked = np.empty_like(audio)
-    for start in range(0, audio.shape[1], width):
-        window, memory = _mark_window(params, cut(audio, start, width), message, memory)
-        place(marked, np.asarray(window), start)
-    return marked
+class WatermarkStream:
+    """Lays a message (bits 0 or 1 for each row) under clean audio that comes in pieces; see chunking.Stream.
+
+    Audio leaves in whole blocks (see `block_length`), not clipped to -1..1. `widths` are of windows, in blocks.
+    """
+
+    def __init__(self, params: Params, message: Int[np.ndarray, "b bits"], widths: Sequence[int]) -> None:
+        block = block_length(params)
+
+        def step(audio: Any, memory: Memory, before: Any, left: Any) -> tuple[tuple[Array, ...], Memory]:
+            marked, memory = _mark_window(params, audio, message, memory)
+            return (marked,), memory
+
+        shapes = jax.eval_shape(partial(_first_window, width=block), params, message)
+        self._stream = Stream(
+            step,
+            jax.device_put([np.zeros(shape.shape, shape.dtype) for shape in shapes]),
+            widths=widths,
+            inputs=block,
+            outputs=block,
+            delay=0,
+            output_length=lambda blocks: blocks * block,
+            empty=(np.zeros((len(message), 0), np.float32),),
+        )
+        self._message, self._block = message, block
+        self._samples = 0
+
+    def push(self, audio: Float[np.ndarray, "b n"]) -> Float[np.ndarray, "b m"]:
+        self._samples += audio.shape[1]
+        return self._stream.push(audio)[0]
+
+    def finish(self) -> Float[np.ndarray, "b n"]:
+        """The rest; a last block that is not whole is filled with zeros for the network and cut again."""
+        missing = -self._samples % self._block
+        (first,) = self._stream.push(np.zeros((len(self._message), missing), np.float32))
+        marked = np.concatenate([first, *self._stream.finish()], axis=1)
+        return marked[:, : marked.shape[1] - missing]
 
 
 def block_length(params: Params) -> int:
@@ -67,7 +93,8 @@ def _mark_window(
     params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], memory: Memory
 ) -> tuple[Float[Array, "b n"], Memory]:
     past = Past(memory)
-    return mark(params, audio, message, past), past.memory
+    with jax.default_matmul_precision("highest"):
+        return mark(params, audio, message, past), past.memory
 
 
 def _first_window(params: Params, message: Int[Array, "b bits"], width: int) -> Memory:

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from echotts.codec.dacvae import CodecConfig, init_params
+from echotts.codec.backbone import CodecConfig, init_params
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
 from echotts.codec.watermark import init_watermark
@@ -33,7 +33,7 @@ def save_codec(
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
     """Writes the folded parameters (the watermark's too, if there) under their names, sizes and id in the header."""
-    header = {"format": FORMAT, "kind": "dacvae", "id": codec_id, "config": json.dumps(asdict(config))}
+    header = {"format": FORMAT, "kind": config.kind, "id": codec_id, "config": json.dumps(asdict(config))}
     tensors = {name: np.ascontiguousarray(tensor.astype(dtype)) for name, tensor in flatten(params)}
     with atomic_write(Path(path)) as temporary:
         save_file(tensors, temporary, metadata=header)
@@ -94,15 +94,29 @@ def _lists(node: Any) -> Any:
 
 
 def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
-    if header.get("format") != FORMAT or header.get("kind") != "dacvae":
-        raise ValueError(f"{path}: no codec of echotts: convert weights with `python -m echotts codec convert`")
+    if header.get("format") != FORMAT or header.get("kind") not in ("dacvae", "dac"):
+        raise ValueError(f"{path}: no codec of echotts: convert weights with `echotts codec convert`")
     try:
         kwargs = json.loads(header["config"])
     except (KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{path}: no config in the header: convert the weights again") from error
     if not isinstance(kwargs, dict):
         raise ValueError(f"{path}: the config in the header is no object: convert the weights again")
-    return config_from_kwargs(kwargs, path)
+    config = config_from_kwargs(kwargs, path)
+    if config.kind != header["kind"]:
+        raise ValueError(
+            f"{path}: the header says {header['kind']}, its config {config.kind}: convert the weights again"
+        )
+    return config
+
+
+def is_own_format(path: str | Path) -> bool:
+    """Whether the header of a safetensors file says that `save_codec` wrote it; False for a damaged one."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return (file.metadata() or {}).get("format") == FORMAT
+    except SafetensorError:
+        return False
 
 
 def _check(tensors: dict[str, np.ndarray], config: CodecConfig, path: str | Path) -> None:

@@ -123,7 +123,7 @@ class Run:
         if "heldout/loss" not in names:
             said.append("no evaluation loss yet: set --heldout and --run.eval_every")
         if "host/disk_free_share" not in names:
-            said.append("no disk and cache figures: run disk_watchdog.py on each host")
+            said.append("no disk and cache figures: run `echotts watchdog` on each host")
         if "throughput/mfu_share" not in names:
             said.append("no MFU: this device's peak speed is not known to the trainer")
         if "device/memory_bytes" not in names:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import Samples, duration_s, loudness_normalise, read_audio, resample, trim_silence
+from echotts.audio import Samples, loudness_normalise, read_audio, resample, trim_silence
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
 
 LIMIT_S = 300.0
@@ -66,6 +66,7 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         if not np.isfinite(samples).all():
             raise ValueError("reference: holds samples that are not finite (NaN or infinite)")
         return resample(np.asarray(samples, np.float32), rate, sample_rate), "reference"
-    if duration_s(reference) > LIMIT_S:
+    samples = read_audio(reference, sample_rate, limit_s=LIMIT_S)
+    if len(samples) >= round(LIMIT_S * sample_rate):
         logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)
-    return read_audio(reference, sample_rate, limit_s=LIMIT_S), str(reference)
+    return samples, str(reference)

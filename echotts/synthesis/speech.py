@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import OUTPUT_LOUDNESS_LUFS, Samples, write_audio, write_whole
+from echotts.audio import MP3_RATE_KBPS, OUTPUT_LOUDNESS_LUFS, Samples, write_audio
+from echotts.files import write_whole
 
 SILENT_WINDOW_FRAMES = 20
 SILENT_SHARE = 0.35  # of the loud frames' distance to silence; measured: speech 0.3 to 1.2, encoded silence below 0.29
@@ -31,9 +32,16 @@ class Speech:
     def duration_s(self) -> float:
         return len(self.samples) / self.sample_rate
 
-    def save(self, path: str | Path, normalise: str = "peak", *, loudness_lufs: float = OUTPUT_LOUDNESS_LUFS) -> Path:
-        """Writes .wav, .flac, .ogg or .mp3; `normalise` and errors as in `echotts.audio.write_audio`."""
-        write_audio(path, self.samples, self.sample_rate, normalise, loudness_lufs=loudness_lufs)
+    def save(
+        self,
+        path: str | Path,
+        normalise: str = "peak",
+        *,
+        loudness_lufs: float = OUTPUT_LOUDNESS_LUFS,
+        mp3_rate: int = MP3_RATE_KBPS,
+    ) -> Path:
+        """Writes .wav, .flac, .ogg or .mp3; arguments and errors as in `echotts.audio.write_audio`."""
+        write_audio(path, self.samples, self.sample_rate, normalise, loudness_lufs=loudness_lufs, mp3_rate=mp3_rate)
         return Path(path)
 
     def save_latents(self, path: str | Path) -> Path:

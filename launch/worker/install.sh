@@ -24,7 +24,7 @@ uv_command() { # uv, got with pip where the machine has none; it brings its own 
 
 make_environment() { # the interpreter of an environment with this release's requirements
     local key venv
-    key=$(cat "$target/pyproject.toml" "$target/requirements.txt" | sha256sum | cut -c1-16)
+    key=$(cat "$target/pyproject.toml" "$target"/requirements.* | sha256sum | cut -c1-16)
     venv=$base/venvs/$key
     if [ ! -e "$venv/.complete" ]; then
         rm -rf "$venv"

@@ -1,8 +1,8 @@
-"""The common command line: flags, one-line errors, exit codes, silence, and what `python -m echotts` lists."""
+"""The common command line: flags, one-line errors, exit codes, silence, and what `echotts` lists."""
 
-import importlib.util
 import logging
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,8 +12,9 @@ from typing import Literal
 
 import pytest
 
+from echotts import __version__
 from echotts.cli.app import Main, UsageError, choose, parse, run
-from echotts.cli.main import COMMANDS
+from echotts.cli.main import COMMANDS, main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -104,7 +105,7 @@ def test_a_wrong_call_reads_the_same_on_every_terminal(encoding: str) -> None:
         env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     assert done.returncode == 2
-    assert done.stderr.startswith("echotts: Missing from python -m echotts export: --output PATH File to write")
+    assert done.stderr.startswith("echotts: Missing from echotts export: --output PATH File to write")
     assert done.stderr.count("\n") == 1
 
 
@@ -180,10 +181,29 @@ def test_choose_calls_the_named_command_with_the_rest(capsys: pytest.CaptureFixt
         choose("tool", "A tool.", commands, ["three"])
 
 
-def test_every_listed_command_exists() -> None:
-    for name in COMMANDS:
-        module = {"eval": "evaluate"}.get(name, name)
-        assert importlib.util.find_spec(f"echotts.cli.{module}")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_listed_command_has_help_under_its_own_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = outcome(main, [command, "--help"], capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: echotts {command} ")
+
+
+def test_the_version_is_printed_and_is_the_one_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome(main, ["--version"], capsys) == (0, f"echotts {__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("script", "command"),
+    [("train_pretrain", "train"), ("inference", "speak"), ("monitor", "monitor"), ("disk_watchdog", "watchdog")],
+)
+def test_a_root_script_is_an_alias_of_its_command(
+    script: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [f"{script}.py", "--nosuch"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / f"{script}.py"), run_name="__main__")
+    assert ended.value.code == 2
+    assert f"(echotts {command} --help lists the flags)" in capsys.readouterr().err
 
 
 def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:

@@ -1,4 +1,4 @@
-"""`python -m echotts codec`: files in, files out, and one line for what is wrong."""
+"""`echotts codec`: files in, files out, and one line for what is wrong."""
 
 from pathlib import Path
 

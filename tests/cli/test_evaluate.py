@@ -1,4 +1,4 @@
-"""`python -m echotts eval`: the table is printed and kept, controls and all, for a model that says nothing yet."""
+"""`echotts eval`: the table is printed and kept, controls and all, for a model that says nothing yet."""
 
 import importlib.util
 import json

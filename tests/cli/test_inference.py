@@ -1,6 +1,8 @@
 """inference.py: flags, exit codes, one line for each bad input, and no file where there is no speech."""
 
+import os
 import re
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -153,7 +155,7 @@ def bad_inputs(folder):
         ((*text, *output, "--time_scale", "2"), "time_scale 2.0"),
         ((*text, *output, "--guidance_interval", "0.9", "0.1"), "guidance interval 0.9..0.1"),
         ((*text, "--output", folder / "out.xyz"), "out.xyz: unknown suffix '.xyz'"),
-        ((*text, "--output", folder / "file" / "out.wav"), "cannot be made"),
+        ((*text, "--output", folder / "file" / "out.wav"), "out.wav: cannot be written: "),
         ((*text, "--output", "/proc/out.wav"), "/proc/out.wav: "),
     ]
 
@@ -168,6 +170,38 @@ def test_bad_inputs_are_one_line_each_and_leave_no_file(call, tmp_path):
         assert err.count("\n") == 1, err
         assert words in err
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(synthesis.EchoTTS, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    wav, voice = tmp_path / "out.wav", tmp_path / "voice.wav"
+    voice.write_bytes(b"voice")
+    (tmp_path / "link.wav").symlink_to("/dev/full")
+    os.mkfifo(tmp_path / "pipe.wav")
+    (tmp_path / "file").touch()
+    for arguments, words in [
+        (("--output", wav, "--save_latents", "/dev/full"), "/dev/full: cannot be written: it is a device"),
+        (("--output", tmp_path / "link.wav"), "link.wav: cannot be written: it is a device"),
+        (("--output", tmp_path / "pipe.wav"), "pipe.wav: cannot be written: it is a pipe"),
+        (("--output", wav, "--save_latents", wav), "is the same file as"),
+        (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: name another"),
+        (("--output", wav, "--save_latents", tmp_path / "file" / "z.npy"), "z.npy: cannot be written"),
+        (("--output", tmp_path / "a.mp3", "--mp3_rate", 100), "mp3_rate 100 kbit/s: mp3 knows"),
+    ]:
+        code, out, err = call("--text", "one", *arguments)
+        assert (code, out, err.count("\n")) == (1, "", 1)
+        assert words in err
+    assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
+    assert voice.read_bytes() == b"voice"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link.wav", "pipe.wav", "voice.wav"]
+
+
+def test_an_mp3_has_the_bit_rate_of_the_flag(call, tmp_path):
+    sizes = []
+    for rate in (64, 32):
+        assert call("--text", "one", "--output", tmp_path / "a.mp3", "--steps", 1, "--mp3_rate", rate)[0] == 0
+        sizes.append((tmp_path / "a.mp3").stat().st_size)
+    assert sizes[0] == pytest.approx(2 * sizes[1], rel=0.15)
 
 
 def test_a_crash_while_speaking_leaves_no_file(call, tmp_path, tts, monkeypatch):

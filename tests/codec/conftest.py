@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from echotts.codec import Codec, CodecConfig, load_codec
-from echotts.codec.dacvae import init_params
+from echotts.codec.backbone import init_params
 from echotts.codec.layers import Params
 from echotts.codec.watermark import init_watermark
 from tests.dacvae_golden import KWARGS, filled_weights
@@ -25,6 +25,7 @@ TINY = CodecConfig(
     codebook_dim=5,
     sample_rate=8000,
 )
+TINY_DAC = dataclasses.replace(TINY, codebook_dim=3, n_codebooks=4, codebook_size=16)
 
 
 def tiny_params(config: CodecConfig = TINY, seed: int = 0) -> Params:
@@ -32,7 +33,8 @@ def tiny_params(config: CodecConfig = TINY, seed: int = 0) -> Params:
     rng = np.random.default_rng(seed)
     key = jax.random.key(0)
     shapes = jax.eval_shape(lambda: init_params(config, key))
-    shapes["watermark"] = jax.eval_shape(lambda: init_watermark(key, (4, 6, 8), (2, 3), message_channels=8))
+    if not config.quantized:
+        shapes["watermark"] = jax.eval_shape(lambda: init_watermark(key, (4, 6, 8), (2, 3), message_channels=8))
 
     def draw(path: tuple[Any, ...], shape: jax.ShapeDtypeStruct) -> np.ndarray:
         n = rng.standard_normal(shape.shape)
@@ -51,6 +53,11 @@ def tiny_params(config: CodecConfig = TINY, seed: int = 0) -> Params:
 @pytest.fixture(scope="session")
 def tiny() -> Codec:
     return Codec(tiny_params(), TINY, "tiny", window_frames=5)
+
+
+@pytest.fixture(scope="session")
+def tiny_dac() -> Codec:
+    return Codec(tiny_params(TINY_DAC, seed=1), TINY_DAC, "tiny-dac", window_frames=5)
 
 
 @pytest.fixture(scope="session")

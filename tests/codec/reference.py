@@ -1,36 +1,58 @@
-"""DACVAE's main path written once more, in PyTorch and float64: the whole signal at once, nothing of echotts in it."""
+"""Both codecs, written once more in PyTorch and float64: the whole signal at once, nothing of echotts in it."""
 
 from typing import Any
 
 import numpy as np
 import torch
 
-from echotts.codec.dacvae import CodecConfig
+from echotts.codec.backbone import CodecConfig
 
 
 def decode(params: Any, config: CodecConfig, latent: np.ndarray) -> np.ndarray:
     decoder = params["decoder"]
-    x = _conv(_conv(_tensor(latent).mT, params["bottleneck"]["out"]), decoder["stem"])
+    x = _tensor(latent).mT
+    x = _conv(x if config.quantized else _conv(x, params["bottleneck"]["out"]), decoder["stem"])
     for block, stride in zip(decoder["blocks"], config.decoder_rates, strict=True):
         kernel, bias = _tensor(block["up"]["kernel"]), _tensor(block["up"]["bias"])
         x = _snake(x, block["snake"])
         x = torch.nn.functional.conv_transpose1d(
-            x, kernel.permute(1, 2, 0), bias, stride, (stride + 1) // 2, output_padding=stride % 2
+            x,
+            kernel.permute(1, 2, 0),
+            bias,
+            stride,
+            (stride + 1) // 2,
+            output_padding=0 if config.quantized else stride % 2,
         )
         x = _units(x, block["units"])
     return torch.tanh(_conv(_snake(x, decoder["snake"]), decoder["head"]))[:, 0].numpy()
 
 
 def encode(params: Any, config: CodecConfig, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation, or embeddings and codes; whole frames only."""
     encoder = params["encoder"]
     x = _conv(_tensor(audio)[:, None], encoder["stem"])
     for block, stride in zip(encoder["blocks"], config.encoder_rates, strict=True):
         x = _snake(_units(x, block["units"]), block["snake"])
-        x = torch.nn.functional.pad(x, (stride // 2, stride - stride // 2))
+        left = (stride + 1) // 2 if config.quantized else stride // 2
+        x = torch.nn.functional.pad(x, (left, stride - left))
         x = _conv(x, block["down"], stride=stride, padding=0)
     x = _conv(_snake(x, encoder["snake"]), encoder["head"])
+    if config.quantized:
+        return quantize(params, x)
     mean, scale = _conv(x, params["bottleneck"]["in"]).mT.chunk(2, -1)
     return mean.numpy(), (torch.nn.functional.softplus(scale) + 1e-4).numpy()
+
+
+def quantize(params: Any, features: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    total, residual, codes = torch.zeros_like(features), features, []
+    for stage in params["bottleneck"]["quantizers"]:
+        book = _tensor(stage["codebook"])
+        projected = torch.nn.functional.normalize(_conv(residual, stage["in"]), dim=1)
+        distance = torch.cdist(projected.mT, torch.nn.functional.normalize(book)[None])
+        codes.append(distance.argmin(-1))
+        quantized = _conv(book[codes[-1]].mT, stage["out"])
+        total, residual = total + quantized, residual - quantized
+    return total.mT.numpy(), torch.stack(codes, 1).numpy()
 
 
 def _units(x: torch.Tensor, units: Any) -> torch.Tensor:

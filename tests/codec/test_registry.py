@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from echotts.codec import Codec, find_codec, load_codec, registry, save_codec
 
@@ -116,3 +118,19 @@ def test_a_named_codec_is_taken_and_a_difference_is_logged(
     assert not caplog.records
     assert find_codec("demo", "0" * 64, override=tiny_file).weights_hash == tiny.weights_hash
     assert "is not the one this was made with" in caplog.text
+
+
+def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
+    """descript/dac_* and hance-ai/descript-audio-codec-*: a model.safetensors without our header, and a config.json."""
+    folder = hub / "org" / "dac"
+    folder.mkdir(parents=True)
+    save_file({"encoder.conv1.weight": np.zeros((2, 1, 7), np.float32)}, folder / "model.safetensors")
+    (folder / "config.json").write_text('{"sampling_rate": 24000}')
+    with pytest.raises(ValueError, match="nor a DAC"):  # found, and read as one
+        load_codec("org/dac")
+    (folder / "config.json").write_text("[")
+    with pytest.raises(ValueError, match=r"config\.json: not valid JSON"):
+        load_codec("org/dac")
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="no codec of echotts"):
+        load_codec("org/dac")

@@ -145,7 +145,10 @@ def test_a_tree_survives_its_names():
         ({"encoder.block.4.bias": None}, r"tensor encoder\.block\.4\.bias is missing"),
         ({"encoder.block.0.weight_v": np.zeros((4, 1, 5), np.float32)}, r"encoder\.block\.0\.weight_v has shape"),
         ({"encoder.block.0.bias": np.full(4, np.inf, np.float32)}, r"encoder\.block\.0\.bias is not made of finite"),
-        ({"quantizer.quantizers.0.codebook.weight": np.zeros((2, 2), np.float32)}, "RVQ"),
+        (
+            {"quantizer.quantizers.0.codebook.weight": np.zeros((2, 3), np.float32)},
+            r"decoder\.model\.1\.block\.2\.block\.0\.alpha is missing",
+        ),
     ],
 )
 def test_files_of_another_shape_are_refused_by_tensor(tmp_path: Path, change: dict[str, Any], words: str):

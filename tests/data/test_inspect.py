@@ -10,8 +10,10 @@ import soundfile
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
 from echotts.data.format.shards import read_shard
+from echotts.data.prepare import pipeline
 from echotts.data.prepare.inspect import histogram, inspect, listen, pick_sample, report
-from echotts.data.prepare.pipeline import prepare
+from echotts.data.prepare.pipeline import Summary, prepare
+from echotts.data.prepare.recordings import list_recordings
 from echotts.data.remote.dataset import open_dataset
 from echotts.rundir.rejections import Rejections
 from tests.data.corpus import write_tar
@@ -90,7 +92,7 @@ def test_the_command_prepares_and_inspects(
     write_ljspeech(tmp_path / "lj", 3)
     (tmp_path / "lj" / "metadata.csv").open("a").write("absent|words\n")
     monkeypatch.setattr("echotts.codec.load_codec", lambda spec: CosineCodec())
-    monkeypatch.setattr(command, "LINE_EVERY_S", 0.0)
+    monkeypatch.setattr("echotts.cli.progress.LINE_EVERY_S", 0.0)
     arguments = ["prepare", "--source", str(tmp_path / "lj"), "--output", str(tmp_path / "out"), "--max-s", "9"]
     assert command.main(arguments) == 0
     said = capsys.readouterr()
@@ -115,3 +117,19 @@ def test_wrong_calls_are_usage_errors() -> None:
     ):
         with pytest.raises(UsageError):
             command.main(arguments)
+
+
+def test_the_built_in_corpus_is_a_source_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources: list[str] = []
+
+    def prepared(source: str, *_: object) -> Summary:
+        sources.append(source)
+        return Summary(samples=0, hours=0.0, shards=0, with_reference=0, rejected={})
+
+    monkeypatch.setattr(pipeline, "prepare", prepared)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["prepare", "--source", "demo", "--output", "out"]) == 0
+    assert len(list_recordings(sources[0])) == 2300
+    (tmp_path / "demo").mkdir()  # a folder of this name goes first
+    command.main(["prepare", "--source", "demo", "--output", "out"])
+    assert sources[1] == "demo"

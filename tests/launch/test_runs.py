@@ -54,6 +54,18 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert not left  # by which a watch would take it for ended, or for one that is to rest
 
 
+def test_the_installed_commands_name_works_in_a_command_too(world: World) -> None:
+    (world.source / "echotts").mkdir()
+    (world.source / "echotts" / "__init__.py").touch()
+    (world.source / "echotts" / "__main__.py").write_text("import sys, signal; print(sys.argv[1:]); signal.pause()\n")
+    world.commit()
+    world.call("up", "--accelerator_type", "v4-16")
+    world.call("sync")
+    world.call("start", "--command", "echotts train --data 'a b'", "--watchdog", "echotts watchdog")
+    assert "['train', '--data', 'a b', '--run.coordinator', 'auto']" in log(world, 1)
+    assert "['watchdog']" in (world.home(1) / "echotts" / "logs" / "watchdog.w1.log").read_text()
+
+
 def test_a_program_that_takes_no_notice_is_killed_after_the_grace(world: World) -> None:
     world.ready()
     world.call("start", *world.command("deaf"))

@@ -13,7 +13,7 @@ import soundfile
 from echotts import EchoTTS
 from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
-from echotts.codec.dacvae import init_params
+from echotts.codec.backbone import init_params
 from echotts.flow import sampling
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES

@@ -18,7 +18,7 @@ from echotts.checkpoint.export import describe
 from echotts.cli.app import UsageError
 from echotts.cli.train import make_speaker, parse_config
 from echotts.codec import CodecConfig, save_codec
-from echotts.codec.dacvae import init_params
+from echotts.codec.backbone import init_params
 from echotts.config import Bucket, to_dict
 from echotts.synthesis import Speech
 from echotts.training import mesh as meshes

@@ -1,4 +1,4 @@
-"""`python -m echotts codec`: audio to latents and back; train, measure, convert a codec."""
+"""`echotts codec`: audio to latents and back; train, measure, convert a codec."""
 
 from collections.abc import Callable
 
@@ -19,6 +19,4 @@ def main(argv: list[str]) -> int:
         "convert": ("write a codec as .safetensors, or install it", convert),
         "info": ("say what a codec is", info),
     }
-    return choose(
-        "python -m echotts codec", "Codecs turn audio into latents, 25 frames a second, and back.", commands, argv
-    )
+    return choose("echotts codec", "Codecs turn audio into latents, 25 frames a second, and back.", commands, argv)

@@ -38,7 +38,7 @@ class EvaluateArguments:
 
 def evaluate(argv: list[str]) -> int:
     """Print what round trips lose; gives the exit code."""
-    arguments = parse(EvaluateArguments, argv, prog="python -m echotts codec evaluate")
+    arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     if not arguments.codec or not arguments.conditions:
         raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
     from echotts.codec import load_codec

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
-
 Item = TypeVar("Item")
 LOGGER = logging.getLogger(__name__)
 
@@ -16,7 +14,7 @@ def clips_of(
     data: str, sample_rate: int, loudness: float, title: str, limit: int | None = None
 ) -> Iterator[tuple[str, Any]]:
     """Names and normalised clips of a source of recordings; one that cannot be read is said and skipped."""
-    from echotts.audio import loudness_normalise
+    from echotts.audio import AUDIO_SUFFIXES, loudness_normalise
     from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
     from echotts.rundir.rejections import Rejected
 

@@ -15,7 +15,7 @@ from echotts.codec.training.config import CodecOptim, CropConfig, LossConfig
 from echotts.codec.training.discriminators import DiscriminatorConfig
 from echotts.config import RunConfig
 
-PROG = "python -m echotts codec train"
+PROG = "echotts codec train"
 PresetName = Literal["dacvae-48k", "dacvae-24k", "dacvae-24k-3x", "dacvae-24k-2x", "dac-44k", "speech", "demo"]
 SECTIONS = ("loss", "optim", "discriminators", "crops")
 SHORT = {  # flag -> the section it is short for, "" the training itself
@@ -97,14 +97,14 @@ def train(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     if arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
-    from echotts.audio import check_place
     from echotts.codec import load_codec
     from echotts.data.prepare.clips import open_clips
+    from echotts.files import check_outputs
     from echotts.multihost import processes, runtime
 
     base = load_codec(arguments.init_from) if arguments.init_from is not None else None
     training = training_of(arguments, base.config if base is not None else None)
-    check_place(arguments.output)
+    check_outputs([arguments.output], filter(None, [arguments.init_from]))
     processes.join(training)
     with processes.all_end_at_once():
         clips = open_clips(arguments.data)

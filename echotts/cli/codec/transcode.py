@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.recordings import AUDIO_SUFFIXES, progress
+from echotts.cli.codec.recordings import progress
 
 LOGGER = logging.getLogger(__name__)
 
@@ -45,16 +45,19 @@ class DecodeArguments:
     """A message of 16 bits, such as 1010011100000001, to lay under the audio. None: clean audio."""
     format: Literal["wav", "flac", "ogg", "mp3"] = "wav"
     """Of the files, where --output is a folder."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
 
 
 def encode(argv: list[str]) -> int:
     """Recordings to latents; gives the exit code."""
-    arguments = parse(EncodeArguments, argv, prog="python -m echotts codec encode")
+    arguments = parse(EncodeArguments, argv, prog="echotts codec encode")
+    from echotts.audio import AUDIO_SUFFIXES, loudness_normalise, read_audio
+
     pairs = _pairs(arguments.input, arguments.output, AUDIO_SUFFIXES, ".npy")
     import jax
     import numpy as np
 
-    from echotts.audio import check_place, loudness_normalise, read_audio
     from echotts.codec import load_codec
     from echotts.files import atomic_write
 
@@ -62,7 +65,6 @@ def encode(argv: list[str]) -> int:
     key = None if arguments.seed is None else jax.random.key(arguments.seed)
 
     def encode_one(source: Path, target: Path) -> str:
-        check_place(target)
         audio = read_audio(source, codec.sample_rate)
         if arguments.loudness is not None:
             audio = loudness_normalise(audio, codec.sample_rate, arguments.loudness)
@@ -76,33 +78,43 @@ def encode(argv: list[str]) -> int:
 
 def decode(argv: list[str]) -> int:
     """Latents to recordings; gives the exit code."""
-    arguments = parse(DecodeArguments, argv, prog="python -m echotts codec decode")
+    arguments = parse(DecodeArguments, argv, prog="echotts codec decode")
     bits = arguments.watermark
     if bits is not None and (len(bits) != 16 or set(bits) - set("01")):
         raise UsageError(f"--watermark {bits!r} is not 16 bits: give 16 characters 0 or 1")
     pairs = _pairs(arguments.input, arguments.output, (".npy",), f".{arguments.format}")
     import numpy as np
 
-    from echotts.audio import check_output, write_audio
+    from echotts.audio import check_mp3_rate, check_suffix, write_audio
     from echotts.codec import load_codec
 
+    check_mp3_rate(arguments.mp3_rate)
+    for _, target in pairs:
+        check_suffix(target)
     codec = load_codec(arguments.codec)
     message = None if bits is None else np.array([[int(bit) for bit in bits]])
 
     def decode_one(source: Path, target: Path) -> str:
-        check_output(target)
         audio = codec.decode(_read_latent(source, codec.latent_channels)[None], message)[0]
-        write_audio(target, audio, codec.sample_rate, "none")
+        write_audio(target, audio, codec.sample_rate, "none", mp3_rate=arguments.mp3_rate)
         return f"{target}: {_seconds(audio, codec)}"
 
     return _each(pairs, decode_one, "decode")
 
 
 def _pairs(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: str) -> list[tuple[Path, Path]]:
-    """Which file becomes which: one, or a tree that is mirrored."""
+    """Which file becomes which: one, or a tree that is mirrored. Each can be written, and is no source."""
+    pairs = _matched(source, target, suffixes, new_suffix)
+    from echotts.files import check_outputs
+
+    check_outputs([output for _, output in pairs], [source for source, _ in pairs])
+    return pairs
+
+
+def _matched(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: str) -> list[tuple[Path, Path]]:
     if not source.exists():
         raise FileNotFoundError(f"{source}: no such file or folder")
-    if source.is_file():
+    if not source.is_dir():
         return [(source, target / source.with_suffix(new_suffix).name if target.is_dir() else target)]
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
     if not files:

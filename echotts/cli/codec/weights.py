@@ -33,14 +33,16 @@ class InfoArguments:
 
 def convert(argv: list[str]) -> int:
     """Write a codec as .safetensors, or install it; gives the exit code."""
-    arguments = parse(ConvertArguments, argv, prog="python -m echotts codec convert")
+    arguments = parse(ConvertArguments, argv, prog="echotts codec convert")
     if arguments.output is None and not arguments.install:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix != ".safetensors":
         raise UsageError(f"--output {arguments.output}: only .safetensors is written")
     from echotts.codec import load_codec, save_codec
     from echotts.codec.registry import cache_folder
+    from echotts.files import check_outputs
 
+    check_outputs(filter(None, [arguments.output]), [arguments.input])
     codec = load_codec(arguments.input)
     name = arguments.id or codec.codec_id
     if arguments.output is not None:
@@ -56,7 +58,7 @@ def convert(argv: list[str]) -> int:
 
 def info(argv: list[str]) -> int:
     """Print what a codec is; gives the exit code."""
-    arguments = parse(InfoArguments, argv, prog="python -m echotts codec info")
+    arguments = parse(InfoArguments, argv, prog="echotts codec info")
     import jax
 
     from echotts.codec import load_codec

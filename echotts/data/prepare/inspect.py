@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from echotts.audio import check_output, write_audio
+from echotts.audio import MP3_RATE_KBPS, check_mp3_rate, check_suffix, write_audio
 from echotts.config import FRAME_RATE_HZ
 from echotts.data.format.shards import Sample, ShardReader, read_shard
 from echotts.data.prepare.assemble import ChannelMoments
 from echotts.data.remote.dataset import Dataset, open_dataset
+from echotts.files import check_outputs
 from echotts.rundir.rejections import Rejected, Rejections
 
 HISTOGRAM_ROWS = 12
@@ -131,12 +132,14 @@ def pick_sample(files: Sequence[Path], channels: int, number: int) -> Sample:
     raise ValueError(f"there is no sample {number}: the shards hold 0 to {number - remaining - 1}")
 
 
-def listen(spec: str, number: int, output: Path, codec: Any = None) -> Sample:
+def listen(spec: str, number: int, output: Path, codec: Any = None, mp3_rate: int = MP3_RATE_KBPS) -> Sample:
     """Decodes sample `number` into the sound file `output`; its reference goes to `<stem>.reference<suffix>`.
 
     `codec` None finds the one that dataset.json names. ValueError where it is another codec's data.
     """
-    check_output(output)
+    check_mp3_rate(mp3_rate)
+    reference = output.with_name(f"{output.stem}.reference{output.suffix}")
+    check_outputs([check_suffix(output), reference])
     dataset = open_dataset(spec)
     sample = pick_sample(dataset.files, dataset.info.channels, number)
     if codec is None:
@@ -147,10 +150,10 @@ def listen(spec: str, number: int, output: Path, codec: Any = None) -> Sample:
         raise ValueError(f"{spec}: latents of {dataset.info.channels} channels, the codec has {codec.latent_channels}")
     sounds = {output: sample.latent}
     if sample.reference is not None:
-        sounds[output.with_name(f"{output.stem}.reference{output.suffix}")] = sample.reference
+        sounds[reference] = sample.reference
     for path, latent in sounds.items():
         audio = np.asarray(codec.decode(latent[None].astype(np.float32)))[0]
-        write_audio(path, audio, codec.sample_rate, strategy="clip")
+        write_audio(path, audio, codec.sample_rate, strategy="clip", mp3_rate=mp3_rate)
     return sample
 
 

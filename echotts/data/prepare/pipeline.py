@@ -175,14 +175,12 @@ def _load(reader: RecordingReader, recording: Recording, codec: Encoder, setting
     """Text and sound of one recording, or why not."""
     try:
         meta = recording.checked_meta()
-        audio = reader.read(recording, codec.sample_rate)
+        audio = reader.read(recording, codec.sample_rate, settings.max_s)
     except Rejected as fault:
         return fault
     seconds = len(audio) / codec.sample_rate
     if seconds < settings.min_s:
         return Rejected("too_short", f"{seconds:.2f} s, at least {settings.min_s:g} s are asked")
-    if seconds > settings.max_s:
-        return Rejected("too_long", f"{seconds:.2f} s, at most {settings.max_s:g} s are asked")
     if np.abs(audio).max() < SILENT_PEAK:
         return Rejected("silent", f"no sample is louder than {SILENT_PEAK:g} of full scale")
     return meta, loudness_normalise(audio, codec.sample_rate, settings.loudness_lufs)

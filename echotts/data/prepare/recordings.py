@@ -25,13 +25,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import duration_s, read_audio
+from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
 from echotts.data.remote.sources import resolve
 from echotts.rundir.rejections import Rejected
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 SHARD_SUFFIXES = (".tar", ".tar.gz")
 TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 MAX_AUDIO_BYTES = 1 << 30
@@ -89,21 +88,31 @@ class RecordingReader:
         self._lock = threading.Lock()
 
     def read(
-        self, recording: Recording, sample_rate: int, *, start_s: float = 0.0, limit_s: float | None = None
+        self,
+        recording: Recording,
+        sample_rate: int,
+        max_s: float = LONGEST_S,
+        *,
+        start_s: float = 0.0,
+        limit_s: float | None = None,
     ) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`, from `start_s` on. Raises Rejected when the clip cannot be decoded."""
+        """Mono float32 at `sample_rate`, all or a part. Raises Rejected when it cannot be decoded, or is too long."""
+        source = self._source(recording)
         try:
-            part: dict[str, Any] = {"start_s": start_s, "limit_s": limit_s, "name": recording.origin}
-            return read_audio(self._source(recording), sample_rate, **part)
+            return read_audio(source, sample_rate, start_s=start_s, limit_s=limit_s, max_s=max_s, name=recording.origin)
+        except TooLong as error:
+            raise Rejected("too_long", str(error)) from None
         except (ValueError, FileNotFoundError) as error:
             if isinstance(error, Rejected):
                 raise
             raise Rejected("unreadable_audio", str(error)) from None
 
     def seconds(self, recording: Recording) -> float:
-        """Length, from the header. Raises Rejected when there is none."""
+        """Length, from the header where it says so. Raises Rejected when it cannot be read."""
         try:
-            return duration_s(self._source(recording), name=recording.origin)
+            sound = open_recording(self._source(recording), name=recording.origin)
+            frames = sound.frames if sound.frames is not None else sum(map(len, sound.blocks()))
+            return frames / sound.rate
         except (ValueError, FileNotFoundError) as error:
             raise Rejected("unreadable_audio", str(error)) from None
 

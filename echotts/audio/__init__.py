@@ -1,0 +1,41 @@
+"""Sound in and out of the system: read, resample, loudness, write. Mono float32, full scale is 1."""
+
+from echotts.audio.levels import (
+    HEADROOM_PEAK,
+    OUTPUT_LOUDNESS_LUFS,
+    OUTPUT_RMS,
+    OUTPUT_STRATEGIES,
+    SILENT_PEAK,
+    OutputStrategy,
+    Samples,
+    loudness_normalise,
+    measure_loudness,
+    normalise_output,
+    resample,
+    trim_silence,
+)
+from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, read_audio
+from echotts.audio.writing import MP3_RATE_KBPS, check_mp3_rate, check_suffix, write_audio
+
+__all__ = [
+    "AUDIO_SUFFIXES",
+    "HEADROOM_PEAK",
+    "LONGEST_S",
+    "MP3_RATE_KBPS",
+    "OUTPUT_LOUDNESS_LUFS",
+    "OUTPUT_RMS",
+    "OUTPUT_STRATEGIES",
+    "SILENT_PEAK",
+    "OutputStrategy",
+    "Samples",
+    "TooLong",
+    "check_mp3_rate",
+    "check_suffix",
+    "loudness_normalise",
+    "measure_loudness",
+    "normalise_output",
+    "read_audio",
+    "resample",
+    "trim_silence",
+    "write_audio",
+]

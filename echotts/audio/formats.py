@@ -1,0 +1,283 @@
+"""The formats behind `read_audio`. Each opens a recording as `Sound`, whose length is known only where a header says.
+
+libsndfile decodes wav, flac, ogg, opus, mp3, aiff and more; PyAV (FFmpeg), where it is installed, m4a, aac and webm.
+Three kinds of file of which libsndfile alone would drop or invent sound are prepared here: flac of unknown length,
+chained ogg (RFC 3533), and mp3 without a Xing header, whose length libsndfile estimates.
+"""
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from io import BufferedReader, BytesIO
+from typing import Any
+
+import numpy as np
+import soundfile
+
+BLOCK_FRAMES = 1 << 16
+UNKNOWN_FRAMES = 1 << 36  # what a flac that does not know its length claims is more
+STREAMED_BYTES = 0x7FFFF000  # a wav written to a pipe claims 2 GiB (SoX) or 4 GiB (FFmpeg)
+PCM_SLACK_S = 0.02
+CODED_SLACK_S = 0.25  # encoder delay and padding, which players trim or keep
+SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")  # write nothing to standard error
+LEAST_JOINED_BYTES = 1 << 13
+
+File = BytesIO | BufferedReader
+Source = str | File  # a path, or an open file that can seek
+Block = np.ndarray  # (frames, channels) float32
+
+_STDERR_LOCK = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Sound:
+    """A recording that is open. `frames` is what its header promises, None where it does not know.
+
+    `blocks` decodes from the start at each call. It raises ValueError where the sound breaks off.
+    """
+
+    rate: int
+    channels: int
+    frames: int | None
+    slack_s: float
+    blocks: Callable[[], Iterator[Block]]
+
+
+def open_sound(source: Source, name: str) -> Sound:
+    """The recording in a regular file, or in an open one that can seek. ValueError that begins with `name`."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            return _open(file, source, name)
+    source.seek(0)
+    whole = _Bytes(source.read())
+    return _open(whole, whole, name)
+
+
+def _open(file: File, source: Source, name: str) -> Sound:
+    file.seek(0)
+    head = file.read(16)
+    if head[4:8] == b"ftyp" or head.startswith(b"\x1a\x45\xdf\xa3") or re.match(rb"\xff[\xf0\xf1\xf8\xf9]", head):
+        return _by_pyav(source, name)
+    if head.startswith(b"OggS"):
+        return _ogg(file, name)
+    mpeg = _Mpeg.find(file)
+    if mpeg is None:
+        return _by_libsndfile(source, name, loud=not head.startswith(SILENT_DECODERS))
+    if not mpeg.tagged:
+        return _by_libsndfile(_Bytes(mpeg.endless(file)), name, loud=True, counted=False)
+    if mpeg.is_followed(file):
+        raise ValueError(f"{name}: holds more sound than its mp3 header says: join mp3 files by encoding them again")
+    return _by_libsndfile(source, name, loud=True)
+
+
+class _Bytes(BytesIO):
+    """A damaged header can make libsndfile seek before the start: an exception there is printed, and lost."""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        try:
+            return super().seek(offset, whence)
+        except (ValueError, OverflowError):
+            return self.tell()
+
+
+class _Stream(soundfile.SoundFile):
+    """Reads straight on: soundfile seeks after every read otherwise, which fails where the length is not known."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def _stream(source: Source, name: str, loud: bool) -> _Stream:
+    if not isinstance(source, str):
+        source.seek(0)
+    try:
+        with _quiet(loud):
+            return _Stream(source)
+    except (soundfile.SoundFileError, TypeError) as error:
+        raise ValueError(
+            f"{name}: cannot be read as a recording ({_reason(error)}): give wav, flac, ogg, opus, mp3 or m4a"
+        ) from error
+
+
+def _by_libsndfile(source: Source, name: str, *, loud: bool = False, counted: bool = True) -> Sound:
+    """What libsndfile opens; `counted`: the frames it tells come from a header; `loud`: it may write to stderr."""
+    with _stream(source, name, loud) as stream:
+        rate, channels, kind, frames = stream.samplerate, stream.channels, stream.format, stream.frames
+        share = _share_of_claimed(stream.extra_info)
+
+    def blocks() -> Iterator[Block]:
+        with _stream(source, name, loud) as stream:
+            while len(block := _read(stream, name, loud)):
+                yield block
+
+    known = counted and frames < UNKNOWN_FRAMES
+    slack_s = CODED_SLACK_S if kind == "MP3" else PCM_SLACK_S
+    return Sound(rate, channels, round(frames * share) if known else None, slack_s, blocks)
+
+
+def _read(stream: _Stream, name: str, loud: bool) -> Block:
+    try:
+        with _quiet(loud):
+            return stream.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise ValueError(f"{name}: the sound breaks off and cannot be decoded ({_reason(error)})") from error
+
+
+def _share_of_claimed(log: str) -> float:
+    """How many times the sound that is there a header claims; libsndfile shortens the length and only logs it.
+
+    Its lines: "data : 64000 (should be 29956)" (wav), "SSND : ..." (aiff), "Data Size : ..." (au), "riff" (w64, rf64).
+    """
+    line = r"(?m)^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
+    for claimed, there in re.findall(line, log):
+        if int(there) < int(claimed) < STREAMED_BYTES:
+            return int(claimed) / max(int(there), 1)
+    return 1.0
+
+
+def _ogg(file: File, name: str) -> Sound:
+    """An Ogg file, whose streams may follow each other (a chain): libsndfile stops after the first.
+
+    Its header says no length: the last page numbers its frames from wherever the stream began.
+    """
+    file.seek(0)
+    data = file.read()
+    starts, continues = [], True
+    for page in re.finditer(rb"OggS\0([\0-\x07])", data):
+        begins = bool(page[1][0] & 2)
+        if begins and continues:
+            starts.append(page.start())
+        continues = not begins
+    starts = starts or [0]  # damaged: libsndfile says how
+    links = [
+        _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
+        for start, end in zip(starts, [*starts[1:], len(data)], strict=True)
+    ]
+    if len({(link.rate, link.channels) for link in links}) > 1:
+        raise ValueError(f"{name}: a chain of Ogg streams of different rates or channels: encode it again as one")
+
+    def blocks() -> Iterator[Block]:
+        for link in links:
+            yield from link.blocks()
+
+    return Sound(links[0].rate, links[0].channels, None, CODED_SLACK_S, blocks)
+
+
+@dataclass(frozen=True)
+class _Mpeg:
+    """The first frame of an mp3 (ISO 11172-3): where it is, its first 4 bytes, and what its Xing header says.
+
+    `end`: where the sound ends by that header, None where it does not say.
+    """
+
+    start: int
+    head: bytes
+    tagged: bool
+    end: int | None
+
+    @classmethod
+    def find(cls, file: File, position: int = 0) -> "_Mpeg | None":
+        """The frame at `position`, or behind an ID3v2 tag there; None where there is none."""
+        file.seek(position)
+        tag = file.read(10)
+        if tag.startswith(b"ID3") and len(tag) == 10:
+            position += 10 + sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(tag[6:]))
+        file.seek(position)
+        head = file.read(64)
+        if not re.match(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef].", head, re.DOTALL) or head[2] & 0x0C == 0x0C:
+            return None
+        found = re.search(rb"Xing|Info|VBRI", head)
+        if found is None:
+            return cls(position, head[:4], False, None)
+        if found[0] == b"VBRI":
+            size = int.from_bytes(head[46:50], "big")
+        else:
+            fields = head[found.end() : found.end() + 12]
+            flags, *counts = (int.from_bytes(fields[at : at + 4], "big") for at in (0, 4, 8))
+            size = counts[flags & 1] if flags & 2 else 0  # the frames come first where they are told
+        return cls(position, head[:4], True, position + size if size else None)
+
+    def is_followed(self, file: File) -> bool:
+        """Whether another mp3 begins where this one ends."""
+        if self.end is None or file.seek(0, os.SEEK_END) - self.end < LEAST_JOINED_BYTES:
+            return False
+        return _Mpeg.find(file, self.end) is not None
+
+    def endless(self, file: File) -> bytes:
+        """The file with a Xing header in front that claims far more frames than there are, so that all are read."""
+        _, second, third, fourth = self.head
+        first_version = second & 0x08
+        rates = {0x18: (44100, 48000, 32000), 0x10: (22050, 24000, 16000), 0x00: (11025, 12000, 8000)}[second & 0x18]
+        rate = rates[third >> 2 & 3]
+        length = 144 * 128_000 // rate if first_version else 72 * 80_000 // rate  # bit rate index 9
+        mono = fourth >> 6 == 3
+        side = (17 if mono else 32) if first_version else (9 if mono else 17)
+        file.seek(self.start)
+        sound = file.read()
+        frame = bytes((0xFF, second | 1, 0x90 | third & 0x0C, fourth & 0xC0)) + bytes(side)
+        frame += b"Xing" + (1).to_bytes(4, "big") + (len(sound) + 1).to_bytes(4, "big")
+        return frame.ljust(length, b"\0") + sound
+
+
+def _by_pyav(source: Source, name: str) -> Sound:
+    """m4a, aac and webm through FFmpeg, which reads the open file and can open no other."""
+    try:
+        import av
+        from av.error import FFmpegError
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name}: m4a, aac and webm need PyAV: pip install 'echotts[m4a]', or give wav") from error
+    failures = (FFmpegError, ValueError, IndexError, EOFError)
+
+    @contextmanager
+    def opened() -> Iterator[tuple[Any, Any]]:
+        with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+            file.seek(0)
+            with av.open(file, metadata_errors="ignore") as container:
+                if not container.streams.audio or container.streams.audio[0].codec_context is None:
+                    raise ValueError("no sound in it that FFmpeg can decode")
+                yield container, container.streams.audio[0]
+
+    try:
+        with opened() as (container, stream):
+            rate, channels, layout = stream.rate, stream.channels, stream.layout
+            length_s = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
+            counted = length_s > 0 and container.format.name != "aac"  # raw aac has no header: an estimate
+    except failures as error:
+        raise ValueError(f"{name}: cannot be read as a recording ({_reason(error)})") from error
+
+    def blocks() -> Iterator[Block]:
+        try:
+            with opened() as (container, stream):
+                planes = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+                for frame in container.decode(stream):
+                    yield from (piece.to_ndarray().T for piece in planes.resample(frame))
+        except failures as error:
+            raise ValueError(f"{name}: the sound breaks off and cannot be decoded ({_reason(error)})") from error
+
+    return Sound(rate, channels, round(length_s * rate) if counted else None, CODED_SLACK_S, blocks)
+
+
+@contextmanager
+def _quiet(loud: bool) -> Iterator[None]:
+    """Hides what the MPEG decoder inside libsndfile writes to standard error; what it means is raised."""
+    if not loud:
+        yield
+        return
+    with _STDERR_LOCK:
+        error_output = os.dup(2)
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(error_output, 2)
+            os.close(error_output)
+
+
+def _reason(error: Exception) -> str:
+    """The library's own words without the path and the full stop."""
+    text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

@@ -1,0 +1,93 @@
+"""Levels: resampling, loudness, the level of a finished recording, silence at the ends.
+
+Facts about the loudness and output strategies come from ITU-R BS.1770 and from audiocraft's `audio_write`.
+"""
+
+from typing import Literal, get_args
+
+import numpy as np
+import soxr
+from jaxtyping import Float
+
+Samples = Float[np.ndarray, " _n"]  # mono; lengths are free, also within one call
+OutputStrategy = Literal["peak", "rms", "clip", "loudness", "none"]
+
+OUTPUT_STRATEGIES: tuple[str, ...] = get_args(OutputStrategy)
+OUTPUT_LOUDNESS_LUFS = -14.0
+HEADROOM_PEAK = 10.0 ** (-1.0 / 20.0)  # 1 dB below full scale
+OUTPUT_RMS = 10.0 ** (-18.0 / 20.0)
+SILENT_PEAK = 1e-4  # -80 dB: no strategy lifts what is quieter
+SILENT_RMS = 2e-3  # below it a loudness figure means nothing
+
+
+def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
+    """Band-limited conversion from `rate` to `new_rate` (Hz); the same array when they are equal."""
+    if rate == new_rate:
+        return samples
+    return soxr.resample(samples, rate, new_rate).astype(np.float32, copy=False)
+
+
+def measure_loudness(samples: Samples, rate: int) -> float:
+    """Integrated loudness in LUFS (BS.1770-4), -inf for silence; what is shorter than a block of 0.4 s is repeated."""
+    import pyloudnorm  # here, not above: it loads scipy.signal, which most callers never need
+
+    meter = pyloudnorm.Meter(rate)
+    block = int(np.ceil(meter.block_size * rate))
+    wave = samples.astype(np.float64)
+    if 0 < len(wave) < block:
+        wave = np.tile(wave, -(-block // len(wave)))
+    if not len(wave) or not wave.any():
+        return -np.inf
+    return float(meter.integrated_loudness(wave))
+
+
+def loudness_normalise(samples: Samples, rate: int, target: float = -16.0) -> Samples:
+    """Scaled to `target` LUFS, then down again if the peak would pass 1. Silence comes back unchanged."""
+    measured = measure_loudness(samples, rate)
+    if not np.isfinite(measured):
+        return samples
+    return _scaled(samples, 10.0 ** ((target - measured) / 20.0))
+
+
+def normalise_output(
+    samples: Samples, rate: int, strategy: str = "peak", *, loudness_lufs: float = OUTPUT_LOUDNESS_LUFS
+) -> Samples:
+    """The level of a finished recording.
+
+    peak: the largest sample at -1 dB. rms: RMS at -18 dB. clip: cut at -1 dB. loudness: `loudness_lufs` (BS.1770).
+    none: untouched. rms and loudness lower the gain rather than cut peaks above 1. What is silent stays silent.
+    """
+    if strategy not in OUTPUT_STRATEGIES:
+        raise ValueError(f"unknown output normalisation {strategy!r}: choose one of {', '.join(OUTPUT_STRATEGIES)}")
+    if strategy == "none" or not len(samples):
+        return samples
+    if strategy == "clip":
+        return np.clip(samples, -HEADROOM_PEAK, HEADROOM_PEAK)
+    peak = float(np.abs(samples).max())
+    if peak < SILENT_PEAK:
+        return samples
+    if strategy == "peak":
+        return (samples * (HEADROOM_PEAK / peak)).astype(np.float32)
+    rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    if strategy == "rms":
+        return _scaled(samples, OUTPUT_RMS / rms)
+    return loudness_normalise(samples, rate, loudness_lufs) if rms >= SILENT_RMS else samples
+
+
+def trim_silence(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> Samples:
+    """Without the start and the end where no window's RMS is within `threshold_db` of the loudest window's.
+
+    What is silent throughout comes back empty.
+    """
+    window = max(1, round(window_s * rate))
+    padded = np.pad(samples, (0, -len(samples) % window)).astype(np.float64)
+    power = np.mean(np.square(padded).reshape(-1, window), axis=1)
+    if not len(power) or power.max() < SILENT_PEAK**2:
+        return samples[:0]
+    loud = np.flatnonzero(power > power.max() * 10.0 ** (threshold_db / 10.0))
+    return samples[loud[0] * window : (loud[-1] + 1) * window]
+
+
+def _scaled(samples: Samples, gain: float) -> Samples:
+    peak = float(np.abs(samples).max())
+    return (samples * min(gain, 1.0 / peak)).astype(np.float32)

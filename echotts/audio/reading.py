@@ -1,0 +1,147 @@
+"""Recordings of any origin as mono float32. Limits are checked before the work they bound."""
+
+import logging
+import stat
+from io import BufferedReader, BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from echotts.audio.formats import Sound, open_sound
+from echotts.audio.levels import Samples, resample
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm")
+LEAST_RATE_HZ, MOST_RATE_HZ = 4_000, 384_000
+MOST_CHANNELS = 32
+LONGEST_S = 4 * 3600.0
+CANCELLED_SHARE = 0.2  # of the power that unrelated channels leave in their mean: below it they cancel each other
+
+logger = logging.getLogger(__name__)
+
+
+class TooLong(ValueError):
+    """A recording that is longer than asked."""
+
+
+def read_audio(
+    source: str | Path | BytesIO | BufferedReader,
+    sample_rate: int,
+    *,
+    start_s: float = 0.0,
+    limit_s: float | None = None,
+    max_s: float = LONGEST_S,
+    name: str = "",
+) -> Samples:
+    """A recording as mono float32 at `sample_rate`: wav, flac, ogg, opus, mp3, m4a; 4 to 384 kHz, up to 32 channels.
+
+    Channels are averaged; where they cancel each other the loudest is used, which is logged. With `limit_s` only so
+    many seconds are read, from `start_s` on (what is before is decoded and dropped); without it, a recording longer
+    than `max_s` raises TooLong, before it is decoded where its header tells. `name` stands in for the path in messages
+    when `source` is an open file.
+
+    Memory: 8 bytes for each frame at the file's rate and 4 for each sample of the result. Raises FileNotFoundError, or
+    ValueError when the recording cannot be decoded, ends before the length its header promises, is empty or holds
+    values that are not finite, or when `source` is a folder, pipe, socket or device.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "recording")
+    sound = open_recording(source, None if limit_s is not None else max_s, name)
+    most = round((limit_s if limit_s is not None else max_s) * sound.rate)
+    skip = round(start_s * sound.rate)
+    mono, powers = _mono(sound, name, most, cut=limit_s is not None, skip=skip)
+    if _cancel(mono, powers):
+        channel = int(np.argmax(powers))
+        logger.warning("%s: its channels cancel each other: only channel %d is used", name, channel + 1)
+        mono, _ = _mono(sound, name, most, cut=limit_s is not None, skip=skip, channel=channel)
+    return resample(mono, sound.rate, sample_rate)
+
+
+def open_recording(source: str | Path | BytesIO | BufferedReader, max_s: float | None = None, name: str = "") -> Sound:
+    """A recording to be decoded block by block, once its rate, channels and length are within the limits.
+
+    `max_s` None: any length. Errors as `read_audio`; those of the samples themselves (breaking off: see `check_whole`,
+    values that are not finite) are the caller's to find.
+    """
+    name = name or (str(source) if isinstance(source, str | Path) else "recording")
+    if isinstance(source, str | Path):
+        _check_is_file(Path(source), name)
+        source = str(source)
+    sound = open_sound(source, name)
+    _check_limits(sound, name, max_s)
+    return sound
+
+
+def _check_is_file(path: Path, name: str) -> None:
+    """Opening a pipe or a device could wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"{name}: no such recording") from error
+    except (OSError, ValueError) as error:  # a name with NUL, or too long
+        raise ValueError(f"{name}: cannot be read as a recording ({error})") from error
+    if stat.S_ISDIR(mode):
+        raise ValueError(f"{name}: is a folder, not a recording")
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{name}: is a pipe, socket or device, not a recording: give a regular file")
+
+
+def _check_limits(sound: Sound, name: str, max_s: float | None) -> None:
+    if not LEAST_RATE_HZ <= sound.rate <= MOST_RATE_HZ:
+        raise ValueError(f"{name}: a rate of {sound.rate} Hz, {LEAST_RATE_HZ} to {MOST_RATE_HZ} are read")
+    if not 1 <= sound.channels <= MOST_CHANNELS:
+        raise ValueError(f"{name}: {sound.channels} channels, at most {MOST_CHANNELS} are read")
+    if max_s is not None and sound.frames is not None and sound.frames > max_s * sound.rate:
+        raise TooLong(f"{name}: {sound.frames / sound.rate:.2f} s by its header, at most {max_s:g} s are asked")
+
+
+def _mono(
+    sound: Sound, name: str, most: int, *, cut: bool, skip: int = 0, channel: int | None = None
+) -> tuple[Samples, np.ndarray]:
+    """The mean of the channels, or one of them, and each channel's power, after the first `skip` frames.
+
+    Beyond `most` frames: cut, or TooLong.
+    """
+    pieces: list[np.ndarray] = []
+    powers = np.zeros(sound.channels)
+    count = bad = skipped = 0
+    for block in sound.blocks():
+        dropped = min(skip - skipped, len(block))
+        skipped += dropped
+        block = block[dropped:]
+        block = block[: most - count] if cut else block
+        pieces.append(_downmixed(block, channel))
+        bad += int(np.count_nonzero(~np.isfinite(block).all(axis=1)))
+        if sound.channels > 1:
+            powers += np.einsum("nc,nc->c", block, block, dtype=np.float64)
+        count += len(block)
+        if cut and count >= most:
+            break
+        if count > most:
+            raise TooLong(f"{name}: longer than {most / sound.rate:g} s, the most that is asked")
+    else:
+        check_whole(sound, name, skipped + count)
+    if not count:
+        raise ValueError(f"{name}: the recording is empty (0 samples)")
+    if bad:
+        raise ValueError(f"{name}: {bad} of {count} samples are not finite (NaN or infinite)")
+    return np.concatenate(pieces), powers
+
+
+def _downmixed(block: np.ndarray, channel: int | None) -> Samples:
+    if channel is not None or block.shape[1] == 1:
+        return block[:, channel or 0].copy()
+    # The sum runs in double precision so that huge finite values do not overflow into infinite ones.
+    with np.errstate(invalid="ignore", over="ignore"):
+        return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def check_whole(sound: Sound, name: str, count: int) -> None:
+    """ValueError where fewer frames were decoded than the header promises."""
+    if sound.frames is not None and count < sound.frames - sound.slack_s * sound.rate:
+        there_s, promised_s = count / sound.rate, sound.frames / sound.rate
+        raise ValueError(f"{name}: breaks off: {there_s:.2f} s of the {promised_s:.2f} s that its header promises")
+
+
+def _cancel(mono: Samples, powers: np.ndarray) -> bool:
+    """Unrelated channels of n leave 1/n of their power in the mean, equal ones all of it, opposite ones nothing."""
+    power = float(np.einsum("n,n->", mono, mono, dtype=np.float64))
+    return power < float(CANCELLED_SHARE * powers.mean() / len(powers))

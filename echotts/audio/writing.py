@@ -1,0 +1,127 @@
+"""Recordings into files: wav, flac, ogg (Vorbis) and mp3, the same bytes for the same samples."""
+
+import io
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from echotts.audio.levels import OUTPUT_LOUDNESS_LUFS, Samples, normalise_output
+from echotts.files import write_whole
+
+BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overruns its stack on very long single writes
+MP3_RATE_KBPS = 320
+
+FORMATS: dict[str, dict[str, Any]] = {
+    ".wav": {"format": "WAV", "subtype": "PCM_16"},
+    ".flac": {"format": "FLAC", "subtype": "PCM_16"},
+    ".ogg": {"format": "OGG", "subtype": "VORBIS"},
+    ".mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT"},
+}
+_MP3_RATES = (  # from this sample rate on: kbit/s (MPEG 1, 2 and 2.5, layer III)
+    (32_000, (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)),
+    (16_000, (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
+    (0, (8, 16, 24, 32, 40, 48, 56, 64)),
+)
+
+logger = logging.getLogger(__name__)
+
+
+def check_suffix(path: str | Path) -> Path:
+    """The path, whose suffix names a format that can be written; ValueError lists those."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}: write one of {', '.join(FORMATS)}")
+    return path
+
+
+def check_mp3_rate(kbps: int) -> int:
+    """A bit rate that mp3 knows; ValueError lists them. Below 32 kHz it ends at 160, below 16 kHz at 64 kbit/s."""
+    known = sorted({rate for _, rates in _MP3_RATES for rate in rates})
+    if kbps not in known:
+        raise ValueError(f"mp3_rate {kbps} kbit/s: mp3 knows {', '.join(map(str, known))}")
+    return kbps
+
+
+def write_audio(
+    path: str | Path,
+    samples: Samples,
+    rate: int,
+    strategy: str = "peak",
+    *,
+    loudness_lufs: float = OUTPUT_LOUDNESS_LUFS,
+    mp3_rate: int = MP3_RATE_KBPS,
+) -> None:
+    """Writes mono samples as .wav, .flac (16 bit), .ogg (Vorbis) or .mp3; the same samples give the same bytes.
+
+    `mp3_rate` is the constant bit rate of an .mp3 in kbit/s (see `check_mp3_rate`). A missing folder is made; the file
+    appears whole or not at all. Raises ValueError for an unknown suffix or bit rate, for no samples or for samples that
+    are not finite, OSError when the file cannot be written there.
+    """
+    path = check_suffix(path)
+    if not len(samples):
+        raise ValueError(f"{path}: there are no samples to write")
+    bad = int(np.count_nonzero(~np.isfinite(samples)))
+    if bad:
+        raise ValueError(f"{path}: {bad} of {len(samples)} samples are not finite (NaN or infinite): nothing written")
+    finished = normalise_output(samples, rate, strategy, loudness_lufs=loudness_lufs)
+    if np.abs(finished).max() > 1.0:
+        logger.warning("%s: the peak is %.2f and is cut at 1", path, np.abs(finished).max())
+    write_whole(path, _encode(path, np.clip(finished, -1.0, 1.0), rate, mp3_rate))
+
+
+def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
+    options = FORMATS[path.suffix.lower()]
+    level = _mp3_level(check_mp3_rate(mp3_rate), rate) if options["format"] == "MP3" else None
+    buffer = io.BytesIO()
+    try:
+        with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, compression_level=level, **options) as file:
+            for start in range(0, len(samples), BLOCK_FRAMES):
+                file.write(samples[start : start + BLOCK_FRAMES])
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path}: {options['format']} cannot hold {rate} Hz mono ({str(error).strip()})") from error
+    return _with_fixed_serial(buffer.getvalue()) if options["format"] == "OGG" else buffer.getvalue()
+
+
+def _mp3_level(mp3_rate: int, rate: int) -> float:
+    """libsndfile's compression level, 0 to 1, which it maps to a bit rate: the largest allowed at 0, the least at 1."""
+    allowed = next(rates for from_hz, rates in _MP3_RATES if rate >= from_hz)
+    chosen = max((one for one in allowed if one <= mp3_rate), default=allowed[0])
+    return min((allowed[-1] - chosen) / (allowed[-1] - allowed[0]), 0.999)
+
+
+def _with_fixed_serial(stream: bytes) -> bytes:
+    """An Ogg stream with serial number 0: libsndfile draws it from the clock, so equal sound gave unequal files.
+
+    Page layout (RFC 3533): serial at byte 14, checksum at 22, segment count at 26, then the segment lengths.
+    """
+    pages = bytearray(stream)
+    start = 0
+    while start < len(pages):
+        segments = pages[start + 26]
+        end = start + 27 + segments + sum(pages[start + 27 : start + 27 + segments])
+        pages[start + 14 : start + 18] = bytes(4)
+        pages[start + 22 : start + 26] = bytes(4)
+        pages[start + 22 : start + 26] = _ogg_checksum(pages[start:end]).to_bytes(4, "little")
+        start = end
+    return bytes(pages)
+
+
+def _ogg_checksum(page: bytes | bytearray) -> int:
+    """CRC-32 with polynomial 0x04c11db7, not reflected, no inversion (RFC 3533)."""
+    checksum = 0
+    for byte in page:
+        checksum = ((checksum << 8) & 0xFFFFFFFF) ^ _CRC_TABLE[(checksum >> 24) ^ byte]
+    return checksum
+
+
+def _crc_entry(byte: int) -> int:
+    value = byte << 24
+    for _ in range(8):
+        value = ((value << 1) ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
+    return value
+
+
+_CRC_TABLE = [_crc_entry(byte) for byte in range(256)]

@@ -1,0 +1,187 @@
+"""The network that DACVAE and DAC share: audio to features, features to audio, between them one of two bottlenecks.
+
+DACVAE (facebookresearch/dacvae) has a Gaussian bottleneck: a latent is its mean, or a sample. DAC
+(descriptinc/descript-audio-codec, arXiv 2306.06546) has a residual vector quantizer: a latent is the sum of the
+quantized vectors (see quantizer.py). Everything else is the same. Functions are pure, over nested dictionaries of
+folded float32 parameters; sizes come from a CodecConfig that is read from the weights file. DACVAE's watermark is in
+watermark.py.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from echotts.codec import layers
+from echotts.codec.layers import Params, snake
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """Sizes of a codec. Widths are in channels; the decoder's rates are the encoder's reversed.
+
+    `n_codebooks` 0 is a Gaussian bottleneck of `codebook_dim` channels (DACVAE). More is a residual vector quantizer
+    of so many codebooks, each of `codebook_size` vectors of `codebook_dim` channels (DAC).
+    """
+
+    encoder_dim: int = 64
+    encoder_rates: tuple[int, ...] = (2, 8, 10, 12)
+    latent_dim: int = 1024
+    decoder_dim: int = 1536
+    decoder_rates: tuple[int, ...] = (12, 10, 8, 2)
+    codebook_dim: int = 128
+    sample_rate: int = 48000
+    n_codebooks: int = 0
+    codebook_size: int = 1024
+
+    def __post_init__(self) -> None:
+        if math.prod(self.encoder_rates) != math.prod(self.decoder_rates):
+            raise ValueError(f"encoder_rates {self.encoder_rates} and decoder_rates {self.decoder_rates} differ in hop")
+        if self.decoder_dim % 2 ** len(self.decoder_rates):
+            raise ValueError(f"decoder_dim {self.decoder_dim} does not halve {len(self.decoder_rates)} times")
+        if self.codebook_size > 1 << 16:
+            raise ValueError(f"codebook_size {self.codebook_size} does not fit codes of 16 bits")
+
+    @property
+    def quantized(self) -> bool:
+        """Whether the bottleneck is a residual vector quantizer (DAC)."""
+        return self.n_codebooks > 0
+
+    @property
+    def kind(self) -> str:
+        """The family's name in weights files: "dac" or "dacvae"."""
+        return "dac" if self.quantized else "dacvae"
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per latent frame."""
+        return math.prod(self.encoder_rates)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of what `decode_frames` takes: of a Gaussian latent, or of the sum of quantized vectors."""
+        return self.latent_dim if self.quantized else self.codebook_dim
+
+    @property
+    def output_channels(self) -> int:
+        """Channels that reach the audio head."""
+        return self.decoder_dim // 2 ** len(self.decoder_rates)
+
+    def left_padding(self, stride: int) -> int:
+        """Zeros before a strided convolution. The families differ where the stride is odd."""
+        return (stride + 1) // 2 if self.quantized else stride // 2
+
+    def trim(self, stride: int) -> int:
+        """Samples that a transposed convolution lacks to `stride` times its input: DAC's loses one if that is odd."""
+        return stride % 2 if self.quantized else 0
+
+    def output_samples(self, frames: int) -> int:
+        """Samples that `frames` decode to: frames * hop_length, less 8 for DAC at 16 and 24 kHz."""
+        for stride in self.decoder_rates:
+            frames = frames * stride - self.trim(stride)
+        return max(frames, 0)
+
+
+def encode_features(
+    params: Params, config: CodecConfig, audio: Float[Array, "b n"], ops: Any = layers
+) -> Float[Array, "b t d"]:
+    """The encoder up to the bottleneck; n must be a multiple of the hop.
+
+    `ops` has conv, downsample, upsample and residual_units: layers.py for a whole signal, a chunking.Window for a part.
+    """
+    encoder = params["encoder"]
+    x = ops.conv(audio[:, :, None], encoder["stem"])
+    for block, stride in zip(encoder["blocks"], config.encoder_rates, strict=True):
+        x = ops.residual_units(x, block["units"])
+        x = ops.downsample(snake(x, block["snake"]), block["down"], stride, config.left_padding(stride))
+    return ops.conv(snake(x, encoder["snake"]), encoder["head"])
+
+
+def encode_frames(
+    params: Params, config: CodecConfig, audio: Float[Array, "b n"], ops: Any = layers
+) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"]]:
+    """DACVAE: posterior mean and standard deviation; n must be a multiple of the hop. `ops`: see `encode_features`."""
+    features = encode_features(params, config, audio, ops)
+    mean, scale = jnp.split(ops.conv(features, params["bottleneck"]["in"]), 2, axis=-1)
+    return mean, jax.nn.softplus(scale) + 1e-4
+
+
+def decode_frames(
+    params: Params, config: CodecConfig, latent: Float[Array, "b t c"], ops: Any = layers
+) -> Float[Array, "b n"]:
+    """Clean audio in -1..1 of latents (DAC: the sum of quantized vectors), n = config.output_samples(t).
+
+    `ops`: see `encode_features`.
+    """
+    decoder = params["decoder"]
+    x = latent if config.quantized else ops.conv(latent, params["bottleneck"]["out"])
+    x = ops.conv(x, decoder["stem"])
+    for block, stride in zip(decoder["blocks"], config.decoder_rates, strict=True):
+        x = ops.upsample(snake(x, block["snake"]), block["up"], stride, config.trim(stride))
+        x = ops.residual_units(x, block["units"])
+    return jnp.tanh(ops.conv(snake(x, decoder["snake"]), decoder["head"]))[:, :, 0]
+
+
+def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:
+    """Random parameters for training: normal kernels of unit gain, quieter residual branches and audio head."""
+    keys = iter(jax.random.split(key, 256 + 3 * config.n_codebooks))
+
+    def kernel(k: int, inputs: int, outputs: int, gain: float = 1.0, fan: int | None = None) -> Params:
+        scale = gain / math.sqrt(fan or k * inputs)
+        return {"kernel": scale * jax.random.normal(next(keys), (k, inputs, outputs)), "bias": jnp.zeros(outputs)}
+
+    def unit(width: int) -> Params:
+        return {
+            "snake_in": jnp.ones(width),
+            "wide": kernel(7, width, width),
+            "snake_out": jnp.ones(width),
+            "point": kernel(1, width, width, gain=0.3),
+        }
+
+    def units(width: int) -> list[Params]:
+        return [unit(width) for _ in range(3)]
+
+    encoder_blocks = []
+    width = config.encoder_dim
+    for stride in config.encoder_rates:
+        down = kernel(2 * stride, width, 2 * width)
+        encoder_blocks.append({"units": units(width), "snake": jnp.ones(width), "down": down})
+        width *= 2
+    encoder = {
+        "stem": kernel(7, 1, config.encoder_dim),
+        "blocks": encoder_blocks,
+        "snake": jnp.ones(width),
+        "head": kernel(3, width, config.latent_dim),
+    }
+    decoder_blocks = []
+    width = config.decoder_dim
+    for stride in config.decoder_rates:
+        up = kernel(2 * stride, width, width // 2, fan=2 * width)  # an output sample sees two inputs
+        decoder_blocks.append({"snake": jnp.ones(width), "up": up, "units": units(width // 2)})
+        width //= 2
+    decoder = {
+        "stem": kernel(7, config.latent_dim, config.decoder_dim),
+        "blocks": decoder_blocks,
+        "snake": jnp.ones(width),
+        "head": kernel(7, width, 1, gain=0.1),
+    }
+    if config.quantized:
+        bottleneck = {"quantizers": [_quantizer(config, kernel, next(keys)) for _ in range(config.n_codebooks)]}
+    else:
+        bottleneck = {
+            "in": kernel(1, config.latent_dim, 2 * config.codebook_dim),
+            "out": kernel(1, config.codebook_dim, config.latent_dim),
+        }
+    return {"encoder": encoder, "bottleneck": bottleneck, "decoder": decoder}
+
+
+def _quantizer(config: CodecConfig, kernel: Any, key: PRNGKeyArray) -> Params:
+    """One stage: projections into and out of the codebook's channels, and unit normal codebook vectors."""
+    return {
+        "in": kernel(1, config.latent_dim, config.codebook_dim),
+        "codebook": jax.random.normal(key, (config.codebook_size, config.codebook_dim)),
+        "out": kernel(1, config.codebook_dim, config.latent_dim),
+    }

@@ -1,0 +1,28 @@
+"""The documents against what is there: links to files, and commands that exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from echotts.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+GENERATED = {"configuration.md"}  # by scripts/configuration_page.py
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_commands_exist(document: Path) -> None:
+    text = document.read_text()
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    dead = [target for target in targets if target and not (document.parent / target).exists()]
+    assert set(dead) <= GENERATED
+    called = set(re.findall(r"^ {4}(?:python -m )?echotts (\w+)", text, re.MULTILINE))
+    assert called <= set(COMMANDS)
+
+
+def test_every_page_is_listed_in_the_index_and_in_the_navigation() -> None:
+    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"index.md"} | GENERATED
+    assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
+    assert pages == set(re.findall(r"- (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) - {"index.md"}

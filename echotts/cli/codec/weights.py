@@ -9,18 +9,18 @@ from echotts.cli.app import UsageError, parse
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArguments:
-    """Write a codec as .safetensors, weight norm folded, sizes in the header."""
+    """Write a codec as .safetensors (weight norm folded, sizes in the header) or as .pth in the published layout."""
 
     input: str
     """The codec: a published .pth, a .safetensors, a folder or a Hub id."""
     output: Path | None = None
-    """The .safetensors to write."""
+    """The .safetensors or .pth to write."""
     install: bool = False
     """Put it in the local cache, where inference finds it by the hash of its weights."""
     id: str | None = None
     """The name by which checkpoints refer to it; without it, the codec keeps the one it has."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How each number is stored. float16 halves the file, and gives other weights and another hash."""
+    """How a .safetensors stores each number. float16 halves the file, and gives other weights and another hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,10 @@ def convert(argv: list[str]) -> int:
     arguments = parse(ConvertArguments, argv, prog="echotts codec convert")
     if arguments.output is None and not arguments.install:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
-    if arguments.output is not None and arguments.output.suffix != ".safetensors":
-        raise UsageError(f"--output {arguments.output}: only .safetensors is written")
+    if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
+        raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
     from echotts.codec import load_codec, save_codec
+    from echotts.codec.publish import write_published
     from echotts.codec.registry import cache_folder
     from echotts.files import check_outputs
 
@@ -46,7 +47,10 @@ def convert(argv: list[str]) -> int:
     codec = load_codec(arguments.input)
     name = arguments.id or codec.codec_id
     if arguments.output is not None:
-        save_codec(arguments.output, codec.params, codec.config, name, arguments.dtype)
+        if arguments.output.suffix == ".pth":
+            write_published(arguments.output, codec.params, codec.config)
+        else:
+            save_codec(arguments.output, codec.params, codec.config, name, arguments.dtype)
         written = load_codec(arguments.output)
         print(f"{arguments.output}: codec {name}, weights {written.weights_hash}")
     if arguments.install:

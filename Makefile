@@ -108,7 +108,7 @@ $(VENV)/.runtime: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(TORCH)
-	$(PIP) -e '.[dev,eval,gcs,teachers]'
+	$(PIP) -e '.[dev,eval,asr,gcs,teachers]'
 	$(PIP) $(METER)
 	touch $@ $(VENV)/.runtime
 

@@ -3,9 +3,12 @@
 import hashlib
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+ASSETS = Path(__file__).parent / "assets"  # what the package brings: corpus, codec and model of the demo
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
@@ -60,6 +63,17 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def cache_root() -> Path:
+    """~/.cache/echotts, or below XDG_CACHE_HOME. Without a home it is a folder of this user in the temporary one."""
+    chosen = os.environ.get("XDG_CACHE_HOME")
+    if chosen:
+        return Path(chosen) / "echotts"
+    try:
+        return Path.home() / ".cache" / "echotts"
+    except RuntimeError:  # neither HOME nor an entry in passwd
+        return Path(tempfile.gettempdir()) / f"echotts-{os.getuid()}"
 
 
 def sha256_file(path: Path) -> str:

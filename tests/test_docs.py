@@ -13,11 +13,13 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".gi
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_lead_to_files_and_commands_exist(document: Path) -> None:
+def test_links_and_paths_lead_to_files_and_commands_exist(document: Path) -> None:
     text = document.read_text()
     targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
     dead = [target for target in targets if target and not (document.parent / target).exists()]
     assert set(dead) <= GENERATED
+    named = set(re.findall(r"`((?:docs|echotts|launch|scripts|tests|benchmarks)/[\w./]+\.\w+)`", text))
+    assert not {path for path in named if not (ROOT / path).exists()}
     called = set(re.findall(r"^ {4}(?:python -m )?echotts (\w+)", text, re.MULTILINE))
     assert called <= set(COMMANDS)
 

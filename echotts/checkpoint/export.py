@@ -22,6 +22,7 @@ from echotts.checkpoint.contents import (
     step_folders,
 )
 from echotts.config import EncoderConfig, ModelConfig
+from echotts.files import ASSETS
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP
@@ -31,6 +32,7 @@ LOGGER = logging.getLogger(__name__)
 
 WeightsName = Literal["ema", "raw"]
 StorageName = Literal["float32", "float16", "bfloat16"]
+DEMO = "demo"  # names the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # what it is called in a checkpoint
 
 
@@ -46,11 +48,11 @@ class Weights:
 def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
-    Run directories may be in a bucket (gs://bucket/run).
+    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run).
     """
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
-    path = Path(source).expanduser()
+    path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
     if path.suffix == ".safetensors":
         return Weights(*interop.load_export(path))
     if path.suffix in (".pkl", ".pickle"):

@@ -13,6 +13,7 @@ import re
 import select
 import signal
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,12 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
+from echotts.files import cache_root
+
 Value = TypeVar("Value")
 Main = Callable[[list[str]], int | None]
+
+LOGGER = logging.getLogger(__name__)
 
 DEBUG_HELP = "--debug adds the traceback to an error."
 
@@ -49,6 +54,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
 
     `--debug`, anywhere among the arguments, adds the traceback and the libraries' own messages.
     """
+    _open_standard_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -65,7 +71,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
         _report(_one_line(error), debug)
     except Exception as error:
         if _reader_left(error):
-            code = 128 + signal.SIGPIPE
+            code = 0  # `| head` has what it wanted, and files are whole
         else:
             code = 1
             _report(_one_line(error), debug)
@@ -125,12 +131,33 @@ def _quiet(debug: bool) -> None:
     logging.getLogger("echotts").setLevel(logging.DEBUG if debug else logging.INFO)
 
 
+def _open_standard_streams() -> None:
+    """Leads closed streams (`>&-`) nowhere: else the next file that is opened would take their number."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115  (as long as the process)
+
+
 def _keep_compiled() -> None:
-    """What XLA compiles is kept for the next process, unless the user says where (JAX_COMPILATION_CACHE_DIR)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path.home() / ".cache" / "echotts" / "compiled")
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # a codec's window takes less than 1
+    """Keeps what XLA compiles for the next process; JAX_COMPILATION_CACHE_DIR says where else."""
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = cache_root() / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        LOGGER.warning("%s: %s: compiled programs are not kept, so each start compiles again", folder, reason)
+        return
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # a codec's window takes less than 1
 
 
 def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +12,23 @@ from typing import TYPE_CHECKING, Any, Literal
 from echotts.cli.app import parse
 
 if TYPE_CHECKING:
-    from echotts.evaluation.clips import Clip
+    from echotts.evaluation.clips import Task
     from echotts.evaluation.report import Recording
     from echotts.synthesis import EchoTTS
 
 PROG = "echotts eval"
-ENROLMENT_CLIPS = 200  # a voice is known by the mean of about 40 clips: with 8 the recordings themselves match to 81 %
+RATE_HZ = 16000  # of the clips
 
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Word error rate (pocketsphinx, digits) and voice match (nearest of the known voices, Resemblyzer) of a model.
+    """Word errors and voice of what a model says, by a recogniser and a speaker encoder (Resemblyzer).
 
     The model speaks texts it was not trained on, each in the voice of a reference clip. Beside it stand the recordings
-    themselves, the codec's round trip, its own outputs judged by other texts, and noise. Needs the extra eval.
+    themselves, the codec's round trip, its own outputs judged by other texts, and noise. Digits need the extra eval,
+    anything else the extras eval and asr.
     """
 
     checkpoint: str | None = None
@@ -34,8 +36,16 @@ class Arguments:
     None: the demo model."""
     codec: str | None = None
     """Codec in place of the one the checkpoint names."""
+    against: str | None = None
+    """A second checkpoint, measured on the same texts with the same seeds; the difference is printed."""
+    asr: str = "digits"
+    """Who listens: digits (pocketsphinx), base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in
+    CTranslate2's form, or a Hub id such as Systran/faster-whisper-base.en."""
+    language: str = "en"
+    """Language that Whisper is to hear."""
     data: Path | None = None
-    """Folder of audio shards of spoken digits, with splits train, heldout and reference. None: the built-in corpus."""
+    """What is spoken: a folder of audio shards with splits train, heldout and reference, a table of recordings
+    (metadata.jsonl of `data speak`), or a list in the layout of seed-tts-eval (.lst). None: the built-in digits."""
     count: int = 100
     """How many held-out texts are spoken."""
     seed: int = 0
@@ -56,6 +66,8 @@ class Arguments:
     """Utterances that are spoken at once."""
     output: Path | None = None
     """Also write the table as JSON."""
+    report: Path | None = None
+    """Folder for a page with players, results.jsonl (a line a clip) and table.json."""
     save_audio: Path | None = None
     """Folder for what the model said, one .wav for each text."""
 
@@ -63,6 +75,8 @@ class Arguments:
         for name in ("count", "steps", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+        if self.against is not None and self.against == self.checkpoint:
+            raise ValueError(f"--against {self.against}: is the checkpoint itself")
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: it must not be negative")
 
@@ -70,41 +84,62 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.audio import write_audio
     from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
-    from echotts.evaluation.clips import read_clips
+    from echotts.evaluation.clips import read_tasks
+    from echotts.evaluation.ear import load_ear
+    from echotts.evaluation.page import write_report
     from echotts.files import check_outputs, write_whole
-    from echotts.synthesis import EchoTTS
 
-    check_outputs(filter(None, [arguments.output, arguments.save_audio and arguments.save_audio / "clip.wav"]))
+    folders = [folder and folder / "clip.wav" for folder in (arguments.report, arguments.save_audio)]
+    check_outputs(filter(None, [arguments.output, *folders]))
     data = arguments.data or corpus_path()
-    clips = read_clips(data, "heldout", arguments.count)
-    references = report.choose_references(clips, read_clips(data, "reference"))
-    meter = report.Meter(read_clips(data, "train", ENROLMENT_CLIPS))
-    tts = EchoTTS.load(arguments.checkpoint, arguments.codec, weights=arguments.weights)
-    name = arguments.checkpoint or "demo model"
-    began = time.perf_counter()
-    spoken = speak(tts, clips, references, arguments)
-    seconds = time.perf_counter() - began
-    said_s = sum(len(samples) / rate for samples, rate in spoken)
-    LOGGER.info("%d texts, %.1f s of audio, spoken in %.1f s; now listening", len(clips), said_s, seconds)
-    if arguments.save_audio is not None:
-        for clip, (samples, rate) in zip(clips, spoken, strict=True):
-            write_audio(arguments.save_audio / f"{clip.key}_{clip.speaker}.wav", samples, rate)
-    scores = report.measure(name, spoken, round_trip(tts, clips), clips, meter)
+    tasks, enrolment = read_tasks(data, arguments.count)
+    meter = report.Meter(load_ear(arguments.asr, arguments.language), enrolment)
+    for task in tasks:
+        meter.ear.normalise(task.text)  # raises for a text that cannot be judged, before anything is spoken
+    said, tts, about = speak_all(arguments.checkpoint, tasks, arguments, data)
+    spoken = {arguments.checkpoint or "demo model": said}
+    about["asr"] = meter.ear.name
+    if arguments.against is not None:
+        spoken[arguments.against], _, about["against"] = speak_all(arguments.against, tasks, arguments, data)
+    decoded = [(tts.round_trip(task.recording.samples, RATE_HZ), tts.sample_rate) for task in tasks]
+    scores = report.measure(spoken, decoded, tasks, meter)
     print(report.format_table(scores))
+    if arguments.against is not None:
+        change, (low, high) = report.difference(*scores[:2])
+        print(f"{scores[1].system} against {scores[0].system}: word errors {change:+.1%} ({low:+.1%} to {high:+.1%})")
+        about |= {"word_error_rate_change": change, "word_error_rate_change_95": [low, high]}
     if arguments.output is not None:
-        about = describe(arguments, tts, data, said_s / seconds)
         write_whole(arguments.output, (json.dumps(report.to_report(scores, about), indent=1) + "\n").encode())
+    if arguments.report is not None:
+        write_report(arguments.report, scores, tasks, spoken | {"codec round trip": decoded}, about)
+        print(f"{arguments.report / 'index.html'}: the clips, to listen to")
     return 0
 
 
-def speak(
-    tts: "EchoTTS", clips: Sequence["Clip"], references: Sequence["Clip"], arguments: Arguments
-) -> list["Recording"]:
-    """Each clip's text in the voice of the reference beside it."""
-    from echotts.evaluation.clips import RATE_HZ
+def speak_all(
+    checkpoint: str | None, tasks: Sequence["Task"], arguments: Arguments, data: Path
+) -> tuple[list["Recording"], "EchoTTS", dict[str, Any]]:
+    """Every task as a checkpoint says it, the model, and how it was measured."""
+    from echotts.audio import write_audio
+    from echotts.synthesis import EchoTTS
+
+    tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights)
+    began = time.perf_counter()
+    spoken = speak(tts, tasks, arguments)
+    seconds = time.perf_counter() - began
+    said_s = sum(len(samples) / rate for samples, rate in spoken)
+    LOGGER.info("%d texts, %.1f s of audio, spoken in %.1f s; now listening", len(tasks), said_s, seconds)
+    if arguments.save_audio is not None and checkpoint == arguments.checkpoint:
+        for task, (samples, rate) in zip(tasks, spoken, strict=True):
+            speaker = re.sub(r"[^A-Za-z0-9_.-]+", "-", task.speaker)
+            write_audio(arguments.save_audio / f"{task.key}_{speaker}.wav", samples, rate)
+    return spoken, tts, describe(checkpoint, arguments, tts, data, said_s / seconds)
+
+
+def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list["Recording"]:
+    """Each task's text in the voice of its reference."""
     from echotts.flow.sampling import SamplerConfig
 
     sampler = SamplerConfig(
@@ -116,26 +151,19 @@ def speak(
     )
     heard = int(tts.reference_window_s * RATE_HZ)
     speeches = tts.synthesize_batch(
-        [clip.text for clip in clips],
-        [(reference.samples[:heard], RATE_HZ) for reference in references],
-        seeds=range(arguments.seed, arguments.seed + len(clips)),
+        [task.text for task in tasks],
+        [(task.reference.samples[:heard], RATE_HZ) for task in tasks],
+        seeds=range(arguments.seed, arguments.seed + len(tasks)),
         sampler=sampler,
         rows=arguments.rows,
     )
     return [(speech.samples, speech.sample_rate) for speech in speeches]
 
 
-def round_trip(tts: "EchoTTS", clips: Sequence["Clip"]) -> list["Recording"]:
-    """Each clip through the codec and back, at the codec's rate."""
-    from echotts.evaluation.clips import RATE_HZ
-
-    return [(tts.round_trip(clip.samples, RATE_HZ), tts.sample_rate) for clip in clips]
-
-
-def describe(arguments: Arguments, tts: "EchoTTS", data: Path, speed: float) -> dict[str, Any]:
+def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data: Path, speed: float) -> dict[str, Any]:
     """What was measured and how, JSON-ready."""
     return {
-        "checkpoint": arguments.checkpoint or "demo",
+        "checkpoint": checkpoint or "demo",
         "step": tts.metadata.get("step"),
         "weights": tts.metadata.get("weights"),
         "codec": tts.codec.codec_id,

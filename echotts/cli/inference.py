@@ -23,10 +23,11 @@ class Arguments:
     speaker_ref: Path | None = None
     """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: one made up from the seed."""
     checkpoint: str | None = None
-    """Run directory, here or gs://bucket/run, one of its checkpoints, .safetensors, published .pkl or Hub id.
-    None: the demo model, which knows digits."""
+    """Run directory (gs://bucket/run too), one of its checkpoints, .safetensors, published .pkl or Hub id.
+    None: the built-in demo model, which says digits."""
     codec: str | None = None
-    """Codec in place of the one the checkpoint names: weights.pth, .safetensors, directory or Hub id."""
+    """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
+    checkpoints name none: then facebook/dacvae-watermarked."""
     duration: float = 15.0
     """The most seconds of speech; the silent tail is cropped, and a model has a longest window of its own."""
     seed: int = 42
@@ -80,10 +81,16 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog=PROG)
     text = read_text(arguments)
     check_files(arguments)
-    from echotts.synthesis import EchoTTS
+    from echotts.synthesis.locate import DEMO, locate_checkpoint
+    from echotts.synthesis.references import check_recording
+
+    if arguments.speaker_ref is not None:
+        check_recording(arguments.speaker_ref)
+    checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
+    from echotts.synthesis import EchoTTS  # with jax, whose import takes longer than these checks
 
     began = time.perf_counter()
-    tts = EchoTTS.load(arguments.checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
+    tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
     loaded = time.perf_counter()
     speech = tts.synthesize(
         text,

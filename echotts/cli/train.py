@@ -1,23 +1,17 @@
 """`echotts train`: train a model from shards of latents."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from echotts import config as configs
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
-from echotts.config import HELDOUT_VOICES, Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
-
-if TYPE_CHECKING:
-    from echotts.training.samples import Speaker, Spoken, Voice
+from echotts.config import Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
 
 PROG = "echotts train"
-CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a reference, before the run
 SHORT = {  # flag -> the (section, key) it is short for
     "data": ("data", "data"),
     "heldout": ("data", "heldout"),
@@ -31,7 +25,7 @@ SHORT = {  # flag -> the (section, key) it is short for
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train a model from shards of latents. The same command again resumes the run in --run_dir, bit by bit.
+    """Train a model from shards of latents. The same command again resumes the run in --run_dir, bitwise identically.
 
     Defaults are those of the preset; every key can be set, as in --model.remat full. The flags before
     --model.* are short for the keys in brackets. Ctrl-C or SIGTERM saves and exits with code 75.
@@ -52,9 +46,9 @@ class Arguments:
     heldout: str | None
     """Shards that are measured and never trained on [data.heldout]."""
     init_from: str | None
-    """Begin with the weights of an export, a published .pkl or another run [run.init_from]."""
+    """Begin with the weights of an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
     seed: int
-    """Decides every random draw: first weights, order of the data, times and noise [run.seed]."""
+    """Decides every random draw: initial weights, order of the data, timesteps and noise [run.seed]."""
     model: ModelConfig
     flow: FlowConfig
     data_section: Annotated[DataConfig, tyro.conf.arg(name="data")]
@@ -65,6 +59,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, check, train; returns the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
     config = parse_config(argv)
+    from echotts.evaluation.samples import make_speaker
     from echotts.rundir import tensorboard
     from echotts.training.loop import train
 
@@ -107,58 +102,6 @@ def parse_config(argv: Sequence[str]) -> Config:
         if not value:
             raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
     return config
-
-
-def make_speaker(config: Config) -> "Speaker | None":
-    """What speaks `run.sentences` during training; None where there are none.
-
-    The codec is the data's: `run.codec` where it has its weights, else found by id and hash. For local data it is
-    looked for here, so that a run does not end at its first sample; what is elsewhere is opened once, by the run.
-    So are the recordings of `run.sample_references`.
-    """
-    if not config.run.sentences:
-        return None
-    import numpy as np
-
-    from echotts.audio import read_audio
-    from echotts.checkpoint.export import Weights
-    from echotts.codec import Codec, find_codec, load_codec
-    from echotts.data.remote.dataset import open_dataset
-    from echotts.data.remote.sources import scheme_of, split_parts
-    from echotts.synthesis import EchoTTS, Speech, check_reference
-    from echotts.training.samples import Spoken
-
-    if config.run.sample_references != (HELDOUT_VOICES,):
-        for path in config.run.sample_references:
-            check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, path)
-    named = load_codec(config.run.codec) if config.run.codec else None
-
-    @functools.cache
-    def codec_of(codec_id: str | None, weights_hash: str | None) -> Codec:
-        if named is not None and weights_hash in (None, named.weights_hash):
-            return named
-        return find_codec(codec_id, weights_hash)
-
-    if not any(scheme_of(part.spec) for part in split_parts(config.data.data)):
-        info = open_dataset(config.data.data).info
-        codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
-
-    def speak(weights: Weights, sentence: str, seed: int, voice: "Voice | None") -> "Spoken":
-        about = weights.metadata.get("codec", {})
-        codec = codec_of(about.get("id"), about.get("weights_hash"))
-        tts = EchoTTS(weights.params, weights.config, weights.metadata, codec)
-        speech = tts.synthesize(sentence, voice, seed=seed)
-        if voice is None:
-            return Spoken(speech)
-        # as the model hears it: its window of a recording, or what a latent sounds like
-        latent = tts.encode_reference(voice)
-        if isinstance(voice, np.ndarray):
-            samples = np.asarray(codec.decode(latent[None]), np.float32)[0]
-        else:
-            samples = read_audio(voice, tts.sample_rate, limit_s=tts.reference_window_s)
-        return Spoken(speech, Speech(samples, tts.sample_rate, latent))
-
-    return speak
 
 
 def _preset(argv: Sequence[str]) -> Config:

@@ -12,10 +12,11 @@ from pathlib import Path
 from echotts.codec.codec import Codec
 from echotts.codec.published import read_hub_layout, read_published
 from echotts.codec.weights import is_own_format, read_codec
+from echotts.files import ASSETS, cache_root
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"demo": Path(__file__).parent.parent / "assets" / "codec" / "demo.safetensors"}
+BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
 NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # in a folder, best first
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
@@ -81,8 +82,8 @@ def find_codec(
 
 
 def cache_folder() -> Path:
-    """Codecs installed for this user, as {weights hash}.safetensors."""
-    return Path.home() / ".cache" / "echotts" / "codecs"
+    """Codecs of this user: {weights hash}.safetensors, and folders ORG--NAME that stand for Hub ids."""
+    return cache_root() / "codecs"
 
 
 def _load_file(path: Path, window_frames: int | None, codec_id: str | None = None) -> Codec:
@@ -117,7 +118,13 @@ def _choose(names: list[str]) -> str | None:
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
-    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has."""
+    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has.
+
+    A folder ORG--NAME in `cache_folder` comes first: where the Hub is out of reach, the file is put there by hand.
+    """
+    by_hand = cache_folder() / repository.replace("/", "--")
+    if by_hand.is_dir():
+        return _in_folder(by_hand)
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
@@ -141,7 +148,10 @@ def _from_hub(repository: str, revision: str | None) -> Path:
             failure = error
             break
     reason = str(failure).strip().splitlines()[0] if failure else f"it has none of {', '.join(NAMES)}"
-    message = f"codec {repository}: no such file here, and not to be had from the Hub: {reason}"
+    message = (
+        f"codec {repository}: not on this machine, and the Hub did not give it ({reason}): put its weights.pth into "
+        f"{by_hand}, or name the file with --codec"
+    )
     raise FileNotFoundError(message) from failure
 
 

@@ -8,7 +8,6 @@ tenth of a second of silence before the first word costs ten points, so silence 
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,16 +57,6 @@ class DigitRecogniser:
         self._decoder.end_utt()
         heard = self._decoder.hyp()
         return heard.hypstr.split() if heard else []
-
-
-def word_errors(said: Sequence[str], heard: Sequence[str]) -> int:
-    """Substitutions, insertions and deletions between two word sequences (Levenshtein)."""
-    row = list(range(len(heard) + 1))
-    for i, word in enumerate(said, 1):
-        diagonal, row[0] = row[0], i
-        for j, other in enumerate(heard, 1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (word != other))
-    return row[-1]
 
 
 def _with_noise_floor(speech: Samples) -> bytes:

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 
 from echotts import gcs
-from echotts.files import atomic_write
+from echotts.files import atomic_write, cache_root
 
 LOGGER = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ LEFT_OPEN = "checkpoints"  # by which the disk watchdog knows a run directory; t
 
 def default_root() -> Path:
     """~/.cache/echotts/runs, or below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echotts" / "runs"
+    return cache_root() / "runs"
 
 
 class Spool:

@@ -1,4 +1,4 @@
-"""Static shapes for utterances: what a model was trained with, sizes rounded up to quarters of it, rows padded."""
+"""Static shapes for utterances: what a model was trained with, sizes rounded up to parts of it, rows padded."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from echotts.config import DataConfig
-
-QUARTERS = 4  # buckets a checkpoint's largest sizes are cut into
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,10 @@ class Limits:
         return cls(data.buckets[-1].frames, data.buckets[-1].tokens, data.reference_frames)
 
 
-def rounded(size: int, largest: int, multiple: int = 1) -> int:
-    """`size` up to the next quarter of `largest`, in whole multiples."""
-    quarter = -(-largest // QUARTERS)
-    step = -(-quarter // multiple) * multiple
-    return min(-(-size // step) * step, -(-largest // multiple) * multiple)
+def rounded(size: int, largest: int, parts: int) -> int:
+    """`size` up to the next of `parts` equal steps to `largest`: so many shapes are compiled at most."""
+    step = -(-largest // parts)
+    return min(-(-size // step) * step, largest)
 
 
 def padded_tokens(

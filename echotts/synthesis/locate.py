@@ -3,24 +3,27 @@
 import re
 from pathlib import Path
 
+from echotts.files import ASSETS
 from echotts.gcs import is_bucket
 
-DEMO_MODEL = Path(__file__).parent.parent / "assets" / "model" / "demo.safetensors"
+DEMO = "demo"
+DEMO_MODEL = ASSETS / "model" / "demo.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILE = "model.safetensors"
 
 
 def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
-    """The demo model for None, a download for a Hub id, a bucket's gs:// as it is; else a path on this machine.
+    """The demo model for None or "demo", a download for a Hub id, a bucket's gs:// as it is; else a local path.
 
     FileNotFoundError if there is none.
     """
-    if checkpoint is None:
+    if checkpoint in (None, DEMO):
         if not DEMO_MODEL.is_file():
             raise FileNotFoundError(f"{DEMO_MODEL}: the demo model is not installed: give a checkpoint")
         return DEMO_MODEL
     if isinstance(checkpoint, str) and is_bucket(checkpoint):
         return checkpoint
+    assert checkpoint is not None
     path = Path(checkpoint).expanduser()
     if path.exists():
         return path

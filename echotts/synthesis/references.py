@@ -10,6 +10,7 @@ from echotts.audio import Samples, loudness_normalise, read_audio, resample, tri
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
 
 LIMIT_S = 300.0
+CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a recording that is looked at before the work
 LEAST_S = 0.5
 LOUDNESS_LUFS = -16.0  # as data preparation leaves recordings
 
@@ -26,6 +27,11 @@ def check_reference(samples: Samples, rate: int, name: str) -> None:
         raise ValueError(f"{name}: {seconds:.2f} s long: a reference needs at least {LEAST_S} s of a voice")
     if not len(trim_silence(samples, rate)):
         raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of a voice")
+
+
+def check_recording(path: str | Path) -> None:
+    """ValueError or OSError where a file is no recording of a voice; for a look at it before anything heavy."""
+    check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, str(path))
 
 
 def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: int) -> Float[np.ndarray, "m c"]:
@@ -55,17 +61,28 @@ def round_trip(samples: Samples, rate: int, codec: Codec) -> Samples:
 
 
 def _checked_latent(latent: np.ndarray, channels: int) -> Float[np.ndarray, "m c"]:
+    if latent.ndim == 1:
+        raise ValueError("speaker_ref: a bare waveform has no sample rate: give (samples, rate), or the path of a file")
     if latent.ndim != 2 or not len(latent) or latent.shape[1] != channels:
-        raise ValueError(f"reference: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+        raise ValueError(f"speaker_ref: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+    if not np.isfinite(latent).all():
+        raise ValueError("speaker_ref: the latent holds values that are not finite (NaN or infinite)")
     return latent.astype(np.float32)
 
 
 def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tuple[Samples, str]:
     if isinstance(reference, tuple):
         samples, rate = reference
+        samples = np.asarray(samples, np.float32)
+        if samples.ndim != 1:
+            raise ValueError(f"speaker_ref: samples of shape {samples.shape}: give one channel, as in (samples, rate)")
         if not np.isfinite(samples).all():
-            raise ValueError("reference: holds samples that are not finite (NaN or infinite)")
-        return resample(np.asarray(samples, np.float32), rate, sample_rate), "reference"
+            raise ValueError("speaker_ref: holds samples that are not finite (NaN or infinite)")
+        return resample(samples, rate, sample_rate), "speaker_ref"
+    if not isinstance(reference, str | Path):
+        raise TypeError(
+            f"speaker_ref: {type(reference).__name__}: give the path of a recording, (samples, rate) or a latent"
+        )
     samples = read_audio(reference, sample_rate, limit_s=LIMIT_S)
     if len(samples) >= round(LIMIT_S * sample_rate):
         logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)

@@ -22,11 +22,15 @@ ENERGY_THRESHOLD_DB = -40.0
 
 @dataclass(frozen=True)
 class Speech:
-    """What was said. `latents` are what the codec made `samples` from, cropped alike."""
+    """What was said: `samples`, and the `latents` that the codec made them from, cropped alike."""
 
     samples: Float[np.ndarray, " n"]
     sample_rate: int
     latents: Float[np.ndarray, "t c"]
+
+    def __repr__(self) -> str:
+        frames, channels = self.latents.shape
+        return f"Speech({self.duration_s:.2f} s at {self.sample_rate} Hz, latents {frames} x {channels})"
 
     @property
     def duration_s(self) -> float:

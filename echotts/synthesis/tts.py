@@ -3,15 +3,18 @@
 Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
 """
 
+import contextlib
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Float, Int
 
 from echotts.audio import Samples
@@ -22,13 +25,19 @@ from echotts.model.fused import choose_attention
 from echotts.synthesis import references
 from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
-from echotts.synthesis.locate import locate_checkpoint
+from echotts.synthesis.demo import demo_text
+from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.references import SpeakerReference
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
 from echotts.text import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
+TEXT_SHAPES, FRAME_SHAPES = 2, 4  # sizes that the largest is cut into; references have one
+PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # what published checkpoints of PUBLISHED_CHANNELS were trained on
+PUBLISHED_CHANNELS = 128
+SLOW_COMPILE_S = 2.0
+MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +65,16 @@ class EchoTTS:
         self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
         attend = choose_attention(jax.default_backend(), config)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
+        self._compiled: set[tuple[int, ...]] = set()
+        self._readable: Callable[[str], str] = str  # what a text is before it is encoded
+
+    def __repr__(self) -> str:
+        millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
+        return (
+            f"EchoTTS({millions:.1f} M parameters, up to {self.window_s:.1f} s and {self.limits.tokens - 1} bytes of "
+            f"text at once, codec {self.codec.codec_id} at {self.sample_rate} Hz, {self.metadata.get('weights', '?')} "
+            f"weights of step {self.metadata.get('step', '?')})"
+        )
 
     @classmethod
     def load(
@@ -66,9 +85,10 @@ class EchoTTS:
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
     ) -> "EchoTTS":
-        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None is the demo model.
+        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None: the built-in model.
 
-        The codec is found by what the checkpoint says of it; `codec` names another. `weights` ("ema" or "raw") chooses
+        The codec is the one the checkpoint names (published ones name none: then facebook/dacvae-watermarked, from this
+        machine or the Hub); `codec` names another. `weights` ("ema" or "raw") chooses
         in a run directory. `dtype` of the computation is float32 on a CPU and the model's own elsewhere.
         Raises FileNotFoundError, OSError or ValueError with one line.
         """
@@ -80,14 +100,29 @@ class EchoTTS:
         loaded = load_weights(path, weights)
         about = loaded.metadata.get("codec") or {}
         if codec is None and not about.get("id") and not about.get("weights_hash"):
-            raise ValueError(f"{path}: does not say which codec its latents are of: give one with --codec")
+            if loaded.config.latent_channels != PUBLISHED_CHANNELS:
+                raise ValueError(
+                    f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
+                    "give one with --codec"
+                )
+            logger.info("%s names no codec: using %s (--codec names another)", path, PUBLISHED_CODEC)
+            codec = PUBLISHED_CODEC
         found = find_codec(about.get("id"), about.get("weights_hash"), override=codec)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
-            return cls(loaded.params, config, loaded.metadata, found)
+            tts = cls(loaded.params, config, loaded.metadata, found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
+        if checkpoint in (None, DEMO):
+            tts._readable = demo_text
+        return tts
+
+    def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
+        """Compiles what `synthesize` uses for speech of at most `duration` seconds, so that the first one is quick."""
+        sampler, longest = SamplerConfig(steps=steps), self.limits.tokens
+        for tokens in {rounded(1, longest, TEXT_SHAPES), longest}:
+            self._speak([np.zeros(tokens, np.int32)], [None], [0], self._most_frames(duration), sampler, rows=1)
 
     @property
     def sample_rate(self) -> int:
@@ -159,24 +194,36 @@ class EchoTTS:
                 f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
             )
         most = self._most_frames(duration)
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")
         ids = [self._encode_text(text) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
-        tokens = rounded(max(map(len, ids)), self.limits.tokens)
-        reference_frames = rounded(
-            max(1 if latent is None else len(latent) for latent in voices),
-            self.limits.reference_frames,
-            self.config.patch,
-        )
-        frames = rounded(most, self.limits.frames)
+        return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
+
+    def _speak(
+        self,
+        ids: Sequence[Int[np.ndarray, " _n"]],
+        voices: Sequence[Float[np.ndarray, "_m c"] | None],
+        seeds: Sequence[int],
+        most: int,
+        sampler: SamplerConfig,
+        rows: int,
+    ) -> list[Speech]:
+        """Token ids and reference latents to speech of at most `most` frames, through one compiled shape."""
+        tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
+        reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
+        frames = rounded(most, self.limits.frames, FRAME_SHAPES)
         speeches: list[Speech] = []
-        for start in range(0, len(texts), rows):
-            chosen = [min(row, len(texts) - 1) for row in range(start, start + rows)]
+        for start in range(0, len(ids), rows):
+            chosen = [min(row, len(ids) - 1) for row in range(start, start + rows)]
             text = padded_tokens([ids[i] for i in chosen], tokens)
             speaker = padded_references([voices[i] for i in chosen], reference_frames, self.config.latent_channels)
             noise = np.stack([make_noise(seeds[i], frames, self.config.latent_channels) for i in chosen])
-            conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
-            latents = np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler or SamplerConfig()))
-            speeches += [self._finish(latent[:most]) for latent in latents[: len(texts) - start]]
+            with self._says_what_is_compiled(rows, tokens, frames):
+                conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
+                latents = np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler))
+            speeches += [self._finish(latent[:most]) for latent in latents[: len(ids) - start]]
         return speeches
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
@@ -190,10 +237,27 @@ class EchoTTS:
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
 
+    @contextlib.contextmanager
+    def _says_what_is_compiled(self, *shape: int) -> Iterator[None]:
+        """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+        rows, tokens, frames = shape
+        line = "compiling for %d utterances of up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, rows, tokens, frames / self.frame_rate_hz))
+        timer.daemon = True
+        if shape not in self._compiled:
+            timer.start()
+        try:
+            yield
+            self._compiled.add(shape)
+        finally:
+            timer.cancel()
+
     def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+        if not isinstance(text, str):
+            raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
         if not text.strip():
             raise ValueError("the text is empty: there is nothing to say")
-        return self.tokenizer.encode(text, self.limits.tokens)
+        return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
         """The frames of `duration`, at most the model's window; a shorter one is logged where it was asked for."""

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -25,16 +24,19 @@ class Sound(Protocol):
     def save(self, path: Path) -> object: ...
 
 
-@dataclass(frozen=True)
-class Spoken:
-    """What a speaker returns: a sentence, and the voice it was given, if any, as it sounds."""
+@runtime_checkable
+class Spoken(Protocol):
+    """What a speaker returns: a sentence, and the voice it was given, if any (echotts.evaluation.samples.Spoken)."""
 
-    speech: Sound
-    reference: Sound | None = None
+    @property
+    def speech(self) -> Sound: ...
+
+    @property
+    def reference(self) -> Sound | None: ...
 
 
 Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
-"""(weights, sentence, seed, voice) -> speech. Training does not know synthesis; the command line hands one in."""
+"""(weights, sentence, seed, voice) -> speech. Training does not know synthesis: it is given one."""
 
 
 def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:

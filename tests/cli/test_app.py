@@ -206,7 +206,7 @@ def test_a_root_script_is_an_alias_of_its_command(
     assert f"(echotts {command} --help lists the flags)" in capsys.readouterr().err
 
 
-def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:
+def test_a_reader_that_has_enough_ends_the_command_in_silence_and_with_success() -> None:
     program = "from echotts.cli.app import run; run(lambda argv: print('line\\n' * 100_000))"
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, text=True
@@ -216,7 +216,35 @@ def test_a_reader_that_leaves_ends_the_command_in_silence() -> None:
         process.stdout.readline()
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait() == 141
+        assert process.wait() == 0
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_standard_streams_do_not_end_up_in_files(tmp_path: Path, closed: str) -> None:
+    program = (
+        "import sys\nfrom echotts.cli.app import run\n"
+        "def main(argv):\n    with open(argv[0], 'wb', buffering=0) as file:\n"
+        "        print('out')\n        print('err', file=sys.stderr)\n        file.write(b'whole')\n"
+        "run(main, sys.argv[1:])"
+    )
+    call = f"'{sys.executable}' -c \"$PROGRAM\" '{tmp_path / 'file'}' {closed}"
+    done = subprocess.run(["sh", "-c", call], cwd=ROOT, env=os.environ | {"PROGRAM": program}, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "file").read_bytes() == b"whole"
+
+
+@pytest.mark.parametrize("home", [None, "/dev/null"])
+def test_without_a_home_or_a_cache_that_can_be_written_commands_go_on(home: str | None) -> None:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("HOME", "JAX_COMPILATION_CACHE_DIR")
+    }
+    if home:
+        environment["HOME"] = home
+    program = COMPILES if home else f"import pwd; pwd.getpwuid = lambda uid: {{}}[uid]\n{COMPILES}"
+    done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0
+    line = "/dev/null/.cache/echotts/compiled: not a directory: compiled programs are not kept"
+    assert done.stderr == (f"{line}, so each start compiles again\n" if home else "")
 
 
 COMPILES = """

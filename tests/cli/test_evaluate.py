@@ -3,12 +3,14 @@
 import importlib.util
 import json
 
+import numpy as np
 import pytest
 import soundfile
 
 from echotts import synthesis
 from echotts.cli import evaluate
 from echotts.cli.app import run
+from echotts.evaluation import clips
 from tests.tiny_speaker import CONFIG, METADATA, LinearCodec, random_params
 
 needs_extra = pytest.mark.skipif(
@@ -21,7 +23,7 @@ def call(monkeypatch, capfd):
     limits = {"frames": 32, "tokens": 48, "reference_frames": 16}
     tts = synthesis.EchoTTS(random_params(), CONFIG, METADATA | {"buckets": limits}, LinearCodec())
     monkeypatch.setattr(synthesis.EchoTTS, "load", lambda *_, **__: tts)
-    monkeypatch.setattr(evaluate, "ENROLMENT_CLIPS", 10)
+    monkeypatch.setattr(clips, "ENROLMENT_CLIPS", 10)
 
     def run_it(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -61,9 +63,38 @@ def test_the_table_has_every_row_and_the_json_the_same_figures(call, tmp_path):
     assert soundfile.info(tmp_path / "said" / said[0]).samplerate == LinearCodec.sample_rate
 
 
+@needs_extra
+def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(call, tmp_path):
+    code, out, err = call("--count", 2, "--steps", 1, "--against", "other", "--report", tmp_path / "page")
+    assert code == 0, err
+    assert "other against demo model: word errors +0.0% (+0.0% to +0.0%)" in out  # the fixture loads the same twice
+    kept = json.loads((tmp_path / "page" / "table.json").read_text())
+    assert [score["system"] for score in kept["scores"][:2]] == ["demo model", "other"]
+    assert (kept["asr"], kept["against"]["checkpoint"]) == ("digits (pocketsphinx)", "other")
+    assert len((tmp_path / "page" / "results.jsonl").read_text().splitlines()) == 6 * 2
+    assert (tmp_path / "page" / "index.html").is_file()
+
+
+@needs_extra
+def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digits(call, tmp_path):
+    samples = np.zeros(16000, np.float32)
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", samples + number / 9, 16000)
+    rows = [{"audio": f"{n}.wav", "text": f"Good day {n}.", "speaker": "a"} for n in range(3)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    flags = ("--data", tmp_path, "--count", 1, "--steps", 1, "--output", tmp_path / "table.json")
+    code, _, err = call(*flags, "--asr", "tiny.en")
+    assert code == 0, err
+    kept = json.loads((tmp_path / "table.json").read_text())
+    assert (kept["asr"], kept["scores"][0]["words"]) == ("Whisper tiny.en", 3)
+    code, _, err = call(*flags)
+    assert code == 1 and "pocketsphinx hears digits only" in err
+
+
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
+        ("--asr huge", 1, "no recogniser is called 'huge'"),
         ("--count 0", 2, "--count 0: at least 1 is needed"),
         ("--seed -3", 2, "--seed -3: it must not be negative"),
         ("--data /no/such/folder", 1, "/no/such/folder/dataset.json: no such file"),

@@ -33,6 +33,7 @@ def call(tts, monkeypatch, capfd):
         return tts if checkpoint is None else real_load(checkpoint, codec, **options)
 
     monkeypatch.setattr(synthesis.EchoTTS, "load", load)
+    monkeypatch.setattr("echotts.synthesis.tts.SLOW_COMPILE_S", 600.0)  # however slow this machine is just now
 
     def run_it(*arguments):
         with pytest.raises(SystemExit) as stop:

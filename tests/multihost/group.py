@@ -193,7 +193,7 @@ def _speak(weights: Any, sentence: str, seed: int, voice: Any) -> Any:
     import jax
     import numpy as np
 
-    from echotts.training.samples import Spoken
+    from echotts.evaluation.samples import Spoken
 
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(weights.params))
     return Spoken(_Said(), None if voice is None else _Said())
@@ -220,14 +220,14 @@ def _run(
     os.environ.update(environment)
     import jax
 
-    from echotts.cli import train
     from echotts.data.stream.stream import Stream
+    from echotts.evaluation import samples
     from echotts.training.report import Reporter
 
     for name, value in options.items():
         jax.config.update(name, value)
     if spoken:
-        train.make_speaker = lambda config: _speak
+        samples.make_speaker = lambda config: _speak
     Stream.next = poisoned(Stream.next, factors)
     Reporter.launched = record(trained, Reporter.launched)
     sys.argv = ["train_pretrain.py", *flags]

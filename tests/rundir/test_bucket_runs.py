@@ -23,6 +23,7 @@ from echotts.checkpoint.interop import load_export
 from echotts.config import to_dict
 from echotts.data.stream.stream import Stream
 from echotts.disk.runs import run_folders
+from echotts.evaluation.samples import Spoken
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
 from echotts.rundir import pause, spool
@@ -31,7 +32,6 @@ from echotts.rundir.location import check_run_dir, open_run_dir, run_path
 from echotts.rundir.metrics import MetricsWriter
 from echotts.training import hang
 from echotts.training.loop import train
-from echotts.training.samples import Spoken
 from tests.checkpoint.test_checkpoints import abstract, arrays, meta, save_and_wait
 from tests.fake_gcs import FakeGcs
 from tests.multihost.group import Group

@@ -28,7 +28,7 @@ def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch
         assert not caplog.messages
         assert len(tts.encode_reference((voice(3.0), RATE))) == REFERENCE_FRAMES
         assert caplog.messages == [
-            "reference: 3.0 s long, the first 0.6 s are used (the model's window for references)"
+            "speaker_ref: 3.0 s long, the first 0.6 s are used (the model's window for references)"
         ]
         caplog.clear()
         monkeypatch.setattr(references, "LIMIT_S", 1.0)

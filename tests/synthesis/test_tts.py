@@ -3,7 +3,12 @@
 import dataclasses
 import logging
 import pickle
+import re
 import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,10 +20,13 @@ from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
 from echotts.flow import sampling
+from echotts.synthesis import tts as tts_module
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
-from tests.tiny_speaker import CHANNELS, CONFIG, FRAMES, METADATA, LinearCodec, random_params
+from tests.tiny_speaker import CHANNELS, CONFIG, FRAMES, METADATA, LinearCodec, random_params, tiny_tts
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_the_same_seed_gives_the_same_bytes(tts, tmp_path):
@@ -60,15 +68,73 @@ def test_a_batch_says_what_each_utterance_says_alone(tts):
     assert tts.synthesize_batch([]) == []
 
 
-def test_one_bucket_is_compiled_once(tts):
-    say(tts, "one", seed=0)
+def test_two_text_lengths_and_one_reference_length_are_all_that_is_compiled(tts):
+    for text in ("one", "x" * 23):
+        say(tts, text, seed=0)
     compiled = (sampling._sample._cache_size(), sampling.encode_conditions._cache_size())
-    for seed, text in enumerate(("two", "six", "nine!"), 1):
-        say(tts, text, seed=seed, duration=14.0 + seed)
-        say(tts, text, ref=(voice(0.6), RATE), seed=seed, cfg_scale=2.0 + seed)
+    for seed, length in enumerate((3, 7, 11, 12, 19, 22), 1):
+        say(tts, "y" * length, seed=seed, duration=14.0 + seed)
+        say(tts, "y" * length, ref=(voice(0.5 + 0.1 * seed), RATE), seed=seed, cfg_scale=2.0 + seed)
     assert (sampling._sample._cache_size(), sampling.encode_conditions._cache_size()) == compiled
-    say(tts, "one two three", seed=1)
-    assert sampling.encode_conditions._cache_size() == compiled[1] + 1
+
+
+def test_after_a_warm_up_nothing_is_compiled():
+    tts = tiny_tts()
+    tts.warm_up(steps=3)
+    compiled = (sampling._sample._cache_size(), sampling.encode_conditions._cache_size())
+    for text in ("one", "x" * 23):
+        tts.synthesize(text, (voice(), RATE), steps=3)
+    assert (sampling._sample._cache_size(), sampling.encode_conditions._cache_size()) == compiled
+
+
+def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
+    monkeypatch.setattr(tts_module, "SLOW_COMPILE_S", 0.05)
+    slow = tts_module.sample
+    monkeypatch.setattr(tts_module, "sample", lambda *given: time.sleep(0.5) or slow(*given))
+    tts = tiny_tts()
+    with caplog.at_level(logging.INFO):
+        say(tts), say(tts)
+    assert caplog.messages == [
+        "compiling for 1 utterances of up to 12 tokens and 1.3 s of speech: once, and kept for the next time"
+    ]
+
+
+WRONG_ARGUMENTS = """
+import numpy as np
+from tests.tiny_speaker import CHANNELS, tiny_tts
+tts, flat = tiny_tts(), np.zeros(8000, np.float32)
+for given in (
+    {"text": 42}, {"seed": -1}, {"seed": 1.5}, {"seed": 2**63}, {"speaker_ref": flat},
+    {"speaker_ref": (np.stack([flat, flat]), 8000)}, {"speaker_ref": 3},
+    {"speaker_ref": np.full((4, CHANNELS), np.nan)},
+):
+    try:
+        tts.synthesize(**({"text": "one", "steps": 1} | given))
+    except (TypeError, ValueError) as error:
+        print(error)
+"""
+
+
+def test_what_is_wrong_with_an_argument_names_it_and_the_right_form():
+    """In a process of its own: under pytest jaxtyping answers first."""
+    done = subprocess.run([sys.executable, "-c", WRONG_ARGUMENTS], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert done.stdout.splitlines() == [
+        'text: 42 is int: give a string, as in "four two"',
+        "seed: -1: give a whole number from 0 to 9223372036854775807",
+        "seed: 1.5: give a whole number from 0 to 9223372036854775807",
+        "seed: 9223372036854775808: give a whole number from 0 to 9223372036854775807",
+        "speaker_ref: a bare waveform has no sample rate: give (samples, rate), or the path of a file",
+        "speaker_ref: samples of shape (2, 8000): give one channel, as in (samples, rate)",
+        "speaker_ref: int: give the path of a recording, (samples, rate) or a latent",
+        "speaker_ref: the latent holds values that are not finite (NaN or infinite)",
+    ]
+
+
+def test_model_and_speech_describe_themselves_in_one_line(tts):
+    assert re.fullmatch(
+        r"EchoTTS\(0\.\d M parameters, up to 1\.3 s and 23 bytes .*codec linear at 8000 Hz.*step 7\)", repr(tts)
+    )
+    assert re.fullmatch(r"Speech\(\d\.\d\d s at 8000 Hz, latents \d+ x 8\)", repr(say(tts)))
 
 
 def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
@@ -186,7 +252,7 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):
-        with pytest.raises(ValueError, match=f"{name}: does not say which codec its latents are of: .*--codec"):
+        with pytest.raises(ValueError, match=f"{name}: names no codec for its latents of 8 channels: .*--codec"):
             EchoTTS.load(home / name)
         assert len(say(EchoTTS.load(home / name, home / "mine.safetensors"), duration=0.4).samples)
 

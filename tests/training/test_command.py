@@ -16,10 +16,11 @@ from echotts import config as configs
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.export import describe
 from echotts.cli.app import UsageError
-from echotts.cli.train import make_speaker, parse_config
+from echotts.cli.train import parse_config
 from echotts.codec import CodecConfig, save_codec
 from echotts.codec.backbone import init_params
 from echotts.config import Bucket, to_dict
+from echotts.evaluation.samples import make_speaker
 from echotts.synthesis import Speech
 from echotts.training import mesh as meshes
 from echotts.training.state import initial_state

@@ -16,6 +16,7 @@ from echotts.checkpoint.contents import step_folders
 from echotts.checkpoint.export import load_run
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
+from echotts.evaluation.samples import Spoken
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
@@ -25,7 +26,6 @@ from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
-from echotts.training.samples import Spoken
 from echotts.training.start import check_facts
 from tests.tiny_training import CHANNELS, TINY, with_sections
 

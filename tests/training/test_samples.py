@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from echotts.checkpoint.export import Weights
+from echotts.evaluation.samples import Spoken
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
 from echotts.training.heldout import Heldout
-from echotts.training.samples import Spoken, choose_voices, write_samples
+from echotts.training.samples import choose_voices, write_samples
 from tests.tiny_training import TINY, random_batch, with_sections
 
 

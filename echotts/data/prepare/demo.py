@@ -18,7 +18,7 @@ import soundfile
 
 from echotts.audio import Samples, resample
 from echotts.data.teachers import load_teacher
-from echotts.files import atomic_write, sha256_file
+from echotts.files import ASSETS, atomic_write, sha256_file
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 VOICES = {
@@ -46,7 +46,7 @@ SPLITS = (Split("train", 2300), Split("heldout", 100), Split("reference", 40))
 
 def corpus_path() -> Path:
     """The folder of the corpus that comes with the package."""
-    return Path(__file__).parents[2] / "assets" / "digits"
+    return ASSETS / "digits"
 
 
 def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS) -> dict[str, int]:

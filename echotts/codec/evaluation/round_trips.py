@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -110,7 +111,7 @@ def latent_statistics(codec: Codec, clips: Sequence[Sound]) -> dict[str, float]:
         bits = len(books) * np.log2(codec.config.codebook_size)
         return {"bits_per_s": frame_rate * bits, "codes_used_share": used / (len(books) * codec.config.codebook_size)}
     whole = [clip[: len(clip) // codec.hop_length * codec.hop_length] for clip in clips]
-    posteriors = [encode_frames(codec.params, codec.config, clip[None]) for clip in whole if len(clip)]
+    posteriors = [encode_frames(codec.params, codec.config, jnp.asarray(clip[None])) for clip in whole if len(clip)]
     mean, std = (np.concatenate([np.asarray(pair[part])[0] for pair in posteriors]) for part in (0, 1))
     kl = np.mean(mean**2 + std**2 - 2 * np.log(std) - 1, axis=0)
     return {

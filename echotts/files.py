@@ -1,5 +1,9 @@
-"""Files that appear under their name only when they are whole, in places that were checked before the work."""
+"""Files that appear under their name only when they are whole, in places that were checked before the work.
 
+Text files are read as UTF-8 whatever the locale.
+"""
+
+import codecs
 import hashlib
 import os
 import stat
@@ -63,6 +67,19 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of what is not UTF-8."""
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        column = error.start - data.rfind(b"\n", 0, error.start)
+        raise ValueError(
+            f"{path}, line {line}, byte {column} (0x{data[error.start]:02x}): not UTF-8: save the file as UTF-8"
+        ) from None
 
 
 def cache_root() -> Path:

@@ -137,6 +137,8 @@ def normalise_text(text: str) -> str:
 
 
 def _utf8(text: str) -> bytes:
+    if "\0" in text:
+        raise ValueError(f"text holds NUL at character {text.index(chr(0))}: no training text does, remove it")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

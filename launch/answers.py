@@ -1,7 +1,7 @@
-"""What the worker scripts say, and the scripts themselves.
+"""The scripts that run on the workers, and their answers.
 
 A script is sent whole with each call. Its answers are lines `@w3 fact KEY VALUE`, `@w3 error TEXT`, `@w3 exit CODE`
-(worker/common.sh); everything else among the output is noise that is shown when something went wrong.
+(worker/common.sh); all other output is noise, which is shown only when something fails.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class WorkerError(LaunchError):
 
 @dataclass
 class Answer:
-    """What one worker answered. `code` is None where the script was cut off, or never came there."""
+    """What one worker answered. `code` is None if the script was cut off or did not arrive."""
 
     worker: int
     facts: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Answer:
 
 
 def script_text(name: str) -> str:
-    """The script of this name, with what it includes."""
+    """The script of this name, with the common part included."""
     text = (SCRIPTS / f"{name}.sh").read_text(encoding="utf-8")
     common = (SCRIPTS / "common.sh").read_text(encoding="utf-8")
     if text.count(HEAD) != 1:
@@ -56,9 +56,9 @@ def remote_command(name: str, arguments: Iterable[str], *, short: bool = False) 
 
 
 def read_answers(name: str, output: str, expected: Sequence[int]) -> dict[int, Answer]:
-    """The answers of the expected workers, all of which succeeded.
+    """The answers of the expected workers, which all succeeded.
 
-    WorkerError says which did not, and why as far as the output tells.
+    WorkerError names those that did not, with the reason if the output has one.
     """
     answers: dict[int, Answer] = {}
     noise: list[str] = []
@@ -89,5 +89,5 @@ def _complaint(name: str, missing: list[int], failed: list[Answer], noise: list[
         said.append(f"no answer from worker {', '.join(map(str, missing))}")
     silent = missing or any(not answer.errors for answer in failed)
     if silent and noise:
-        said.append(f"the last that was said: {' | '.join(noise[-NOISE_LINES:])}")
+        said.append(f"last output: {' | '.join(noise[-NOISE_LINES:])}")
     return f"{name}: {'; '.join(said)}"

@@ -19,11 +19,11 @@ VERBS = {
     "up": "get the machines, and wait for them",
     "sync": "send the code, install what it needs, switch to it",
     "start": "check all workers, then start the command on each, detached",
-    "status": "what runs where, since when, and the last it said",
-    "logs": "the end of the logs (--follow to stay)",
+    "status": "what runs where, and its last log line",
+    "logs": "the end of the logs (--follow to keep reading)",
     "stop": "SIGTERM, wait for the checkpoint, SIGKILL",
     "down": "stop, and give the machines back",
-    "watch": "up, sync and start; again whenever machines or run are lost",
+    "watch": "up, sync and start, and again whenever the machines or the run are lost",
 }
 NOT_HERE = {  # settings that only one of the two programs knows
     "tpu.py": {"env"},
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(prog: str, purpose: str, make_pod: MakePod, more: Callable[[argparse.ArgumentParser], None]) -> NoReturn:
-    """Parses, does, and exits: 0 done, 1 a failure, 2 a wrong call, 130 Ctrl-C. `more` adds the program's own flags."""
+    """Runs a verb and exits: 0 success, 1 failure, 2 a wrong call, 130 Ctrl-C. `more` adds the program's own flags."""
     code = 0
     try:
         arguments = _parse(prog, purpose, more, sys.argv[1:])
@@ -53,7 +53,7 @@ def main(prog: str, purpose: str, make_pod: MakePod, more: Callable[[argparse.Ar
         complain(f"launch: {error}")
     except KeyboardInterrupt:
         code = 130
-        complain("launch: interrupted; what was started goes on")
+        complain("launch: interrupted; what was started keeps running")
     except BrokenPipeError:
         code = 141
     sys.exit(code)
@@ -84,8 +84,10 @@ def _parse(
     parser.add_argument("--config", metavar="FILE", help="ini file with [launch] and [env]; flags go before it")
     parser.add_argument("--dry_run", action="store_true", help="print what would change something instead of doing it")
     parser.add_argument("--worker", default="all", metavar="N", help="logs: of one worker (default: all)")
-    parser.add_argument("--lines", type=int, default=40, metavar="N", help="logs: how many of the last (default: 40)")
-    parser.add_argument("--follow", action="store_true", help="logs: stay, and print what comes")
+    parser.add_argument(
+        "--lines", type=int, default=40, metavar="N", help="logs: how many of the last lines (default: 40)"
+    )
+    parser.add_argument("--follow", action="store_true", help="logs: keep printing new lines")
     parser.add_argument("--dashboard", action="store_true", help="start: the dashboard too, on worker 0")
     more(parser)
     _add_settings(parser, NOT_HERE[prog.rsplit("/", 1)[-1]])

@@ -1,4 +1,4 @@
-"""Whether all workers may start one run: what preflight.sh found, compared."""
+"""Checks that all workers are fit to start one run, by comparing what preflight.sh found on each."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PREFLIGHT_S = 300
 
 
 class PreflightError(LaunchError):
-    """The workers are not fit to start; the message has a reason a line, each with its remedy."""
+    """The workers are not fit to start; the message lists the reasons, each with its remedy."""
 
 
 def preflight(pod: Pod) -> dict[int, Answer]:
-    """What each worker has; PreflightError with every reason against a start."""
+    """The facts of each worker; PreflightError with every reason against a start."""
     asked = time.time()
     answers = pod.run("preflight", pod.ports, timeout_s=PREFLIGHT_S)
     if pod.dry_run:
@@ -64,8 +64,8 @@ def _devices(answers: dict[int, Answer], settings: Settings) -> list[str]:
         chips = sum(int(answer.facts["chips"]) for answer in answers.values())
         if (chips, len(answers)) != (wanted.chips, wanted.hosts):
             reasons.append(
-                f"{settings.accelerator_type} has {wanted.chips} chips on {wanted.hosts} hosts, found are {chips} on "
-                f"{len(answers)}: is {settings.name} another TPU?"
+                f"{settings.accelerator_type} has {wanted.chips} chips on {wanted.hosts} hosts, but {chips} chips on "
+                f"{len(answers)} were found: is {settings.name} another TPU?"
             )
     for answer in answers.values():
         if answer.facts["holders"] != "none":
@@ -75,7 +75,7 @@ def _devices(answers: dict[int, Answer], settings: Settings) -> list[str]:
     reasons += _those(
         answers,
         lambda facts: facts["lock"] == "kept" and facts["holders"] == "none",
-        "/tmp/libtpu_lockfile cannot be proven to be nobody's",
+        "/tmp/libtpu_lockfile may belong to a live process",
         "look at it (sudo lsof) and remove it by hand",
     )
     return reasons

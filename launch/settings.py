@@ -1,4 +1,4 @@
-"""What is launched, and where: flags over a file over defaults, checked before anything is asked of anybody."""
+"""What is launched and where: flags override the file, which overrides the defaults; checked before the first call."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ def _setting(default: Any, help_text: str) -> Any:
 class Settings:
     """Everything a verb may need. Each field is a flag, and a key of the file's [launch] section."""
 
-    name: str = _setting("echotts", "of the TPU and of its queued resource")
+    name: str = _setting("echotts", "name of the TPU and of its queued resource")
     project: str = _setting("", "Google Cloud project; empty: gcloud's own")
     zone: str = _setting("", "such as us-central2-b; empty: gcloud's own")
     accelerator_type: str = _setting("", "such as v4-64, v5litepod-32, v6e-32; needed by up and watch")
-    runtime_version: str = _setting("", "image of the machines; empty: the usual one of the accelerator type")
+    runtime_version: str = _setting("", "image of the machines; empty: the usual one for the accelerator type")
     spot: bool = _setting(False, "capacity that may be taken away at any time, for a fraction of the price")
     create_flags: str = _setting("", "more flags of `queued-resources create`, such as --service-account=...")
     ssh_flags: str = _setting("", "more flags of `tpu-vm ssh` and `scp`, such as --internal-ip")
@@ -66,7 +66,7 @@ class Settings:
     dirty: bool = _setting(False, "send uncommitted and untracked files too (ignored ones never)")
     base: str = _setting("echotts", "directory on the workers, below the home directory")
     python: str = _setting(
-        "3.11", "Python version there (got by uv), or the path of an interpreter that has everything"
+        "3.11", "Python version there (installed by uv), or the path of an interpreter with all dependencies"
     )
     command: str = _setting("", "what runs on every worker, such as: train_pretrain.py --preset 1.3b ...")
     hf_token_file: str = _setting("", "file with a Hugging Face token; copied, never on a command line")
@@ -74,20 +74,20 @@ class Settings:
         WATCHDOG, "what keeps the workers' disks from filling, started with the run, whose --run_dir is added"
     )
     dashboard_command: str = _setting(DASHBOARD, "what --dashboard starts; the command's --run_dir is added")
-    min_free_gb: int = _setting(20, "free disk that start insists on, on every worker")
-    max_skew_s: int = _setting(30, "how far the workers' clocks may be apart")
+    min_free_gb: int = _setting(20, "free disk space in GB that start requires on every worker")
+    max_skew_s: int = _setting(30, "largest difference between the workers' clocks, in seconds")
     grace_s: int = _setting(180, "seconds between SIGTERM and SIGKILL")
-    wait_minutes: float = _setting(60.0, "how long up waits for the machines; 0: not at all")
-    poll_s: float = _setting(30.0, "seconds between questions while waiting and watching")
+    wait_minutes: float = _setting(60.0, "minutes that up waits for the machines; 0: does not wait")
+    poll_s: float = _setting(30.0, "seconds between two looks while waiting and watching")
     lost_s: float = _setting(
         600.0,
         "seconds after which a granted slice that is not listed, or (watch) a worker that does not answer, counts as "
         "lost; where no worker answers six times that",
     )
-    backoff_s: float = _setting(60.0, "watch: pause before the second try; doubles up to 30 minutes")
+    backoff_s: float = _setting(60.0, "watch: seconds before the second retry; doubles up to 30 minutes")
     max_per_day: int = _setting(24, "watch: how often it recreates or restarts within 24 hours")
-    settle_s: float = _setting(5.0, "start: seconds after which every worker must still be alive")
-    env: tuple[tuple[str, str], ...] = _setting((), "variables of the run; the file's [env] section")
+    settle_s: float = _setting(5.0, "start: seconds after which the process of every worker must still be alive")
+    env: tuple[tuple[str, str], ...] = _setting((), "environment variables of the run; the file's [env] section")
 
     def __post_init__(self) -> None:
         if not NAME.fullmatch(self.name):
@@ -115,7 +115,7 @@ class Settings:
         if not self.hf_token_file:
             return None
         path = Path(self.hf_token_file).expanduser()
-        if not path.is_file() or not path.read_text(encoding="utf-8").strip():
+        if not path.is_file() or not path.read_text(encoding="utf-8-sig").strip():
             raise UsageError(f"hf_token_file {path}: missing or empty; log in with `hf auth login`, or name another")
         return path
 
@@ -149,7 +149,7 @@ def read_file(path: Path) -> dict[str, Any]:
     parser = configparser.ConfigParser(interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]  # names of variables keep their case
     try:
-        parser.read_string(path.read_text(encoding="utf-8"), source=str(path))
+        parser.read_string(path.read_text(encoding="utf-8-sig"), source=str(path))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}") from None
     except (configparser.Error, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""What is done to a pod, whichever kind it is. Every verb may be called again: it does what is left to do."""
+"""What can be done to a pod, of whichever kind. Every verb may be called again: it does what is left to do."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def sync(pod: Pod, package: Package | None = None) -> str:
         prepared = pod.run("prepare", package.release, timeout_s=QUICK_S)
         whole = bool(prepared) and all(answer.facts["complete"] == "yes" for answer in prepared.values())
         if whole:
-            say(f"release {package.release} is there already")
+            say(f"release {package.release} is already there")
         else:
             pod.copy(package.path, package.path.name)
         if token:
@@ -111,7 +111,7 @@ def start(pod: Pod, *, dashboard: bool = False) -> str | None:
 
     running = _running(pod)
     if running is not None:
-        say(f"run {running} is running already on all workers")
+        say(f"run {running} is already running on all workers")
     facts = {} if running else preflight(pod)
     if "hf://" in settings.command and any(answer.facts["token"] == "none" for answer in facts.values()):
         complain("launch: no Hugging Face token on the workers: no private data, and few requests (hf_token_file)")
@@ -181,9 +181,11 @@ def describe(answer: Answer) -> str:
 
 
 def check_command(pod: Pod) -> None:
-    """UsageError where it is not said what to run."""
+    """UsageError without a command to run."""
     if not pod.settings.command.strip():
-        raise UsageError("command is missing: say what to run, such as --command 'train_pretrain.py --preset 1.3b ...'")
+        raise UsageError(
+            "command is missing: name what to run, such as --command 'train_pretrain.py --preset 1.3b ...'"
+        )
 
 
 def _start_role(pod: Pod, run: str, release: str, role: str, command: str, workers: Sequence[int]) -> None:
@@ -204,7 +206,7 @@ def job_file(command: str, env: Sequence[tuple[str, str]]) -> str:
 
 
 def _training_command(pod: Pod) -> str:
-    """The command as words of a shell, quoted; the training program is told of the other processes."""
+    """The command as quoted words of a shell; a training gets the flags by which its processes find each other."""
     words = python_words(pod.settings.command)
     told = any(word.startswith("--run.coordinator") for word in words)
     training = any(words[: len(head)] == head for head in TRAINING)
@@ -214,7 +216,7 @@ def _training_command(pod: Pod) -> str:
 
 
 def _dashboard_command(settings: Settings) -> str:
-    """What shows the run, told where the run is."""
+    """The command of the dashboard, with the run's directory."""
     words = python_words(settings.dashboard_command)
     if not words:
         raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
@@ -225,7 +227,7 @@ def _dashboard_command(settings: Settings) -> str:
 
 
 def _watchdog_command(settings: Settings) -> str:
-    """What keeps the disk from filling, told where the run is: a run in a bucket takes no room on a worker."""
+    """The command of the watchdog, with the run's directory unless that is in a bucket."""
     words = python_words(settings.watchdog)
     run_dir = _run_dir(shlex.split(settings.command))
     if _run_dir(words) or not run_dir or "://" in run_dir:
@@ -254,7 +256,7 @@ def quoted(command: str) -> str:
 
 
 def _running(pod: Pod) -> str | None:
-    """The run that is alive on every worker; None where none is on any. LaunchError for anything between."""
+    """The run that is alive on every worker, None if none is alive on any. LaunchError for anything between."""
     answers = pod.run("status", timeout_s=QUICK_S)
     alive = {worker: a.facts["run"] for worker, a in answers.items() if a.facts["state"] == "running"}
     if not alive:
@@ -266,7 +268,7 @@ def _running(pod: Pod) -> str | None:
 
 
 def _release(pod: Pod, facts: dict[int, Answer]) -> str:
-    """The release that all workers have; says when the files here are another by now."""
+    """The release that all workers have. Complains when the files here have changed since."""
     answers = facts or pod.run("status", timeout_s=QUICK_S)
     release = next(iter(answers.values())).facts["release"]
     try:
@@ -274,7 +276,7 @@ def _release(pod: Pod, facts: dict[int, Answer]) -> str:
     except LaunchError:
         return release  # started from a machine without the code
     if here != release:
-        complain(f"launch: the workers have release {release}, here is {here}: sync sends it")
+        complain(f"launch: the workers have release {release}, the files here are {here}: sync sends them")
     return release
 
 

@@ -1,4 +1,4 @@
-"""Keeps a run alive for weeks: machines that are taken away come back, and the run resumes from its last checkpoint."""
+"""Keeps a run alive for weeks: replaces machines that are taken away, and the run resumes from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PATIENCE = 6  # looks at a run that was asked to leave, before it is started aga
 
 
 class GaveUp(LaunchError):
-    """There is no point in watching on: the day's tries are used up, or the request was refused."""
+    """There is no point in watching on: the day's retries are used up, or the request was refused."""
 
 
 class Budget:
-    """How often may be tried again, and after which pause. Times are seconds of one clock."""
+    """How often to retry, and after which pause. Times are seconds of one clock."""
 
     def __init__(self, settings: Settings):
         self._pause_s = settings.backoff_s
@@ -36,16 +36,16 @@ class Budget:
         self._in_a_row = 0
 
     def spend(self, now_s: float, why: str) -> float:
-        """The pause before the next try, none before the first; GaveUp when the day's tries are used up."""
+        """The pause before the next retry, 0 before the first; GaveUp when the day's retries are used up."""
         self._tries = [then for then in self._tries if now_s - then < DAY_S] + [now_s]
         if len(self._tries) > self._most:
-            raise GaveUp(f"{why}; tried {self._most} times within 24 hours (max_per_day): watch gives up, see logs")
+            raise GaveUp(f"{why}; retried {self._most} times within 24 hours (max_per_day): watch gives up, see logs")
         pause_s = 0.0 if self._in_a_row == 0 else min(self._pause_s * 2 ** (self._in_a_row - 1), LONGEST_PAUSE_S)
         self._in_a_row += 1
         return pause_s
 
     def steady(self) -> None:
-        """The run has lived long enough to trust it: the next pause is short again."""
+        """The run has been up long enough: the next pause is short again."""
         self._in_a_row = 0
 
 
@@ -105,7 +105,7 @@ class Watch:
         return state, words, answers
 
     def _act(self, state: str, words: str, answers: dict[int, Answer]) -> bool:
-        """What this state asks for; True when there is nothing left to watch."""
+        """Does what this state requires; True when there is nothing left to watch."""
         if self._unlisted.seconds(state == UNLISTED) > self._pod.settings.lost_s:
             state = LOST
         if state == MISSING and self._had_machines:  # machines that are taken away leave a suspended resource behind
@@ -179,7 +179,7 @@ class Watch:
 
 
 def watch(pod: Pod) -> None:
-    """Creates, sends, starts, and does so again whenever machines or run are lost."""
+    """Creates, syncs, starts, and does so again whenever the machines or the run are lost."""
     if pod.dry_run:
         verbs.up(pod)
         verbs.sync(pod)

@@ -34,8 +34,11 @@ class PrepareArguments:
     """Loudness that recordings are brought to before encoding, in LUFS."""
     shard_samples: int = 1000
     """Samples in a shard."""
+    heldout_share: float = 0.0
+    """Share of the recordings that becomes a data set of its own, in OUTPUT/heldout, for --data.heldout of a training;
+    none of its texts occurs in the other."""
     seed: int = 0
-    """Decides how samples are mixed among shards and which reference each gets."""
+    """Decides how samples are mixed among shards, which reference each gets and which recordings are held out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def main(argv: list[str]) -> int:
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
     from echotts.codec import load_codec
-    from echotts.data.prepare.pipeline import Settings, prepare
+    from echotts.data.prepare.pipeline import HELDOUT_NAME, Settings, prepare
 
     settings = Settings(
         seed=arguments.seed,
@@ -90,6 +93,7 @@ def _prepare(argv: list[str]) -> int:
         max_s=arguments.max_s,
         loudness_lufs=arguments.loudness_lufs,
         shard_samples=arguments.shard_samples,
+        heldout_share=arguments.heldout_share,
     )
     source = arguments.source
     if source == "demo" and not Path(source).exists():
@@ -105,6 +109,15 @@ def _prepare(argv: list[str]) -> int:
         f"{arguments.output}: {summary.samples} samples ({summary.with_reference} with a reference), "
         f"{summary.hours:.2f} hours, {summary.shards} shards"
     )
+    if summary.heldout:
+        print(
+            f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out: train with --data.heldout on them"
+        )
+    if not summary.with_reference:
+        print(
+            "no sample has a reference, which is another recording of its speaker: name the speakers in a column "
+            "speaker of the table, by a folder for each, or with --speaker"
+        )
     if summary.rejected:
         causes = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.rejected.items()))
         print(f"rejected: {causes}; each with its reason in {arguments.output / 'rejected.jsonl'}")

@@ -134,10 +134,9 @@ def read_text(arguments: Arguments) -> str:
         text = arguments.text
     else:
         assert arguments.text_file is not None
-        try:
-            text = arguments.text_file.read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{arguments.text_file}: is not UTF-8 text (byte {error.start})") from error
+        from echotts import files
+
+        text = files.read_text(arguments.text_file).strip()
         if not text:
             raise UsageError(f"{arguments.text_file}: is empty: there is nothing to say")
     if arguments.normalise_text:

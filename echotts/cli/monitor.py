@@ -70,7 +70,11 @@ def main(argv: list[str]) -> int:
         access = called(arguments.host, arguments.allow_host, arguments.tunnel, machine, token, port)
         anywhere = arguments.host in ("0.0.0.0", "::")
         name = machine if anywhere else f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-        print(f"{len(library.runs())} runs at http://{name}:{port}/{f'?token={token}' if token else ''}", flush=True)
+        runs = len(library.runs())
+        print(
+            f"{runs} {'run' if runs == 1 else 'runs'} at http://{name}:{port}/{f'?token={token}' if token else ''}",
+            flush=True,
+        )
         if arguments.tunnel:
             print(f"through the tunnel: its address, then /?token={token}", flush=True)
         serve(library, access, sock, arguments.webhook)

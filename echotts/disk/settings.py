@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from echotts.files import read_text
 from echotts.rundir.pause import RESUME_SHARE
 
 KINDS = ("partial", "shards", "logs", "hub", "runs")
@@ -146,8 +147,7 @@ def with_run(settings: Settings, run_dir: Path) -> Settings:
 def load_settings(path: Path) -> Settings:
     """Reads and checks the file. ValueError or FileNotFoundError names the file, the place and the remedy."""
     try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
+        content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: is not TOML: {error}") from error
     try:

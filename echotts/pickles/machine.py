@@ -1,8 +1,8 @@
-"""The state of a pickle under way, and what an opcode can do with it (see opcodes.py)."""
+"""The pickle machine: opcodes, stack and memo, on plain values only (opcodes as in pickletools, protocols 2 to 5)."""
 
 import struct
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from echotts.pickles.values import (
@@ -10,22 +10,27 @@ from echotts.pickles.values import (
     DType,
     Record,
     RestrictedPickleError,
-    Unresolved,
     array_from_state,
+    checked_key,
     dtype_from_state,
-    flat_key,
     shown,
 )
 
 MARK = object()
-_LONGEST_LINE = 1 << 16
+LONGEST_NAME = 256
+LONGEST_TEXT = 1 << 24
+LONGEST_COPY = 1 << 12  # longer byte strings stay views of the file
+REFERENCE, NUMBER, CONTAINER, DICT_ITEM, VIEW = 8, 40, 72, 112, 200  # what objects cost, in bytes, rounded up
+
+_number: dict[str, struct.Struct] = {layout: struct.Struct(layout) for layout in ("<B", "<H", "<I", "<Q", "<i", ">d")}
 
 
 class Machine:
-    """One pickle under way: its bytes, the stack and the memo. It calls what `names` permits, and nothing else.
+    """One pickle under way. It calls what `names` permits, and nothing else.
 
     Args:
         names: what may be named, as "module.name", and the function or marker that stands for it.
+        allowance: bytes that the objects it makes may take.
         records: module prefixes whose classes may be named; instances become tuples (arguments) or dicts (state).
         persistent: turns a persistent id into a value.
     """
@@ -33,57 +38,53 @@ class Machine:
     def __init__(
         self,
         data: memoryview,
-        path: str | Path,
         names: dict[str, Any],
+        allowance: int,
         records: tuple[str, ...] = (),
         persistent: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._data, self._path, self._names, self._records, self.persistent = data, path, names, records, persistent
-        self._position = 0
-        self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self._data, self._names, self._records, self._persistent = data, names, records, persistent
+        self._position, self._allowance = 0, allowance
+        self._stack: list[Any] = []
+        self._memo: list[Any] = []
 
-    def take(self, count: int) -> memoryview:
-        """The next bytes."""
-        end = self._position + count
-        if count < 0 or end > len(self._data):
-            raise EOFError("cut off")
-        piece = self._data[self._position : end]
-        self._position = end
-        return piece
+    def run(self) -> Any:
+        """The value of the pickle, stand-ins included. RestrictedPickleError, or an ordinary error when malformed."""
+        while True:
+            code = self._data[self._position]
+            self._position += 1
+            if code in _CONSTANTS:
+                self._push(_CONSTANTS[code], REFERENCE)
+            elif code == _STOP:
+                return self._pop()
+            elif code in _HANDLERS:
+                _HANDLERS[code](self)
+            else:
+                raise ValueError(f"opcode 0x{code:02x}, which no pickle of protocol 2 to 5 needs for arrays")
 
-    def line(self) -> bytes:
-        """The bytes to the end of the line."""
-        window = bytes(self._data[self._position : self._position + _LONGEST_LINE])
-        line, newline, _ = window.partition(b"\n")
-        if not newline:
-            raise EOFError("a line without an end")
-        self._position += len(line) + 1
-        return line
+    def spend(self, cost: int) -> None:
+        """Pays for `cost` bytes of objects; RestrictedPickleError when the allowance is used up."""
+        self._allowance -= cost
+        if self._allowance < 0:
+            raise RestrictedPickleError("asks for far more memory than its size")
 
-    def number(self, layout: str) -> Any:
-        """The next number, in a layout of struct."""
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+    def _push(self, value: Any, cost: int) -> None:
+        self.spend(cost)
+        self._stack.append(value)
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop(self) -> Any:
-        """The value on top, which is taken off; never a mark."""
-        value = self.stack.pop()
+    def _pop(self) -> Any:
+        value = self._stack.pop()
         if value is MARK:
             raise ValueError("a mark where a value must be")
         return value
 
-    def top(self, kind: type | tuple[type, ...]) -> Any:
-        """The container on top, which stays."""
-        if not isinstance(self.stack[-1], kind):
-            raise ValueError(f"a {type(self.stack[-1]).__name__} is used as a container")
-        return self.stack[-1]
+    def _top(self, kind: type) -> Any:
+        if type(self._stack[-1]) is not kind:
+            raise ValueError(f"a {type(self._stack[-1]).__name__} is used as a {kind.__name__}")
+        return self._stack[-1]
 
-    def pop_to_mark(self) -> list[Any]:
-        """All above the last mark, which is taken off with it."""
-        stack = self.stack
+    def _pop_to_mark(self) -> list[Any]:
+        stack = self._stack
         index = len(stack) - 1
         while stack[index] is not MARK:
             index -= 1
@@ -93,45 +94,149 @@ class Machine:
         del stack[index:]
         return items
 
-    def set_items(self, items: list[Any]) -> None:
-        """Sets key, value, key, value, ... in the dict on top."""
-        target = self.top((dict, Record))
-        if isinstance(target, Record) or len(items) % 2:
-            raise ValueError("items for something that is no dict")
-        for key, value in zip(items[::2], items[1::2], strict=True):
-            target[flat_key(key)] = value
+    def _take(self, layout: str) -> Any:
+        number = _number[layout]
+        value = number.unpack_from(self._data, self._position)[0]
+        self._position += number.size
+        return value
 
-    def find(self, module: Any, name: Any) -> None:
-        """Pushes what stands for the name; RestrictedPickleError where it is not permitted."""
-        if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
-        module = {"__builtin__": "builtins"}.get(module, module)
-        full = f"{module}.{name}"
+    def _piece(self, count: int) -> memoryview:
+        end = self._position + count
+        if end > len(self._data):
+            raise EOFError("cut off")
+        piece = self._data[self._position : end]
+        self._position = end
+        return piece
+
+    def _skip(self, count: int) -> None:
+        self._position += count
+
+    def _line(self) -> str:
+        window = bytes(self._data[self._position : self._position + LONGEST_NAME])
+        line, newline, _ = window.partition(b"\n")
+        if not newline:
+            raise ValueError(f"a name without an end, or of more than {LONGEST_NAME} bytes")
+        self._position += len(line) + 1
+        return line.decode()
+
+    def _number(self, layout: str) -> None:
+        self._push(self._take(layout), NUMBER)
+
+    def _long(self) -> None:
+        self._push(int.from_bytes(self._piece(self._take("<B")), "little", signed=True), NUMBER + 255)
+
+    def _text(self, layout: str) -> None:
+        count = self._take(layout)
+        if count > LONGEST_TEXT:
+            raise ValueError(f"a text of {count} bytes")
+        text = str(self._piece(count), "utf-8", "surrogatepass")
+        self._push(text, sys.getsizeof(text))
+
+    def _bytes(self, layout: str) -> None:
+        piece = self._piece(self._take(layout))
+        if len(piece) <= LONGEST_COPY:
+            self._push(bytes(piece), len(piece) + CONTAINER)
+        else:
+            self._push(piece, VIEW)
+
+    def _tuple(self, items: list[Any]) -> None:
+        self._push(tuple(items), CONTAINER + REFERENCE * len(items))
+
+    def _tuple_of(self, count: int) -> None:
+        self._tuple([self._pop() for _ in range(count)][::-1])
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._top(list)
+        self.spend(REFERENCE * len(items))
+        target.extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._top(dict)
+        if len(items) % 2:
+            raise ValueError("a key without a value")
+        self.spend(DICT_ITEM * len(items) // 2)
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            target[checked_key(key)] = value
+
+    def _put(self, index: int) -> None:
+        """Picklers number what they remember 0, 1, 2, ...; another numbering could cost more than it brings."""
+        if index > len(self._memo):
+            raise ValueError(f"memo {index} after {len(self._memo)} entries")
+        self.spend(REFERENCE)
+        self._memo[index : index + 1] = [self._stack[-1]]
+
+    def _find(self, module: Any, name: Any) -> None:
+        if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > LONGEST_NAME:
+            raise ValueError(f"a name that is no text, or of more than {LONGEST_NAME} characters")
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full in self._names:
-            self.push(Unresolved(full, self._names[full]))
+            self._push(self._names[full], REFERENCE)
         elif full.startswith(self._records) and name.lstrip("_")[:1].isupper():
-            self.push(Unresolved(full, lambda *arguments: Record(full, arguments)))
+            self._push(Record(full), VIEW)
         else:
             raise RestrictedPickleError(
-                f"{self._path}: refused: it asks for {shown(full)}, which is neither array, tensor nor plain container"
+                f"refused: it asks for {shown(full)}, which is neither array, tensor nor plain container"
             )
 
-    def call(self, function: Any, arguments: Any) -> None:
-        """Pushes what a permitted function makes of the arguments."""
-        if not isinstance(function, Unresolved) or not callable(function.value):
+    def _call(self) -> None:
+        arguments, function = self._pop(), self._pop()
+        if not isinstance(arguments, tuple) or not callable(function):
             raise ValueError("a call of something that is no function")
-        if not isinstance(arguments, tuple):
-            raise ValueError(f"a call of {function.name} without arguments")
-        self.push(function.value(*arguments))
+        self.spend(VIEW + REFERENCE * len(arguments))
+        self._stack.append(function(self.spend, *arguments))
 
-    def build(self, state: Any) -> None:
-        """Gives the object on top its state."""
-        target = self.stack[-1]
+    def _build(self) -> None:
+        state, target = self._pop(), self._stack[-1]
         if isinstance(target, Array):
-            target.value = array_from_state(state)
+            target.value = array_from_state(self.spend, state)
         elif isinstance(target, DType):
             target.dtype = dtype_from_state(target.dtype, state)
         elif isinstance(target, Record):
             target.state = state
-        elif not isinstance(target, dict):  # attributes of an OrderedDict (state_dict's _metadata) are dropped
+        elif type(target) is not dict:  # attributes of an OrderedDict (state_dict's _metadata) are dropped
             raise ValueError(f"state for a {type(target).__name__}")
+
+    def _persistent_id(self) -> None:
+        if self._persistent is None:
+            raise ValueError("a persistent id: is it a torch file?")
+        self._push(self._persistent(self._pop()), VIEW)
+
+
+_STOP = ord(".")
+_CONSTANTS: dict[int, Any] = {ord("("): MARK, ord("N"): None, 0x88: True, 0x89: False, ord(")"): ()}
+_HANDLERS: dict[int, Callable[[Machine], None]] = {
+    0x80: lambda m: m._skip(1),  # protocol
+    0x95: lambda m: m._skip(8),  # frame
+    ord("J"): lambda m: m._number("<i"),
+    ord("K"): lambda m: m._number("<B"),
+    ord("M"): lambda m: m._number("<H"),
+    ord("G"): lambda m: m._number(">d"),
+    0x8A: Machine._long,
+    ord("X"): lambda m: m._text("<I"),
+    0x8C: lambda m: m._text("<B"),
+    ord("B"): lambda m: m._bytes("<I"),
+    ord("C"): lambda m: m._bytes("<B"),
+    0x8E: lambda m: m._bytes("<Q"),
+    0x96: lambda m: m._bytes("<Q"),
+    ord("]"): lambda m: m._push([], CONTAINER),
+    ord("}"): lambda m: m._push({}, CONTAINER),
+    ord("t"): lambda m: m._tuple(m._pop_to_mark()),
+    0x85: lambda m: m._tuple_of(1),
+    0x86: lambda m: m._tuple_of(2),
+    0x87: lambda m: m._tuple_of(3),
+    ord("a"): lambda m: m._append([m._pop()]),
+    ord("e"): lambda m: m._append(m._pop_to_mark()),
+    ord("s"): lambda m: m._set([m._pop(), m._pop()][::-1]),
+    ord("u"): lambda m: m._set(m._pop_to_mark()),
+    ord("c"): lambda m: m._find(m._line(), m._line()),
+    0x93: lambda m: m._find(*[m._pop(), m._pop()][::-1]),
+    ord("R"): Machine._call,
+    0x81: Machine._call,
+    ord("b"): Machine._build,
+    ord("q"): lambda m: m._put(m._take("<B")),
+    ord("r"): lambda m: m._put(m._take("<I")),
+    0x94: lambda m: m._put(len(m._memo)),
+    ord("h"): lambda m: m._push(m._memo[m._take("<B")], REFERENCE),
+    ord("j"): lambda m: m._push(m._memo[m._take("<I")], REFERENCE),
+    ord("Q"): Machine._persistent_id,
+}

@@ -1,21 +1,27 @@
 """What a pickle may hold and name: stand-ins for what is not imported, and the arrays and containers they become."""
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-_UNDER_WAY = object()
+MOST_INTEGER_KEY = 1 << 16
+DEEPEST = 64  # containers inside each other
 
 
 class RestrictedPickleError(ValueError):
     """The file is malformed, or asks for something that is neither an array nor a plain container."""
 
 
+Spend = Callable[[int], None]  # pays for the bytes that a function makes (Machine.spend)
+
+
 def shown(text: str) -> str:
     """Text from a file as one short line, without control characters."""
-    escaped = text.encode("unicode_escape").decode()
+    escaped = text[:200].encode("unicode_escape").decode()
     return escaped if len(escaped) <= 120 else escaped[:117] + "..."
 
 
@@ -26,21 +32,25 @@ def is_shape(numbers: Any) -> bool:
 
 def is_count(number: Any) -> bool:
     """Whether it is an integer from 0 to 2**60."""
-    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= 1 << 60
+    return type(number) is int and 0 <= number <= 1 << 60
 
 
-class Unresolved:
-    """A permitted name before it is called; `value` is a function, a dtype or another marker of the table."""
-
-    def __init__(self, name: str, value: Any) -> None:
-        self.name, self.value = name, value
+def checked_key(key: Any) -> Any:
+    """Texts, None and small counts. Python hashes larger numbers and tuples the same way everywhere: keys of one hash
+    could be made, and each would be compared with all before it."""
+    if key is None or isinstance(key, str) or (isinstance(key, int) and 0 <= key < MOST_INTEGER_KEY):
+        return key
+    raise ValueError(f"a {type(key).__name__} as a key, or an integer beyond {MOST_INTEGER_KEY}")
 
 
 class Record:
-    """An instance of a class that is not imported: its arguments and state are all that is kept."""
+    """A class that is not imported, or (once called) an instance: its arguments and state are all that is kept."""
 
-    def __init__(self, name: str, arguments: tuple) -> None:
+    def __init__(self, name: str, arguments: tuple = ()) -> None:
         self.name, self.arguments, self.state = name, arguments, None
+
+    def __call__(self, _: Spend, *arguments: Any) -> "Record":
+        return Record(self.name, arguments)
 
 
 class DType:
@@ -56,18 +66,10 @@ class Array:
     value: np.ndarray | None = None
 
 
-def flat_key(key: Any) -> Any:
-    """Only scalars and flat tuples of them: hashing anything nested could take for ever."""
-    parts = key if isinstance(key, tuple) else (key,)
-    if not all(part is None or isinstance(part, (str, bytes, int, float)) for part in parts):
-        raise ValueError(f"a {type(key).__name__} as a key")
-    return key
-
-
-def _dtype(kind: Any, *_: Any) -> DType:
-    if isinstance(kind, Unresolved) and isinstance(kind.value, np.dtype):
-        return DType(kind.value)
-    if not isinstance(kind, str) or not re.fullmatch(r"[<>|=]?([biufc]\d{1,2}|[SU]\d{1,4}|\?)", kind):
+def _dtype(_: Spend, kind: Any, *__: Any) -> DType:
+    if isinstance(kind, np.dtype):
+        return DType(kind)
+    if not isinstance(kind, str) or not re.fullmatch(r"[<>|=]?([biufc]\d{1,2}|\?)", kind):
         raise ValueError(f"an array of dtype {shown(kind) if isinstance(kind, str) else 'unknown'}")
     return DType(np.dtype(kind))
 
@@ -76,95 +78,87 @@ def dtype_from_state(dtype: np.dtype, state: Any) -> np.dtype:
     """Applies the byte order of numpy's dtype state (version, order, subdtype, names, fields, size, ...)."""
     if not isinstance(state, tuple) or len(state) < 5 or any(part is not None for part in state[2:5]):
         raise ValueError("a structured dtype")
-    if not isinstance(state[1], str) or state[1] not in "<>|=":
+    if not isinstance(state[1], str) or state[1] not in ("<", ">", "|", "="):
         raise ValueError("a dtype without a byte order")
-    return dtype.newbyteorder(state[1]) if state[1] == ">" else dtype
+    return dtype.newbyteorder(">") if state[1] == ">" else dtype
 
 
-def array_from_state(state: Any) -> np.ndarray:
+def array_from_state(spend: Spend, state: Any) -> np.ndarray:
     """The array of numpy's state (version, shape, dtype, Fortran order, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5:
         raise ValueError("an array without a state")
     _, shape, dtype, fortran, raw = state
-    return _array_from_buffer(raw, dtype, shape, "F" if fortran is True else "C")
+    return _array(spend, raw, dtype, shape, "F" if fortran is True else "C")
 
 
-def _array_from_buffer(raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
+def _array(spend: Spend, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
     if not isinstance(dtype, DType) or not isinstance(raw, (bytes, memoryview)):
         raise ValueError("an array that holds objects")
     if not is_shape(shape):
         raise ValueError("an array of impossible shape")
-    if order == "K" and isinstance(axes, tuple) and sorted(axes) == list(range(len(shape))):
-        return _array_from_buffer(raw, dtype, shape, "C").transpose(axes)
+    if order == "K" and is_shape(axes) and sorted(axes) == [*range(len(shape))]:
+        return _array(spend, raw, dtype, shape, "C").transpose(axes)
     if order not in ("C", "F") or axes is not None:
         raise ValueError("an array in an unknown order")
-    elements = 1
-    for length in shape:
-        elements *= length
+    elements = product(shape)
     if elements * dtype.dtype.itemsize != len(raw):
         raise ValueError(f"an array of shape {shown(str(shape))} and {len(raw)} bytes")
-    if dtype.dtype == np.bool_:
-        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape, order=order)
     if not elements:
         return np.zeros(shape, dtype.dtype)
+    if dtype.dtype == np.bool_:
+        spend(elements)
+        return (np.frombuffer(raw, np.uint8) != 0).reshape(shape, order=order)
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
-def _scalar(dtype: Any, raw: Any) -> Any:
-    return _array_from_buffer(raw, dtype, (1,), "C")[0]
+def product(shape: tuple[int, ...]) -> int:
+    """The elements of a shape, without overflow."""
+    elements = 1
+    for length in shape:
+        elements *= length
+    return elements
 
 
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
+def _scalar(spend: Spend, dtype: Any, raw: Any) -> Any:
+    return _array(spend, raw, dtype, (1,), "C")[0]
+
+
+def _encode(spend: Spend, text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding != "latin1":
         raise ValueError("bytes in an unknown encoding")
+    spend(len(text))
     return text.encode("latin1")
 
 
-def _pairs(items: Any = ()) -> dict[Any, Any]:
-    if not isinstance(items, (list, tuple)) or not all(isinstance(i, (list, tuple)) and len(i) == 2 for i in items):
-        raise ValueError("a dict of no pairs")
-    return {flat_key(key): value for key, value in items}
+def _dict(spend: Spend, items: Any = ()) -> dict[Any, Any]:
+    """OrderedDict; one with items in the call is written by protocols below 2 only."""
+    if items:
+        raise ValueError("a dict made of something else")
+    return {}
 
 
-def _default_dict(factory: Any = None, items: Any = ()) -> dict[Any, Any]:
-    return _pairs(items)
+def _default_dict(spend: Spend, factory: Any = None) -> dict[Any, Any]:
+    return {}
 
 
-def members(items: Any = ()) -> set[Any]:
-    """A set of scalars and flat tuples."""
-    if not isinstance(items, (list, tuple)):
-        raise ValueError("a set of no list")
-    return {flat_key(item) for item in items}
-
-
-def _bytes(raw: Any = b"") -> bytes:
-    if not isinstance(raw, (bytes, memoryview)):
-        raise ValueError("bytes of something else")
-    return bytes(raw)
-
-
-def _byte_array(text: Any = b"", encoding: Any = "latin1") -> bytes:
-    return _encode(text, encoding) if isinstance(text, str) else _bytes(text)
+def _empty_bytes(_: Spend) -> bytes:
+    return b""
 
 
 def plain_names() -> dict[str, Any]:
     """The names that every pickle may use: containers of the standard library, arrays and dtypes."""
-    numpy_names = {
+    numpy_names: dict[str, Callable[..., Any]] = {
         "multiarray._reconstruct": lambda *_: Array(),
         "multiarray.scalar": _scalar,
-        "numeric._frombuffer": _array_from_buffer,
+        "numeric._frombuffer": _array,
     }
     kinds = ["bfloat16"]
     kinds += [f"float8_{kind}" for kind in ("e3m4", "e4m3", "e4m3b11fnuz", "e4m3fn", "e4m3fnuz", "e5m2", "e5m2fnuz")]
     return {
-        "builtins.set": members,
-        "builtins.frozenset": lambda *items: frozenset(members(*items)),
-        "builtins.bytes": _bytes,
-        "builtins.bytearray": _byte_array,
-        "builtins.complex": lambda real, imaginary: complex(float(real), float(imaginary)),
-        **{f"builtins.{name}": None for name in ("list", "dict", "int", "float", "str", "tuple")},
-        "collections.OrderedDict": _pairs,
+        "collections.OrderedDict": _dict,
         "collections.defaultdict": _default_dict,
+        **{f"builtins.{name}": None for name in ("list", "dict", "int", "float", "str", "tuple")},  # default factories
+        "builtins.bytes": _empty_bytes,
         "_codecs.encode": _encode,
         "numpy.ndarray": None,
         "numpy.dtype": _dtype,
@@ -173,49 +167,98 @@ def plain_names() -> dict[str, Any]:
     }
 
 
-def plain(value: Any, done: dict[int, Any]) -> Any:
-    """The value with every stand-in replaced. What is shared stays shared; what contains itself is refused.
+@dataclass(slots=True)
+class Unfolded:
+    """A plain value, and what whoever walks it meets, each thing as often as it is named."""
 
-    `done` holds the containers that are replaced, by their id; it begins empty.
+    value: Any
+    objects: int = 0  # bytes of containers, numbers, texts, and of the paths to the leaves
+    array_bytes: int = 0
+    leaves: int = 0
+    height: int = 0  # containers inside each other
+
+    def add(self, part: "Unfolded", path: int) -> None:
+        """`part` is inside, under a key of `path` characters."""
+        self.objects += part.objects + path * part.leaves
+        self.array_bytes += part.array_bytes
+        self.leaves += part.leaves
+        self.height = max(self.height, 1 + part.height)
+
+
+class Unfolding:
+    """Replaces every stand-in of a value. What is shared stays shared, but counts each time it is named.
+
+    Raises RestrictedPickleError where walking or copying the result would meet more than `objects` bytes of containers
+    and paths ("a/b/c" to each leaf) or `array_bytes` of arrays, ValueError where it is nested too deep or in itself.
     """
-    if isinstance(value, (str, bytes, int, float, complex, np.ndarray, np.generic)) or value is None:
-        return value
-    if id(value) in done:
-        if done[id(value)] is _UNDER_WAY:
-            raise ValueError("a container that contains itself")
-        return done[id(value)]
-    done[id(value)] = _UNDER_WAY
-    if isinstance(value, dict):
-        result: Any = {key: plain(item, done) for key, item in value.items()}
-    elif isinstance(value, (list, tuple)):
-        result = type(value)(plain(item, done) for item in value)
-    elif isinstance(value, (set, frozenset)):
-        result = value
-    elif isinstance(value, memoryview):
-        result = bytes(value)
-    elif isinstance(value, Array):
-        result = value.value
-    elif isinstance(value, DType):
-        result = str(value.dtype)
-    elif isinstance(value, Unresolved):
-        result = value.name
-    elif isinstance(value, Record):
-        result = _plain_record(value, done)
-    else:
-        raise ValueError(f"a {type(value).__name__.strip('_')} outside of an array")
-    if result is None:
-        raise ValueError("an array without a value")
-    done[id(value)] = result
-    return result
+
+    def __init__(self, objects: int, array_bytes: int) -> None:
+        self._objects, self._array_bytes = objects, array_bytes
+        self._done: dict[int, Unfolded | None] = {}  # by the id of what it was; None is under way
+
+    def unfold(self, value: Any) -> Unfolded:
+        """The value as dicts, lists, tuples, arrays, numbers and texts."""
+        if id(value) in self._done:
+            done = self._done[id(value)]
+            if done is None:
+                raise ValueError("a container that contains itself")
+            return done
+        self._done[id(value)] = None
+        made = self._unfold(value)
+        if made.objects > self._objects or made.array_bytes > self._array_bytes:
+            raise RestrictedPickleError("names the same arrays or containers so often that they unfold to far more")
+        if made.height > DEEPEST:
+            raise ValueError(f"containers nested more than {DEEPEST} deep")
+        self._done[id(value)] = made
+        return made
+
+    def _unfold(self, value: Any) -> Unfolded:
+        if isinstance(value, np.ndarray):
+            return Unfolded(value, 8, value.size * value.dtype.itemsize, 1)
+        if isinstance(value, memoryview):
+            return Unfolded(bytes(value), len(value), 0, 1)
+        if isinstance(value, (DType, np.dtype)):
+            return Unfolded(str(value.dtype if isinstance(value, DType) else value), 8, 0, 1)
+        if isinstance(value, Record):
+            return self.unfold(_opened(value))
+        if isinstance(value, Array) and value.value is not None:
+            return self.unfold(value.value)
+        if isinstance(value, dict):
+            made = Unfolded({}, 72)
+            for key, item in value.items():
+                made.value[key] = self._inside(made, item, len(str(key)) + 1)
+            return made
+        made = Unfolded(None, 72)
+        if isinstance(value, (list, tuple)):
+            made.value = type(value)([self._inside(made, item, 0) for item in value])
+        elif _is_scalar(value):
+            self._inside(made, value, 0)
+            made.value = value
+        else:
+            raise ValueError(f"a {type(value).__name__.strip('_')} outside of an array")
+        return made
+
+    def _inside(self, made: Unfolded, item: Any, path: int) -> Any:
+        """The plain item of a container; scalars are too many for an `Unfolded` each."""
+        if _is_scalar(item):
+            made.objects += 8 + path + (len(item) if isinstance(item, (str, bytes)) else 0)
+            made.leaves += 1
+            return item
+        part = self.unfold(item)
+        made.add(part, path)
+        return part.value
 
 
-def _plain_record(record: Record, done: dict[int, Any]) -> Any:
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bytes, int, float, np.generic))
+
+
+def _opened(record: Record) -> Any:
     """A named tuple as a tuple, an object's attributes as a dict, a flax box or frozen dict as what it holds."""
     last = record.name.rpartition(".")[2]
     if last == "FrozenDict" and len(record.arguments) == 1:
-        return plain(record.arguments[0], done)
+        return record.arguments[0]
     if record.state is None:
-        return plain(record.arguments, done)
-    state = plain(record.state, done)
-    boxed = isinstance(state, dict) and last in ("Partitioned", "LogicallyPartitioned") and "value" in state
-    return state["value"] if boxed else state
+        return record.arguments
+    boxed = type(record.state) is dict and last in ("Partitioned", "LogicallyPartitioned") and "value" in record.state
+    return record.state["value"] if boxed else record.state

@@ -10,6 +10,8 @@ logger = logging.getLogger(__name__)
 CAUSES = {
     "not_a_tar": "the file does not begin like a tar",
     "truncated_shard": "the tar is cut or broken; what lies before that point is used",
+    "corrupt_shard": "the gzip file was altered: its checksum is wrong, and nothing of it is used",
+    "oversized_shard": "the gzip file unpacks to far more than its size, or holds far too many members",
     "shard_unavailable": "the shard is gone, or could not be fetched before the deadline",
     "hostile_member": "a link, a device or a name that is not a plain relative path",
     "duplicate_key": "a member of this key occurs twice in the shard",
@@ -21,6 +23,7 @@ CAUSES = {
     "wrong_shape": "not (frames, channels of the codec), or no frames",
     "non_finite": "NaN or infinity in a latent",
     "bad_json": "not a JSON object of the expected types",
+    "bad_text": "the text file is not UTF-8",
     "empty_text": "no text, or only white space",
     "latent_too_long": "more frames than the largest bucket",
     "text_too_long": "more tokens than fit the largest bucket",
@@ -31,7 +34,7 @@ CAUSES = {
     "silent": "the recording holds only silence",
 }
 
-BAD_SHARD = ("not_a_tar", "truncated_shard", "shard_unavailable")
+BAD_SHARD = ("not_a_tar", "truncated_shard", "corrupt_shard", "oversized_shard", "shard_unavailable")
 
 
 class Rejected(ValueError):
@@ -43,7 +46,7 @@ class Rejected(ValueError):
         self.detail = detail
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something wrong with the file itself rather than with one sample."""
 

@@ -27,7 +27,7 @@ ENVIRONMENT = {  # so that libtpu neither asks a metadata server nor complains t
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to fight for
 }
-COMPILER_HINT = "pip install -e '.[tpu]' brings the TPU compiler; it needs no TPU"
+COMPILER_HINT = "pip install 'echotts[tpu]' brings the TPU compiler; it needs no TPU"
 
 
 class NoCompilerError(RuntimeError):

@@ -1,11 +1,11 @@
 # shellcheck shell=bash
-# The head of every worker script: who this is, where things lie, and how it answers.
+# The head of every worker script: the worker's number, its folders, and the form of the answers.
 #
-# A script is sent whole with each call (bash -c TEXT NAME BASE ARGUMENTS), so a worker never runs an older one. What it
-# has to say are lines that begin with the worker's number, since gcloud mixes the output of all workers:
+# A script is sent whole with each call (bash -c TEXT NAME BASE ARGUMENTS), so a worker never runs an older one. Its
+# answers are lines that begin with the worker's number, since gcloud mixes the output of all workers:
 #   @w3 fact KEY VALUE     @w3 error TEXT     @w3 exit CODE
 #
-#   BASE/incoming   what was copied here and not taken yet      BASE/releases/ID   unpacked code, .complete when whole
+#   BASE/incoming   what was copied here and not used yet       BASE/releases/ID   unpacked code, .complete when whole
 #   BASE/venvs/KEY  one environment per list of requirements    BASE/current       link to the release that starts next
 #   BASE/job        what runs: job.sh, pid, exit, token         BASE/logs          one log per run and worker
 set -euo pipefail

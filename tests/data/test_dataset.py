@@ -90,7 +90,7 @@ def test_a_wrong_dataset_json_is_refused_by_field(tmp_path: Path, change: dict, 
     with pytest.raises(ValueError, match=words):
         DatasetInfo.load(path)
     path.write_text("{")
-    with pytest.raises(ValueError, match="not JSON"):
+    with pytest.raises(ValueError, match="not valid JSON"):
         DatasetInfo.load(path)
 
 

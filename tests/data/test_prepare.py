@@ -118,7 +118,8 @@ def write_table(folder: Path, name: str, rows: list[dict[str, str]]) -> Path:
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
         mark = "\t" if path.suffix == ".tsv" else ","
-        lines = [mark.join(rows[0])] + [mark.join(f'"{value}"' for value in row.values()) for row in rows]
+        quote = '"' if mark == "," else ""
+        lines = [mark.join(rows[0])] + [mark.join(f"{quote}{value}{quote}" for value in row.values()) for row in rows]
         path.write_text("\ufeff" + "\r\n".join(lines))
     return path
 
@@ -206,7 +207,7 @@ def test_a_reference_is_another_clip_of_the_same_speaker_and_depends_on_the_seed
     [
         (lambda p: (p / "metadata.csv").write_text("just words\n"), "begins with 'just words'"),
         (lambda p: (p / "metadata.csv").write_text("audio,text\na.wav\n"), "row 2: 1 columns"),
-        (lambda p: (p / "metadata.jsonl").write_text('{"audio": "a.wav"}\n{"text"\n'), "line 2: not JSON"),
+        (lambda p: (p / "metadata.jsonl").write_text('{"audio": "a.wav"}\n{"text"\n'), "line 2: not valid JSON"),
         (lambda p: (p / "metadata.jsonl").write_text('{"text": "a"}\n'), "line 1: not an object with audio"),
         (lambda p: (p / "notes.txt").write_text("x"), "no recordings"),
         (lambda p: (p / "s.tar").write_bytes(b"x" * 2000), "not_a_tar"),

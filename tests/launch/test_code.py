@@ -49,7 +49,7 @@ def test_the_same_code_is_copied_and_installed_once(world: World) -> None:
     world.ready()
     copies = len(world.calls("scp"))
     said = world.call("sync")
-    assert "is there already" in said
+    assert "is already there" in said
     assert len(world.calls("scp")) == copies
     (world.source / "little.py").write_text("# other code, same requirements\n")
     world.commit()
@@ -100,7 +100,7 @@ def test_a_worker_that_cannot_be_reached_is_named(world: World) -> None:
     world.call("up", "--accelerator_type", "v4-16")
     (world.home(1) / "unreachable").touch()
     said = world.call("sync", code=1)
-    assert "prepare: no answer from worker 1; the last that was said: ssh: connect to host" in said
+    assert "prepare: no answer from worker 1; last output: ssh: connect to host" in said
 
 
 def test_the_token_arrives_with_mode_600_and_is_on_no_command_line(world: World, tmp_path) -> None:

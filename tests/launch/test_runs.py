@@ -35,7 +35,7 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert "secret-word" not in (world.cloud / "calls.jsonl").read_text()
 
     pids = [world.pid(worker) for worker in (0, 1)]
-    assert "is running already on all workers" in world.call("start", *flags)
+    assert "is already running on all workers" in world.call("start", *flags)
     assert [world.pid(worker) for worker in (0, 1)] == pids
 
     status = world.call("status")
@@ -152,7 +152,7 @@ def test_code_that_was_changed_since_the_last_sync_is_said(world: World) -> None
     release = world.ready()
     (world.source / "little.py").write_text("pass\n")
     newer = world.commit()
-    assert f"the workers have release {release}, here is {newer}" in world.call("start", *world.command())
+    assert f"the workers have release {release}, the files here are {newer}" in world.call("start", *world.command())
 
 
 def test_a_process_number_that_is_anothers_by_now_is_not_taken_for_the_run(world: World) -> None:

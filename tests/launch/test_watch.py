@@ -37,7 +37,7 @@ def started(world: World) -> bool:
 
 def step(world: World, worker: int) -> int:
     kept = list(Path(world.run_dir).glob(f"step-*-w{worker}"))
-    return int(kept[0].read_text() or 0) if kept else 0
+    return int(kept[0].read_text()) if kept else 0
 
 
 def test_a_preempted_pod_is_deleted_and_made_again_and_the_run_resumes(world: World) -> None:
@@ -88,7 +88,7 @@ def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> Non
     with watching(world, *world.command("crash"), "--max_per_day", "2") as said:
         pass
     assert said[2] == "1"
-    assert "tried 2 times within 24 hours (max_per_day): watch gives up" in said[1].splitlines()[-1]
+    assert "retried 2 times within 24 hours (max_per_day): watch gives up" in said[1].splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -190,7 +190,7 @@ def test_pauses_double_up_to_half_an_hour_and_are_short_again_after_a_steady_run
     assert [budget.spend(0.0, "x") for _ in range(8)] == [0, 60, 120, 240, 480, 960, 1800, 1800]
     budget.steady()
     assert budget.spend(1.0, "x") == 0
-    with pytest.raises(LaunchError, match=r"x; tried 9 times within 24 hours"):
+    with pytest.raises(LaunchError, match=r"x; retried 9 times within 24 hours"):
         budget.spend(2.0, "x")
     assert budget.spend(86_500.0, "x") == 60
 

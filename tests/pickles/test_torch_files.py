@@ -50,8 +50,6 @@ def test_tensors_read_as_torch_reads_them(tmp_path: Path):
         "scalar": torch.tensor(3.5),
         "empty": torch.zeros(0, 3),
         "parameter": torch.nn.Parameter(single),
-        "conjugate": torch.complex(single, single).conj(),
-        "negative": torch.complex(single, single).conj().imag,
     }
     read = read_torch_zip(saved(tmp_path / "tensors.pth", {"tensors": tensors, "views": views}))
     for name, tensor in (tensors | views).items():
@@ -61,7 +59,7 @@ def test_tensors_read_as_torch_reads_them(tmp_path: Path):
         wide = torch.complex128 if tensor.is_complex() else torch.float64
         np.testing.assert_array_equal(
             ours.astype(np.complex128 if tensor.is_complex() else np.float64),
-            tensor.detach().to(wide).resolve_conj().resolve_neg().numpy(),
+            tensor.detach().to(wide).numpy(),
             err_msg=name,
         )
 
@@ -83,15 +81,14 @@ def test_a_state_dict_with_metadata_reads_as_plain_containers(tmp_path: Path):
     read = read_torch_zip(saved(tmp_path / "model.pth", content))
     assert type(read["state_dict"]) is dict
     assert_same(read["state_dict"], {key: value.numpy() for key, value in module.state_dict().items()})
-    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2), "dtype": "torch.float16", "device": "cpu"}
+    assert read["metadata"]["kwargs"] == {"rates": [2, 8], "size": (1, 2), "dtype": "float16", "device": "cpu"}
     assert_same(read["metadata"]["logs"], {"loss": [0.5, np.ones(2)]})
 
 
-def test_big_endian_files_are_swapped(tmp_path: Path):
-    path = saved(tmp_path / "little.pth", [torch.arange(3.0)])
-    big = np.arange(3).astype(">f4").tobytes()
-    read = read_torch_zip(rewritten(path, tmp_path / "big.pth", {"byteorder": b"big", "data/0": big}))
-    np.testing.assert_array_equal(read[0], np.arange(3.0))
+def test_tensors_that_are_only_marked_as_conjugated_or_negated_are_refused(tmp_path: Path):
+    single = torch.ones(3)
+    for tensor in (torch.complex(single, single).conj(), torch.complex(single, single).conj().imag):
+        assert "conjugated or negated" in refusal(read_torch_zip, saved(tmp_path / "lazy.pth", [tensor]))
 
 
 def test_classes_of_torch_that_are_no_tensors_are_refused_by_name(tmp_path: Path):
@@ -174,7 +171,7 @@ def test_archives_with_tricks_are_refused(tmp_path: Path):
     assert "storage 0 says" in refusal(read_torch_zip, nested)
     script = rewritten(path, tmp_path / "e.pth", {"constants.pkl": b"."})
     assert "TorchScript" in refusal(read_torch_zip, script)
-    order = rewritten(path, tmp_path / "f.pth", {"byteorder": b"middle"})
+    order = rewritten(path, tmp_path / "f.pth", {"byteorder": b"big"})
     assert "byte order" in refusal(read_torch_zip, order)
     two = tmp_path / "g.pth"
     with zipfile.ZipFile(two, "w") as archive:

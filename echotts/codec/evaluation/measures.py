@@ -6,6 +6,7 @@ Waveform figures punish harmless phase shifts, spectra do not: read them togethe
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -14,7 +15,7 @@ from echotts.audio import resample
 from echotts.codec.training.config import SPEECH_SCALES
 from echotts.codec.training.spectra import mel_filters
 
-LONGEST_WINDOW = max(window for window, _ in SPEECH_SCALES)
+SHORTEST_SAMPLES = max(window for window, _ in SPEECH_SCALES)
 FLOOR = 1e-3  # of full scale, of a sine's magnitude
 
 _BLOCK_FRAMES = 4096  # spectra are taken so many at a time: long recordings need no more memory
@@ -26,12 +27,20 @@ _STOI_BANDS, _STOI_LOWEST_HZ, _STOI_RANGE_DB, _STOI_CLIP_DB = 15, 150.0, 40.0, -
 Sound = Float[np.ndarray, " _n"]
 
 
-def spectral_distances(original: Sound, decoded: Sound, sample_rate: int) -> tuple[float, float, float]:
-    """Mel distance, log magnitude distance and spectral convergence, each the mean over the scales.
+class Distances(NamedTuple):
+    """Each the mean over the scales.
 
-    The first two are mean absolute differences of log10 magnitudes, clamped at FLOOR: 0 is equal, a tenth is a quarter
-    louder or quieter. The third is the norm of the error over the norm of the magnitudes: 1 is what silence scores.
+    `mel` and `stft` are mean absolute differences of log10 magnitudes, clamped at FLOOR: 0 is equal, a tenth is a
+    quarter louder or quieter. `convergence` is the norm of the error over the norm of the magnitudes: 1 is silence.
     """
+
+    mel: float
+    stft: float
+    convergence: float
+
+
+def spectral_distances(original: Sound, decoded: Sound, sample_rate: int) -> Distances:
+    """How far two sounds of one length, at least SHORTEST_SAMPLES, are from each other."""
     rows = []
     for window, bands in SPEECH_SCALES:
         filters = mel_filters(window, bands, sample_rate)
@@ -46,7 +55,7 @@ def spectral_distances(original: Sound, decoded: Sound, sample_rate: int) -> tup
             frames += len(first)
         rows.append((mel / frames, stft / frames, np.sqrt(error / max(power, _TINY))))
     mel, stft, convergence = np.mean(rows, axis=0)
-    return float(mel), float(stft), float(convergence)
+    return Distances(float(mel), float(stft), float(convergence))
 
 
 def si_sdr_db(original: Sound, decoded: Sound) -> float:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from echotts.codec.backbone import encode_frames
 from echotts.codec.codec import Codec
-from echotts.codec.evaluation.measures import LONGEST_WINDOW, level_db, si_sdr_db, spectral_distances, stoi
+from echotts.codec.evaluation.measures import SHORTEST_SAMPLES, level_db, si_sdr_db, spectral_distances, stoi
 
 Condition = Literal["clean", "noisy", "clipped"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
@@ -58,8 +58,8 @@ def round_trip(
 
     Raises ValueError for audio under 1,024 samples.
     """
-    if len(audio) < LONGEST_WINDOW:
-        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: give at least {LONGEST_WINDOW}")
+    if len(audio) < SHORTEST_SAMPLES:
+        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: give at least {SHORTEST_SAMPLES}")
     audio = disturbed(audio, condition)
     begin = time.perf_counter()
     latent = codec.encode(audio[None])

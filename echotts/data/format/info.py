@@ -1,5 +1,6 @@
 """dataset.json: what a folder of shards says of itself, read with distrust."""
 
+import codecs
 import dataclasses
 import json
 from collections.abc import Callable
@@ -8,10 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from echotts.files import atomic_write
+from echotts.strict_json import load_json
 
 INFO_NAME = "dataset.json"
 SILENCE_NAME = "silence.npy"
 KIND = "latents"
+MAX_INFO_BYTES = 64 << 20  # of some 400,000 shards
 
 T = TypeVar("T")
 
@@ -51,7 +54,7 @@ class DatasetInfo:
 
     def save(self, path: Path) -> None:
         with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+            temporary.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
 
     def to_json(self) -> dict[str, Any]:
         fields = dataclasses.asdict(self)
@@ -67,11 +70,9 @@ class DatasetInfo:
     def parse(cls, payload: bytes, path: str) -> "DatasetInfo":
         """The same from the bytes of a file; `path` is what messages call it."""
         try:
-            fields = json.loads(payload)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(
-                f"{path}: not JSON ({error}): prepare the data again, or delete the file to do without"
-            ) from None
+            fields = load_json(payload.removeprefix(codecs.BOM_UTF8), path, max_bytes=MAX_INFO_BYTES)
+        except ValueError as error:
+            raise ValueError(f"{error}: prepare the data again, or delete the file to do without") from None
         return cls.from_json(fields, path)
 
     @classmethod

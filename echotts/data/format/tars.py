@@ -2,14 +2,17 @@
 
 The headers are walked once and payloads are read by position, so members of a sample may lie anywhere and a cut
 file is noticed before its last sample is used. Names are split as webdataset does: the key ends at the first dot
-of the last path component. POSIX.1-1988 (ustar), GNU long names and pax path and size records are understood.
+of the last path component. POSIX.1-1988 (ustar), GNU long names and pax path and size records are understood, and
+archives that were concatenated are read as one.
+
+Reading costs at most 1.5 times the file's size in memory (of a .gz file 4 times, plus 64 MiB) and linear time.
 """
 
-import gzip
 import os
 import tempfile
+import unicodedata
 import zlib
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,13 +21,19 @@ from typing import Any, BinaryIO
 from echotts.rundir.rejections import Fault, Rejected
 
 BLOCK = 512
+CHUNK_BYTES = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_EXTENDED_HEADER_BYTES = 1 << 20
 MAX_UNPACKED_BYTES = 16 << 30
+MAX_UNPACKED_RATIO, SPARE_UNPACKED_BYTES = 64, 64 << 20  # a .gz may grow so many times, and so much besides
+PACKED_BYTES_PER_MEMBER, SPARE_MEMBERS = 128, 32768  # at most one member for so many bytes of a .gz, and these
+GZIP_CHUNK_BYTES = 1 << 14  # small: what is left of a chunk is copied for each gzip stream in it
 _ZERO_BLOCK = bytes(BLOCK)
+_REGULAR = (b"0", b"\0", b"7")
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder a log line
 
 
-@dataclass
+@dataclass(slots=True)
 class Entry:
     """The members of one key: suffix (lower case, without the first dot) -> (offset, size) in bytes."""
 
@@ -37,23 +46,28 @@ class TarFile:
     """An open, indexed tar. `entries` come in the order in which their keys first appear.
 
     OSError means that the file could not be read at all; what is wrong inside it is in `faults` and `Entry.fault`.
-    A `.gz` file is unpacked to an unnamed temporary file first.
+    A `.gz` file is unpacked to an unnamed temporary file first; where its checksum is wrong nothing of it is used.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = _open(self.path)
-        try:
-            self.entries, self.faults = _Walk(self._file.fileno()).run()
-        except BaseException:
-            self._file.close()
-            raise
+        self._file, fault, max_members = _open(self.path)
+        self.entries: list[Entry] = []
+        self.faults = [fault] if fault else []
+        if fault is None:
+            try:
+                self.entries, self.faults = _Walk(self._file.fileno(), max_members).run()
+            except BaseException:
+                self._file.close()
+                raise
 
     def read(self, entry: Entry, suffix: str, limit_bytes: int) -> bytes:
         """The bytes of one member. Raises Rejected when it is absent or larger than `limit_bytes`."""
         if suffix not in entry.members:
             has = ", ".join(sorted(entry.members)[:8])
-            raise Rejected("member_missing", f"no {suffix}, it has {has}")
+            dotted = any(name.endswith(f".{suffix}") for name in entry.members)
+            hint = ": a key ends at the first dot of the name" if dotted else ""
+            raise Rejected("member_missing", f"no {suffix}, it has {has}{hint}")
         offset, size = entry.members[suffix]
         if size > limit_bytes:
             raise Rejected("oversized_member", f"{suffix} has {size} bytes, the limit is {limit_bytes}")
@@ -77,51 +91,60 @@ class TarFile:
 class _Walk:
     """One pass over the headers of an open file."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, max_members: int) -> None:
         self.descriptor = descriptor
+        self.max_members = max_members
         self.end = os.fstat(descriptor).st_size
         self.entries: dict[str, Entry] = {}
         self.faults: list[Fault] = []
         self.last: Entry | None = None
+        self.unnamed: set[bytes] = set()  # what hostile names begin with: members of one sample count once
+        self.extended: dict[str, Any] = {}
 
     def run(self) -> tuple[list[Entry], list[Fault]]:
-        offset = 0
-        extended: dict[str, Any] = {}
-        while True:
-            header = os.pread(self.descriptor, BLOCK, offset)
-            if len(header) < BLOCK:
-                self.faults.append(Fault("truncated_shard", "", f"ends at byte {self.end} without an end mark"))
-                break
-            if header == _ZERO_BLOCK:
-                self._check_end(offset)
-                break
-            size = _member_size(header)
-            if size is None:
-                cause = "truncated_shard" if offset else "not_a_tar"
-                self.faults.append(Fault(cause, "", f"no valid header at byte {offset}"))
-                break
-            kind, payload = header[156:157], offset + BLOCK
-            if kind in (b"x", b"L"):
-                extended |= self._extended_header(kind, payload, size)
-            if kind in (b"x", b"L", b"g", b"K"):  # they describe the member that follows
-                offset = payload + _padded(size)
-                continue
-            size = extended.get("size", size)
-            name = extended.get("path", _ustar_name(header))
-            extended = {}
-            offset = payload + _padded(size)
-            if kind != b"5":  # a folder
-                self._add(name, kind, payload, size)
-        if self.faults and self.faults[-1].cause == "truncated_shard" and self.last is not None:
-            # whether the key at the cut had more members cannot be known
-            self.last.fault = Fault("truncated_shard", self.last.key, "lies where the shard is cut")
+        offset: int | None = 0
+        members = 0
+        while offset is not None:
+            offset = self._next(offset)
+            members += 1
+            if members > self.max_members:
+                return [], [Fault("oversized_shard", "the whole file", f"more than {self.max_members} members")]
         return list(self.entries.values()), self.faults
+
+    def _next(self, offset: int) -> int | None:
+        """Reads the header at `offset`; gives where the next one is, None behind the last."""
+        header = os.pread(self.descriptor, BLOCK, offset) if offset < self.end else b""
+        if len(header) < BLOCK:
+            return self._cut(f"ends at byte {self.end} without an end mark")
+        if header == _ZERO_BLOCK:
+            return self._after_zeros(offset)
+        size = _member_size(header)
+        if size is None and offset:
+            return self._cut(f"no valid header at byte {offset}")
+        if size is None:
+            self.faults.append(Fault("not_a_tar", "the whole file", "no valid header at byte 0"))
+            return None
+        kind, payload = header[156:157], offset + BLOCK
+        if kind in (b"x", b"L"):
+            self.extended |= self._extended_header(kind, payload, size)
+        if kind in (b"x", b"L", b"g", b"K"):  # they describe the member that follows
+            return payload + _padded(size)
+        size = self.extended.get("size", size)
+        name = self.extended.get("path", _ustar_name(header))
+        self.extended = {}
+        if kind != b"5":  # a folder
+            self._add(name, kind, payload, size)
+        return payload + _padded(size)
 
     def _add(self, raw: bytes, kind: bytes, payload: int, size: int) -> None:
         name = _clean_name(raw)
-        if name is None or kind not in (b"0", b"\0", b"7"):
-            what = "a name that is not a plain relative path" if name is None else f"type {kind!r}: a link or device"
-            self.faults.append(Fault("hostile_member", repr(raw[:80])[2:-1], what))
+        if name is None:
+            folder, slash, base = raw.rpartition(b"/")
+            stem = folder + slash + base.partition(b".")[0]
+            if stem not in self.unnamed:
+                self.unnamed.add(stem)
+                detail = "a name that is not a plain relative path"
+                self.faults.append(Fault("hostile_member", repr(raw[:80])[2:-1], detail))
             return
         folder, _, base = name.rpartition("/")
         stem, dot, suffix = base.partition(".")
@@ -132,32 +155,54 @@ class _Walk:
         suffix = suffix.lower()
         if suffix in entry.members:
             entry.fault = Fault("duplicate_key", key, f"{suffix} occurs twice")
+        if kind not in _REGULAR:
+            entry.fault = Fault("hostile_member", key, f"{suffix} is of type {kind!r}: a link or device")
         entry.members[suffix] = (payload, size)
 
     def _extended_header(self, kind: bytes, payload: int, size: int) -> dict[str, Any]:
         """GNU long name or pax records of the member that follows."""
-        if size > MAX_EXTENDED_HEADER_BYTES:
+        if size > MAX_EXTENDED_HEADER_BYTES or payload > self.end:
             return {"path": b""}
         records = os.pread(self.descriptor, size, payload)
-        if kind == b"L":
-            return {"path": records.rstrip(b"\0")}
-        found: dict[str, Any] = {}
-        while records:
-            length, space, _ = records.partition(b" ")
-            if not space or not length.isdigit() or not 0 < int(length) <= len(records):
-                break
-            keyword, _, value = records[len(length) + 1 : int(length) - 1].partition(b"=")
-            if keyword == b"path":
-                found["path"] = value
-            elif keyword == b"size" and value.isdigit() and len(value) < 20:
-                found["size"] = int(value)
-            records = records[int(length) :]
-        return found
+        return {"path": records.rstrip(b"\0")} if kind == b"L" else _pax_records(records)
 
-    def _check_end(self, offset: int) -> None:
-        following = os.pread(self.descriptor, BLOCK, offset + BLOCK)
-        if following.strip(b"\0"):
-            self.faults.append(Fault("truncated_shard", "", f"a zero block at byte {offset} with data behind it"))
+    def _after_zeros(self, offset: int) -> int | None:
+        """Behind the end mark (two zero blocks and more): nothing, or another archive that was appended."""
+        place = offset
+        while chunk := os.pread(self.descriptor, CHUNK_BYTES, place):
+            data = chunk.lstrip(b"\0")
+            if data:
+                place += (len(chunk) - len(data)) // BLOCK * BLOCK
+                header = os.pread(self.descriptor, BLOCK, place)
+                if place - offset >= 2 * BLOCK and len(header) == BLOCK and _member_size(header) is not None:
+                    return place
+                return self._cut(f"a zero block at byte {offset} with data behind it")
+            place += len(chunk)
+        return None
+
+    def _cut(self, detail: str) -> None:
+        """Leaves out the key before the cut: whether it had more members cannot be known."""
+        left_out = f"; {self.last.key}, before it, is left out" if self.last else ""
+        self.faults.append(Fault("truncated_shard", "the rest", detail + left_out))
+        if self.last is not None:
+            del self.entries[self.last.key]
+
+
+def _pax_records(records: bytes) -> dict[str, Any]:
+    """path and size of pax records, `<decimal length of the record> <keyword>=<value>\\n` each."""
+    found: dict[str, Any] = {}
+    place, longest = 0, len(str(MAX_EXTENDED_HEADER_BYTES))
+    while (space := records.find(b" ", place, place + longest + 1)) > place and records[place:space].isdigit():
+        end = place + int(records[place:space])
+        if not space < end <= len(records):
+            break
+        keyword, _, value = records[space + 1 : end - 1].partition(b"=")
+        if keyword == b"path":
+            found["path"] = value
+        elif keyword == b"size" and value.isdigit() and len(value) < 20:
+            found["size"] = int(value)
+        place = end
+    return found
 
 
 def begins_like_a_tar(path: Path) -> bool:
@@ -167,19 +212,45 @@ def begins_like_a_tar(path: Path) -> bool:
     return len(header) == BLOCK and (header == _ZERO_BLOCK or _member_size(header) is not None)
 
 
-def _open(path: Path) -> BinaryIO:
+def _open(path: Path) -> tuple[BinaryIO, Fault | None, int]:
+    """The file (unpacked), what is wrong with it as a whole, and how many members it may have."""
     if path.suffix != ".gz":
-        return path.open("rb", buffering=0)
+        file = path.open("rb", buffering=0)
+        return file, None, os.fstat(file.fileno()).st_size // BLOCK + 2
     with ExitStack() as stack:
         unpacked = stack.enter_context(tempfile.TemporaryFile(buffering=0))
-        with suppress(EOFError, gzip.BadGzipFile, zlib.error), gzip.open(path, "rb") as packed:
-            # of a cut file the readable part is kept: the walk reports the missing end
-            while chunk := packed.read(1 << 20):
-                unpacked.write(chunk)
-                if unpacked.tell() > MAX_UNPACKED_BYTES:
-                    raise OSError(f"{path}: unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB")
+        with path.open("rb") as packed:
+            size = os.fstat(packed.fileno()).st_size
+            fault = _unpack(packed, unpacked, min(MAX_UNPACKED_BYTES, MAX_UNPACKED_RATIO * size + SPARE_UNPACKED_BYTES))
         stack.pop_all()
-    return unpacked
+    return unpacked, fault, size // PACKED_BYTES_PER_MEMBER + SPARE_MEMBERS
+
+
+def _unpack(packed: BinaryIO, unpacked: BinaryIO, limit_bytes: int) -> Fault | None:
+    """Unpacks gzip streams, one behind the other. zlib compares the checksums; a fault says what is wrong."""
+    stream, rest, written = zlib.decompressobj(wbits=31), packed.read(GZIP_CHUNK_BYTES), 0
+    if not rest.startswith(b"\x1f\x8b"):
+        return Fault("not_a_tar", "the whole file", "no gzip file")
+    while rest:
+        try:
+            data = stream.decompress(rest, CHUNK_BYTES)
+        except zlib.error as error:
+            return Fault("corrupt_shard", "the whole file", f"gzip: {error}")
+        written += len(data)
+        if written > limit_bytes:
+            return Fault("oversized_shard", "the whole file", f"unpacks to more than {limit_bytes} bytes")
+        unpacked.write(data)
+        rest = (stream.unused_data if stream.eof else stream.unconsumed_tail) or packed.read(GZIP_CHUNK_BYTES)
+        if stream.eof:
+            while rest and not (rest := rest.lstrip(b"\0")):  # padding
+                rest = packed.read(GZIP_CHUNK_BYTES)
+            if rest:
+                stream = zlib.decompressobj(wbits=31)
+    if not stream.eof:
+        return Fault(
+            "truncated_shard", "the whole file", "the gzip file is cut: without its checksum nothing of it is used"
+        )
+    return None
 
 
 def _member_size(header: bytes) -> int | None:
@@ -208,7 +279,7 @@ def _ustar_name(header: bytes) -> bytes:
 
 
 def _clean_name(raw: bytes) -> str | None:
-    """The member's name as a plain relative path, or None: absolute, climbing, unprintable or overlong."""
+    """The member's name as a plain relative path, or None: absolute, climbing, with control characters, overlong."""
     if not raw or len(raw) > MAX_NAME_BYTES:
         return None
     try:
@@ -216,6 +287,12 @@ def _clean_name(raw: bytes) -> str | None:
     except UnicodeDecodeError:
         return None
     name = name.removeprefix("./")
-    if not name.isprintable() or "\\" in name or name.startswith("/") or ".." in name.split("/"):
+    if "\\" in name or name.startswith("/") or ".." in name.split("/"):
+        return None
+    if not name.isprintable() and any(map(_is_control, name)):  # joiners and unusual blanks are no harm
         return None
     return name
+
+
+def _is_control(letter: str) -> bool:
+    return unicodedata.category(letter) in ("Cc", "Zl", "Zp") or letter in _DIRECTIONS

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,7 @@ class Clip:
 
 def write_shards(
     clips: Sequence[Clip],
+    references: Mapping[str, Clip],
     output: Path,
     channels: int,
     shard_samples: int,
@@ -39,7 +40,6 @@ def write_shards(
 ) -> list[Path]:
     """Deals the clips, shuffled, to shards of nearly equal size; those that are there already are kept."""
     shuffled = sorted(clips, key=lambda clip: (hash_int(seed, "shard", clip.key), clip.key))
-    references = choose_references(clips, seed)
     count = math.ceil(len(clips) / shard_samples)
     width = max(5, len(str(count - 1)))
     paths = [output / f"shard-{number:0{width}d}.tar" for number in range(count)]
@@ -61,6 +61,26 @@ def write_shards(
     return paths
 
 
+def choose_heldout(clips: Sequence[Clip], texts: Mapping[str, str], share: float, seed: int) -> set[str]:
+    """The keys of about `share` of the clips, at least one; who says the same text is in the same part.
+
+    ValueError where nothing would be left to train on.
+    """
+    by_text: dict[str, list[str]] = defaultdict(list)
+    for clip in clips:
+        by_text[" ".join(texts[clip.key].casefold().split())].append(clip.key)
+    chosen: set[str] = set()
+    for text in sorted(by_text, key=lambda text: (hash_int(seed, "heldout", text), text)):
+        if len(chosen) >= share * len(clips):
+            break
+        chosen.update(by_text[text])
+    if len(chosen) == len(clips):
+        raise ValueError(
+            f"heldout_share {share:g} of {len(clips)} clips with {len(by_text)} texts leaves none to train on"
+        )
+    return chosen
+
+
 def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
     """For each clip's key another clip of its speaker; none for unknown speakers and those with one clip."""
     by_speaker: dict[str, list[Clip]] = defaultdict(list)
@@ -76,7 +96,7 @@ def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
     return chosen
 
 
-def describe(
+def summarise_shards(
     shards: Sequence[Path], codec: Encoder, on_progress: Callable[[str, int, int, int], None]
 ) -> tuple[DatasetInfo, int]:
     """dataset.json of shards that were just written, and how many samples have a reference. Reads all of them."""
@@ -92,7 +112,7 @@ def describe(
             moments.add(sample.latent)
             lengths[length_cell(sample)] += 1
         infos.append(ShardInfo(name=path.name, samples=samples, bytes=path.stat().st_size, sha256=sha256_file(path)))
-        on_progress("described", number, len(shards), 0)
+        on_progress("checked", number, len(shards), 0)
     mean, std = moments.mean_and_std()
     info = DatasetInfo(
         channels=codec.latent_channels,

@@ -68,10 +68,10 @@ def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS
                 for i, (text, voice) in enumerate(chosen, first)
             )
             _write_shard(output / name, members)
-            shards.append(_describe(output / name, split.name, len(chosen)))
+            shards.append(_index_entry(output / name, split.name, len(chosen)))
     info = {"kind": "audio", "sample_rate": SAMPLE_RATE, "voices": list(VOICES), "shards": shards}
     with atomic_write(output / "dataset.json") as path:
-        path.write_text(json.dumps(info, indent=1) + "\n")
+        path.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
     return {split.name: split.samples for split in splits}
 
 
@@ -98,7 +98,7 @@ def _member(key: str, text: str, voice: str, said: Samples, rate: int) -> dict[s
     return {"__key__": key, "opus": encoded.getvalue(), "json": json.dumps(meta).encode()}
 
 
-def _describe(path: Path, split: str, samples: int) -> dict[str, str | int]:
+def _index_entry(path: Path, split: str, samples: int) -> dict[str, str | int]:
     return {
         "name": path.name,
         "split": split,

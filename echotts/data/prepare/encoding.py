@@ -1,7 +1,7 @@
-"""Sound to latents: what is needed of a codec, and clips of unequal length in batches of few shapes."""
+"""Sound to latents: what is needed of a codec, clips of unequal length in batches of few shapes, a check of a codec."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,8 @@ from jaxtyping import Float
 
 ENCODE_ROWS = 8
 ENCODE_GRID_FRAMES = 16
+CHECKED_CLIPS, CHECKED_FRAMES = 4, 48  # of a codec's round trip: the beginnings of so many clips
+WORST_CONVERGENCE, WORST_LEVEL_DB = 0.5, 3.0
 
 
 @runtime_checkable
@@ -33,14 +35,21 @@ class Encoder(Protocol):
 
     def encode(self, audio: Any) -> Any: ...
 
+    def decode(self, latent: Any) -> Any: ...
+
     def silence_latent(self, frames: int) -> Any: ...
 
 
-def encode_clips(codec: Encoder, clips: Sequence[Float[np.ndarray, " _"]]) -> list[Float[np.ndarray, " _ c"]]:
+def encode_clips(
+    codec: Encoder,
+    clips: Sequence[Float[np.ndarray, " _"]],
+    on_encoded: Callable[[int], None] = lambda _: None,
+) -> list[Float[np.ndarray, " _ c"]]:
     """The latents (ceil(n / hop), c) of each clip, encoded as if silence followed it.
 
     Clips are filled up to a grid of lengths and encoded ENCODE_ROWS at a time, so few shapes are compiled; the
-    filling depends on a clip's own length alone, so its neighbours do not change its latents.
+    filling depends on a clip's own length alone, so its neighbours do not change its latents. `on_encoded` is called
+    with the number of clips so far.
     """
     grid = ENCODE_GRID_FRAMES * codec.hop_length
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -56,4 +65,36 @@ def encode_clips(codec: Encoder, clips: Sequence[Float[np.ndarray, " _"]]) -> li
             encoded = np.asarray(codec.encode(audio))
             for row, index in enumerate(rows):
                 latents[index] = encoded[row, : -(-len(clips[index]) // codec.hop_length)]
+            on_encoded(len(latents))
     return [latents[index] for index in range(len(clips))]
+
+
+def check_round_trip(
+    codec: Encoder, clips: Sequence[Float[np.ndarray, " _"]], latents: Sequence[Float[np.ndarray, " _ c"]]
+) -> str | None:
+    """What is wrong with what the codec makes of these clips, None where it keeps them: a line for the user.
+
+    Means of spectral convergence (0 is equal, 1 is what silence scores) and of the change of level.
+    """
+    from echotts.codec.evaluation import SHORTEST_SAMPLES, spectral_distances  # here: it loads jax
+
+    chosen = [i for i, clip in enumerate(clips) if len(clip) >= SHORTEST_SAMPLES][:CHECKED_CLIPS]
+    if not chosen:
+        return None
+    batch = np.array(codec.silence_latent(CHECKED_FRAMES), np.float32)[None].repeat(CHECKED_CLIPS, axis=0)
+    for row, i in enumerate(chosen):
+        batch[row, : len(latents[i])] = latents[i][:CHECKED_FRAMES]
+    convergences, levels_db = [], []
+    for decoded, i in zip(np.asarray(codec.decode(batch)), chosen, strict=False):
+        clip = clips[i][: CHECKED_FRAMES * codec.hop_length]
+        decoded = decoded[: len(clip)]
+        convergences.append(spectral_distances(clip, decoded, codec.sample_rate).convergence)
+        levels_db.append(10 * np.log10(max(np.square(decoded).mean(), 1e-12) / max(np.square(clip).mean(), 1e-12)))
+    convergence, level_db = float(np.mean(convergences)), float(np.mean(levels_db))
+    if convergence <= WORST_CONVERGENCE and abs(level_db) <= WORST_LEVEL_DB:
+        return None
+    return (
+        f"codec {codec.codec_id} does not keep these recordings: after encoding and decoding {len(chosen)} of them, "
+        f"spectral convergence is {convergence:.2f} (0 is equal, 1 is silence) and the level changes by {level_db:+.1f}"
+        " dB; a model cannot sound better than that: take another --codec, or listen with `data inspect --listen`"
+    )

@@ -25,13 +25,14 @@ from typing import Any
 import numpy as np
 
 from echotts.audio import SILENT_PEAK, loudness_normalise
-from echotts.data.format.info import INFO_NAME, SILENCE_NAME
+from echotts.data.format.info import INFO_NAME, SILENCE_NAME, DatasetInfo
 from echotts.data.format.shards import Sample, ShardWriter
-from echotts.data.prepare.assemble import Clip, describe, write_shards
-from echotts.data.prepare.encoding import Encoder, encode_clips
-from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
+from echotts.data.prepare.assemble import Clip, choose_heldout, choose_references, summarise_shards, write_shards
+from echotts.data.prepare.encoding import Encoder, check_round_trip, encode_clips
+from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings, plain
 from echotts.files import atomic_write
 from echotts.rundir.rejections import Rejected
+from echotts.strict_json import load_json
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,8 @@ PLAN_VERSION = 1
 WORK_NAME = ".prepare"
 REPORT_NAME = "prepare.json"
 REJECTED_NAME = "rejected.jsonl"
+HELDOUT_NAME = "heldout"
+MAX_REPORT_BYTES = 16 << 20
 PART_CLIPS = 64
 SILENCE_S = 30
 READING_THREADS = min(8, os.cpu_count() or 1)
@@ -58,23 +61,27 @@ class Settings:
     max_s: float = 30.72
     loudness_lufs: float = -16.0
     shard_samples: int = 1000
+    heldout_share: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_s < self.max_s:
             raise ValueError(f"min_s {self.min_s:g} and max_s {self.max_s:g}: no clip can be between them")
         if self.shard_samples < 1:
             raise ValueError(f"shard_samples {self.shard_samples} must be at least 1")
+        if not 0 <= self.heldout_share < 1:
+            raise ValueError(f"heldout_share {self.heldout_share:g} must be from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a preparation gave."""
+    """What a preparation gave: `samples` to train on, `heldout` in the data set beside it, if one was asked for."""
 
     samples: int
     hours: float
     shards: int
     with_reference: int
     rejected: dict[str, int]
+    heldout: int = 0
 
 
 def prepare(
@@ -85,6 +92,8 @@ def prepare(
     on_progress: OnProgress = lambda *_: None,
 ) -> Summary:
     """Makes the data set `output` of the recordings in `source` (see recordings.py), or goes on making it.
+
+    With `heldout_share` there is a second data set, `output`/heldout, of texts that do not occur in the first.
 
     ValueError: a table that cannot be read, nothing usable, or an output folder that holds something else.
     """
@@ -102,8 +111,7 @@ def prepare(
         clips, rejected = _encode_parts(parts, work, codec, settings, on_progress)
         if not clips:
             raise ValueError(f"{source}: none of {len(recordings)} recordings is usable: {_causes(rejected)}")
-        shards = write_shards(clips, output, codec.latent_channels, settings.shard_samples, settings.seed, on_progress)
-        summary = _finish(output, codec, plan, shards, rejected, on_progress)
+        summary = _write_data_sets(output, clips, recordings, codec, settings, plan, rejected, on_progress)
     shutil.rmtree(work)
     return summary
 
@@ -120,13 +128,17 @@ def _encode_parts(
     with RecordingReader() as reader, ThreadPoolExecutor(READING_THREADS) as pool:
         loaded = _loaded([parts[number] for number in missing], lambda one: _load(reader, one, codec, settings), pool)
         for number, sounds in zip(missing, loaded, strict=True):
-            bad += _encode_part(parts[number], sounds, files[number], codec)
+
+            def say(encoded: int, before: int = done, bad: int = bad) -> None:
+                on_progress("encoded", before + encoded, total, bad)
+
+            bad += _encode_part(parts[number], sounds, files[number], codec, say, first=not done)
             done += len(parts[number])
             on_progress("encoded", done, total, bad)
     clips: list[Clip] = []
     rejected: list[dict[str, str]] = []
     for tar in files:
-        found = json.loads(tar.with_suffix(".json").read_text())
+        found = _read_json(tar.with_suffix(".json"))
         clips += [Clip(key, speaker, tar, place) for place, (key, speaker) in enumerate(found["accepted"])]
         rejected += found["rejected"]
     return clips, rejected
@@ -145,11 +157,24 @@ def _loaded(
         yield [future.result() for future in last]
 
 
-def _encode_part(recordings: Sequence[Recording], loaded: Sequence[Loaded], tar: Path, codec: Encoder) -> int:
-    """Writes one part: its record first, then its tar, which says that both are there. Gives the rejected."""
+def _encode_part(
+    recordings: Sequence[Recording],
+    loaded: Sequence[Loaded],
+    tar: Path,
+    codec: Encoder,
+    on_encoded: Callable[[int], None],
+    first: bool,
+) -> int:
+    """Writes one part: its record first, then its tar, which says that both are there. Gives the rejected.
+
+    By the `first` the codec is checked.
+    """
     good = [(recording, *item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, tuple)]
     bad = [(recording, item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, Rejected)]
-    latents = encode_clips(codec, [audio for _, _, audio in good])
+    sounds = [audio for _, _, audio in good]
+    latents = encode_clips(codec, sounds, on_encoded)
+    if first and (warning := check_round_trip(codec, sounds, latents)):
+        logger.warning("%s", warning)
     samples = []
     for (recording, meta, audio), latent in zip(good, latents, strict=True):
         with np.errstate(over="ignore"):
@@ -158,11 +183,11 @@ def _encode_part(recordings: Sequence[Recording], loaded: Sequence[Loaded], tar:
             bad.append((recording, Rejected("non_finite", "the codec gives values beyond float16 for it")))
             continue
         seconds = round(len(audio) / codec.sample_rate, 4)
-        file = recording.file.name if recording.member is None else f"{recording.file.name}/{recording.member}"
+        file = plain(recording.file.name) + ("" if recording.member is None else f"/{recording.member}")
         samples.append(
             Sample(recording.key, half, None, meta["text"], meta["speaker"], meta["language"], seconds, file)
         )
-    rejected = [{"source": one.origin, "cause": fault.cause, "detail": fault.detail} for one, fault in bad]
+    rejected = [{"source": one.origin, "cause": fault.cause, "detail": plain(fault.detail)} for one, fault in bad]
     accepted = [(sample.key, sample.speaker) for sample in samples]
     _write_json(tar.with_suffix(".json"), {"accepted": accepted, "rejected": rejected})
     with ShardWriter(tar, codec.latent_channels) as writer:
@@ -186,35 +211,67 @@ def _load(reader: RecordingReader, recording: Recording, codec: Encoder, setting
     return meta, loudness_normalise(audio, codec.sample_rate, settings.loudness_lufs)
 
 
-def _finish(
+def _write_data_sets(
     output: Path,
+    clips: Sequence[Clip],
+    recordings: Sequence[Recording],
     codec: Encoder,
+    settings: Settings,
     plan: Mapping[str, Any],
-    shards: Sequence[Path],
     rejected: Sequence[Mapping[str, str]],
     on_progress: OnProgress,
 ) -> Summary:
-    """silence.npy, the reports, and dataset.json last."""
-    info, with_reference = describe(shards, codec, on_progress)
-    frames = SILENCE_S * codec.sample_rate // codec.hop_length
-    with atomic_write(output / SILENCE_NAME) as temporary, temporary.open("wb") as file:
-        np.save(file, np.asarray(codec.silence_latent(frames)).astype(np.float16), allow_pickle=False)
+    """Pass 2: the held-out data set where one is asked for, the other, the reports, and its dataset.json last."""
+    held: set[str] = set()
+    if settings.heldout_share:
+        texts = {recording.key: str(recording.meta.get("text")) for recording in recordings}
+        held = choose_heldout(clips, texts, settings.heldout_share, settings.seed)
+        chosen = [clip for clip in clips if clip.key in held]
+        references = choose_references(clips, settings.seed)  # a known voice may be one that was trained on
+        info, _ = _write_shards(output / HELDOUT_NAME, chosen, references, codec, settings, on_progress)
+        info.save(output / HELDOUT_NAME / INFO_NAME)
+    chosen = [clip for clip in clips if clip.key not in held]
+    references = choose_references(chosen, settings.seed)
+    info, with_reference = _write_shards(output, chosen, references, codec, settings, on_progress)
     with atomic_write(output / REJECTED_NAME) as temporary:
-        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in rejected))
+        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
+        temporary.write_text("".join(lines), encoding="utf-8")
     summary = Summary(
         samples=info.samples,
         hours=info.hours or 0.0,
-        shards=len(shards),
+        shards=len(info.shards),
         with_reference=with_reference,
         rejected=dict(Counter(line["cause"] for line in rejected)),
+        heldout=len(held),
     )
     _write_json(output / REPORT_NAME, {"plan": plan, "summary": dataclasses.asdict(summary)})
     info.save(output / INFO_NAME)
     return summary
 
 
+def _write_shards(
+    folder: Path,
+    clips: Sequence[Clip],
+    references: Mapping[str, Clip],
+    codec: Encoder,
+    settings: Settings,
+    on_progress: OnProgress,
+) -> tuple[DatasetInfo, int]:
+    """Shards and silence.npy of one data set; gives what its dataset.json says, and the samples with a reference."""
+    shards = write_shards(
+        clips, references, folder, codec.latent_channels, settings.shard_samples, settings.seed, on_progress
+    )
+    frames = SILENCE_S * codec.sample_rate // codec.hop_length
+    with atomic_write(folder / SILENCE_NAME) as temporary, temporary.open("wb") as file:
+        np.save(file, np.asarray(codec.silence_latent(frames)).astype(np.float16), allow_pickle=False)
+    return summarise_shards(shards, codec, on_progress)
+
+
 def _plan(recordings: Sequence[Recording], codec: Encoder, settings: Settings) -> dict[str, Any]:
     """Everything that decides the result."""
+    decided = dataclasses.asdict(settings)
+    if not settings.heldout_share:
+        del decided["heldout_share"]  # plans of before it existed stay as they are
     listed = hashlib.sha256()
     for recording in recordings:
         listed.update(json.dumps([recording.key, recording.origin, recording.meta], sort_keys=True).encode())
@@ -224,7 +281,7 @@ def _plan(recordings: Sequence[Recording], codec: Encoder, settings: Settings) -
         "recordings_sha256": listed.hexdigest(),
         "codec": codec.codec_id,
         "codec_weights": codec.weights_hash,
-    } | dataclasses.asdict(settings)
+    } | decided
 
 
 def _begin(output: Path, plan: Mapping[str, Any]) -> None:
@@ -232,7 +289,7 @@ def _begin(output: Path, plan: Mapping[str, Any]) -> None:
     work = output / WORK_NAME
     saved = work / "plan.json"
     if saved.exists():
-        _same_plan(output, json.loads(saved.read_text()), plan, "was begun")
+        _same_plan(output, _read_json(saved), plan, "was begun")
         return
     if output.is_dir() and any(path.suffix == ".tar" for path in output.iterdir()):
         raise ValueError(f"{output}: holds shards that this command did not make: choose another folder")
@@ -245,7 +302,7 @@ def _finished(output: Path, plan: Mapping[str, Any]) -> Summary:
     report = output / REPORT_NAME
     if not report.exists():
         raise ValueError(f"{output}: holds a data set that this command did not make: choose another folder")
-    saved = json.loads(report.read_text())
+    saved = _read_json(report)
     _same_plan(output, saved["plan"], plan, "was made")
     logger.info("%s: complete already", output)
     return Summary(**saved["summary"])
@@ -264,12 +321,12 @@ def _same_plan(output: Path, saved: Mapping[str, Any], plan: Mapping[str, Any], 
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
     """No second process works here. What a killed one left unfinished is removed."""
-    with (work / "lock").open("w") as lock:
+    with (work / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise OSError(f"{work.parent}: another process is preparing this folder: wait for it or stop it") from None
-        for folder in (work, work.parent):
+        for folder in (work, work.parent, work.parent / HELDOUT_NAME):
             for leftover in folder.glob(".*.partial"):
                 leftover.unlink()
         yield
@@ -277,9 +334,16 @@ def _alone(work: Path) -> Iterator[None]:
 
 def _write_json(path: Path, value: Any) -> None:
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> Any:
+    return load_json(path.read_bytes(), path, max_bytes=MAX_REPORT_BYTES)
 
 
 def _causes(rejected: Sequence[Mapping[str, str]]) -> str:
     counts = Counter(line["cause"] for line in rejected)
-    return ", ".join(f"{cause} {count}" for cause, count in counts.most_common()) + f"; first {rejected[0]}"
+    return (
+        ", ".join(f"{cause} {count}" for cause, count in counts.most_common())
+        + f"; first {rejected[0]['source']}: {rejected[0]['detail']}"
+    )

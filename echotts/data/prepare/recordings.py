@@ -3,11 +3,14 @@
 | source | layout |
 |---|---|
 | `metadata.csv` without a header | LJSpeech: `id|text|normalised text` beside `wavs/id.wav`; the last column is used |
-| `.csv`, `.tsv` with a header | columns audio, text, and if known speaker, language |
+| `.csv`, `.tsv` with a header | columns audio, text, and if known speaker, language, between commas, tabs or `|` |
 | `.jsonl` | objects with the same names |
 | a folder with one of these | that table |
 | a folder of recordings | each with a `.txt` of the same name; below the top, the folder is the speaker |
 | `.tar`, `.tar.gz`, a glob or folder of them | `{key}.opus` (wav, flac, ogg, mp3) beside `{key}.json` |
+
+Text files are UTF-8, their lines end at a line feed only. Values between commas may be quoted; those between tabs or
+`|` never are. Every recording that is found becomes a sample or a rejection.
 """
 
 import csv
@@ -17,7 +20,7 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +31,13 @@ from jaxtyping import Float
 from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
-from echotts.data.remote.sources import resolve
+from echotts.data.remote.sources import TABLE_NAMES, is_hidden, is_shard, resolve
+from echotts.files import read_text
 from echotts.rundir.rejections import Rejected
+from echotts.strict_json import load_json
 
 SHARD_SUFFIXES = (".tar", ".tar.gz")
-TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
+MAX_ROW_BYTES = 8 << 20
 MAX_AUDIO_BYTES = 1 << 30
 KEPT_TARS = 8
 
@@ -49,15 +54,20 @@ class Recording:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for reports."""
-        return str(self.file) if self.member is None else f"{self.file}/{self.member}"
+        """Where it comes from, for reports; bytes of a name that are not UTF-8 are written as escapes."""
+        return plain(str(self.file) if self.member is None else f"{self.file}/{self.member}")
 
     def checked_meta(self) -> dict[str, Any]:
         """text, speaker, language. Raises Rejected."""
         if self.fault is not None:
-            raise self.fault
+            raise Rejected(self.fault.cause, self.fault.detail)
         known = {name: self.meta.get(name) or None for name in ("text", "speaker", "language")}
         return parse_meta(json.dumps(known).encode())
+
+
+def plain(name: str) -> str:
+    """A name of the file system as UTF-8 can hold it."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def list_recordings(source: str, speaker: str | None = None, language: str | None = None) -> list[Recording]:
@@ -102,10 +112,15 @@ class RecordingReader:
             return read_audio(source, sample_rate, start_s=start_s, limit_s=limit_s, max_s=max_s, name=recording.origin)
         except TooLong as error:
             raise Rejected("too_long", str(error)) from None
-        except (ValueError, FileNotFoundError) as error:
-            if isinstance(error, Rejected):
-                raise
+        except Rejected:
+            raise
+        except ValueError as error:
             raise Rejected("unreadable_audio", str(error)) from None
+        except OSError as error:
+            if recording.member is not None:  # the shard itself
+                raise
+            reason = str(error) if error.strerror is None else f"{recording.file}: {error.strerror.lower()}"
+            raise Rejected("unreadable_audio", reason) from None
 
     def seconds(self, recording: Recording) -> float:
         """Length, from the header where it says so. Raises Rejected when it cannot be read."""
@@ -148,7 +163,7 @@ def _recordings(source: str) -> Iterator[Recording]:
         table = next((path / name for name in TABLE_NAMES if (path / name).is_file()), None)
         if table is not None:
             return _table(table)
-        if any(file.name.endswith(SHARD_SUFFIXES) for file in path.iterdir()):
+        if any(is_shard(file.name, SHARD_SUFFIXES) for file in path.iterdir()):
             return _shards(resolve(source, SHARD_SUFFIXES))
         return _pairs(path)
     if path.suffix in (".csv", ".tsv", ".jsonl"):
@@ -162,70 +177,123 @@ def _recordings(source: str) -> Iterator[Recording]:
 
 
 def _table(path: Path) -> Iterator[Recording]:
-    rows = _json_rows(path) if path.suffix == ".jsonl" else _csv_rows(path)
-    for row in rows:
+    text = read_text(path)
+    for number, row in _json_rows(path, text) if path.suffix == ".jsonl" else _delimited_rows(path, text):
+        if isinstance(row, Rejected):
+            yield Recording(f"row{number}", {}, path, fault=row)
+            continue
         audio = path.parent / str(row["audio"])
-        yield Recording(audio.stem, {name: row.get(name) for name in ("text", "speaker", "language")}, audio)
+        yield Recording(
+            audio.stem,
+            {name: row.get(name) for name in ("text", "speaker", "language")},
+            audio,
+            fault=_path_fault(audio),
+        )
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict) or not row.get("audio"):
-                raise ValueError(f"{path}, line {number}: not an object with audio and text")
-            yield row
+def _path_fault(audio: Path) -> Rejected | None:
+    """Why no file can have this name on this machine."""
+    try:
+        if b"\0" in os.fsencode(audio):
+            return Rejected("unreadable_audio", f"{str(audio)!r}: a name with NUL")
+    except UnicodeEncodeError:
+        return Rejected("unreadable_audio", f"{str(audio)!a}: the locale's encoding has no such name: use a UTF-8 one")
+    return None
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    text = path.read_text(encoding="utf-8-sig")
-    first = text.split("\n", 1)[0]
-    delimiter = next((mark for mark in "\t|" if mark in first), ",")
-    header = [name.strip().lower() for name in next(csv.reader([first], delimiter=delimiter), [])]
+Row = tuple[int, dict[str, Any] | Rejected]  # its line, from 1
+
+
+def _json_rows(path: Path, text: str) -> Iterator[Row]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = load_json(line, f"{path}, line {number}", max_bytes=MAX_ROW_BYTES)
+        except ValueError as error:
+            if "surrogate" not in str(error):
+                raise
+            yield number, Rejected("bad_json", str(error))
+            continue
+        if not isinstance(row, dict) or not row.get("audio"):
+            raise ValueError(f"{path}, line {number}: not an object with audio and text")
+        yield number, row
+
+
+def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
+    lines = text.split("\n")
+    delimiter = next((mark for mark in "\t|" if mark in lines[0]), ",")
+    rows = _quoted_rows(path, lines) if delimiter == "," else _split_rows(lines, delimiter)
+    _, header = next(rows, (0, []))
+    header = [name.strip().lower() for name in header]
     if {"audio", "text"} <= set(header):
-        rows: Iterable[Sequence[str]] = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
-        for number, row in enumerate(rows):
-            if number and any(row):
-                if len(row) != len(header):
-                    raise ValueError(f"{path}, row {number + 1}: {len(row)} columns, the header has {len(header)}")
-                yield dict(zip(header, row, strict=True))
+        for number, row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
+            yield number, dict(zip(header, row, strict=True))
     elif delimiter == "|" and (path.parent / "wavs").is_dir():
-        yield from _ljspeech_rows(path, text)
+        yield from _ljspeech_rows(path, lines)
     else:
         raise ValueError(
-            f"{path}: begins with {first[:60]!r}; expected a header with audio and text (and speaker, language), "
+            f"{path}: begins with {lines[0][:60]!r}; expected a header with audio and text (and speaker, language), "
             "or LJSpeech lines id|text beside a folder wavs"
         )
 
 
-def _ljspeech_rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
-    """Its texts hold quotation marks that quote nothing, so lines are only split. There is one speaker."""
-    for number, line in enumerate(text.splitlines(), 1):
-        columns = line.split("|")
-        if not line.strip():
-            continue
+def _quoted_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
+    """Comma-separated values; a quoted one may hold commas and line feeds. A row has the number of its first line."""
+    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
+    number = 1
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            raise ValueError(f"{path}, row {number}: {error}: look for a quotation mark that is not closed") from None
+        if row is None:
+            return
+        if any(row):
+            yield number, row
+        number = reader.line_num + 1
+
+
+def _split_rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Their quotation marks quote nothing, so lines are only split."""
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            yield number, line.removesuffix("\r").split(delimiter)
+
+
+def _ljspeech_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
+    """There is one speaker."""
+    for number, columns in _split_rows(lines, "|"):
         if len(columns) < 2:
-            raise ValueError(f"{path}, line {number}: {line[:60]!r}, expected id|text")
+            raise ValueError(f"{path}, line {number}: {columns[0][:60]!r}, expected id|text")
         spoken = next((column for column in reversed(columns[1:3]) if column.strip()), "")
-        yield {"audio": f"wavs/{columns[0]}.wav", "text": spoken, "speaker": path.resolve().parent.name}
+        yield number, {"audio": f"wavs/{columns[0]}.wav", "text": spoken, "speaker": path.resolve().parent.name}
 
 
 def _pairs(folder: Path) -> Iterator[Recording]:
     for place, folders, names in os.walk(folder):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not is_hidden(name))
+        texts = {name.lower(): Path(place, name) for name in sorted(names) if name.lower().endswith(".txt")}
         for name in sorted(names):
             audio = Path(place, name)
-            text = audio.with_suffix(".txt")
-            if audio.suffix.lower() not in AUDIO_SUFFIXES or not text.is_file():
+            if audio.suffix.lower() not in AUDIO_SUFFIXES or is_hidden(name):
                 continue
             speaker = None if audio.parent == folder else audio.parent.name
-            words = text.read_text(encoding="utf-8-sig", errors="replace").strip()
-            yield Recording(audio.stem, {"text": words, "speaker": speaker}, audio)
+            exact = audio.with_suffix(".txt")
+            words, fault = _words(exact if exact.is_file() else texts.get(exact.name.lower(), exact))
+            yield Recording(audio.stem, {"text": words, "speaker": speaker}, audio, fault=_path_fault(audio) or fault)
+
+
+def _words(file: Path) -> tuple[str, Rejected | None]:
+    """The text of a recording, and what is wrong with it."""
+    if not file.is_file():
+        return "", Rejected("empty_text", f"there is no {file.name} beside it")
+    try:
+        return read_text(file).strip(), None
+    except (OSError, ValueError) as error:
+        return "", Rejected("bad_text", str(error))
 
 
 def _shards(files: Sequence[Path]) -> Iterator[Recording]:
@@ -234,10 +302,11 @@ def _shards(files: Sequence[Path]) -> Iterator[Recording]:
             if tar.faults:
                 raise ValueError(f"{file}: {tar.faults[0].cause}: {tar.faults[0].detail}: copy it again")
             for entry in tar.entries:
-                if not any(f".{suffix}" in AUDIO_SUFFIXES for suffix in entry.members):
+                if not any(suffix.endswith(_BARE_SUFFIXES) for suffix in entry.members):
                     continue
                 meta, fault = {}, None
                 try:
+                    _audio_suffix(entry)
                     meta = parse_meta(tar.read(entry, "json", MAX_JSON_BYTES))
                 except Rejected as error:
                     fault = error
@@ -246,5 +315,13 @@ def _shards(files: Sequence[Path]) -> Iterator[Recording]:
                 yield Recording(entry.key.rpartition("/")[2], meta, file, entry.key, fault)
 
 
+_BARE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in AUDIO_SUFFIXES)
+
+
 def _audio_suffix(entry: Entry) -> str:
-    return next(suffix for suffix in sorted(entry.members) if f".{suffix}" in AUDIO_SUFFIXES)
+    """Raises Rejected for a key with dots: its members' suffixes are no formats."""
+    found = [suffix for suffix in sorted(entry.members) if suffix in _BARE_SUFFIXES]
+    if not found:
+        has = ", ".join(sorted(entry.members)[:8])
+        raise Rejected("member_missing", f"no recording, it has {has}: a key ends at the first dot of the name")
+    return found[0]

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 from echotts.data.remote.shard_file import ShardFile
-from echotts.data.remote.sources import expand_braces, is_glob
+from echotts.data.remote.sources import expand_braces, is_glob, is_shard
 from echotts.data.remote.web import Unavailable
 
 SCHEME = "hf"
@@ -82,7 +82,7 @@ def list_files(spec: str, commit: str, suffixes: Sequence[str], extra: Sequence[
     for pattern in patterns:
         names = [pattern] if pattern in found else []
         if is_glob(pattern):
-            names = [name for name in sorted(found) if name.endswith(tuple(suffixes)) and _matches(name, pattern)]
+            names = [name for name in sorted(found) if is_shard(name, tuple(suffixes)) and _matches(name, pattern)]
         chosen |= dict.fromkeys(names)
         lacking += [] if names else [pattern]
     if lacking:

@@ -13,7 +13,7 @@ from echotts.data.format.info import INFO_NAME, SILENCE_NAME
 from echotts.data.remote import hub
 from echotts.data.remote.retry import Retries, filesystem, retry
 from echotts.data.remote.shard_file import ShardFile
-from echotts.data.remote.sources import Part, expand_braces, is_glob, resolve, scheme_of
+from echotts.data.remote.sources import Part, expand_braces, is_glob, is_shard, resolve, scheme_of
 
 SUFFIX = ".tar"
 
@@ -143,14 +143,14 @@ def _list_filesystem(part: Part) -> Listing:
         folder = os.path.dirname(path)
         if is_glob(folder):
             sizes = {name: about.get("size") for name, about in fs.glob(path, detail=True).items()}
-            sizes = {name: size for name, size in sizes.items() if name.endswith(SUFFIX)}
+            sizes = {name: size for name, size in sizes.items() if is_shard(name)}
         else:
             if folder not in folders:
                 try:
                     folders[folder] = {about["name"]: about.get("size") for about in fs.ls(folder, detail=True)}
                 except FileNotFoundError:
                     folders[folder] = {}
-            names = sorted(name for name in fnmatch.filter(folders[folder], path) if name.endswith(SUFFIX))
+            names = sorted(name for name in fnmatch.filter(folders[folder], path) if is_shard(name))
             sizes = {name: folders[folder][name] for name in names}
         found |= sizes
         lacking += [] if sizes else [pattern]

@@ -9,6 +9,7 @@ A + B                                                 both, each shard once an e
 """
 
 import glob
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _WEIGHTED = re.compile(r"([0-9][0-9.eE+-]*) +\* +(.+)")
 MAX_RANGE = 10_000_000
+
+TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,15 @@ def scheme_of(spec: str) -> str:
 
 def is_glob(pattern: str) -> bool:
     return any(letter in pattern for letter in "*?[")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file is one that folders hide, such as the `._s-000.tar` that macOS leaves beside s-000.tar."""
+    return os.path.basename(name).startswith(".")
+
+
+def is_shard(name: str, suffixes: tuple[str, ...] = (".tar",)) -> bool:
+    return name.endswith(suffixes) and not is_hidden(name)
 
 
 def resolve(spec: str, suffixes: tuple[str, ...] = (".tar",)) -> list[Path]:
@@ -106,13 +118,24 @@ def _check_given(argument: str) -> None:
 def _files(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        found = sorted(file for file in path.iterdir() if file.name.endswith(suffixes) and file.is_file())
+        found = sorted(file for file in path.iterdir() if is_shard(file.name, suffixes) and file.is_file())
         if not found:
-            raise FileNotFoundError(f"{path}: no {' or '.join(suffixes)} file in this folder")
+            raise FileNotFoundError(f"{path}: no {' or '.join(suffixes)} file in this folder{_recordings_hint(path)}")
         return found
     if path.is_file():
         return [path]
-    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    found = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if not is_hidden(name))
+    found = [file for file in found if file.is_file()]
     if not found:
         raise FileNotFoundError(f"{pattern}: no such file or folder, and no file matches it")
     return found
+
+
+def _recordings_hint(folder: Path) -> str:
+    """What to do where somebody gave the recordings themselves."""
+    from echotts.audio import AUDIO_SUFFIXES  # here: reading shards needs no audio library
+
+    recordings = any(file.suffix.lower() in AUDIO_SUFFIXES for file in folder.rglob("*"))
+    if not recordings and not any((folder / name).is_file() for name in TABLE_NAMES):
+        return ""
+    return f": it holds recordings: run `echotts data prepare --source {folder} --output DATA` first, and give DATA"

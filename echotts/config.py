@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from echotts.latents import ScaleName
 from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
@@ -138,6 +139,9 @@ class DataConfig:
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
     """Unusable samples that are borne before the run stops, 0 to 1."""
+    latent_scale: ScaleName = "none"
+    """What is taken out of latents before training, and put back before decoding: nothing, mean and standard deviation
+    of all values (scalar), or those of each channel. They come from dataset.json."""
     longer_share: float = 0.1
     """Samples that go into a longer bucket than they need, so that silence is learnt in any window, 0 to 1."""
     cache_dir: str = ""

@@ -49,7 +49,7 @@ class Meta:
     samples_seen: int
     stream: dict[str, Any]
     config: dict[str, Any]
-    facts: dict[str, Any]  # codec, tokenizer, silence: what an export tells inference
+    facts: dict[str, Any]  # codec, tokenizer, silence, latent_scale: what an export tells inference
     format: int = FORMAT
     frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
     guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this

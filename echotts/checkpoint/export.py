@@ -23,6 +23,7 @@ from echotts.checkpoint.contents import (
 )
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.files import ASSETS
+from echotts.latents import FACT
 from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP
@@ -57,7 +58,10 @@ def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
         return Weights(*interop.load_export(path))
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
-        return Weights(published.params, published.config, {"weights": "raw", "step": published.step})
+        about = {"weights": "raw", "step": published.step}
+        if published.latent_scale is not None:
+            about[FACT] = published.latent_scale
+        return Weights(published.params, published.config, about)
     if path.is_dir():
         return load_run(path, weights)
     raise FileNotFoundError(
@@ -95,7 +99,8 @@ def export(
     output.parent.mkdir(parents=True, exist_ok=True)
     if output.suffix == ".pkl":
         step, samples_seen = metadata["step"], metadata["samples_seen"]
-        interop.save_published(output, params, step=step, samples_seen=samples_seen)
+        scale = metadata.get(FACT)
+        interop.save_published(output, params, step=step, samples_seen=samples_seen, latent_scale=scale)
     else:
         interop.save_export(output, params, loaded.config, metadata, storage)
     return metadata

@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 from echotts.config import DtypeName, EncoderConfig, ModelConfig, to_dict
 from echotts.files import atomic_write
+from echotts.latents import FACT
 from echotts.model.dit import BlockDiT
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
 from echotts.pickles import read_pickle
@@ -129,6 +130,7 @@ class Published:
     step: int
     samples_seen: int
     opt_state: Any
+    latent_scale: Any = None  # of files that were written here (echotts.latents)
 
     def moments(self) -> tuple[Params, Params] | None:
         """Adam's (mu, nu), stacked as our parameters are; None if the file has no optimizer state."""
@@ -158,17 +160,29 @@ def load_published(path: str | Path, dtype: DtypeName | None = None) -> Publishe
         step=int(state.get("step", 0)),
         samples_seen=int(state.get("samples_seen", 0)),
         opt_state=state.get("opt_state"),
+        latent_scale=state.get(FACT),
     )
 
 
-def save_published(path: str | Path, params: Params, *, step: int, samples_seen: int, opt_state: Any = None) -> None:
-    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`."""
+def save_published(
+    path: str | Path,
+    params: Params,
+    *,
+    step: int,
+    samples_seen: int,
+    opt_state: Any = None,
+    latent_scale: Mapping[str, list[float]] | None = None,
+) -> None:
+    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`.
+
+    `latent_scale` (see echotts.latents), which published files do not know, is an entry of its own where there is one.
+    """
     content = {
         "params": params_to_published(params),
         "opt_state": jax.tree.map(np.asarray, opt_state),
         "step": int(step),
         "samples_seen": int(samples_seen),
-    }
+    } | ({} if latent_scale is None else {FACT: latent_scale})
     with atomic_write(Path(path)) as temporary, temporary.open("wb") as file:
         pickle.dump(content, file, protocol=PUBLISHED_PICKLE_PROTOCOL)
 

@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from echotts.audio import Samples
 from echotts.config import DtypeName, ModelConfig
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
+from echotts.latents import FACT, LatentScale
 from echotts.model import Params, build
 from echotts.model.fused import choose_attention
 from echotts.synthesis import references
@@ -63,6 +64,7 @@ class EchoTTS:
         self.metadata = dict(metadata)
         silence = metadata.get("silence")
         self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
+        self.scale = LatentScale.from_json(metadata.get(FACT), config.latent_channels)
         attend = choose_attention(jax.default_backend(), config)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
         self._compiled: set[tuple[int, ...]] = set()
@@ -210,10 +212,11 @@ class EchoTTS:
         sampler: SamplerConfig,
         rows: int,
     ) -> list[Speech]:
-        """Token ids and reference latents to speech of at most `most` frames, through one compiled shape."""
+        """Token ids and the codec's latents of voices to speech of at most `most` frames, in one compiled shape."""
         tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
         reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
         frames = rounded(most, self.limits.frames, FRAME_SHAPES)
+        voices = [None if voice is None else self.scale.normalise(voice) for voice in voices]
         speeches: list[Speech] = []
         for start in range(0, len(ids), rows):
             chosen = [min(row, len(ids) - 1) for row in range(start, start + rows)]
@@ -222,7 +225,7 @@ class EchoTTS:
             noise = np.stack([make_noise(seeds[i], frames, self.config.latent_channels) for i in chosen])
             with self._says_what_is_compiled(rows, tokens, frames):
                 conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
-                latents = np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler))
+                latents = self.scale.restore(np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler)))
             speeches += [self._finish(latent[:most]) for latent in latents[: len(ids) - start]]
         return speeches
 

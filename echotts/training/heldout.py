@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from echotts.config import Config
 from echotts.data.stream.batch import Batch
+from echotts.latents import UNSCALED, LatentScale
 from echotts.model import Params
 from echotts.rundir.metrics import TIMESTEP_BUCKETS, timestep_bucket_names
 from echotts.training.feed import to_devices
@@ -19,15 +20,18 @@ from echotts.training.step import make_measure_step
 class Heldout:
     """The held-out measurement of one run. `read` gives this process's rows of the batches; it is called once."""
 
-    def __init__(self, config: Config, mesh: Mesh, read: Callable[[], list[Batch]]):
+    def __init__(self, config: Config, mesh: Mesh, read: Callable[[], list[Batch]], scale: LatentScale = UNSCALED):
+        """`scale` is that of the batches' latents."""
+        self._scale = scale
         self._measure = make_measure_step(config, mesh)
         self._mesh = mesh
         self._batches = read()
 
     def references(self, most: int) -> list[np.ndarray]:
-        """The first reference latents (m, c) among this process's rows, at most so many."""
+        """The first reference latents (m, c) among this process's rows, at most so many, as the codec has them."""
         rows = [row for batch in self._batches for row in zip(batch.speaker_latent, batch.speaker_mask, strict=True)]
-        return [np.asarray(latent)[np.asarray(mask)] for latent, mask in rows if np.any(mask)][:most]
+        voices = [np.asarray(latent)[np.asarray(mask)] for latent, mask in rows if np.any(mask)]
+        return [self._scale.restore(voice) for voice in voices[:most]]
 
     def losses(self, params: Params) -> dict[str, float]:
         """The loss over all batches and the mean squared error of the rows in each part of [0, 1].

@@ -17,6 +17,7 @@ from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.stream import Stream
+from echotts.latents import FACT, UNSCALED, LatentScale
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
@@ -55,17 +56,18 @@ def open_inputs(config: Config) -> Inputs:
         )
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
+    scale = latent_scale(dataset, config)
     cache = _open_cache(config, datasets.values())
 
     def heldout() -> list[Batch]:
         assert held is not None
-        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, ahead=0) as stream:
+        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, ahead=0, scale=scale) as stream:
             return [stream.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS),
+        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS, scale),
         heldout=heldout if held else None,
-        facts=facts(dataset, config, tokenizer),
+        facts=facts(dataset, config, tokenizer, scale),
         pins={name: opened.pin for name, opened in datasets.items()},
     )
 
@@ -83,8 +85,19 @@ def open_tokenizer(spec: str) -> Tokenizer:
         raise ValueError(f"tokenizer {spec}: {error}") from error
 
 
-def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What inference must know of the data, JSON-ready: the codec it needs, the tokenizer, one frame of silence."""
+def latent_scale(dataset: Dataset, config: Config) -> LatentScale:
+    """ValueError where one is asked for and the data do not say their statistics."""
+    try:
+        return LatentScale.measured(config.data.latent_scale, dataset.info.latent_mean, dataset.info.latent_std)
+    except ValueError as error:
+        raise ValueError(f"{config.data.data}: {error}: `data prepare` writes them to dataset.json") from None
+
+
+def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:
+    """What inference must know of the data, JSON-ready: the codec it needs, the tokenizer, one frame of silence.
+
+    The silence is the codec's; `latent_scale`, where there is one, is what the model's latents are scaled by.
+    """
     info = dataset.info
     codec = {
         "id": info.codec_id or config.run.codec or None,
@@ -94,7 +107,8 @@ def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer) -> dict[str, A
         "channels": info.channels,
     }
     silence = np.median(dataset.silence, axis=0, keepdims=True)  # (1, c): the edges of a recording are no silence
-    return {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
+    known = {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
+    return known if scale is UNSCALED else known | {FACT: scale.to_json()}
 
 
 def store_pins(config: Config, inputs: Inputs) -> None:
@@ -166,7 +180,13 @@ def _open_cache(config: Config, datasets: Iterable[Dataset]) -> Cache | None:
 
 
 def _stream(
-    dataset: Dataset, config: Config, tokenizer: Tokenizer, seed: int, cache: Cache | None, ahead: int
+    dataset: Dataset,
+    config: Config,
+    tokenizer: Tokenizer,
+    seed: int,
+    cache: Cache | None,
+    ahead: int,
+    scale: LatentScale,
 ) -> Stream:
     if dataset.remote:
         assert cache is not None
@@ -182,4 +202,5 @@ def _stream(
         dataset.silence,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        scale=scale,
     )

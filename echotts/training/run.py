@@ -146,7 +146,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
     inputs = open_inputs(config)
     train_step = make_train_step(config, mesh)
-    heldout = Heldout(config, mesh, inputs.heldout) if inputs.heldout else None
+    heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
     stack.enter_context(writing(run_dir.local))

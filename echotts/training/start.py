@@ -12,6 +12,7 @@ from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import merge_states
+from echotts.latents import FACT
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import CONFIG
 from echotts.rundir.location import RunPath, write_whole
@@ -68,6 +69,11 @@ def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None
         raise ValueError(f"{data}: latents of the codec with hash {now}, the run was trained on those of {before}")
     if saved["tokenizer"] != given["tokenizer"]:
         raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
+    if saved.get(FACT) != given.get(FACT):
+        raise ValueError(
+            f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data "
+            "it was trained on, or another --run_dir"
+        )
 
 
 def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: Fed) -> Meta:

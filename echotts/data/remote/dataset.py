@@ -247,14 +247,27 @@ def _join(infos: Sequence[DatasetInfo], complete: bool) -> DatasetInfo | None:
     if len(infos) == 1 and complete:
         return first
     hours = [info.hours for info in infos]
+    mean, std = _pooled(infos) if complete else ((), ())
     return dataclasses.replace(
         first,
-        latent_mean=(),
-        latent_std=(),
+        latent_mean=mean,
+        latent_std=std,
         hours=sum(hour for hour in hours if hour is not None) if complete and None not in hours else None,
         lengths=sum((info.lengths for info in infos), ()) if complete and all(info.lengths for info in infos) else (),
         shards=sum((info.shards for info in infos), ()),
     )
+
+
+def _pooled(infos: Sequence[DatasetInfo]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over all folders, by their hours; empty where one lacks any."""
+    if any(not info.hours or not info.latent_mean or not info.latent_std for info in infos):
+        return (), ()
+    hours = np.array([info.hours for info in infos])
+    means, stds = (np.array([getattr(info, name) for info in infos]) for name in ("latent_mean", "latent_std"))
+    mean = np.average(means, axis=0, weights=hours)
+    square = np.average(np.square(stds) + np.square(means), axis=0, weights=hours)
+    std = np.sqrt(np.maximum(square - np.square(mean), 0.0))
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _channels_of(files: Sequence[Path]) -> int:

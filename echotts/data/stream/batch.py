@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample
+from echotts.latents import UNSCALED, LatentScale
 from echotts.text import Tokenizer
 
 
@@ -35,16 +36,18 @@ def collate(
     tokenizer: Tokenizer,
     silence: Float[np.ndarray, "k c"],
     reference_frames: int,
+    scale: LatentScale = UNSCALED,
 ) -> tuple[Batch, list[str]]:
     """Arrays of the bucket's shape, and the samples' names in row order.
 
     A latent ends in the silence of the same place of the clock (repeated when `silence` is shorter), because
     silence is not the zero vector and the network has no padding mask: it learns to end in what it is padded with.
-    A reference is cut to its first `reference_frames`. ValueError for a sample that does not fit the bucket.
+    A reference is cut to its first `reference_frames`. All three come out as `scale` normalises them. ValueError for
+    a sample that does not fit the bucket.
     """
     rows, channels = len(samples), silence.shape[1]
     latent = np.empty((rows, bucket.frames, channels), np.float32)
-    latent[:] = silence[np.arange(bucket.frames) % len(silence)]
+    latent[:] = scale.normalise(silence)[np.arange(bucket.frames) % len(silence)]
     text_ids = np.zeros((rows, bucket.tokens), np.int32)
     speaker_latent = np.zeros((rows, reference_frames, channels), np.float32)
     lengths = np.zeros((3, rows, 1), np.int32)
@@ -53,12 +56,12 @@ def collate(
         if frames > bucket.frames:
             raise ValueError(f"{sample.name}: {frames} frames do not fit the bucket of {bucket.frames}")
         ids = tokenizer.encode(sample.text, bucket.tokens)
-        latent[row, :frames] = sample.latent
+        latent[row, :frames] = scale.normalise(sample.latent)
         text_ids[row, : len(ids)] = ids
         lengths[:2, row, 0] = frames, len(ids)
         if sample.reference is not None:
             reference = sample.reference[:reference_frames]
-            speaker_latent[row, : len(reference)] = reference
+            speaker_latent[row, : len(reference)] = scale.normalise(reference)
             lengths[2, row, 0] = len(reference)
     batch = Batch(
         latent=latent,

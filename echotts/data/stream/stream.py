@@ -35,6 +35,7 @@ from echotts.data.stream.order import (
     hash_int,
 )
 from echotts.data.stream.pool import StreamPlan, VirtualStream
+from echotts.latents import UNSCALED, LatentScale
 from echotts.rundir.rejections import Rejections
 from echotts.text import Tokenizer
 
@@ -60,11 +61,16 @@ class Stream:
         silence: Float[np.ndarray, "k c"],
         process_index: int = 0,
         process_count: int = 1,
+        scale: LatentScale = UNSCALED,
     ) -> None:
-        """`shards` are the same, in the same order, everywhere; they are closed with the stream."""
+        """`shards` are the same, in the same order, everywhere; they are closed with the stream.
+
+        Batches hold what `scale` makes of the latents and of `silence`.
+        """
         _check_buckets(config.buckets)
         self.config = config
         self.silence = np.asarray(silence, np.float32)
+        self.scale = scale
         self.rows = Rows(config.batch_size, config.streams, process_index, process_count)
         self.rejections = Rejections(config.max_rejected_share)
         self.shards = shards
@@ -156,7 +162,9 @@ class Stream:
         samples = [self._streams[v].draw(bucket) for v in self.rows.at(self._step)]
         self._step += 1
         shape = self.config.buckets[bucket]
-        batch, names = collate(samples, shape, self._plan.tokenizer, self.silence, self.config.reference_frames)
+        batch, names = collate(
+            samples, shape, self._plan.tokenizer, self.silence, self.config.reference_frames, self.scale
+        )
         return batch, names, shape, self._snapshot()
 
     def _snapshot(self) -> dict[str, Any]:

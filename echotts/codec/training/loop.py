@@ -180,10 +180,10 @@ class Run:
         """Held-out crops as they are and as the codec gives them back, for the dashboard to play and to draw."""
         crops = self.heldout if len(self.heldout) else self.crops
         batch = self._to_devices(crops.batch(0))
-        key = jax.random.key(0)
-        decoded = runtime.whole(_played(_essence(self.training))(self.state.ema, batch, key))
+        decoded = _played(_essence(self.training))(self.state.ema, batch, jax.random.key(0))
+        before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
         if runtime.is_primary():
-            write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, runtime.whole(batch), decoded)
+            write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
 
     def go_back(self) -> None:
         """Takes the weights from before the first of too many steps that were left out."""

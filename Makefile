@@ -53,7 +53,7 @@ format: $(VENV)/.dev ## let ruff lay the code out
 	$(BIN)/ruff format .
 
 docs: $(VENV)/.docs ## the documentation as a site, in site/; strict: a dead link fails
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # With UPGRADE=--upgrade the newest that pyproject.toml allows; without it pins stay unless they must move.
 lock: $(VENV)/.dev ## requirements.lock: the exact versions of everything that a host of a pod installs

@@ -234,6 +234,9 @@ class RunConfig:
     """Sentences of the speech samples."""
     sample_references: tuple[str, ...] = ()
     """Recordings in whose voices they are spoken, in turn; the one word heldout: voices of the held-out samples."""
+    eval_asr: str = ""
+    """Recogniser that listens to the speech samples: digits, base or tiny.en (extra asr), a folder or a Hub id with a
+    Whisper model; its word errors are a metric. Empty: none."""
     codec: str = ""
     """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None

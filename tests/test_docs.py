@@ -1,5 +1,7 @@
 """The documents against what is there: links to files, and commands that exist."""
 
+import ast
+import itertools
 import re
 from pathlib import Path
 
@@ -28,3 +30,19 @@ def test_every_page_is_listed_in_the_index_and_in_the_navigation() -> None:
     pages = {path.name for path in ROOT.glob("docs/*.md")} - {"index.md"} | GENERATED
     assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
     assert pages == set(re.findall(r"- (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) - {"index.md"}
+
+
+def test_every_configuration_key_says_what_it_is() -> None:
+    """The page of configuration keys and `echotts train --help` are made of these docstrings."""
+    classes = [
+        node for node in ast.parse((ROOT / "echotts/config.py").read_text()).body if isinstance(node, ast.ClassDef)
+    ]
+    nested = {node.name for node in classes}
+    bare = [
+        f"{owner.name}.{ast.unparse(key.target)}"
+        for owner in classes
+        for key, after in itertools.pairwise([*owner.body, None])
+        if isinstance(key, ast.AnnAssign) and ast.unparse(key.annotation) not in nested
+        if not (isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant))
+    ]
+    assert bare == ["Config.preset"]

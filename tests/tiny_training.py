@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,6 +43,15 @@ TINY = Config(
     optim=OptimConfig(steps=6, learning_rate=3e-3, warmup_share=0.2, ema_decay=0.9),
     run=RunConfig(log_every=1, save_every_steps=2, save_every_minutes=0.0, eval_every=0, sample_every=0),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoken:
+    """What a speaker in a test returns: anything that saves itself."""
+
+    speech: Any
+    reference: Any = None
+    heard: Any = None
 
 
 def with_sections(config: Config, **sections: dict) -> Config:

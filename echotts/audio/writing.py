@@ -74,7 +74,7 @@ def write_audio(
 
 def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
     options = FORMATS[path.suffix.lower()]
-    level = _mp3_level(check_mp3_rate(mp3_rate), rate) if options["format"] == "MP3" else None
+    level = mp3_level(mp3_rate, rate) if options["format"] == "MP3" else None
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, compression_level=level, **options) as file:
@@ -85,8 +85,9 @@ def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
     return _with_fixed_serial(buffer.getvalue()) if options["format"] == "OGG" else buffer.getvalue()
 
 
-def _mp3_level(mp3_rate: int, rate: int) -> float:
-    """libsndfile's compression level, 0 to 1, which it maps to a bit rate: the largest allowed at 0, the least at 1."""
+def mp3_level(mp3_rate: int, rate: int) -> float:
+    """libsndfile's compression level for a bit rate: 0 is the largest that the sample rate allows, 1 the least."""
+    check_mp3_rate(mp3_rate)
     allowed = next(rates for from_hz, rates in _MP3_RATES if rate >= from_hz)
     chosen = max((one for one in allowed if one <= mp3_rate), default=allowed[0])
     return min((allowed[-1] - chosen) / (allowed[-1] - allowed[0]), 0.999)

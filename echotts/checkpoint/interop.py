@@ -11,23 +11,76 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
+import optax
+from msgspec import Meta
 from safetensors.numpy import save_file
 
-from echotts.config import DtypeName, EncoderConfig, ModelConfig, to_dict
+from echotts.config import MAX_SIZE, DtypeName, EncoderConfig, ModelConfig, read_model_config, to_dict
 from echotts.files import atomic_write
 from echotts.latents import FACT
 from echotts.model.dit import BlockDiT
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
 from echotts.pickles import read_pickle
+from echotts.strict_json import check_type, load_json
+from echotts.strict_tensors import open_tensors
 
 EXPORT_FORMAT = "echotts 1"
 SILENCE = "silence"
 PUBLISHED_PICKLE_PROTOCOL = 4
+HEADER_BYTES = 1 << 21  # of one field of an export's header; a SentencePiece tokenizer is the largest
+
+Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
+Count = Annotated[int, Meta(ge=0)]
+
+
+class CodecFacts(TypedDict, total=False):
+    """Which codec the latents are of."""
+
+    id: str | None
+    weights_hash: str | None
+    sample_rate: Size
+    hop: Size
+    channels: Size
+
+
+class TokenizerFacts(TypedDict):
+    """As `echotts.text.tokenizer_to_json` writes it; `model` is base64."""
+
+    kind: str
+    model: NotRequired[str]
+
+
+class BucketFacts(TypedDict):
+    """The largest sizes of training."""
+
+    frames: Size
+    tokens: Size
+    reference_frames: Size
+
+
+class ScaleFacts(TypedDict):
+    """As `echotts.latents.LatentScale.to_json` writes it."""
+
+    mean: list[float]
+    std: list[float]
+
+
+class ExportHeader(TypedDict, total=False):
+    """Fields of an export's header that are checked on entry; others pass as they are."""
+
+    config: Required[dict[str, Any]]
+    weights: str
+    codec: CodecFacts | None
+    tokenizer: TokenizerFacts
+    buckets: BucketFacts
+    latent_scale: ScaleFacts | None
+    step: Count
+    samples_seen: Count
+
 
 # stacked prefix (ours) -> prefix of the numbered blocks (published)
 STACKS = {
@@ -151,14 +204,15 @@ def load_published(path: str | Path, dtype: DtypeName | None = None) -> Publishe
             lambda leaf: jax.device_put(np.asarray(leaf, np.float32), may_alias=False), params_from_published(tree)
         )
         config = dataclasses.replace(infer_config(tree), compute_dtype=dtype or "float32")
-    except ValueError as error:
+        step, samples_seen = _count(state, "step"), _count(state, "samples_seen")
+    except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{path}: {error}") from error
     return Published(
         model=build(config, params),
         config=config,
         params=params,
-        step=int(state.get("step", 0)),
-        samples_seen=int(state.get("samples_seen", 0)),
+        step=step,
+        samples_seen=samples_seen,
         opt_state=state.get("opt_state"),
         latent_scale=state.get(FACT),
     )
@@ -187,9 +241,15 @@ def save_published(
         pickle.dump(content, file, protocol=PUBLISHED_PICKLE_PROTOCOL)
 
 
-def published_opt_state(count: int, mu: Params, nu: Params) -> dict[str, Any]:
-    """Adam's state under the published names of the parameters."""
-    return {"count": np.int32(count), "mu": params_to_published(mu), "nu": params_to_published(nu)}
+def published_opt_state(count: int, mu: Params, nu: Params) -> Any:
+    """The state of optax's chain(clip, adamw(schedule, mask)), moments under the published names of the parameters.
+
+    Its objects are optax's own, so that `pickle.load` gives what `optimizer.update` of such a chain takes.
+    """
+    steps = np.asarray(count, np.int32)
+    adam = optax.ScaleByAdamState(count=steps, mu=params_to_published(mu), nu=params_to_published(nu))  # pyright: ignore
+    decay = optax.MaskedState(inner_state=optax.EmptyState())
+    return (optax.EmptyState(), (adam, decay, optax.ScaleByScheduleState(count=steps)))  # pyright: ignore
 
 
 def find_moments(opt_state: Any, config: ModelConfig) -> tuple[Params, Params] | None:
@@ -230,33 +290,37 @@ def save_export(
 def load_export(path: str | Path) -> tuple[Params, ModelConfig, dict[str, Any]]:
     """(params as float32 numpy arrays, config, metadata with "silence" where present) of an export.
 
-    Raises FileNotFoundError, and ValueError for a file that is cut, no export, or does not fit its own config.
+    Raises FileNotFoundError, and ValueError for a file that is cut, no export, whose header is not of the right types,
+    or whose tensors do not fit its config or are not finite.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; give a model.safetensors written by `echotts export`")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = {name: json.loads(value) for name, value in (file.metadata() or {}).items()}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a whole export ({error}); copy or export it again") from error
-    if header.pop("format", None) != EXPORT_FORMAT:
-        raise ValueError(f"{path}: no export of echotts (its header does not say {EXPORT_FORMAT!r})")
-    try:
-        config = _model_config(header.pop("config"))
-        if SILENCE in tensors:
-            header[SILENCE] = tensors.pop(SILENCE)
-        wanted = expected_shapes(config)
-        params = {name: _take(tensors, name, leaf.shape).astype(np.float32) for name, leaf in wanted.items()}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: the export does not fit its own config: {error}") from error
+    with open_tensors(path) as file:
+        header = _checked_header(file.header, path)
+        config = read_model_config(header.pop("config"), f"{path}: config in the header")
+        params = {name: file.read(name, leaf.shape) for name, leaf in _expected_shapes(config, path).items()}
+        if SILENCE in file.names:
+            header[SILENCE] = file.read(SILENCE, (1, config.latent_channels))
     return unflatten(params), config, header
 
 
-def _model_config(sizes: Mapping[str, Any]) -> ModelConfig:
-    encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}
-    return ModelConfig(**{**sizes, **encoders})
+def _checked_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The header's fields, each one JSON, those that are known of the right type; without the format."""
+    if header.get("format") != json.dumps(EXPORT_FORMAT):
+        raise ValueError(f"{path}: no export of echotts (its header does not say {EXPORT_FORMAT!r})")
+    fields = {
+        name: load_json(text, f"{path}: {name[:60]!r} in the header", max_bytes=HEADER_BYTES)
+        for name, text in header.items()
+        if name != "format"
+    }
+    check_type(fields, f"{path}: header", ExportHeader)
+    return fields
+
+
+def _expected_shapes(config: ModelConfig, path: Path) -> dict[str, Any]:
+    try:
+        return expected_shapes(config)
+    except (TypeError, OverflowError) as error:  # sizes whose product is beyond what an array can have
+        raise ValueError(f"{path}: the sizes in its config are those of no model") from error
 
 
 def _params_and_state(content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -271,6 +335,16 @@ def _params_and_state(content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any
     if not isinstance(tree, Mapping):
         raise ValueError(f"its params are a {type(tree).__name__}, not a nested dict of arrays")
     return tree, content
+
+
+def _count(state: Mapping[str, Any], name: str) -> int:
+    """A number that the file gives as an int or as an array of no dimensions; 0 where it does not."""
+    value = state.get(name, 0)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 1 << 63:
+        raise ValueError(f"its {name} is no number from 0 to 2**63 - 1")
+    return int(value)
 
 
 def _trees_like(node: Any, wanted: Mapping[str, tuple[int, ...]]) -> Iterator[Params]:
@@ -297,6 +371,8 @@ def _take(flat: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.
     leaf = flat.pop(name)
     if leaf.shape != shape:
         raise ValueError(f"parameters: {name} has shape {leaf.shape}, the other tensors call for {shape}")
+    if leaf.dtype.kind not in "fV" or not np.isfinite(leaf).all():  # bfloat16 is of kind V
+        raise ValueError(f"parameters: {name} is not made of finite floating-point numbers")
     return leaf
 
 

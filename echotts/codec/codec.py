@@ -1,7 +1,9 @@
 """The codec as the rest of the program uses it: arrays of any length in, arrays out, on the weights of one file."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +12,10 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from echotts.codec.backbone import CodecConfig
 from echotts.codec.layers import Params
+from echotts.codec.quantizer import embed
+from echotts.codec.sound import write_sound
+from echotts.codec.tokens import Encoded, load_encoded, save_encoded
+from echotts.codec.transcode import LOUDNESS_LUFS, check_tokens, encode_sound, restored_blocks
 from echotts.codec.watermark import MESSAGE_BITS
 from echotts.codec.weights import hash_weights, to_device
 from echotts.codec.windows import DecoderStream, decode_windows, encode_windows, frame_noise, powers_of_two
@@ -17,6 +23,7 @@ from echotts.codec.windows import DecoderStream, decode_windows, encode_windows,
 # On a CPU small enough for the caches, large enough to amortise reading the weights.
 _CPU_WINDOW_S = 0.8
 _ACCELERATOR_WINDOW_S = 4.0
+_embed = jax.jit(embed)
 _EDGE_FRAMES = 16  # more than any encoder of these families sees in one direction
 
 
@@ -38,14 +45,22 @@ class Codec:
         params: folded parameters, with the entry "watermark" where the weights have one.
         codec_id: by which checkpoints and data sets name it, beside the hash of its weights.
         window_frames: latent frames at a time; changes speed and memory, not the result.
+        device: where it computes; None: JAX's default.
     """
 
-    def __init__(self, params: Params, config: CodecConfig, codec_id: str, window_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        params: Params,
+        config: CodecConfig,
+        codec_id: str,
+        window_frames: int | None = None,
+        device: Any = None,
+    ) -> None:
         if window_frames is not None and window_frames < 1:
             raise ValueError(f"window_frames {window_frames} must be at least 1")
         self.config = config
         self.codec_id = codec_id
-        self.params = to_device(params)
+        self.params = to_device(params, device)
         seconds = _CPU_WINDOW_S if jax.default_backend() == "cpu" else _ACCELERATOR_WINDOW_S
         default = max(1, round(seconds * config.sample_rate / config.hop_length))
         self.window_frames = default if window_frames is None else window_frames
@@ -74,6 +89,10 @@ class Codec:
         """SHA-256 of the folded weights, the same for every file format."""
         return hash_weights(self.params)
 
+    def on_device(self, device: Any) -> "Codec":
+        """The same codec, computing on that device."""
+        return Codec(self.params, self.config, self.codec_id, self.window_frames, device)
+
     def encode(
         self,
         audio: Float[Array | np.ndarray, "b n"],
@@ -92,12 +111,9 @@ class Codec:
         without samples, for numbers that are not finite, and for options of the other family.
         """
         samples, lengths = self._audio(audio, lengths)
-        if self.config.quantized:
-            if key is not None:
-                raise ValueError(f"codec {self.codec_id} quantizes and has no posterior to sample: leave the key out")
-        elif n_quantizers is not None:
-            raise self._no_codebooks()
-        count = self._quantizers(n_quantizers)
+        if self.config.quantized and key is not None:
+            raise ValueError(f"codec {self.codec_id} quantizes and has no posterior to sample: leave the key out")
+        count = self.check_quantizers(n_quantizers)
         pieces = list(encode_windows(self.params, self.config, samples, self.window_frames, count, lengths))
         latent = np.concatenate([first for first, _ in pieces], axis=1)
         if key is None:
@@ -114,7 +130,7 @@ class Codec:
     ) -> Tokens:
         """DAC: embeddings and codes of mono audio by the first `n_quantizers` codebooks; see `encode`."""
         samples, lengths = self._audio(audio, lengths)
-        count = self._quantizers(n_quantizers)
+        count = self.check_quantizers(n_quantizers)
         if not self.config.quantized:
             raise self._no_codebooks()
         pieces = list(encode_windows(self.params, self.config, samples, self.window_frames, count, lengths))
@@ -139,7 +155,7 @@ class Codec:
         """
         values = self._decodable(latent, codes, n_quantizers)
         frames = values.shape[2] if values.dtype.kind == "i" else values.shape[1]
-        message = None if watermark is None else self._message(watermark, len(values))
+        message = None if watermark is None else self.check_message(watermark, len(values))
         rows = _lengths(lengths, len(values), frames)
         return decode_windows(self.params, self.config, values, self.window_frames, message, rows)
 
@@ -150,8 +166,58 @@ class Codec:
 
         Each gives the samples (batch, n) that are determined by then; joined, they are what `decode` gives of all.
         """
-        message = None if watermark is None else self._message(watermark, batch)
+        message = None if watermark is None else self.check_message(watermark, batch)
         return DecoderStream(self.params, self.config, batch, powers_of_two(self.window_frames), message)
+
+    def encode_file(self, path: str | Path, n_quantizers: int | None = None) -> Tokens | Float[np.ndarray, "c t d"]:
+        """A recording as `Tokens` (DAC: embeddings and codes) or latents (DACVAE), its channels as rows.
+
+        Any format that audio.read_audio reads, any rate, length and number of channels; the level is left as it is.
+        """
+        tokens = encode_sound(self, path, n_quantizers).tokens
+        if not self.config.quantized:
+            return np.array(tokens)
+        codes = tokens.astype(np.int32)
+        return Tokens(np.asarray(_embed(self.params, codes)), codes)
+
+    def save_audio(self, path: str | Path, audio: Float[Array | np.ndarray, "*c n"]) -> None:
+        """Writes what `decode` gave, rows as channels, as .wav, .flac, .ogg or .mp3; beyond full scale it is cut."""
+        samples = _checked(np.atleast_2d(audio), 2, "audio must be (channels, samples)")
+        write_sound(path, [samples], self.sample_rate, len(samples), samples.shape[1])
+
+    def save_tokens(self, path: str | Path, tokens: Array | np.ndarray) -> None:
+        """Writes codes (c, q, t), or latents (c, t, d) of DACVAE, as .npz, .safetensors or (codes) .dac."""
+        encoded = Encoded(tokens=np.asarray(tokens), codec_id=self.codec_id, weights_hash=self.weights_hash)
+        check_tokens(self, encoded)
+        length = self.config.output_samples(encoded.frames)
+        save_encoded(path, replace(encoded, sample_rate=self.sample_rate, original_length=length))
+
+    def load_tokens(self, path: str | Path) -> np.ndarray:
+        """Codes or latents that `save_tokens` or `compress` wrote; ValueError where they are another codec's."""
+        encoded = load_encoded(path)
+        try:
+            check_tokens(self, encoded)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        return encoded.tokens.astype(np.int32 if encoded.are_codes else np.float32)
+
+    def compress(
+        self, path: str | Path, n_quantizers: int | None = None, loudness: float | None = LOUDNESS_LUFS
+    ) -> Encoded:
+        """A recording's tokens with its loudness, rate, length and channels, which `decompress` restores.
+
+        It is brought to `loudness` LUFS before it is encoded. tokens.save_encoded writes what comes.
+        """
+        return encode_sound(self, path, n_quantizers, loudness)
+
+    def decompress(
+        self, encoded: Encoded | str | Path, n_quantizers: int | None = None
+    ) -> tuple[Float[np.ndarray, "c n"], int]:
+        """The recording of `compress`, or of a file of its tokens (.dac of descript-audio-codec too), and its rate."""
+        if not isinstance(encoded, Encoded):
+            encoded = load_encoded(encoded)
+        blocks = list(restored_blocks(self, encoded, n_quantizers))
+        return np.concatenate(blocks, axis=1), encoded.sample_rate or self.sample_rate
 
     def silence_latent(self, frames: int) -> Float[np.ndarray, "t c"]:
         """Latents of that many frames of digital silence: what pads speech to a fixed length."""
@@ -169,13 +235,6 @@ class Codec:
         if not samples.shape[1]:
             raise ValueError("audio has no samples: give at least one")
         return samples, _lengths(lengths, *samples.shape)
-
-    def _quantizers(self, count: int | None) -> int | None:
-        if count is not None and not 1 <= count <= self.config.n_codebooks:
-            raise ValueError(
-                f"n_quantizers {count}: codec {self.codec_id} has codebooks 1 to {self.config.n_codebooks}"
-            )
-        return count
 
     def _no_codebooks(self) -> ValueError:
         return ValueError(f"codec {self.codec_id} has no codebooks: only DAC makes and takes codes")
@@ -204,9 +263,20 @@ class Codec:
             raise ValueError(f"codes must be whole numbers (batch, 1 to {count}, frames), not {numbers.shape}")
         if numbers.size and not 0 <= numbers.min() <= numbers.max() < size:
             raise ValueError(f"codes must be 0 to {size - 1}, and some are {numbers.min()} or {numbers.max()}")
-        return numbers[:, : self._quantizers(n_quantizers)].astype(np.int32)
+        return numbers[:, : self.check_quantizers(n_quantizers)].astype(np.int32)
 
-    def _message(self, watermark: Any, batch: int) -> np.ndarray:
+    def check_quantizers(self, count: int | None) -> int | None:
+        """The number of codebooks to use, which ValueError refuses where there are fewer, or none at all."""
+        if count is not None and not self.config.quantized:
+            raise self._no_codebooks()
+        if count is not None and not 1 <= count <= self.config.n_codebooks:
+            raise ValueError(
+                f"n_quantizers {count}: codec {self.codec_id} has codebooks 1 to {self.config.n_codebooks}"
+            )
+        return count
+
+    def check_message(self, watermark: Any, batch: int) -> np.ndarray:
+        """A watermark's message for each row as int32; ValueError where it is none, or the codec has no watermark."""
         if not self.has_watermark:
             raise ValueError(f"codec {self.codec_id} has no watermark: leave the message out")
         message = np.asarray(watermark)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from echotts.codec.backbone import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.watermark import CHANNELS, MESSAGE_BITS, RATES
 from echotts.pickles import read_torch_zip
 from echotts.strict_json import load_json
+from echotts.strict_tensors import open_tensors
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,8 @@ def read_hub_layout(path: str | Path) -> tuple[Params, CodecConfig]:
     rate = rate or _HUB_RATES.get(str(about.get("model_type_by_sampling_freq")).lower())
     if rate is None:
         raise ValueError(f"{path}: the config.json beside it has no sampling_rate: add it, in Hz")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file ({error}): fetch it again") from error
+    with open_tensors(path) as file:
+        state = {name: file.read(name) for name in file.names}
     state = _renamed(state)
     config = config_from_kwargs(_sizes_of(state, path) | {"sample_rate": rate}, path)
     return _params(state, config, path), config

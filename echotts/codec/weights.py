@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from echotts.codec.backbone import CodecConfig, init_params
@@ -21,6 +20,8 @@ from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
 from echotts.codec.watermark import init_watermark
 from echotts.files import atomic_write
+from echotts.strict_json import load_json
+from echotts.strict_tensors import open_tensors
 
 FORMAT = "echotts.codec"
 
@@ -44,17 +45,10 @@ def read_codec(path: str | Path) -> tuple[Params, CodecConfig, str]:
 
     Raises ValueError for a file that is damaged, no codec, or whose tensors are not those its sizes ask for.
     """
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = file.metadata() or {}
-            config = _config(header, path)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: damaged, or not a safetensors file ({error}): fetch it again") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype.kind not in "fV" or not np.isfinite(tensor := tensor.astype(np.float32, copy=False)).all():
-            raise ValueError(f"{path}: tensor {name} is not made of finite numbers")
-        tensors[name] = tensor
+    with open_tensors(path) as file:
+        header = file.header
+        config = _config(header, path)
+        tensors = {name: file.read(name) for name in file.names}
     _check(tensors, config, path)
     return unflatten(tensors), config, header.get("id") or Path(path).stem
 
@@ -96,12 +90,9 @@ def _lists(node: Any) -> Any:
 def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
     if header.get("format") != FORMAT or header.get("kind") not in ("dacvae", "dac"):
         raise ValueError(f"{path}: no codec of echotts: convert weights with `echotts codec convert`")
-    try:
-        kwargs = json.loads(header["config"])
-    except (KeyError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: no config in the header: convert the weights again") from error
-    if not isinstance(kwargs, dict):
-        raise ValueError(f"{path}: the config in the header is no object: convert the weights again")
+    if "config" not in header:
+        raise ValueError(f"{path}: no config in the header: convert the weights again")
+    kwargs = load_json(header["config"], f"{path}: config in the header", dict[str, Any])
     config = config_from_kwargs(kwargs, path)
     if config.kind != header["kind"]:
         raise ValueError(
@@ -113,15 +104,18 @@ def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
 def is_own_format(path: str | Path) -> bool:
     """Whether the header of a safetensors file says that `save_codec` wrote it; False for a damaged one."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return (file.metadata() or {}).get("format") == FORMAT
-    except SafetensorError:
+        with open_tensors(path) as file:
+            return file.header.get("format") == FORMAT
+    except ValueError:
         return False
 
 
 def _check(tensors: dict[str, np.ndarray], config: CodecConfig, path: str | Path) -> None:
     """Every tensor that the sizes ask for, in its shape, and no other; the watermark whole or not at all."""
-    expected = dict(_shapes(lambda: init_params(config, jax.random.key(0))))
+    try:
+        expected = dict(_shapes(lambda: init_params(config, jax.random.key(0))))
+    except (TypeError, OverflowError) as error:  # sizes whose product is beyond what an array can have
+        raise ValueError(f"{path}: the sizes in its config are those of no codec") from error
     if any(name.startswith("watermark.") for name in tensors):
         expected |= {f"watermark.{name}": shape for name, shape in _watermark_shapes(tensors, path)}
     for name, shape in expected.items():
@@ -152,6 +146,6 @@ def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf.shape
 
 
-def to_device(params: Params) -> Params:
-    """The tree as JAX arrays."""
-    return jax.device_put(params, may_alias=False)
+def to_device(params: Params, device: Any = None) -> Params:
+    """The tree as JAX arrays, on that device if one is given."""
+    return jax.device_put(params, device, may_alias=False)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from echotts.disk import hub, runs, scan
-from echotts.disk.remove import KeptError, OpenRoot
+from echotts.disk.remove import OpenRoot
 from echotts.disk.settings import Root
+from echotts.disk.tree import Folder, is_being_written
 
 LOGGER = logging.getLogger(__name__)
 
@@ -23,9 +24,9 @@ class Place:
 
     rule: Root
     root: OpenRoot
-    runs: list[scan.Folder]
+    runs: list[Folder]
 
-    def run_dir(self, folder: scan.Folder) -> Path:
+    def run_dir(self, folder: Folder) -> Path:
         return self.root.path.joinpath(*folder)
 
 
@@ -48,7 +49,8 @@ def open_place(rule: Root, stack: contextlib.ExitStack) -> Place | None:
         root = stack.enter_context(OpenRoot(rule.path))
         return Place(rule, root, runs.run_folders(root.descriptor) if rule.kind == "runs" else [])
     except OSError as error:
-        LOGGER.debug("%s: passed over: %s", rule.path, error.strerror)
+        level = logging.DEBUG if isinstance(error, FileNotFoundError) else logging.WARNING
+        LOGGER.log(level, "%s: passed over: %s", rule.path, error.strerror or error)
         return None
 
 
@@ -63,7 +65,7 @@ def candidates(places: list[Place], in_use: scan.OpenFiles, count: int) -> Gener
 
 
 def _of_stage(stage: Stage, places: list[Place], in_use: scan.OpenFiles, count: int) -> Iterator[Candidate]:
-    found = ((one, number) for number, place in enumerate(places) for one in stage(place, in_use))
+    found = ((one, number) for number, place in enumerate(places) for one in _alone(stage, place, in_use))
     try:
         for one, number in heapq.nsmallest(count, found):
             place = places[number]
@@ -78,10 +80,21 @@ def _of_stage(stage: Stage, places: list[Place], in_use: scan.OpenFiles, count: 
             place.root.leave()
 
 
+def _alone(stage: Stage, place: Place, in_use: scan.OpenFiles) -> Iterator[scan.Found]:
+    """What a stage finds in a root, run by run: what goes wrong in one is logged, and the others go on."""
+    parts = [Place(place.rule, place.root, [run]) for run in place.runs] if place.rule.kind == "runs" else [place]
+    for part in parts:
+        try:
+            yield from stage(part, in_use)
+        except Exception as error:  # whatever lies there: it is kept, and the watch goes on
+            where = part.run_dir(part.runs[0]) if part.runs else part.root.path
+            LOGGER.warning("%s: passed over: %s: %s", where, type(error).__name__, error)
+
+
 def _still(stage: Stage, place: Place, one: scan.Found, in_use: scan.OpenFiles) -> bool:
     """Whether something of a run may go even now: its trainer may have started, or read an old checkpoint, since."""
     if place.rule.kind != "runs":
-        return True
+        return not (stage is _partials and is_being_written(place.root.descriptor, one.folder))
     run = next(run for run in place.runs if one.folder[: len(run)] == run)
     alone = Place(place.rule, place.root, [run])
     return any((again.folder, again.name) == (one.folder, one.name) for again in stage(alone, in_use))
@@ -122,7 +135,7 @@ def _checkpoints(place: Place, in_use: scan.OpenFiles) -> Iterator[scan.Found]:
 def _hub_candidates(place: Place, in_use: scan.OpenFiles) -> Iterator[Candidate]:
     try:
         found = hub.unused_revisions(place.root, place.rule)
-    except (KeptError, OSError, ValueError) as error:
+    except Exception as error:  # the Hub's own reader meets whatever lies there
         LOGGER.warning("%s: its revisions are passed over: %s", place.root.path, error)
         return
     for revision in found:

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from echotts.disk.remove import KeptError, OpenRoot
-from echotts.disk.runs import opened
+from echotts.disk.remove import OpenRoot
 from echotts.disk.scan import Found, OpenFiles, partial_files
 from echotts.disk.settings import Root
+from echotts.disk.tree import KeptError, check_no_mount_below, opened
 from echotts.rundir.leases import lock_alone
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def remove_revision(root: OpenRoot, rule: Root, revision: Revision, in_use: Open
     strategy = scan.delete_revisions(revision.commit)
     if not _is_plain(root, repo) or not _all_inside(strategy, repo) or _last_use(known) > revision.when:
         raise KeptError("used again, or not what it was")
+    check_no_mount_below(root.descriptor, repo.repo_path.name)
     with opened(root.descriptor, (repo.repo_path.name,)) as folder:
         if folder is None or not lock_alone(folder):
             raise KeptError("leased")

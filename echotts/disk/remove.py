@@ -17,18 +17,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from echotts.disk.scan import Folder, Found, OpenFiles
-from echotts.rundir.leases import OPEN_FOLDER, live_names, lock_alone
+from echotts.disk.scan import Found, OpenFiles
+from echotts.disk.tree import Folder, KeptError, check_no_mount_below, mount_id, tree
+from echotts.rundir.leases import FOLDER_NAME, OPEN_FOLDER, live_names, lock_alone
 
 OPEN_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 OPEN_TO_WRITE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 LIBC = ctypes.CDLL(None, use_errno=True)
 _COUNTER = itertools.count()
-
-
-class KeptError(Exception):
-    """Something was not deleted; says why."""
 
 
 class OpenRoot:
@@ -45,6 +42,7 @@ class OpenRoot:
             self._closing = stack.pop_all()
         self._closing.callback(os.close, self.descriptor)
         self.device = os.fstat(self.descriptor).st_dev
+        self.mount = mount_id(self.descriptor)
         self._way: list[tuple[str, int]] = []  # the folders last gone into, locked
 
     def path_of(self, found: Found) -> Path:
@@ -145,8 +143,8 @@ class OpenRoot:
     def _locked(self, parent: int, name: str) -> int:
         descriptor = os.open(name, OPEN_FOLDER, dir_fd=parent)
         try:
-            if os.fstat(descriptor).st_dev != self.device:
-                raise KeptError("is on another filesystem")
+            if mount_id(descriptor) != self.mount:
+                raise KeptError("is in another mount")
             if not lock_alone(descriptor) or name in live_names(parent):
                 raise KeptError(f"the folder {name} is leased")
         except BaseException:
@@ -170,6 +168,7 @@ def _remove(folder: int, found: Found, descriptor: int, in_use: OpenFiles, still
         raise KeptError("leased")
     if not still():
         raise KeptError("needed by now")
+    check_no_mount_below(folder, found.name)
     is_folder = stat.S_ISDIR(about.st_mode)
     if is_folder:
         _check_inside(descriptor, found, in_use)
@@ -206,20 +205,16 @@ def _taken_away(folder: int, found: Found) -> Iterator[str]:
 
 
 def _check_inside(descriptor: int, found: Found, in_use: OpenFiles) -> None:
-    """KeptError where anything in this folder is leased, open, newer than the scan or on another filesystem."""
-    for _, folders, files, here in os.fwalk(".", dir_fd=descriptor):
-        if live_names(here):
+    """KeptError where anything in this folder is leased, open, newer than the scan, in another mount or too deep."""
+    for here, name, about in tree(descriptor):
+        if name == FOLDER_NAME and live_names(here):
             raise KeptError("something in it is leased")
-        for name in (*folders, *files):
-            about = os.stat(name, dir_fd=here, follow_symlinks=False)
-            if about.st_dev != found.device:
-                raise KeptError("another filesystem is mounted in it")
-            if about.st_mtime > found.when:
-                raise KeptError("written again")
-            if (about.st_dev, about.st_ino) in in_use:
-                raise KeptError("something in it is open")
-            if stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode):
-                _check_unlocked(name, here)
+        if about.st_mtime > found.when:
+            raise KeptError("written again")
+        if (about.st_dev, about.st_ino) in in_use:
+            raise KeptError("something in it is open")
+        if stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode):
+            _check_unlocked(name, here)
 
 
 def _check_unlocked(name: str, folder: int) -> None:

@@ -6,15 +6,14 @@ Where the run's own configuration cannot be read, which says what to keep, all s
 """
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-from echotts.disk.scan import Entry, Folder, Found, OpenFiles, measure_folder, partial_files
+from echotts.disk.scan import Found, OpenFiles, partial_files, warn_once
 from echotts.disk.settings import PARTIAL_NAMES, Root
+from echotts.disk.tree import Entry, Folder, UnusualError, measure_folder, opened
 from echotts.rundir.layout import (
     BROKEN,
     CHECKPOINT_METADATA,
@@ -26,7 +25,8 @@ from echotts.rundir.layout import (
     VERIFIED,
     WRITER,
 )
-from echotts.rundir.leases import OPEN_FOLDER, is_leased
+from echotts.rundir.leases import is_leased
+from echotts.strict_json import MAX_BYTES, load_json
 
 PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), (SAMPLES,))
 
@@ -86,7 +86,12 @@ def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[F
         for name, reason in old:
             about = os.stat(name, dir_fd=here, follow_symlinks=False)
             if stat.S_ISDIR(about.st_mode):
-                size_bytes, newest = measure_folder(here, Entry((), name, about))
+                entry = Entry((), name, about)
+                try:
+                    size_bytes, newest = measure_folder(here, entry)
+                except (OSError, UnusualError) as error:
+                    warn_once(here, entry, error)
+                    continue
                 if newest <= before:
                     found.append(Found(newest, folder, name, size_bytes, about.st_dev, about.st_ino, reason))
         return found
@@ -105,25 +110,6 @@ def verified_step(root: int, run: Folder) -> int | None:
     """The step that the trainer noted last as read back whole."""
     step = _read_json(root, (*run, VERIFIED)).get("step")
     return step if isinstance(step, int) else None
-
-
-@contextmanager
-def opened(root: int, folder: Folder) -> Iterator[int | None]:
-    """A folder below an open one, without following a link; None where there is none."""
-    here = os.dup(root)
-    try:
-        for name in folder:
-            inner = os.open(name, OPEN_FOLDER, dir_fd=here)
-            os.close(here)
-            here = inner
-    except OSError:
-        os.close(here)
-        yield None
-        return
-    try:
-        yield here
-    finally:
-        os.close(here)
 
 
 def _is_run(root: int, name: str) -> bool:
@@ -152,14 +138,13 @@ def _is_whole(checkpoints: int, step: int, name: str) -> bool:
 
 
 def _read_json(root: int, place: Folder) -> dict[str, Any]:
-    """The object in a JSON file below an open folder; empty where there is none."""
+    """The object in a JSON file below an open folder; empty where there is none that can be read."""
     with opened(root, place[:-1]) as here:
         if here is None:
             return {}
         try:
             descriptor = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
             with open(descriptor, "rb") as file:
-                content = json.load(file)
+                return load_json(file.read(MAX_BYTES + 1), "/".join(place), dict[str, Any])
         except (OSError, ValueError):
             return {}
-    return content if isinstance(content, dict) else {}

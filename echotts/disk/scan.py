@@ -1,22 +1,24 @@
 """What may go from a folder of files: partial files, consumed shards, old logs; oldest first. Nothing is opened."""
 
 import contextlib
+import logging
 import os
 import re
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple
 
 from echotts.disk.settings import PARTIAL_NAMES
-from echotts.rundir.leases import FOLDER_NAME, OPEN_FOLDER, process_start
+from echotts.disk.tree import MAX_DEPTH, Entry, Folder, UnusualError, is_being_written, measure_folder, walk
+from echotts.rundir.layout import WRITER
+from echotts.rundir.leases import process_start
 
-MAX_DEPTH = 64
+LOGGER = logging.getLogger(__name__)
 TRASH = re.compile(r"\.watchdog-\d+-\d+\.trash")  # what a pass that was killed had begun to delete
 WRITER_PID = re.compile(r"\.(\d+)\.partial")  # files.atomic_write puts its process id there
-
-Folder = tuple[str, ...]
 
 
 class Found(NamedTuple):
@@ -37,30 +39,38 @@ class Found(NamedTuple):
         return f"{self.reason}, untouched for {f'{hours:.1f} h' if hours < 100 else f'{hours / 24:.0f} days'}"
 
 
-class Entry(NamedTuple):
-    """One entry of a folder, not followed where it is a symlink."""
-
-    folder: Folder
-    name: str
-    stat: os.stat_result
-
-
 OpenFiles = frozenset[tuple[int, int]]
+_WARNED: set[tuple[str, str]] = set()
 
 
 def open_files() -> OpenFiles:
     """(device, inode) of every file that a process has open, as far as this one may see."""
     found: set[tuple[int, int]] = set()
+    for descriptor in _descriptors():
+        with contextlib.suppress(OSError):  # closed since
+            about = os.stat(descriptor)
+            found.add((about.st_dev, about.st_ino))
+    return frozenset(found)
+
+
+def live_runs() -> list[Path]:
+    """Run directories that a trainer of this host holds by their writer.lock, as far as this process may see."""
+    found: set[Path] = set()
+    for descriptor in _descriptors():
+        with contextlib.suppress(OSError):
+            path = Path(os.readlink(descriptor))
+            if path.name == WRITER and path.is_file():
+                found.add(path.parent)
+    return sorted(found)
+
+
+def _descriptors() -> Iterator[str]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             descriptors = os.listdir(f"/proc/{pid}/fd")
         except OSError:  # it has ended, or belongs to somebody else
             continue
-        for descriptor in descriptors:
-            with contextlib.suppress(OSError):  # closed since
-                about = os.stat(f"/proc/{pid}/fd/{descriptor}")
-                found.add((about.st_dev, about.st_ino))
-    return frozenset(found)
+        yield from (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors)
 
 
 def partial_files(
@@ -82,12 +92,24 @@ def partial_files(
             continue
         size_bytes, newest = entry.stat.st_blocks * 512, entry.stat.st_mtime
         if is_folder:
-            size_bytes, newest = measure_folder(root, entry)
-        elif (entry.stat.st_dev, entry.stat.st_ino) in in_use:
+            try:
+                size_bytes, newest = measure_folder(root, entry)
+            except (OSError, UnusualError) as error:
+                warn_once(root, entry, error)
+                continue
+        elif entry.stat.st_nlink != 1 or (entry.stat.st_dev, entry.stat.st_ino) in in_use:
             continue
-        if is_trash or newest <= before:
+        if (is_trash or newest <= before) and not is_being_written(root, entry.folder):
             reason = "left by a cleaning pass that was cut off" if is_trash else "partial, no living writer"
             yield _found(entry, newest, size_bytes, reason)
+
+
+def warn_once(root: int, entry: Entry, error: Exception) -> None:
+    """Says once for each place why it stays, where that would otherwise never be known."""
+    path = os.path.join(os.readlink(f"/proc/self/fd/{root}"), *entry.folder, entry.name)
+    if isinstance(error, UnusualError) and (path, str(error)) not in _WARNED:
+        _WARNED.add((path, str(error)))
+        LOGGER.warning("%s: %s", path, error)
 
 
 def matching_files(
@@ -110,52 +132,6 @@ def matching_files(
             and (about.st_dev, about.st_ino) not in in_use
         ):
             yield _found(entry, when, about.st_blocks * 512, reason)
-
-
-def walk(root: int, *, depth: int = MAX_DEPTH, take_folder: Callable[[str], bool] | None = None) -> Iterator[Entry]:
-    """Every entry below an open folder but folders, on its filesystem; a folder that `take_folder` names is one too.
-
-    Symlinks are seen, never followed; folders of leases are passed over.
-    """
-    device = os.fstat(root).st_dev
-    yield from _walk(root, (), device, depth, take_folder)
-
-
-def _walk(
-    here: int, folder: Folder, device: int, depth: int, take_folder: Callable[[str], bool] | None
-) -> Iterator[Entry]:
-    with os.scandir(here) as entries:
-        for entry in entries:
-            try:
-                about = entry.stat(follow_symlinks=False)
-            except OSError:  # gone since
-                continue
-            if about.st_dev != device or entry.name == FOLDER_NAME:
-                continue
-            if not stat.S_ISDIR(about.st_mode) or (take_folder and take_folder(entry.name)):
-                yield Entry(folder, entry.name, about)
-            elif depth > 1:
-                try:
-                    inner = os.open(entry.name, OPEN_FOLDER, dir_fd=here)
-                except OSError:
-                    continue
-                try:
-                    yield from _walk(inner, (*folder, entry.name), device, depth - 1, take_folder)
-                finally:
-                    os.close(inner)
-
-
-def measure_folder(root: int, entry: Entry) -> tuple[int, float]:
-    """(bytes on the disk, when anything in it was last written) of a folder and all below it."""
-    size_bytes, newest = entry.stat.st_blocks * 512, entry.stat.st_mtime
-    for _, folders, files, here in os.fwalk("/".join((*entry.folder, entry.name)), dir_fd=root):
-        for name in (*folders, *files):
-            try:
-                about = os.stat(name, dir_fd=here, follow_symlinks=False)
-            except OSError:
-                continue
-            size_bytes, newest = size_bytes + about.st_blocks * 512, max(newest, about.st_mtime)
-    return size_bytes, newest
 
 
 def _found(entry: Entry, when: float, size_bytes: int, reason: str) -> Found:

@@ -9,15 +9,21 @@ path = "/tmp/tpu_logs"
 names = ["*"]
 """
 
+import contextlib
 import dataclasses
+import logging
 import os
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from echotts.files import read_text
+from echotts.files import cache_root, read_text
 from echotts.rundir.pause import RESUME_SHARE
+
+LOGGER = logging.getLogger(__name__)
+_SAID: set[str] = set()
 
 KINDS = ("partial", "shards", "logs", "hub", "runs")
 PARTIAL_NAMES = ("*.partial", "*.incomplete", "*.tmp", "*.part", "*.orbax-checkpoint-tmp*")
@@ -27,6 +33,9 @@ NAMES = {  # kind -> what in a root of that kind may go, where the file does not
     "logs": ("*.log", "*.log.*", "*.out", "*.err", "*.INFO*", "*.WARNING*", "*.ERROR*"),
 }
 MIN_AGE_HOURS = {"partial": 1.0, "shards": 1.0, "logs": 24.0, "hub": 168.0, "runs": 1.0}
+SYSTEM = tuple(map(Path, ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib64", "/proc", "/run", "/sbin", "/sys", "/usr")))
+SHARED_MEMORY = Path("/dev/shm")  # of the system's folders the one in which people keep files of their own
+TPU_LOGS, TPU_LOGS_GIB = Path("/tmp/tpu_logs"), 5.0
 ONLY_FOR = {
     "names": tuple(NAMES),
     "max_gib": ("logs",),
@@ -144,6 +153,47 @@ def with_run(settings: Settings, run_dir: Path) -> Settings:
     return dataclasses.replace(settings, roots=(*settings.roots, Root(kind="runs", path=run_dir)))
 
 
+def with_live_runs(settings: Settings, run_dirs: Iterable[Path]) -> Settings:
+    """The settings with these run directories, too; one that cannot be a root is left out and logged once."""
+    for run_dir in run_dirs:
+        try:
+            settings = with_run(settings, run_dir)
+        except ValueError as error:
+            if str(error) not in _SAID:
+                _SAID.add(str(error))
+                LOGGER.warning("%s; this run is not watched", error)
+    return settings
+
+
+def default_settings() -> Settings:
+    """Without a file: what echotts itself and its libraries write on this host, and nothing else.
+
+    The cache of shards, spools of runs in buckets, libtpu's logs and the Hub's cache, each where it is allowed to be a
+    root; run directories come by `with_run`.
+    """
+    wanted = [
+        ("shards", cache_root() / "shards", {}),
+        ("runs", cache_root() / "runs", {}),
+        ("logs", TPU_LOGS, {"names": ("*",), "max_gib": TPU_LOGS_GIB}),
+        ("hub", hub_cache(), {}),
+    ]
+    roots = []
+    for kind, path, options in wanted:
+        try:
+            roots.append(Root(kind=kind, path=path, **options))
+        except ValueError as error:
+            LOGGER.warning("%s; it is not watched", error)
+    return Settings(roots=tuple(roots))
+
+
+def hub_cache() -> Path:
+    """The Hub's cache, as huggingface_hub finds it; without its import, which takes long."""
+    if chosen := os.environ.get("HF_HUB_CACHE"):
+        return Path(chosen)
+    home = os.environ.get("HF_HOME") or cache_root().parent / "huggingface"
+    return Path(home).expanduser() / "hub"
+
+
 def load_settings(path: Path) -> Settings:
     """Reads and checks the file. ValueError or FileNotFoundError names the file, the place and the remedy."""
     try:
@@ -161,14 +211,19 @@ def load_settings(path: Path) -> Settings:
 
 
 def check_place(path: Path) -> None:
-    """ValueError where a root must not be: not absolute, `/`, the home folder or above it, through a symlink."""
-    home = Path.home()
+    """ValueError where a root must not be: a relative path, the system's, a home or above it, behind a symlink."""
     if not path.is_absolute() or ".." in path.parts:
         raise ValueError(f"{path}: a root is an absolute path without ..")
     real = Path(os.path.realpath(path))
+    homes = [Path("/root"), Path("/home/any")]
+    with contextlib.suppress(RuntimeError):  # no HOME and no entry in passwd
+        homes += [Path.home(), Path(os.path.realpath(Path.home()))]
     for place in (path, real):
-        if place == Path("/") or home.is_relative_to(place) or Path(os.path.realpath(home)).is_relative_to(place):
+        if any(home.is_relative_to(place) for home in homes):
             raise ValueError(f"{path}: {place} must not be a root; name the folder inside it that may be cleaned")
+        system = next((name for name in SYSTEM if place.is_relative_to(name)), None)
+        if system and SHARED_MEMORY not in place.parents:
+            raise ValueError(f"{path}: {system} is the system's and must not be a root")
     if real != path:
         raise ValueError(f"{path}: is reached through a symlink; name the folder itself, {real}")
 

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from echotts.disk import logs, runs, scan
 from echotts.disk.candidates import Candidate, Place, candidates, open_place
 from echotts.disk.journal import write_event
-from echotts.disk.remove import KeptError, OpenRoot
+from echotts.disk.remove import OpenRoot
 from echotts.disk.settings import Limits, Settings, load_settings
+from echotts.disk.tree import KeptError, UnusualError
 from echotts.rundir import pause
 from echotts.rundir.free_space import Space, measure
 
@@ -62,14 +63,15 @@ class Goal:
 
 
 class Watchdog:
-    """Passes over the roots of one file of settings. `say` is told each action as it happens."""
+    """Passes over the roots of `settings`, which may be replaced between passes. `say` is told each action."""
 
     def __init__(
         self, settings: Settings, *, dry_run: bool = False, say: Callable[[Action], None] = lambda action: None
     ):
-        self._settings = settings
+        self.settings = settings
         self._dry_run = dry_run
         self._say = say
+        self._said: set[tuple[Path, str]] = set()  # what stays for good, and why
         self._nearly_full = False
         self._cleaning: set[int] = set()  # disks that a pass began to clean and has not cleaned to the end
 
@@ -79,13 +81,13 @@ class Watchdog:
         Returns what was deleted or, in a dry run, what may be.
         """
         with contextlib.ExitStack() as stack:
-            places = [place for rule in self._settings.roots if (place := open_place(rule, stack)) is not None]
+            places = [place for rule in self.settings.roots if (place := open_place(rule, stack)) is not None]
             in_use = scan.open_files()
             actions = [action for place in places for action in self._cap(place, in_use)]
             for device in dict.fromkeys(place.root.device for place in places):
                 here = [place for place in places if place.root.device == device]
                 needs = on is not None and on.stat().st_dev == device
-                actions += self._clean(here, Goal(self._settings.limits, needed_bytes if needs else 0), in_use)
+                actions += self._clean(here, Goal(self.settings.limits, needed_bytes if needs else 0), in_use)
             if not self._dry_run:
                 self._report(places, actions)
                 self._ask(places)
@@ -94,7 +96,7 @@ class Watchdog:
     def spaces(self) -> dict[Path, Space]:
         """How full the disk of each root is; of one disk the first root alone."""
         found: dict[int, tuple[Path, Space]] = {}
-        for rule in self._settings.roots:
+        for rule in self.settings.roots:
             with contextlib.suppress(OSError):
                 found.setdefault(rule.path.stat().st_dev, (rule.path, measure(rule.path)))
         return dict(found.values())
@@ -151,7 +153,9 @@ class Watchdog:
         try:
             freed_bytes = candidate.remove()
         except KeptError as error:
-            LOGGER.debug("%s: kept: %s", candidate.path, error)
+            known = (candidate.path, str(error)) in self._said or not isinstance(error, UnusualError)
+            self._said.add((candidate.path, str(error)))
+            LOGGER.log(logging.DEBUG if known else logging.WARNING, "%s: kept: %s", candidate.path, error)
             return None
         return Action(candidate.path, freed_bytes, candidate.why, candidate.run)
 
@@ -176,7 +180,7 @@ class Watchdog:
         """Asks the trainers of this host to save and wait where a disk is nearly full; withdraws where none is."""
         if not places:
             return
-        limits = self._settings.limits
+        limits = self.settings.limits
         space, fullest = max(((measure(p.root.descriptor), p) for p in places), key=lambda found: found[0].used_share)
         if space.used_share < limits.resume:
             self._nearly_full = False
@@ -214,8 +218,8 @@ def make_space(settings: Settings, folder: Path, needed_bytes: int) -> None:
         while actions := watchdog.run_pass(needed_bytes=needed_bytes, on=folder):
             for action in actions:
                 LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
-    except OSError as error:
-        LOGGER.warning("making space failed: %s", error)
+    except Exception as error:  # a save must not fail of what lies in some root
+        LOGGER.warning("making space failed: %s: %s", type(error).__name__, error)
 
 
 def _written(places: list[Place]) -> list[Path]:

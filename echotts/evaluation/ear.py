@@ -7,7 +7,7 @@ words, and a wrong digit is one error.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -117,6 +117,19 @@ class Errors:
     words: int
     characters_wrong: int
     characters: int
+
+
+@dataclass(frozen=True)
+class Heard(Errors):
+    """What an ear made of a recording, and how far that is from what was to be said."""
+
+    text: str
+
+
+def listen(ear: Ear, said: str, samples: Samples, rate: int) -> Heard:
+    """Hears a recording and compares it with its text."""
+    text = ear.hear(samples, rate)
+    return Heard(**asdict(count_errors(ear.normalise(said), ear.normalise(text))), text=text)
 
 
 def count_errors(said: str, heard: str) -> Errors:

@@ -270,6 +270,7 @@ def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
     return {
         "id": item.id,
         "text": item.text,
+        "heard": item.heard,
         "reference_id": item.reference_id,
         "picture": f"/api/runs/{run.id}/picture/{item.id}",
         "seconds": index.seconds(item),

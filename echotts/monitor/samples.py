@@ -43,6 +43,7 @@ class Item:
     text: str
     size_bytes: int
     reference_id: str | None
+    heard: str = ""  # what a recogniser made of it; empty where none listened
 
     @property
     def media_type(self) -> str:
@@ -124,13 +125,14 @@ class Samples:
         listed = []
         for name, size_bytes in audio.items():
             reference = references.get(name)
-            text = described.get(name, {}).get("text", "")
+            text, heard = (described.get(name, {}).get(key, "") for key in ("text", "heard"))
             item = Item(
                 _id(path, name),
                 f"{path}/{name}",
                 text if isinstance(text, str) else "",
                 size_bytes,
                 _id(path, reference) if reference else None,
+                heard if isinstance(heard, str) else "",
             )
             items[item.id] = item
             if name not in references.values():
@@ -138,7 +140,7 @@ class Samples:
         return listed
 
     def _described(self, path: str) -> dict[str, dict[str, Any]]:
-        """What sentences.json says of each file: its text, or an object with "text" and the "reference" file."""
+        """What sentences.json says of each file: its text, or an object with "text", "reference" (a file), "heard"."""
         try:
             said = orjson.loads(self._folder.read(f"{path}/{SENTENCES}", 0, TEXT_BYTES))
         except orjson.JSONDecodeError:

@@ -9,8 +9,8 @@ makes is paid for from an allowance (`machine.py`), and so is the tree that the 
 file can neither make many objects nor name one of them so often that copying the result would cost more.
 """
 
-from echotts.pickles.files import read_pickle
+from echotts.pickles.files import read_npy_pickle, read_pickle
 from echotts.pickles.torch import read_torch_zip
 from echotts.pickles.values import RestrictedPickleError
 
-__all__ = ["RestrictedPickleError", "read_pickle", "read_torch_zip"]
+__all__ = ["RestrictedPickleError", "read_npy_pickle", "read_pickle", "read_torch_zip"]

@@ -3,13 +3,16 @@
 import errno
 import mmap
 import struct
+import tokenize
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from echotts.pickles.machine import Machine
-from echotts.pickles.values import RestrictedPickleError, Unfolding, plain_names, shown
+from echotts.pickles.values import RestrictedPickleError, Unfolding, object_names, plain_names, shown
 
 SPARE_BYTES = 24 << 20  # what a file may ask for beyond a multiple of its size, twice (objects, and the plain result)
 
@@ -25,6 +28,8 @@ _MALFORMED = (
     TypeError,
     ValueError,
     struct.error,
+    tokenize.TokenError,  # NumPy's reader of headers
+    SyntaxError,
     zipfile.BadZipFile,
 )
 
@@ -44,6 +49,26 @@ def read_pickle(path: str | Path) -> Any:
         raise RestrictedPickleError(f"{path}: not a pickle, or of protocol 0 or 1: write it again with protocol 4")
     names = plain_names()
     return guarded(path, "a pickle", lambda: run(data, len(data), names, records=("optax.", "flax.")))
+
+
+def read_npy_pickle(path: str | Path) -> Any:
+    """The one object in a .npy file, as numpy.save writes a dict: what `read_pickle` gives of its pickle.
+
+    Raises RestrictedPickleError (a ValueError) for a file that is malformed, holds an array or asks for anything that
+    is neither array nor plain container; FileNotFoundError and OSError as open().
+    """
+    with Path(path).open("rb") as file:
+        data = _mapped(file, path)
+
+        def read() -> Any:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = header(file)
+            if not dtype.hasobject or shape != ():
+                raise ValueError("it holds an array, not one object")
+            return run(data[file.tell() :], len(data), object_names())
+
+        return guarded(path, "a NumPy file of one object", read)
 
 
 def run(data: memoryview, file_bytes: int, names: dict[str, Any], **options: Any) -> Any:

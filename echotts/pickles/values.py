@@ -63,7 +63,7 @@ class DType:
 class Array:
     """An array between numpy's _reconstruct and the state that follows it."""
 
-    value: np.ndarray | None = None
+    value: Any = None
 
 
 def _dtype(_: Spend, kind: Any, *__: Any) -> DType:
@@ -83,11 +83,13 @@ def dtype_from_state(dtype: np.dtype, state: Any) -> np.dtype:
     return dtype.newbyteorder(">") if state[1] == ">" else dtype
 
 
-def array_from_state(spend: Spend, state: Any) -> np.ndarray:
+def array_from_state(spend: Spend, state: Any) -> Any:
     """The array of numpy's state (version, shape, dtype, Fortran order, bytes)."""
     if not isinstance(state, tuple) or len(state) != 5:
         raise ValueError("an array without a state")
     _, shape, dtype, fortran, raw = state
+    if isinstance(dtype, DType) and dtype.dtype.hasobject and shape == () and type(raw) is list and len(raw) == 1:
+        return raw[0]  # one object in an array of no dimensions: only `object_names` permits that dtype
     return _array(spend, raw, dtype, shape, "F" if fortran is True else "C")
 
 
@@ -165,6 +167,15 @@ def plain_names() -> dict[str, Any]:
         **{f"numpy.{package}.{name}": value for package in ("core", "_core") for name, value in numpy_names.items()},
         **{f"ml_dtypes.{kind}": np.dtype(getattr(ml_dtypes, kind)) for kind in kinds},
     }
+
+
+def object_names() -> dict[str, Any]:
+    """`plain_names`, and arrays of no dimensions that hold one plain value: how numpy.save stores a dict."""
+
+    def dtype(spend: Spend, kind: Any, *rest: Any) -> DType:
+        return DType(np.dtype(object)) if kind == "O8" else _dtype(spend, kind, *rest)
+
+    return plain_names() | {"numpy.dtype": dtype}
 
 
 @dataclass(slots=True)

@@ -25,10 +25,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from echotts.strict_json import load_json
 
 FOLDER_NAME = ".leases"
+RECORD_BYTES = 4096
 HEARTBEAT_S = 20.0
 STALE_S = 600.0  # a record of another machine without a heartbeat for so long is dead; clocks may differ by minutes
 WAIT_S = 10.0  # for a cleaning pass that holds the lock, until it has looked or deleted
@@ -36,6 +39,27 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # files
 HUB_REPO = re.compile(r"(models|datasets|spaces|kernels)--.+")
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What a lease's file says."""
+
+    name: str
+    pid: int
+    started: int | None
+    host: str
+    boot: str
+    namespace: str
+
+    def is_ours(self) -> bool:
+        """Whether it is of a process that we could see."""
+        return all(getattr(self, key) == value for key, value in this_machine().items())
+
+    def runs(self) -> bool:
+        """Whether its process runs: the same id, started at the same time."""
+        start = process_start(self.pid)
+        return start is not None and start == self.started
 
 
 class LeaseError(OSError):
@@ -167,13 +191,13 @@ def _record(path: Path) -> Iterator[None]:
 
 
 def _write_record(file: Path, name: str) -> bool:
-    said = {"name": name, "pid": os.getpid(), "started": process_start(os.getpid()), **this_machine()}
+    record = _Record(name, os.getpid(), process_start(os.getpid()), **this_machine())
     for _ in range(3):  # another's last lease may take the folder away between these lines
         try:
             file.parent.mkdir(exist_ok=True)
             _clear_dead(file.parent)
             unfinished = file.with_suffix(".tmp")  # who is killed here leaves no record that nobody can read
-            unfinished.write_text(json.dumps(said) + "\n", encoding="utf-8")
+            unfinished.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
             unfinished.rename(file)
         except FileNotFoundError:
             continue
@@ -193,8 +217,8 @@ def _clear_dead(folder: Path) -> None:
                 file.unlink()
     for file in folder.glob("*.json"):
         with contextlib.suppress(OSError, ValueError):
-            said = json.loads(file.read_text(encoding="utf-8"))
-            if _is_ours(said) and not _runs(said):
+            record = load_json(file.read_bytes()[: RECORD_BYTES + 1], file, _Record, max_bytes=RECORD_BYTES)
+            if record.is_ours() and not record.runs():
                 file.unlink(missing_ok=True)
 
 
@@ -207,22 +231,10 @@ def _leased_by(records: int, file: str) -> str | None:
     with open(descriptor, "rb") as opened:
         fresh = time.time() - os.fstat(descriptor).st_mtime < STALE_S
         try:
-            said = json.loads(opened.read(4096))
-            name, ours = str(said["name"]), _is_ours(said)
-        except (OSError, ValueError, KeyError, TypeError):
+            record = load_json(opened.read(RECORD_BYTES + 1), file, _Record, max_bytes=RECORD_BYTES)
+        except (OSError, ValueError):
             return file.rsplit(".", 2)[0] if fresh else None
-    return name if (_runs(said) if ours else fresh) else None
-
-
-def _is_ours(said: dict[str, Any]) -> bool:
-    """Whether the record is of a process that we could see."""
-    return all(said.get(key) == value for key, value in this_machine().items())
-
-
-def _runs(said: dict[str, Any]) -> bool:
-    """Whether the process of a record runs: the same id, started at the same time."""
-    start = process_start(int(said["pid"]))
-    return start is not None and start == said.get("started")
+    return record.name if (record.runs() if record.is_ours() else fresh) else None
 
 
 class _Heartbeat:

@@ -75,6 +75,8 @@ METRICS: dict[str, str] = {
     "data/redrawn_silent": "codec training: crops drawn again because they were silent",
     "data/redrawn_clipped": "codec training: crops drawn again because they were clipped",
     "data/redrawn_unreadable": "codec training: crops drawn again because they could not be read",
+    "speech/word_error_rate": "word errors of the speech samples over their words, as run.eval_asr hears them",
+    "speech/character_error_rate": "the same in characters",
     "heldout/loss": "held-out loss with the EMA weights, no condition dropout, the same draws each time",
 }
 METRICS |= dict.fromkeys(

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from echotts.rundir.free_space import Space, measure
+from echotts.strict_json import load_json
 
 LOOK_S = 1.0
 RESUME_SHARE = 0.95  # used share of a disk below which a trainer goes on, where the watchdog names no other
@@ -53,12 +54,12 @@ def withdraw(run_dir: Path) -> None:
 def asked(run_dir: Path) -> Request | None:
     """What the trainer is asked; None: to go on. One system call where nothing is asked."""
     try:
-        content = request_path(run_dir).read_text(encoding="utf-8")
+        content = request_path(run_dir).read_bytes()
     except OSError:
         return None
     try:
-        return Request(**json.loads(content))
-    except (ValueError, TypeError):
+        return load_json(content, request_path(run_dir), Request)
+    except ValueError:
         return Request(place=str(run_dir))
 
 

@@ -50,7 +50,7 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
             if leaving:
                 break
         run.end()
-    return Result(step=run.step, samples_seen=run.samples_seen, finished=run.step == steps)
+    return Result(step=run.step, samples_seen=run.samples_seen, finished=run.step >= steps)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -100,7 +100,7 @@ class Reporter:
 
     def ended(self, step: int) -> None:
         """The loop is over and everything saved."""
-        event = "finished" if step == self._config.optim.steps else "stopped"
+        event = "finished" if step >= self._config.optim.steps else "stopped"
         self._writer.event(step, event, f"after step {step} of {self._config.optim.steps}, saved")
 
     @contextmanager
@@ -186,9 +186,13 @@ class Reporter:
         self._writer.write(step, losses)
         self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
 
-    def spoken(self, step: int, folder: RunPath) -> None:
-        """Speech samples of this step have been written."""
-        self._progress.say(f"step {step}: speech samples in {folder}")
+    def spoken(self, step: int, folder: RunPath, heard: Mapping[str, float]) -> None:
+        """Speech samples of this step have been written; `heard`: metrics of a recogniser, if one listened."""
+        errors = ""
+        if heard:
+            self._writer.write(step, heard)
+            errors = f", word errors {heard['speech/word_error_rate']:.1%}"
+        self._progress.say(f"step {step}: speech samples in {folder}{errors}")
 
     def saved(self, step: int, seconds: float | int) -> None:
         """A checkpoint of this step is on its way to disk."""

@@ -99,8 +99,8 @@ class Run:
             weights = describe(runtime.whole(self.state.ema), self.config.model, self._here(), "ema")
             if runtime.is_primary():
                 voices = choose_voices(run, self.heldout)
-                spoken = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
-                self.reporter.spoken(self.step, self.run_dir.shown(spoken))
+                folder, heard = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
+                self.reporter.spoken(self.step, self.run_dir.shown(folder), heard)
 
     def save(self) -> None:
         """A checkpoint, which is written while the run goes on."""

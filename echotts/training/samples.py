@@ -25,14 +25,37 @@ class Sound(Protocol):
 
 
 @runtime_checkable
+class Heard(Protocol):
+    """What a recogniser made of a sentence (echotts.evaluation.ear.Heard)."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def words_wrong(self) -> int: ...
+
+    @property
+    def words(self) -> int: ...
+
+    @property
+    def characters_wrong(self) -> int: ...
+
+    @property
+    def characters(self) -> int: ...
+
+
+@runtime_checkable
 class Spoken(Protocol):
-    """What a speaker returns: a sentence, and the voice it was given, if any (echotts.evaluation.samples.Spoken)."""
+    """What a speaker returns: a sentence, the voice it was given and what was heard, if any (evaluation.samples)."""
 
     @property
     def speech(self) -> Sound: ...
 
     @property
     def reference(self) -> Sound | None: ...
+
+    @property
+    def heard(self) -> Heard | None: ...
 
 
 Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
@@ -48,16 +71,18 @@ def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:
 
 def write_samples(
     run_dir: Path, step: int, sentences: Sequence[str], speak: Speaker, weights: Weights, voices: Sequence[Voice] = ()
-) -> Path:
+) -> tuple[Path, dict[str, float]]:
     """Speaks each sentence, seeded by its place, into `samples/step_*/NN_words.wav`; the folder appears when whole.
 
-    The voices take turns. Each lies beside its sentences as `reference_NN.wav`; `sentences.json` says which is whose.
+    The voices take turns. Each lies beside its sentences as `reference_NN.wav`; `sentences.json` says which is whose,
+    and what was heard. Returns the folder and, where a recogniser listened, its metrics.
     """
     folder = run_dir / "samples" / f"step_{step:08d}"
     unfinished = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     described: dict[str, Any] = {}
+    heard: list[Heard] = []
     for number, sentence in enumerate(sentences):
         name = f"{number:02d}_{_slug(sentence)}.wav"
         turn = number % max(len(voices), 1)
@@ -69,10 +94,25 @@ def write_samples(
             if not (unfinished / reference).exists():
                 spoken.reference.save(unfinished / reference)
             described[name] = {"text": sentence, "reference": reference}
+        if spoken.heard is not None:
+            about = described[name] if isinstance(described[name], dict) else {"text": sentence}
+            described[name] = {**about, "heard": spoken.heard.text}
+            heard.append(spoken.heard)
     (unfinished / "sentences.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    return folder
+    return folder, _error_rates(heard)
+
+
+def _error_rates(heard: Sequence[Heard]) -> dict[str, float]:
+    """The metrics of what was heard; none where nothing listened."""
+    if not heard:
+        return {}
+    return {
+        "speech/word_error_rate": sum(one.words_wrong for one in heard) / max(1, sum(one.words for one in heard)),
+        "speech/character_error_rate": sum(one.characters_wrong for one in heard)
+        / max(1, sum(one.characters for one in heard)),
+    }
 
 
 def _slug(sentence: str) -> str:

@@ -3,12 +3,15 @@
 import collections
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
+import optax
 import pytest
 from safetensors import safe_open
 
@@ -22,6 +25,7 @@ from echotts.checkpoint.interop import (
     save_export,
     save_published,
 )
+from echotts.config import to_dict
 from echotts.model import Params
 from echotts.model.parameters import flatten
 from tests.blockdit_golden import Golden, assert_golden
@@ -77,8 +81,25 @@ def test_a_published_pickle_survives_the_round_trip_bit_by_bit(tmp_path: Path, g
     for actual, expected in zip(published.moments(), (mu, nu), strict=True):
         assert_bitwise(actual, expected)
     again = tmp_path / "again.pkl"
-    save_published(again, published.params, step=7, samples_seen=1792, opt_state=published.opt_state)
+    opt_state = published_opt_state(7, *published.moments())
+    save_published(again, published.params, step=7, samples_seen=1792, opt_state=opt_state)
     assert again.read_bytes() == path.read_bytes()
+
+
+def test_the_optimizer_state_of_a_published_pickle_is_what_its_optax_chain_goes_on_with(tmp_path: Path, params: Params):
+    """chain(clip, adamw(schedule, mask)), unpickled by Python as the published trainer does, no class of ours in it."""
+    mu, nu = jax.tree.map(lambda leaf: leaf * 2, params), jax.tree.map(np.square, params)
+    path = tmp_path / "step_0000007.pkl"
+    save_published(path, params, step=7, samples_seen=1792, opt_state=published_opt_state(7, mu, nu))
+    content = pickle.loads(path.read_bytes())
+    decays = optax.adamw(lambda step: 1e-3, mask=lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), decays)
+    fresh = optimizer.init(content["params"])
+    assert jax.tree.structure(content["opt_state"]) == jax.tree.structure(fresh)
+    assert [leaf.dtype for leaf in jax.tree.leaves(content["opt_state"])] == [x.dtype for x in jax.tree.leaves(fresh)]
+    _, after = optimizer.update(content["params"], content["opt_state"], content["params"])
+    assert optax.tree.get(after[1][0], "count") == 8 and after[1][2].count == 8
+    assert b"echotts" not in path.read_bytes()
 
 
 def test_a_loaded_pickle_is_the_model(tmp_path: Path, golden: Golden, params: Params):
@@ -100,7 +121,7 @@ def test_a_half_precision_file_of_parameters_alone_loads_as_float32(tmp_path: Pa
 def test_moments_are_found_by_shape_whatever_holds_them(params: Params):
     from echotts.checkpoint.interop import find_moments
 
-    trees = published_opt_state(3, params, jax.tree.map(np.square, params))
+    trees = {"mu": params_to_published(params), "nu": params_to_published(jax.tree.map(np.square, params))}
     boxed = jax.tree.map(lambda leaf: {"value": leaf, "names": ("embed",)}, trees["nu"])
     state = [[], {"0": AdamState(np.int32(3), trees["mu"], boxed), "1": [np.int32(3)]}]
     mu, nu = find_moments(state, infer_config(trees["mu"]))
@@ -175,17 +196,150 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:-1000])
     foreign = tmp_path / "foreign.safetensors"
-    save_file({"a": np.zeros(3)}, foreign)
+    save_file({"a": np.zeros(3)}, foreign, {"format": "pt"})
     misfit = tmp_path / "misfit.safetensors"
     damaged = {**params, "norm": {"weight": np.zeros(3, np.float32)}}
     save_export(misfit, damaged, golden.config, METADATA)
-    for path, message in ((cut, "not a whole export"), (foreign, "no export of echotts"), (misfit, "norm/weight")):
+    for path, message in (
+        (cut, "damaged, or not a safetensors file"),
+        (foreign, "no export of echotts"),
+        (misfit, "norm/weight"),
+    ):
         with pytest.raises(ValueError, match=message) as caught:
             load_export(path)
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match=r"absent\.safetensors"):
         load_export(tmp_path / "absent.safetensors")
+
+
+def changed_export(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
+    """The export with fields of its header replaced (JSON, or text as it is, or left out where None), and tensors."""
+    from safetensors.numpy import load_file, save_file
+
+    with safe_open(path, framework="numpy") as file:
+        fields = dict(file.metadata())
+    for name, value in header.items():
+        fields[name] = value if isinstance(value, str) else json.dumps(value)
+        if value is None:
+            del fields[name]
+    save_file(load_file(path) | dict(tensors or {}), path, fields)
+
+
+CONFIG_CHANGES = [
+    ({"norm_eps": "x"}, "norm_eps: Expected float, got str"),
+    ({"norm_eps": None}, "norm_eps: Expected float, got null"),
+    ({"heads": 0}, "decoder heads 0 must be from 1"),
+    ({"heads": -2}, "decoder heads -2 must be from 1"),
+    ({"depth": 10**30}, "depth: Expected int, got float"),
+    ({"depth": 1 << 40}, "decoder depth 1099511627776 must be"),
+    ({"width": 64.5}, "width: Expected int, got float"),
+    ({"patch": True}, "patch: Expected int, got bool"),
+    ({"text": []}, "text: Expected object, got array"),
+    ({"text": {"width": 32, "depth": 1, "heads": 0, "mlp_width": 8}}, "encoder heads 0"),
+    ({"compute_dtype": "float8"}, "compute_dtype: Invalid enum value"),
+    ({"more": 1}, "unknown field 'more'"),
+    ({"vocabulary": 1 << 20, "width": 1 << 20, "mlp_width": 1 << 20, "heads": 4}, "has shape"),
+]
+HEADER_CHANGES = [
+    ({"buckets": 5}, "buckets: Expected object, got int"),
+    ({"buckets": {"frames": 0, "tokens": 1, "reference_frames": 1}}, "buckets.frames: Expected int >= 1"),
+    ({"buckets": {"frames": 1, "tokens": 1}}, "buckets: Object missing required field reference_frames"),
+    ({"tokenizer": []}, "tokenizer: Expected object, got array"),
+    ({"tokenizer": {"kind": 5}}, "tokenizer.kind: Expected str, got int"),
+    ({"codec": {"id": 5}}, "codec.id: Expected str"),
+    ({"codec": {"sample_rate": "x"}}, "codec.sample_rate: Expected int, got str"),
+    ({"latent_scale": {"mean": ["x"], "std": [1.0]}}, "latent_scale.mean[0]: Expected float, got str"),
+    ({"step": -1}, "step: Expected int >= 0"),
+    ({"step": "9" * 5000}, "not valid JSON"),
+    ({"weights": 3}, "weights: Expected str, got int"),
+    ({"step": "[" * 400 + "]" * 400}, "nested more than 32 deep"),
+    ({"note": "[" * 40000}, "not valid JSON"),
+    ({"config": "[]"}, "config: Expected object, got array"),
+    ({"config": None}, "missing required field config"),
+    ({"config": "{"}, "'config' in the header: not valid JSON"),
+    ({"format": "echotts 9"}, "no export of echotts"),
+]
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [*(({"config": change}, words) for change, words in CONFIG_CHANGES), *HEADER_CHANGES],
+)
+def test_a_header_of_other_types_is_refused_by_field(
+    tmp_path: Path, golden: Golden, params: Params, header: dict[str, Any], words: str
+):
+    path = tmp_path / "model.safetensors"
+    save_export(path, params, golden.config, METADATA)
+    if isinstance(header.get("config"), dict):
+        header = {"config": to_dict(golden.config) | header["config"]}
+    changed_export(path, header)
+    with pytest.raises(ValueError) as caught:
+        load_export(path)
+    assert str(caught.value).startswith(f"{path}: ") and words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"norm/weight": np.full(64, np.nan, np.float32)}, "norm/weight is not made of finite floats: 64 of 64"),
+        ({"norm/weight": np.full(64, -np.inf, np.float16)}, "norm/weight is not made of finite floats"),
+        ({"norm/weight": np.zeros(64, np.int32)}, "norm/weight is not made of finite floats: it is I32"),
+        (
+            {"norm/weight": np.zeros(64, ml_dtypes.float8_e4m3fn)},
+            "not made of finite floats: it is F8_E4M3",
+        ),
+        ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), its config makes it (64,)"),
+        ({"silence": np.zeros((2, 3), np.float32)}, "silence has shape"),
+    ],
+)
+def test_tensors_that_are_no_finite_floats_are_refused_by_name(
+    tmp_path: Path, golden: Golden, params: Params, tensors: dict[str, Any], words: str
+):
+    path = tmp_path / "model.safetensors"
+    save_export(path, params, golden.config, METADATA)
+    changed_export(path, {}, tensors)
+    with pytest.raises(ValueError) as caught:
+        load_export(path)
+    assert str(caught.value).startswith(f"{path}: tensor ") and words in str(caught.value)
+
+
+def test_a_published_pickle_with_a_number_that_is_not_finite_is_refused_by_tensor(tmp_path: Path, params: Params):
+    for bad, dtype in ((np.nan, np.float32), (np.inf, np.float16), (np.nan, ml_dtypes.bfloat16)):
+        tree = jax.tree.map(lambda leaf, dtype=dtype: np.array(leaf, dtype), params_to_published(params))
+        tree["TransformerBlock_1"]["mlp"]["w2"]["kernel"][0, 0] = bad
+        path = write_pickle(tmp_path / "bad.pkl", {"params": tree})
+        with pytest.raises(
+            ValueError, match=r"bad\.pkl: parameters: TransformerBlock_1/mlp/w2/kernel is not made of finite"
+        ):
+            load_published(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "x"}, {"step": [1]}, {"step": -1}, {"step": 1.5}, {"step": True}, {"samples_seen": 1 << 70},
+     {"step": np.zeros(3, np.int32)}, {"samples_seen": None}],
+)  # fmt: skip
+def test_a_published_pickle_whose_counts_are_no_counts_is_refused(
+    tmp_path: Path, params: Params, change: dict[str, Any]
+):
+    path = write_pickle(tmp_path / "bad.pkl", {"params": params_to_published(params), "step": 1} | change)
+    with pytest.raises(ValueError, match=r"bad\.pkl: its (step|samples_seen) is no number"):
+        load_published(path)
+
+
+def test_a_published_pickle_of_absurd_arrays_is_one_line(tmp_path: Path, params: Params):
+    for name, leaf in (
+        ("in_proj", np.zeros((0, 64))),
+        ("in_proj", np.zeros(3)),
+        ("in_proj", "text"),
+        ("in_proj", None),
+    ):
+        tree = params_to_published(params) | {name: {"kernel": leaf}}
+        with pytest.raises(ValueError, match=r"bad\.pkl: ") as caught:
+            load_published(write_pickle(tmp_path / "bad.pkl", {"params": tree}))
+        assert "\n" not in str(caught.value)
 
 
 def test_a_failed_save_leaves_no_file(tmp_path: Path, golden: Golden, params: Params):

@@ -68,6 +68,40 @@ def test_a_seed_samples_the_same_latents_again(weights: Path, recordings: Path, 
     assert np.abs(other - first).max() > 0
 
 
+def test_tokens_keep_the_channels_and_restore_the_recording(weights: Path, recordings: Path, tmp_path: Path):
+    """As one types it: `codec encode in.wav out.npz`, without flags."""
+    tokens, output = tmp_path / "a.npz", tmp_path / "a.flac"
+    assert command.main(["compress", str(recordings / "a.wav"), str(tokens), "--codec", str(weights)]) == 0
+    assert command.main(["decompress", str(tokens), str(output), "--codec", str(weights)]) == 0
+    assert (soundfile.info(output).frames, soundfile.info(output).samplerate) == (16000, 16000)
+    assert soundfile.info(output).channels == 2
+    assert command.main(["encode", str(recordings / "a.wav"), str(tokens), "--codec", str(weights)]) == 0
+    with np.load(tokens) as file:
+        assert file["latents"].shape == (2, 334, 5)
+    assert call("decode", input=tokens, output=output, codec=weights, watermark="1010011100000001") == 0
+    assert (soundfile.info(output).frames, soundfile.info(output).channels) == (334 * 24, 2)
+
+
+def test_shards_of_a_folder_write_each_file_once_and_resume(weights: Path, recordings: Path, tmp_path: Path):
+    latents = tmp_path / "z"
+    for name in "cdef":
+        soundfile.write(recordings / f"{name}.wav", 0.1 * np.ones(900), 8000)
+    written: list[Path] = []
+    for shard in ("0/3", "1/3", "2/3"):
+        assert call("encode", input=recordings, output=latents, codec=weights, format="npz", shard=shard, jobs=2) == 0
+        now = set(latents.rglob("*.npz"))
+        written += now - set(written)
+        assert len(now) == len(written) == 2 * (1 + int(shard[0]))
+    assert {path.relative_to(latents).with_suffix("").as_posix() for path in written} == {*"acdef", "sub/b"}
+    written[0].unlink()
+    before = {path: path.stat().st_mtime_ns for path in written[1:]}
+    assert call("encode", input=recordings, output=latents, codec=weights, format="npz", resume=True) == 0
+    assert written[0].exists()
+    assert {path: path.stat().st_mtime_ns for path in written[1:]} == before
+    with pytest.raises(UsageError, match="--shard '3/3'"):
+        call("encode", input=recordings, output=latents, codec=weights, shard="3/3")
+
+
 def test_hyphens_and_underscores_name_the_same_flag():
     for flag in ("--kl-weight", "--kl_weight"):
         argv = ["--data", "x", "--run-dir", "y", "--output", "z", flag, "0.5"]
@@ -170,6 +204,17 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
         (UsageError, "16 bits", {"name": "decode", "input": latent, "output": output, "watermark": "102"}),
         (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
+        (
+            ValueError,
+            "codes of DAC only",
+            {"name": "encode", "input": recordings / "a.wav", "output": tmp_path / "a.dac"},
+        ),
+        (ValueError, "no codebooks", {"name": "encode", "input": recordings, "output": tmp_path, "n_quantizers": 2}),
+        (
+            UsageError,
+            "compress writes",
+            {"name": "compress", "input": recordings / "a.wav", "output": tmp_path / "a.npy"},
+        ),
     ]
     for error, words, flags in cases:
         name = str(flags.pop("name"))
@@ -192,3 +237,25 @@ def test_files_that_would_become_one_are_refused(weights: Path, recordings: Path
 
 def test_a_codec_is_what_load_codec_gives(weights: Path):
     assert isinstance(load_codec(weights), Codec)
+
+
+def npy(header: bytes, payload: bytes = b"") -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + payload
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 5)}\n", bytes(40)),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (\n", bytes(40)),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 5)}\n", bytes(40)),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1, 5)}\n", bytes(40)),
+        npy(b"(" * 5000, bytes(40)),
+        b"",
+    ],
+)
+def test_a_damaged_npy_is_one_line_and_allocates_nothing(weights: Path, tmp_path: Path, content: bytes):
+    (tmp_path / "z.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"z\.npy: cannot be read as latents"):
+        call("decode", input=tmp_path / "z.npy", output=tmp_path / "a.wav", codec=weights)
+    assert not (tmp_path / "a.wav").exists()

@@ -194,7 +194,7 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path, tiny: Codec
     save_file(tensors, bad)
     refused("no codec of echotts")
     save_file(tensors, bad, metadata=header | {"config": "[]"})
-    refused("no object")
+    refused("Expected object, got array")
     save_file(tensors, bad, metadata=header)
     refused("its config makes it")
     config = '{"encoder_dim": 4, "encoder_rates": [2, 3, 4], "latent_dim": 8, "decoder_dim": 32, '

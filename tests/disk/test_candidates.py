@@ -79,14 +79,6 @@ def test_shards_go_by_their_last_reading_and_logs_by_their_last_writing(tmp_path
         assert sorted(listed(logs)) == ["2-s.log", "3-s.log", "4-s.log"]
 
 
-def test_another_filesystem_below_a_root_is_not_entered(tmp_path, monkeypatch):
-    write(tmp_path / "mounted" / "a.log", age_h=100)
-    write(tmp_path / "b.log", age_h=100)
-    real = os.fstat
-    monkeypatch.setattr(scan.os, "fstat", lambda fd: os.stat_result((*real(fd)[:2], 999, *real(fd)[3:10])))
-    assert listed(Root(kind="logs", path=tmp_path)) == []
-
-
 def test_the_order_is_partial_shards_logs_hub_checkpoints_and_in_each_the_oldest_first(tmp_path):
     run_dir(tmp_path / "runs" / "one", 100, 200, 300, keep_last=1)
     write(tmp_path / "runs" / "one" / ".config.json.4194304.partial", age_h=9)

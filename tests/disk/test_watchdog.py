@@ -276,7 +276,7 @@ def test_the_command_prints_path_bytes_and_reason_and_in_a_dry_run_deletes_nothi
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"), [([], 2, "--config"), (["--config", "/no.toml"], 1, "/no.toml")]
+    ("arguments", "code", "said"), [(["--nonsense"], 2, "nonsense"), (["--config", "/no.toml"], 1, "/no.toml")]
 )
 def test_a_wrong_call_is_one_line(capsys, arguments, code, said):
     with pytest.raises(SystemExit) as stop:
@@ -300,9 +300,10 @@ def test_the_script_watches_until_it_is_told_to_stop_and_never_imports_jax(tmp_p
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        first, second = process.stdout.readline(), process.stdout.readline()
+        limits, root, space, first = (process.stdout.readline() for _ in range(4))
         process.terminate()
         out, err = process.communicate(timeout=60)
-    assert "% used" in first and second.startswith("deleted")
+    assert limits.startswith("cleaning starts at") and root.startswith("root logs") and "% used" in space
+    assert first.startswith("deleted")
     assert (process.returncode, err) == (0, "")
     assert out.endswith("heavy: []\n")

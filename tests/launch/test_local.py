@@ -75,7 +75,7 @@ def test_the_training_program_runs_as_two_processes_stops_and_resumes(world: Wor
         local(world, "start", *flags)
         for worker in (0, 1):
             until(lambda worker=worker: words in log(world, worker), timeout_s=400)
-        assert "worker 0, 1: stopped" in local(world, "stop", "--grace_s", "120")
+        assert "worker 0, 1: stopped" in local(world, "stop", "--grace_s", "300")
         last = [log(world, worker).splitlines()[-1] for worker in (0, 1)]
         assert all(line.startswith("stopped and saved after step") for line in last), last
         return [int(path.name.split("_")[1]) for path in sorted((Path(run_dir) / "checkpoints").iterdir())]

@@ -82,6 +82,14 @@ def test_a_program_that_ends_at_once_is_reported_and_the_others_are_stopped(worl
     assert "ended at once on worker 0, 1: see logs" in said
 
 
+def test_a_worker_that_hangs_is_named_though_gcloud_waits_for_it(world: World, monkeypatch) -> None:
+    world.ready()
+    (world.home(1) / "hangs").touch()
+    monkeypatch.setattr("launch.verbs.QUICK_S", 3)
+    said = world.call("status", code=1)
+    assert "status: no answer from worker 1; last output: cut off after 3 s" in said
+
+
 def test_logs_come_with_the_worker_they_are_from(world: World) -> None:
     world.ready()
     assert "w1 | no log on worker 1 yet" in world.call("logs")

@@ -48,7 +48,7 @@ def test_every_answer_of_the_contract(open_port):
     assert ask(open_port, f"/api/compare?runs={run['id']},nobody")["differences"] == []
     assert ask(open_port, "/api/alerts") == {"alerts": []}
     item = ask(open_port, f"{base}/samples")["samples"][0]["items"][0]
-    assert (item["text"], item["seconds"]) == ("seven three one nine", 1.0)
+    assert (item["text"], item["heard"], item["seconds"]) == ("seven three one nine", "", 1.0)
     assert get(open_port, item["picture"])[2].startswith(b"\x89PNG")
     assert get(open_port, f"{base}/audio/{item['reference_id']}")[2].startswith(b"RIFF")
 

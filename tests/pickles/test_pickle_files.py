@@ -1,6 +1,7 @@
 """The restricted reader against Python's own writer, and against pickles that mean harm."""
 
 import collections
+import os
 import pickle
 import struct
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from echotts.pickles import read_pickle
+from echotts.pickles import RestrictedPickleError, read_npy_pickle, read_pickle
 from tests.pickles.written import Runs, assert_same, assert_survives, pickled, refusal
 
 
@@ -168,3 +169,20 @@ def test_corrupted_pickles_never_run_and_fail_in_one_line(tmp_path: Path, data: 
     path = tmp_path / "corrupt.pkl"
     path.write_bytes(content)
     assert_survives(read_pickle, path)
+
+
+def test_a_dict_that_numpy_saved_is_read_as_data(tmp_path: Path):
+    """An array of no dimensions that holds one object; arrays of more objects stay refused."""
+    path = tmp_path / "x.npy"
+    content = {"codes": np.arange(6, dtype=np.uint16).reshape(1, 2, 3), "about": {"rate": 8000, "name": "x"}}
+    np.save(path, np.array(content, dtype=object), allow_pickle=True)
+    read = read_npy_pickle(path)
+    np.testing.assert_array_equal(read["codes"], content["codes"])
+    assert read["about"] == content["about"]
+    for wrong in ({"a": np.array([1, {}], dtype=object)}, {"a": os.system}):
+        np.save(path, np.array(wrong, dtype=object), allow_pickle=True)
+        with pytest.raises(RestrictedPickleError, match=r"holds objects|posix\.system"):
+            read_npy_pickle(path)
+    np.save(path, np.zeros(3))
+    with pytest.raises(RestrictedPickleError, match="holds an array"):
+        read_npy_pickle(path)

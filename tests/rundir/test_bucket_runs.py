@@ -23,7 +23,6 @@ from echotts.checkpoint.interop import load_export
 from echotts.config import to_dict
 from echotts.data.stream.stream import Stream
 from echotts.disk.runs import run_folders
-from echotts.evaluation.samples import Spoken
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
 from echotts.rundir import pause, spool
@@ -36,7 +35,7 @@ from tests.checkpoint.test_checkpoints import abstract, arrays, meta, save_and_w
 from tests.fake_gcs import FakeGcs
 from tests.multihost.group import Group
 from tests.multihost.test_processes import flags
-from tests.tiny_training import TINY, with_sections
+from tests.tiny_training import TINY, Spoken, with_sections
 from tests.training.test_loop import Sound, StopAfter, assert_same_weights
 
 __all__ = ["flags"]  # a fixture

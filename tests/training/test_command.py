@@ -187,6 +187,14 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
     assert isinstance(heldout, Speech)
     np.testing.assert_array_equal(heldout.latents, voice)
     assert len(heldout.samples) == 3 * 24  # frames, samples each
+    assert made_up.heard is None
+    with pytest.raises(ValueError, match="'ab': pocketsphinx hears digits only"):
+        make_speaker(parse_config([*line, str(tmp_path / "c.safetensors"), "--run.eval_asr", "digits"]))
+    line[line.index("ab")] = "one"
+    listened = make_speaker(parse_config([*line, str(tmp_path / "c.safetensors"), "--run.eval_asr", "digits"]))
+    assert listened is not None
+    heard = listened(weights, "one", 0, None).heard
+    assert heard is not None and (heard.words, heard.characters) == (1, 3)
     with pytest.raises(FileNotFoundError, match="nowhere"):
         make_speaker(parse_config([*line, str(tmp_path / "nowhere.safetensors")]))
 

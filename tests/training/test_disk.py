@@ -118,7 +118,7 @@ def test_room_is_made_before_a_save(tmp_path):
         assert not log.exists()
         assert checkpoints.fits(abstract(arrays(3)))
     with pytest.raises(FileNotFoundError):
-        open_run(tmp_path / "run", disk_config="/no/such.toml")
+        space_maker("/no/such.toml")
 
 
 @pytest.fixture

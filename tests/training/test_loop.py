@@ -16,7 +16,6 @@ from echotts.checkpoint.contents import step_folders
 from echotts.checkpoint.export import load_run
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
-from echotts.evaluation.samples import Spoken
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
@@ -27,7 +26,7 @@ from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.start import check_facts
-from tests.tiny_training import CHANNELS, TINY, with_sections
+from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
 @pytest.fixture
@@ -97,6 +96,9 @@ def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, t
 def test_a_finished_run_that_is_started_again_does_nothing(config):
     before = train(config)
     assert train(config) == before
+    shorter = with_sections(config, optim={"steps": config.optim.steps - 1})
+    assert train(shorter) == before  # which is finished: a launcher would start it again for ever
+    assert before.finished
 
 
 def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from echotts.checkpoint.export import Weights
-from echotts.evaluation.samples import Spoken
+from echotts.evaluation.ear import Heard
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
+from echotts.rundir.metrics import METRICS
 from echotts.training.heldout import Heldout
 from echotts.training.samples import choose_voices, write_samples
-from tests.tiny_training import TINY, random_batch, with_sections
+from tests.tiny_training import TINY, Spoken, random_batch, with_sections
 
 
 class Sound:
@@ -31,7 +32,8 @@ NO_WEIGHTS = Weights({}, TINY.model, {})
 
 
 def test_voices_take_turns_and_the_dashboard_finds_each_beside_its_sentence(tmp_path):
-    folder = write_samples(tmp_path, 5, ("a", "b", "c"), speak, NO_WEIGHTS, [Path("x.mp3"), Path("y.mp3")])
+    folder, heard = write_samples(tmp_path, 5, ("a", "b", "c"), speak, NO_WEIGHTS, [Path("x.mp3"), Path("y.mp3")])
+    assert heard == {}
     assert sorted(path.name for path in folder.iterdir()) == [
         *("00_a.wav", "01_b.wav", "02_c.wav"),
         *("reference_00.wav", "reference_01.wav", "sentences.json"),
@@ -45,8 +47,22 @@ def test_voices_take_turns_and_the_dashboard_finds_each_beside_its_sentence(tmp_
 
 
 def test_without_voices_the_texts_stand_alone(tmp_path):
-    folder = write_samples(tmp_path, 5, ("a",), speak, NO_WEIGHTS)
+    folder, _ = write_samples(tmp_path, 5, ("a",), speak, NO_WEIGHTS)
     assert json.loads((folder / "sentences.json").read_text()) == {"00_a.wav": "a"}
+
+
+def test_what_a_recogniser_heard_is_a_metric_and_stands_beside_each_sentence_on_the_dashboard(tmp_path):
+    told = {"one two": Heard(1, 2, 3, 7, "one too"), "three": Heard(0, 1, 0, 5, "three")}
+
+    def speak_to_an_ear(weights, sentence, seed, voice):
+        return Spoken(Sound(sentence), Sound("voice") if seed == 0 else None, told[sentence])
+
+    _, metrics = write_samples(tmp_path, 5, tuple(told), speak_to_an_ear, NO_WEIGHTS, [Path("x.mp3")])
+    assert metrics == {"speech/word_error_rate": 1 / 3, "speech/character_error_rate": 0.25}
+    assert set(metrics) <= set(METRICS)
+    [(_, items)] = Samples(open_folder(str(tmp_path))).steps()
+    assert {item.text: item.heard for item in items} == {"one two": "one too", "three": "three"}
+    assert [item.reference_id is not None for item in items] == [True, False]
 
 
 def test_voices_are_recordings_or_those_of_the_heldout_samples():

@@ -1,46 +1,60 @@
-"""`codec encode` and `codec decode`: recordings to latents and back, a file or a tree of them."""
+"""`codec encode`, `decode`, `compress` and `decompress`: recordings to tokens and back, a file or a tree of them."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.recordings import progress
+from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
 
-LOGGER = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from echotts.codec import Codec
+
+Report = Callable[[float], None]
+
+TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EncodeArguments:
-    """Turn recordings into latents: one .npy (frames, channels) of float32 each, 25 frames a second.
+class _Arguments:
+    input: Path
+    """A file, or a folder: its tree is mirrored in --output. May be given first, without the flag."""
+    output: Path
+    """The file to write, or the folder. May be given second, without the flag."""
+    codec: str = "demo"
+    """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), or demo, the built-in one."""
+    n_quantizers: int | None = None
+    """Use the first so many codebooks of DAC. None: all."""
+    shard: str = "0/1"
+    """I/N: of a folder's files every Nth from the Ith on: N processes share a folder, and each file is written once."""
+    jobs: int | None = None
+    """Files of a folder at the same time. None: one for each device."""
+    resume: bool = False
+    """Leave a folder's outputs that are there already as they are."""
 
-    Any rate and number of channels; the loudness is kept unless --loudness is given.
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeArguments(_Arguments):
+    """Turn recordings into latents or tokens. Any rate and number of channels; the loudness is kept unless given.
+
+    .npy holds the latents (frames, channels) of the mean of the recording's channels, as float32. .npz, .safetensors
+    and .dac (DAC only) hold codes of DAC or latents of DACVAE for each channel, and how to restore the recording;
+    these take recordings of any length.
     """
 
-    input: Path
-    """A recording (wav, flac, ogg, opus, mp3), or a folder: its tree is mirrored in --output."""
-    output: Path
-    """The .npy to write, or the folder."""
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id, or demo, the built-in one."""
     loudness: float | None = None
     """Bring each recording to this loudness first, LUFS (data prepare uses -16)."""
     seed: int | None = None
-    """Draw latents from the posterior with this seed; without it they are its mean."""
+    """Draw latents from the posterior with this seed (.npy of DACVAE); without it they are its mean."""
+    format: Literal["npy", "npz", "safetensors", "dac"] = "npy"
+    """Of the files, where --output is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DecodeArguments:
-    """Turn latents into sound."""
+class DecodeArguments(_Arguments):
+    """Turn latents or tokens (.npy, .npz, .safetensors, .dac) into sound at the codec's rate and their own level."""
 
-    input: Path
-    """A .npy (frames, channels), or a folder of them: its tree is mirrored in --output."""
-    output: Path
-    """The recording to write (.wav, .flac, .ogg, .mp3), or the folder."""
-    codec: str = "demo"
-    """The codec that made the latents: a .pth or .safetensors, a folder, a Hub id, or demo."""
     watermark: str | None = None
     """A message of 16 bits, such as 1010011100000001, to lay under the audio. None: clean audio."""
     format: Literal["wav", "flac", "ogg", "mp3"] = "wav"
@@ -49,115 +63,188 @@ class DecodeArguments:
     """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CompressArguments(_Arguments):
+    """Turn recordings into tokens from which decompress restores their loudness, rate, length and channels."""
+
+    loudness: float = -16.0
+    """To which each recording is brought before it is encoded, LUFS."""
+    format: Literal["npz", "safetensors", "dac"] = "npz"
+    """Of the files, where --output is a folder. dac is for DAC only, and for descript-audio-codec."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecompressArguments(_Arguments):
+    """Turn tokens (.npz, .safetensors, .dac) into the recordings they were, in loudness, rate, length and channels."""
+
+    format: Literal["wav", "flac", "ogg", "mp3"] = "flac"
+    """Of the files, where --output is a folder."""
+    mp3_rate: int = 320
+    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+
+
 def encode(argv: list[str]) -> int:
-    """Recordings to latents; gives the exit code."""
-    arguments = parse(EncodeArguments, argv, prog="echotts codec encode")
-    from echotts.audio import AUDIO_SUFFIXES, loudness_normalise, read_audio
+    """Recordings to latents or tokens; gives the exit code."""
+    arguments = parse(EncodeArguments, with_flags(argv), prog="echotts codec encode")
 
-    pairs = _pairs(arguments.input, arguments.output, AUDIO_SUFFIXES, ".npy")
-    import jax
-    import numpy as np
+    def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
+        if target.suffix in TOKEN_SUFFIXES:
+            return _tokens_to_file(codec, source, target, arguments.n_quantizers, arguments.loudness, report)
+        return _latents_to_file(codec, source, target, arguments)
 
-    from echotts.codec import load_codec
-    from echotts.files import atomic_write
+    return _recordings(arguments, work, "encode")
 
-    codec = load_codec(arguments.codec)
-    key = None if arguments.seed is None else jax.random.key(arguments.seed)
 
-    def encode_one(source: Path, target: Path) -> str:
-        audio = read_audio(source, codec.sample_rate)
-        if arguments.loudness is not None:
-            audio = loudness_normalise(audio, codec.sample_rate, arguments.loudness)
-        latent = codec.encode(audio[None], key)[0]
-        with atomic_write(target) as temporary, temporary.open("wb") as file:
-            np.save(file, latent)
-        return f"{target}: {len(latent)} frames of {codec.latent_channels} channels, {_seconds(audio, codec)}"
+def compress(argv: list[str]) -> int:
+    """Recordings to tokens that restore them; gives the exit code."""
+    arguments = parse(CompressArguments, with_flags(argv), prog="echotts codec compress")
 
-    return _each(pairs, encode_one, "encode")
+    def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
+        return _tokens_to_file(codec, source, target, arguments.n_quantizers, arguments.loudness, report)
+
+    return _recordings(arguments, work, "compress")
 
 
 def decode(argv: list[str]) -> int:
-    """Latents to recordings; gives the exit code."""
-    arguments = parse(DecodeArguments, argv, prog="echotts codec decode")
+    """Latents or tokens to recordings; gives the exit code."""
+    arguments = parse(DecodeArguments, with_flags(argv), prog="echotts codec decode")
     bits = arguments.watermark
     if bits is not None and (len(bits) != 16 or set(bits) - set("01")):
         raise UsageError(f"--watermark {bits!r} is not 16 bits: give 16 characters 0 or 1")
-    pairs = _pairs(arguments.input, arguments.output, (".npy",), f".{arguments.format}")
     import numpy as np
 
-    from echotts.audio import check_mp3_rate, check_suffix, write_audio
-    from echotts.codec import load_codec
+    from echotts.audio import check_mp3_rate, write_audio
+    from echotts.codec.sound import write_sound
+    from echotts.codec.tokens import load_encoded
+    from echotts.codec.transcode import decoded_blocks
 
     check_mp3_rate(arguments.mp3_rate)
+    message = None if bits is None else np.array([int(bit) for bit in bits])
+
+    def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
+        if source.suffix in TOKEN_SUFFIXES:
+            encoded = load_encoded(source)
+            blocks = _reported(decoded_blocks(codec, encoded, arguments.n_quantizers, message), codec, report)
+            samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
+        else:
+            latent = _read_latent(source, codec.latent_channels)[None]
+            audio = codec.decode(latent, None if message is None else message[None])[0]
+            write_audio(target, audio, codec.sample_rate, "none", mp3_rate=arguments.mp3_rate)
+            samples = len(audio)
+        return f"{target}: {samples / codec.sample_rate:.2f} s"
+
+    return _tokens(arguments, work, "decode", (".npy", *TOKEN_SUFFIXES))
+
+
+def decompress(argv: list[str]) -> int:
+    """Tokens to the recordings they were; gives the exit code."""
+    arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
+    from echotts.audio import check_mp3_rate
+    from echotts.codec.tokens import load_encoded
+    from echotts.codec.transcode import restore_to_file
+
+    check_mp3_rate(arguments.mp3_rate)
+
+    def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
+        encoded = load_encoded(source)
+        samples = restore_to_file(codec, encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
+        rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
+        return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
+
+    return _tokens(arguments, work, "decompress", TOKEN_SUFFIXES)
+
+
+def _recordings(arguments: Any, work: Any, title: str) -> int:
+    """The work on recordings, of which the outputs are checked first."""
+    from echotts.audio import AUDIO_SUFFIXES
+
+    pairs = pairs_of(arguments.input, arguments.output, AUDIO_SUFFIXES, f".{arguments.format}")
+    allowed = (".npy", *TOKEN_SUFFIXES) if title == "encode" else TOKEN_SUFFIXES
+    if pairs[0][1].suffix not in allowed:
+        raise UsageError(f"--output {pairs[0][1]}: {title} writes {', '.join(allowed)}")
+    from echotts.codec import load_codec
+    from echotts.codec.sound import SoundFile
+    from echotts.codec.tokens import check_token_path
+
+    codec = load_codec(arguments.codec)
+    codec.check_quantizers(arguments.n_quantizers)
+    if pairs[0][1].suffix in TOKEN_SUFFIXES:
+        check_token_path(pairs[0][1], codec.config.quantized)
+    seconds = 0.0
+    if len(pairs) == 1:
+        sound = SoundFile(pairs[0][0])
+        seconds = (sound.samples or 0) / sound.sample_rate
+    pairs = share_of(pairs, arguments.shard, arguments.resume)
+    return run_pairs(codec, pairs, work, title, arguments.jobs, seconds)
+
+
+def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) -> int:
+    """The work on files of tokens, of which the outputs are checked first."""
+    pairs = pairs_of(arguments.input, arguments.output, suffixes, f".{arguments.format}")
+    from echotts.audio import check_suffix
+    from echotts.codec import load_codec
+
     for _, target in pairs:
         check_suffix(target)
     codec = load_codec(arguments.codec)
-    message = None if bits is None else np.array([[int(bit) for bit in bits]])
+    seconds = 0.0
+    if len(pairs) == 1 and pairs[0][0].suffix in TOKEN_SUFFIXES:
+        from echotts.codec.tokens import load_encoded
 
-    def decode_one(source: Path, target: Path) -> str:
-        audio = codec.decode(_read_latent(source, codec.latent_channels)[None], message)[0]
-        write_audio(target, audio, codec.sample_rate, "none", mp3_rate=arguments.mp3_rate)
-        return f"{target}: {_seconds(audio, codec)}"
-
-    return _each(pairs, decode_one, "decode")
-
-
-def _pairs(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: str) -> list[tuple[Path, Path]]:
-    """Which file becomes which: one, or a tree that is mirrored. Each can be written, and is no source."""
-    pairs = _matched(source, target, suffixes, new_suffix)
-    from echotts.files import check_outputs
-
-    check_outputs([output for _, output in pairs], [source for source, _ in pairs])
-    return pairs
+        seconds = load_encoded(pairs[0][0]).frames * codec.hop_length / codec.sample_rate
+    pairs = share_of(pairs, arguments.shard, arguments.resume)
+    return run_pairs(codec, pairs, work, title, arguments.jobs, seconds)
 
 
-def _matched(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: str) -> list[tuple[Path, Path]]:
-    if not source.exists():
-        raise FileNotFoundError(f"{source}: no such file or folder")
-    if not source.is_dir():
-        return [(source, target / source.with_suffix(new_suffix).name if target.is_dir() else target)]
-    files = sorted(path for path in source.rglob("*") if path.suffix.lower() in suffixes)
-    if not files:
-        raise FileNotFoundError(f"{source}: no {', '.join(suffixes)} in this folder")
-    if target.is_file():
-        raise UsageError(f"--output {target} is a file, and --input is a folder: name a folder")
-    pairs = [(path, target / path.relative_to(source).with_suffix(new_suffix)) for path in files]
-    if len({target for _, target in pairs}) < len(pairs):
-        raise ValueError(f"{source}: files that differ in their suffix only would be one in {target}: rename them")
-    return pairs
+def _tokens_to_file(
+    codec: "Codec", source: Path, target: Path, n_quantizers: int | None, loudness: float | None, report: Report
+) -> str:
+    from echotts.codec.tokens import save_encoded
+    from echotts.codec.transcode import encode_sound
+
+    encoded = encode_sound(codec, source, n_quantizers, loudness, report)
+    save_encoded(target, encoded)
+    channels = len(encoded.tokens)
+    what = f"{encoded.tokens.shape[1]} codebooks" if encoded.are_codes else f"{codec.latent_channels} values"
+    seconds = encoded.frames * codec.hop_length / codec.sample_rate
+    return f"{target}: {encoded.frames} frames of {what}, {channels} channels, {seconds:.2f} s"
 
 
-def _each(pairs: list[tuple[Path, Path]], work: Callable[[Path, Path], str], title: str) -> int:
-    """Does the work for each pair. A file that fails is said and skipped, unless it is the only one."""
-    if len(pairs) == 1:
-        print(work(*pairs[0]))
-        return 0
-    failures = 0
-    for source, target in progress(pairs, title, len(pairs)):
-        try:
-            line = work(source, target)
-        except (ValueError, FileNotFoundError) as error:
-            failures += 1
-            LOGGER.warning("skipped: %s", error)
-        else:
-            LOGGER.debug("%s", line)
-    print(f"{len(pairs) - failures} of {len(pairs)} files, {failures} skipped")
-    return 1 if failures else 0
+def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: EncodeArguments) -> str:
+    import jax
+    import numpy as np
+
+    from echotts.audio import loudness_normalise, read_audio
+    from echotts.files import atomic_write
+
+    audio = read_audio(source, codec.sample_rate)
+    if arguments.loudness is not None:
+        audio = loudness_normalise(audio, codec.sample_rate, arguments.loudness)
+    key = None if arguments.seed is None else jax.random.key(arguments.seed)
+    latent = codec.encode(audio[None], key, n_quantizers=arguments.n_quantizers)[0]
+    with atomic_write(target) as temporary, temporary.open("wb") as file:
+        np.save(file, latent)
+    seconds = len(audio) / codec.sample_rate
+    return f"{target}: {len(latent)} frames of {codec.latent_channels} channels, {seconds:.2f} s"
+
+
+def _reported(blocks: Any, codec: "Codec", report: Report) -> Any:
+    for block in blocks:
+        report(block.shape[1] / codec.sample_rate)
+        yield block
 
 
 def _read_latent(path: Path, channels: int) -> Any:
+    import tokenize
+
     import numpy as np
 
     try:
-        latent = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        latent = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot claim more than is there
+    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path}: cannot be read as latents (.npy of numbers): encode the recording again") from error
     if not isinstance(latent, np.ndarray) or latent.dtype.kind != "f" or latent.ndim != 2 or not len(latent):
         raise ValueError(f"{path}: no array (frames, channels) of floats")
     if latent.shape[1] != channels:
         raise ValueError(f"{path}: latents have {latent.shape[1]} channels, the codec makes {channels}")
     return latent.astype(np.float32)
-
-
-def _seconds(audio: Any, codec: Any) -> str:
-    return f"{len(audio) / codec.sample_rate:.2f} s"

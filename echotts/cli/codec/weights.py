@@ -1,5 +1,6 @@
 """`codec convert` and `info`: a codec's weights in another file, what it is."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -75,6 +76,9 @@ def info(argv: list[str]) -> int:
     print(f"sample rate    {codec.sample_rate} Hz")
     print(f"hop            {codec.hop_length} samples, {codec.sample_rate / codec.hop_length:g} frames/s")
     print(f"latents        {codec.latent_channels} channels")
+    if config.quantized:
+        kbps = config.n_codebooks * math.log2(config.codebook_size) * codec.sample_rate / codec.hop_length / 1000
+        print(f"codebooks      {config.n_codebooks} of {config.codebook_size} vectors, {kbps:.2f} kbit/s")
     print(f"encoder        {config.encoder_dim} channels, rates {config.encoder_rates}")
     print(f"decoder        {config.decoder_dim} channels, rates {config.decoder_rates}")
     print(f"parameters     {', '.join(f'{part} {count:,}' for part, count in sizes.items())}")

@@ -142,14 +142,16 @@ export class Speech {
         el("div", { class: "sentence-head" }, el("h3", { text: item.text || "(no text)" }), both),
         el("div", { class: "voices" },
           this.#voice("Reference", item.reference_id ? this.#reference(item) : null, "none given"),
-          this.#voice(`A · step ${number(a.step)}`, first),
-          b && b !== a ? this.#voice(`B · step ${number(b.step)}`, second, "this sentence was not spoken") : null));
+          this.#voice(`A · step ${number(a.step)}`, first, null, item.heard),
+          b && b !== a ? this.#voice(`B · step ${number(b.step)}`, second, "this sentence was not spoken", other?.heard)
+            : null));
     }));
   }
 
-  #voice(title, clip, otherwise) {
+  #voice(title, clip, otherwise, heard) {
     return el("div", { class: "voice" }, el("p", { class: "voice-title", text: title }),
-      clip ? clip.node : el("p", { class: "hint", text: otherwise }));
+      clip ? clip.node : el("p", { class: "hint", text: otherwise }),
+      heard ? el("p", { class: "hint", text: `heard: ${heard}` }) : null);
   }
 
   #clip(item, step) {

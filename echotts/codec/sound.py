@@ -1,0 +1,190 @@
+"""Recordings of any length in pieces: read at another rate, measured, written; nothing is held whole.
+
+Arrays are (channels, samples), float32, full scale 1. Loudness: ITU-R BS.1770-4, integrated, over all channels.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.signal
+import soundfile
+import soxr
+from jaxtyping import Float
+
+from echotts.audio import check_suffix
+from echotts.audio.reading import check_whole, open_recording
+from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, mp3_level
+from echotts.files import atomic_write
+
+log = logging.getLogger(__name__)
+
+Block = Float[np.ndarray, "c n"]
+
+SILENT_LUFS = -70.0  # BS.1770's absolute gate: quieter sound has no loudness
+_LARGEST_WAV_BYTES = 4_000_000_000
+_CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 1.41, 1.41)  # left, right, centre, surrounds; further channels count once
+
+
+class SoundFile:
+    """A recording on disk that is read in blocks, at its own rate or another one.
+
+    Raises FileNotFoundError and ValueError as audio.read_audio does; any length is read.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._sound = open_recording(self.path)
+        self.sample_rate, self.channels = self._sound.rate, self._sound.channels
+        self.samples = self._sound.frames  # of a channel, by the header; None where it does not say, exact once read
+
+    def blocks(self, rate: int | None = None) -> Iterator[Block]:
+        """All of it, about a second at a time, at `rate` Hz (its own unless given).
+
+        Raises ValueError where it is empty, breaks off or has values that are not finite.
+        """
+        resampler = Resampler(self.sample_rate, rate or self.sample_rate, self.channels)
+        count = 0
+        for block in self._sound.blocks():
+            if bad := int(np.count_nonzero(~np.isfinite(block).all(axis=1))):
+                raise ValueError(f"{self.path}: {bad} samples from {count} on are not finite (NaN or infinite)")
+            count += len(block)
+            yield resampler.push(block.T)
+        check_whole(self._sound, str(self.path), count)
+        self.samples = count
+        if not count:
+            raise ValueError(f"{self.path}: the recording is empty (0 samples)")
+        yield resampler.finish()
+
+
+class Resampler:
+    """Band-limited conversion of blocks; what `push` and `finish` give is the whole, converted."""
+
+    def __init__(self, rate: int, new_rate: int, channels: int) -> None:
+        self._channels = channels
+        self._stream = None if rate == new_rate else soxr.ResampleStream(rate, new_rate, channels, dtype="float32")
+
+    def push(self, block: Block, last: bool = False) -> Float[np.ndarray, "c m"]:
+        if self._stream is None:
+            return block
+        return self._stream.resample_chunk(np.ascontiguousarray(block.T), last=last).reshape(-1, self._channels).T
+
+    def finish(self) -> Block:
+        return self.push(np.zeros((self._channels, 0), np.float32), last=True)
+
+
+class LoudnessMeter:
+    """Integrated loudness (BS.1770-4) and peak of blocks. Sound under 0.4 s is measured as if it were repeated."""
+
+    def __init__(self, rate: int, channels: int) -> None:
+        self._filters = _k_weighting(rate)
+        self._states = [np.zeros((channels, 2)) for _ in self._filters]
+        self._step = round(0.1 * rate)  # gating blocks of 0.4 s overlap by three quarters
+        self._pending = np.zeros((channels, 0))
+        self._powers: list[np.ndarray] = []  # of each channel in each step
+        self._first = np.zeros((channels, 0), np.float32)
+        self.peak = 0.0
+
+    def push(self, block: Block) -> None:
+        if not block.shape[1]:
+            return
+        self.peak = max(self.peak, float(np.abs(block).max()))
+        if self._first.shape[1] < 4 * self._step:
+            self._first = np.concatenate([self._first, block[:, : 4 * self._step]], axis=1)
+        weighted = block.astype(np.float64)
+        for number, (b, a) in enumerate(self._filters):
+            weighted, self._states[number] = scipy.signal.lfilter(b, a, weighted, zi=self._states[number])
+        weighted = np.concatenate([self._pending, weighted], axis=1)
+        steps = weighted.shape[1] // self._step
+        whole = weighted[:, : steps * self._step].reshape(len(block), steps, self._step)
+        self._powers.append(np.square(whole).mean(axis=2))
+        self._pending = weighted[:, steps * self._step :]
+
+    def loudness(self) -> float:
+        """LUFS; SILENT_LUFS where nothing is above the absolute gate."""
+        powers = np.concatenate(self._powers, axis=1) if self._powers else np.zeros((1, 0))
+        if powers.shape[1] < 4:
+            return self._of_short_sound()
+        gated = np.lib.stride_tricks.sliding_window_view(powers, 4, axis=1).mean(axis=2)
+        weights = np.ones(len(gated))
+        weights[: len(_CHANNEL_WEIGHTS)] = _CHANNEL_WEIGHTS[: len(gated)]
+        power = weights @ gated
+        kept = power[_lufs(power) > SILENT_LUFS]
+        if not len(kept):
+            return SILENT_LUFS
+        relative = _lufs(kept.mean()) - 10.0
+        return float(_lufs(kept[_lufs(kept) > relative].mean()))
+
+    def _of_short_sound(self) -> float:
+        if not self._first.any():
+            return SILENT_LUFS
+        meter = LoudnessMeter(10 * self._step, len(self._first))
+        meter.push(np.tile(self._first, -(-5 * self._step // self._first.shape[1])))
+        return meter.loudness()
+
+
+def write_sound(
+    path: str | Path,
+    blocks: Iterable[Block],
+    rate: int,
+    channels: int,
+    expected: int = 0,
+    mp3_rate: int = MP3_RATE_KBPS,
+) -> int:
+    """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, samples beyond full scale cut; gives the samples written.
+
+    The file appears whole or not at all. A .wav of which more than 4 GB are `expected` (samples of a channel) is
+    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3, kbit/s.
+    Raises ValueError for an unknown suffix, for no samples, or a rate or number of channels the format cannot hold.
+    """
+    path = check_suffix(path)
+    options: dict[str, Any] = FORMATS[path.suffix.lower()]
+    if path.suffix.lower() == ".mp3":
+        options = options | {"compression_level": mp3_level(mp3_rate, rate)}
+    if path.suffix.lower() == ".wav" and 2 * channels * expected > _LARGEST_WAV_BYTES:
+        options = options | {"format": "RF64"}
+    written, peak = 0, 0.0
+    with atomic_write(path) as temporary:
+        try:
+            with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=channels, **options) as file:
+                for block in blocks:
+                    for start in range(0, block.shape[1], BLOCK_FRAMES):
+                        part = block[:, start : start + BLOCK_FRAMES]
+                        peak = max(peak, float(np.abs(part).max()))
+                        file.write(np.clip(part, -1.0, 1.0).T)
+                        written += part.shape[1]
+        except soundfile.SoundFileError as error:
+            what = f"{rate} Hz, {channels} channels"
+            raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
+        if not written:
+            raise ValueError(f"{path}: there are no samples to write")
+    if peak > 1.0:
+        log.warning("%s: the peak is %.2f and is cut at 1", path, peak)
+    return written
+
+
+def _lufs(power: Any) -> Any:
+    return -0.691 + 10.0 * np.log10(np.maximum(power, 1e-30))
+
+
+def _k_weighting(rate: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The two filters of BS.1770 at any rate: a high shelf of 4 dB at 1.5 kHz, a high pass at 38 Hz (as pyloudnorm)."""
+    filters = []
+    for gain_db, quality, frequency, shelf in ((4.0, 0.5**0.5, 1500.0, True), (0.0, 0.5, 38.0, False)):
+        amplitude = 10.0 ** (gain_db / 40.0)
+        w = 2 * np.pi * frequency / rate
+        alpha, cosine = np.sin(w) / (2 * quality), np.cos(w)
+        if shelf:
+            root = 2 * amplitude**0.5 * alpha
+            plus, minus = amplitude + 1, amplitude - 1
+            b = amplitude * np.array(
+                [plus + minus * cosine + root, -2 * (minus + plus * cosine), plus + minus * cosine - root]
+            )
+            a = np.array([plus - minus * cosine + root, 2 * (minus - plus * cosine), plus - minus * cosine - root])
+        else:
+            b = np.array([(1 + cosine) / 2, -(1 + cosine), (1 + cosine) / 2])
+            a = np.array([1 + alpha, -2 * cosine, 1 - alpha])
+        filters.append((b / a[0], a / a[0]))
+    return filters

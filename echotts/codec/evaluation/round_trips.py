@@ -19,6 +19,7 @@ Condition = Literal["clean", "noisy", "clipped"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
 NOISE_DB = -20.0  # of white noise, below the recording
 DRIVE_DB = 12.0  # by which a recording is raised before it is clipped at full scale
+STATISTICS_S = 30  # of each clip go into the posterior's statistics
 ACTIVE_KL = 0.1  # of a channel in use: it carries something
 
 Sound = Float[np.ndarray, " _n"]
@@ -110,7 +111,8 @@ def latent_statistics(codec: Codec, clips: Sequence[Sound]) -> dict[str, float]:
         frame_rate = codec.sample_rate / codec.hop_length
         bits = len(books) * np.log2(codec.config.codebook_size)
         return {"bits_per_s": frame_rate * bits, "codes_used_share": used / (len(books) * codec.config.codebook_size)}
-    whole = [clip[: len(clip) // codec.hop_length * codec.hop_length] for clip in clips]
+    longest = STATISTICS_S * codec.sample_rate
+    whole = [clip[: min(len(clip), longest) // codec.hop_length * codec.hop_length] for clip in clips]
     posteriors = [encode_frames(codec.params, codec.config, jnp.asarray(clip[None])) for clip in whole if len(clip)]
     mean, std = (np.concatenate([np.asarray(pair[part])[0] for pair in posteriors]) for part in (0, 1))
     kl = np.mean(mean**2 + std**2 - 2 * np.log(std) - 1, axis=0)

@@ -22,7 +22,7 @@ from echotts.codec.training.discriminators import DiscriminatorConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.training.step import initial_state, learning_rate, make_step
 from echotts.config import RunConfig
-from echotts.monitor.folders import Folder
+from echotts.monitor.folders import LocalFolder
 from echotts.monitor.samples import Samples
 from tests.conftest import ROOT
 
@@ -113,7 +113,7 @@ def test_a_killed_training_goes_on_bitwise_as_if_it_had_never_stopped(whole, tmp
 def test_held_out_losses_and_samples_are_where_the_dashboard_looks_for_them(whole):
     measured = next(line for line in lines(whole[1]) if "heldout/mel" in line)
     assert measured["step"] == 6 and measured["heldout/mel"] > 0
-    ((step, items),) = Samples(Folder(whole[1])).steps()
+    ((step, items),) = Samples(LocalFolder(whole[1])).steps()
     assert step == 6 and len(items) == 2 and items[0].reference_id
     assert soundfile.info(whole[1] / items[0].path).frames == TRAINING.crop_samples
 

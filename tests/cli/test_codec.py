@@ -185,6 +185,7 @@ def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path
         (["--loss.floor", "0"], "floor must be above 0"),
         (["--preset", "tiny"], "preset"),
         (["--output", "a.pkl"], r"\.safetensors or \.pth"),
+        (["--data", ""], "--data is missing"),
     ):
         with pytest.raises(UsageError, match=words):
             command.main(["train", *required, *flags])

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tyro
-
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
 from echotts.codec import CodecConfig
 from echotts.codec.training import PRESETS, CodecTraining, Placement, preset, train_codec
@@ -42,11 +40,11 @@ class TrainArguments:
     """
 
     data: str
-    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar); several are parted by commas."""
+    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar); several are parted by commas. Required."""
     run_dir: str
-    """Directory of checkpoints, metrics and samples, or gs://bucket/run; `echotts monitor` shows it."""
+    """Directory of checkpoints, metrics and samples, or gs://bucket/run; `echotts monitor` shows it. Required."""
     output: Path
-    """What is written at the end: .safetensors, or .pth in the published layout; its stem is the codec's id."""
+    """File to write at the end: .safetensors, or .pth in the published layout; its stem is the codec's id. Required."""
     preset: PresetName = "demo"
     """Sizes, losses and schedule to start from."""
     steps: int | None = None
@@ -127,9 +125,12 @@ def parse_arguments(argv: Sequence[str]) -> TrainArguments:
     name = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "demo"
     base = PRESETS.get(name, PRESETS["demo"])  # a wrong name is the parser's to refuse
     sections = {name: getattr(base, name) for name in (*SECTIONS, "run")}
-    missing: Any = tyro.MISSING
-    given = TrainArguments(data=missing, run_dir=missing, output=missing, **sections)
-    return parse(TrainArguments, argv, prog=PROG, default=given)
+    given = TrainArguments(data="", run_dir="", output=Path(), **sections)
+    arguments = parse(TrainArguments, argv, prog=PROG, default=given)
+    for flag in ("data", "run_dir", "output"):
+        if getattr(arguments, flag) == getattr(given, flag):
+            raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
+    return arguments
 
 
 def training_of(arguments: TrainArguments, sizes: CodecConfig | None) -> CodecTraining:

@@ -1,9 +1,6 @@
 """A trained codec as the published .pth: the reference modules open it and say the same."""
 
 import dataclasses
-import sys
-import types
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from echotts.codec.training.config import CodecTraining, CropConfig, LossConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.watermark import init_watermark
 from echotts.config import RunConfig
+from tests.codec import descript
 from tests.codec.training.test_loop import Tones
 
 DACVAE = CodecConfig(
@@ -35,21 +33,10 @@ DAC = dataclasses.replace(DACVAE, n_codebooks=2, codebook_size=16, codebook_dim=
 
 @pytest.fixture(scope="module")
 def reference() -> Any:
-    """Encoder and Decoder of the PyPI package descript-audio-codec; its other imports are not needed for them."""
-    pytest.importorskip("einops")
-    names = ("torchaudio", "audiotools", "audiotools.ml")
-    before = {name: sys.modules.get(name) for name in names}
-    for name in names:
-        sys.modules[name] = types.ModuleType(name)
-        sys.modules[name].__spec__ = ModuleSpec(name, None)
-    tools: Any = sys.modules["audiotools"]
-    tools.ml, tools.AudioSignal, tools.STFTParams = sys.modules["audiotools.ml"], object, object
-    sys.modules["audiotools.ml"].BaseModel = torch.nn.Module  # type: ignore[attr-defined]
-    try:
-        yield pytest.importorskip("dac.model.dac")
-    finally:
-        for name, module in before.items():
-            sys.modules.pop(name) if module is None else sys.modules.__setitem__(name, module)
+    """The modules of the PyPI package descript-audio-codec."""
+    if not descript.installed():
+        pytest.skip("needs descript-audio-codec: make bench-env")
+    return descript.dac_module()
 
 
 def decoded_by(reference: Any, state: dict[str, torch.Tensor], config: CodecConfig, latent: np.ndarray) -> np.ndarray:

@@ -54,12 +54,14 @@ def main() -> None:
 
 
 def measure(codec: Codec, theirs: Any, decode: bool, seconds: float, rounds: int) -> tuple[Spent, Spent]:
-    frames = max(1, round(seconds * codec.sample_rate / codec.hop_length))
+    parts = -(-round(seconds * codec.sample_rate / codec.hop_length) // codec.window_frames)
+    width = round(seconds * codec.sample_rate / codec.hop_length / parts)
+    frames = parts * width
     rng = np.random.default_rng(0)
     shape = (1, frames, codec.latent_channels) if decode else (1, frames * codec.hop_length)
     window = rng.standard_normal(shape, np.float32)
     kind = DecoderStream if decode else EncoderStream
-    stream = kind(codec.params, codec.config, 1, (min(frames, codec.window_frames),))
+    stream = kind(codec.params, codec.config, 1, (width,))
     for _ in range(2):  # past the start: each push now gives a window's worth
         stream.push(window)
     spent = best_of({"ours": lambda: stream.push(window), "pytorch": lambda: theirs(window)}, rounds)

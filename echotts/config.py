@@ -5,6 +5,7 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from echotts.latents import ScaleName
 from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
+SEED_BITS = 63
 MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
@@ -50,7 +52,7 @@ class ModelConfig:
     """The BlockDiT velocity network."""
 
     latent_channels: int = 128
-    """Channels of a codec latent; the data decides."""
+    """Channels of a codec latent; must match the data."""
     width: int
     """Channels of the decoder's residual stream."""
     depth: int
@@ -66,19 +68,19 @@ class ModelConfig:
     patch: int = 4
     """Reference frames that make one speaker position."""
     timestep_width: int = 256
-    """Channels of the time's cosine and sine embedding, an even number."""
+    """Channels of the sinusoidal timestep embedding; even."""
     adaln_rank: int = 256
-    """Channels between the two maps of each low-rank AdaLN."""
+    """Rank of the low-rank AdaLN projections."""
     norm_eps: float = 1e-5
-    """Added to the mean square in every RMS norm."""
+    """Epsilon of every RMS norm."""
     rope_theta: float = 10000.0
-    """Base of the rotary wavelengths."""
+    """Base of the rotary position embedding (RoPE)."""
     compute_dtype: DtypeName = "bfloat16"
-    """Of matrix products and activations; weights, norms and softmax stay float32."""
+    """Dtype of matrix products and activations; weights, norms and softmax stay float32."""
     attention: AttentionName = "auto"
-    """auto: fused where the platform has a kernel (TPU, GPU); xla: the plain softmax everywhere."""
+    """auto: a fused kernel where the platform has one (TPU, GPU); xla: plain softmax attention everywhere."""
     remat: RematName = "none"
-    """What the backward pass recomputes: nothing, all but matrix products, or whole layers."""
+    """What the backward pass recomputes (rematerialization): nothing, all but matrix products, or whole layers."""
 
     def __post_init__(self) -> None:
         _check_sizes("decoder", self)
@@ -97,14 +99,14 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Flow matching: the loss and the condition dropout that guidance needs."""
+    """Flow matching: the loss, and the condition dropout that classifier-free guidance needs."""
 
     loss: LossName = "published"
-    """published: padding counts, per valid frame; frame: mean over valid frames."""
+    """published: squared error of all frames, padding included, per valid frame; frame: mean over valid frames."""
     text_dropout: float = 0.1
-    """Share of rows trained without text, 0 to 1."""
+    """Share of samples trained without text, 0 to 1."""
     speaker_dropout: float = 0.1
-    """Share of rows trained without reference, 0 to 1."""
+    """Share of samples trained without a reference, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -119,37 +121,37 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """What is read, in which order and shape."""
+    """Training data: sources, order and batch shapes."""
 
     data: str = ""
     """Shards to train on: a folder, a glob, a brace range, hf://, https:// or gs://; '0.7 * A + 0.3 * B' mixes."""
     heldout: str | None = None
-    """Shards that are only measured."""
+    """Shards for evaluation; never trained on."""
     batch_size: int = 256
-    """Samples a step, over all devices."""
+    """Samples per step, over all devices."""
     buckets: tuple[Bucket, ...] = (Bucket(frames=768, tokens=768),)
     """Static batch shapes, FRAMESxTOKENS each, shortest first."""
     reference_frames: int = 512
-    """Frames of a reference that are used, a multiple of model.patch."""
+    """Maximum reference length in frames; a multiple of model.patch."""
     streams: int = 64
-    """Virtual streams the shards are dealt to; fixed for a run, a multiple of the processes."""
+    """Virtual streams that the shards are dealt to; fixed for a run, a multiple of the number of processes."""
     shuffle_samples: int = 1024
-    """Samples held back for shuffling, over all streams."""
+    """Size of the shuffle buffer in samples, over all streams."""
     tokenizer: str = "byte"
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
-    """Unusable samples that are borne before the run stops, 0 to 1."""
+    """Maximum share of rejected samples before the run stops, 0 to 1."""
     latent_scale: ScaleName = "none"
-    """What is taken out of latents before training, and put back before decoding: nothing, mean and standard deviation
-    of all values (scalar), or those of each channel. They come from dataset.json."""
+    """Normalization of latents for training, undone before decoding: none, by the mean and standard deviation of all
+    values (scalar), or by those of each channel. The statistics come from dataset.json."""
     longer_share: float = 0.1
-    """Samples that go into a longer bucket than they need, so that silence is learnt in any window, 0 to 1."""
+    """Share of samples put into a longer bucket than they need, so that trailing silence is learned in every bucket."""
     cache_dir: str = ""
-    """Folder for shards from elsewhere; empty: ~/.cache/echotts/shards."""
+    """Cache folder for remote shards; empty: ~/.cache/echotts/shards."""
     cache_gb: float = 40.0
-    """Disk space for them, of each process, in GB (10^9 bytes)."""
+    """Maximum size of the shard cache of each process, in GB (10^9 bytes)."""
     fetch_deadline_s: float = 600.0
-    """Seconds, and one more for each MiB, after which a shard that cannot be had is left out."""
+    """Seconds of retries, plus one per MiB, after which an unavailable shard is skipped and counted."""
 
     def __post_init__(self) -> None:
         if not self.buckets or list(self.buckets) != sorted(self.buckets):
@@ -164,30 +166,30 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay. The learning rate is per step, weight decay is decoupled."""
+    """AdamW with warm-up and cosine decay; weight decay is decoupled."""
 
     steps: int = 300_000
-    """Steps in all; the learning rate ends at 0."""
+    """Total steps; the learning rate reaches 0 at the last one."""
     learning_rate: float = 1e-4
-    """Its peak."""
+    """Peak learning rate."""
     warmup_share: float = 0.05
-    """Share of the steps in which it rises from 0."""
+    """Share of the steps spent in linear warm-up."""
     b1: float = 0.9
-    """Decay of Adam's first moment a step."""
+    """Decay rate of Adam's first moment."""
     b2: float = 0.99
-    """Decay of Adam's second moment a step."""
+    """Decay rate of Adam's second moment."""
     eps: float = 1e-8
-    """Added to the root of Adam's second moment."""
+    """Epsilon of Adam."""
     weight_decay: float = 1e-2
-    """Decoupled, times the learning rate."""
+    """Decoupled weight decay, times the learning rate."""
     clip_norm: float = 1.0
-    """Largest global norm of the gradient."""
+    """Gradients are clipped to this global norm."""
     accumulation: int = 1
-    """Equal parts a batch is computed in, one after the other, to save memory."""
+    """Gradient accumulation: a batch is computed in so many equal parts, to save memory."""
     ema_decay: float = 0.9999
-    """Decay of the weights' moving average a step."""
+    """Decay of the exponential moving average (EMA) of the weights, per step."""
     init: InitName = "published"
-    """First kernels. published: std 0.02, made for 1000 channels and more; fan_in: 1 / sqrt(inputs), for small ones."""
+    """Initialization of kernels. published: std 0.02, for large models; fan_in: 1 / sqrt(inputs), for small ones."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.accumulation < 1:
@@ -202,77 +204,82 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Where the run lives, and when it saves, measures and speaks."""
+    """The run directory, and when the run saves, evaluates and writes samples."""
 
     run_dir: str = ""
-    """Folder of checkpoints, metrics and samples, here or in a bucket: gs://bucket/run."""
+    """Directory for checkpoints, metrics and samples, local or gs://bucket/run."""
     seed: int = 0
-    """Decides every random draw."""
+    """Random seed, 0 to 2^63 - 1; data order, noise and initial weights are functions of it."""
     data_ways: int = 1
-    """Whole copies of the model, as between slices of a pod; parameters are cut over the devices of each copy."""
+    """Data-parallel replicas, as between slices; parameters are sharded over the devices of each replica (FSDP)."""
     tensor_ways: int = 1
-    """Parts in which heads and MLP channels are cut."""
+    """Tensor parallelism: shards of heads and MLP channels."""
     log_every: int = 10
     """Steps between metrics lines."""
     save_every_steps: int = 5000
     """Steps between checkpoints; 0: by the clock alone."""
     save_every_minutes: float = 30.0
-    """Minutes between checkpoints at most; 0: by steps alone."""
+    """Maximum minutes between checkpoints; 0: by steps alone."""
     keep_last: int = 3
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Checkpoints at multiples of so many steps are kept for good; 0: none."""
+    """Checkpoints at multiples of this step are kept forever; 0: none."""
     disk_config: str = ""
-    """TOML file of `echotts watchdog`, after which room is made before each save; empty: nothing is deleted."""
+    """TOML file of `echotts watchdog`: its rules free disk space before each save; empty: nothing is deleted."""
     eval_every: int = 1000
-    """Steps between held-out measurements; 0: never."""
+    """Steps between evaluations on the held-out data; 0: never."""
     eval_batches: int = 4
-    """Batches of a held-out measurement."""
+    """Batches per evaluation."""
     sample_every: int = 5000
     """Steps between speech samples; 0: never."""
     sentences: tuple[str, ...] = ()
-    """Sentences of the speech samples."""
+    """Sentences to speak as samples."""
     sample_references: tuple[str, ...] = ()
-    """Recordings in whose voices they are spoken, in turn; the one word heldout: voices of the held-out samples."""
+    """Reference recordings for the samples, used in turn; heldout: the voices of the held-out samples."""
     eval_asr: str = ""
     """Recogniser that listens to the speech samples: digits, base or tiny.en (extra asr), a folder or a Hub id with a
     Whisper model; its word errors are a metric. Empty: none."""
     codec: str = ""
-    """Codec that speaks them: demo, a file, a folder or a Hub id; empty: the data's."""
+    """Codec for the samples: demo, a file, a folder or a Hub id; empty: the data's."""
     init_from: str | None = None
     """Weights to begin with: an export, a published .pkl or another run."""
+    resume_optimizer: bool = False
+    """Take the optimizer state, step and samples seen of init_from (a .pkl), too, and go on at that step."""
     coordinator: str = ""
-    """Of several processes: HOST:PORT of process 0, or auto where the machines know (TPU pods, GKE, Slurm)."""
+    """HOST:PORT of process 0 for multi-process runs, or auto where the cluster provides it (TPU pods, GKE, Slurm)."""
     processes: int = 1
-    """How many run this program together; with auto the machines know."""
+    """Number of processes; with auto the cluster provides it."""
     process_index: int = 0
-    """Which of them this is, from 0; with auto the machines know."""
+    """Index of this process, from 0; with auto the cluster provides it."""
     join_timeout_s: int = 1800
     """Seconds to wait for the other processes at the start."""
     tensorboard: bool = False
-    """Write the metrics for TensorBoard, too, into RUN_DIR/tensorboard; needs the extra tensorboard."""
+    """Also write TensorBoard event files into RUN_DIR/tensorboard; needs the extra tensorboard."""
     profile_step: int = 0
-    """First step of a profiler trace; 0: only when asked, by touching RUN_DIR/profile."""
+    """First step of a profiler trace; 0: only on request, by touching RUN_DIR/profile."""
     profile_steps: int = 3
-    """Steps of a profiler trace."""
+    """Number of steps in a profiler trace."""
     heartbeat_s: int = 60
-    """Seconds without a sign of life after which a process counts as lost, and all end."""
+    """Seconds without a heartbeat after which a process counts as lost and all others exit."""
     skips: int = 10
-    """Steps within skip_window whose update may be left out, because a number is not finite or the loss spikes; past
-    that the run goes back to an earlier checkpoint. 0: the first number that is not finite stops the run."""
+    """Maximum number of skipped updates (non-finite values or loss spikes) within skip_window; beyond it the run rolls
+    back to an earlier checkpoint. 0: the first non-finite value stops the run."""
     skip_window: int = 500
-    """Steps over which skips are counted."""
+    """Window, in steps, over which skipped updates are counted."""
     spike_factor: float = 3.0
-    """A step whose mean squared error is so many times the median of the last 128 good ones is left out; 0: none is."""
+    """Skip a step whose mean squared error exceeds this multiple of the median of the last 128 good ones; 0: never."""
     rollbacks: int = 5
-    """Times a run goes back to an earlier checkpoint by itself before it stops."""
+    """Maximum number of automatic roll-backs before the run stops."""
     hang_s: float = 1800.0
-    """Seconds without a finished step after which a process shows its stacks and ends; 0: never. More than fetching a
-    shard may take; the first step, compiling, saving, measuring and speaking may take an hour."""
+    """Seconds without a finished step after which a process dumps its stacks and exits; 0: never. Must exceed the
+    time to fetch a shard; the first step, compilation, saving, evaluation and samples may take an hour."""
     hang_factor: float = 20.0
-    """Times the median step that a step may take at least, whatever hang_s says."""
+    """A step may always take this multiple of the median step time, whatever hang_s is."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if self.resume_optimizer and not (self.init_from or "").endswith((".pkl", ".pickle")):
+            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl, which carries its state")
         if not 0 <= self.process_index < self.processes:
             raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
         if self.processes > 1 and not self.coordinator:
@@ -300,7 +307,7 @@ class RunConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """Everything one training run is made of."""
+    """The complete configuration of a training run."""
 
     preset: str
     model: ModelConfig
@@ -310,6 +317,10 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        for section in (self.model, self.flow, self.data, self.optim, self.run):
+            for key, value in vars(section).items():
+                if isinstance(value, float) and not math.isfinite(value):  # which JSON, where it is saved, lacks
+                    raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
@@ -321,6 +332,12 @@ class Config:
             raise ValueError(
                 f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
             )
+
+
+def check_seed(seed: int) -> None:
+    """ValueError for a seed that no generator takes whole."""
+    if not 0 <= seed < 1 << SEED_BITS:
+        raise ValueError(f"seed {seed}: give a whole number from 0 to 2^{SEED_BITS} - 1 ({(1 << SEED_BITS) - 1})")
 
 
 def demo() -> Config:

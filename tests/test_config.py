@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -75,6 +76,14 @@ def test_buckets_are_given_shortest_first() -> None:
         DataConfig(buckets=(long, short))
     with pytest.raises(ValueError, match="shortest first"):
         DataConfig(buckets=())
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_numbers_that_json_does_not_know_are_refused(value: float) -> None:
+    for section, key in (("run", "hang_s"), ("optim", "eps"), ("data", "fetch_deadline_s")):
+        changed = dataclasses.replace(getattr(preset("demo"), section), **{key: value})
+        with pytest.raises(ValueError, match=f"{key} {value}: give a finite number"):
+            dataclasses.replace(preset("demo"), **{section: changed})
 
 
 def test_a_configuration_cannot_be_changed_in_place() -> None:

@@ -3,6 +3,8 @@
 import hashlib
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,6 +91,29 @@ def test_the_file_may_be_read_by_whom_new_files_may_be_read_by(tmp_path: Path) -
         temporary.unlink()
         temporary.touch(0o600)
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_file_is_whole_whatever_is_killed_while_two_processes_write_it(tmp_path: Path) -> None:
+    program = (
+        "import hashlib, os, sys; from pathlib import Path; from echotts.files import write_whole\n"
+        "while True:\n"
+        "    data = os.urandom(300_000)\n"
+        "    write_whole(Path(sys.argv[1]), hashlib.sha256(data).digest() + data)\n"
+        "    print('.', flush=True)"
+    )
+    path = tmp_path / "out.wav"
+    for _ in range(3):
+        writers = [
+            subprocess.Popen([sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE) for _ in range(2)
+        ]
+        for writer in writers:
+            assert writer.stdout is not None
+            assert writer.stdout.read(2)
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+        data = path.read_bytes()
+        assert hashlib.sha256(data[32:]).digest() == data[:32]
 
 
 def test_the_hash_is_sha256_of_the_bytes(tmp_path: Path) -> None:

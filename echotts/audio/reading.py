@@ -111,7 +111,7 @@ def _mono(
         pieces.append(_downmixed(block, channel))
         bad += int(np.count_nonzero(~np.isfinite(block).all(axis=1)))
         if sound.channels > 1:
-            powers += np.einsum("nc,nc->c", block, block, dtype=np.float64)
+            powers += np.einsum("nc,nc->c", block, block)
         count += len(block)
         if cut and count >= most:
             break
@@ -143,5 +143,5 @@ def check_whole(sound: Sound, name: str, count: int) -> None:
 
 def _cancel(mono: Samples, powers: np.ndarray) -> bool:
     """Unrelated channels of n leave 1/n of their power in the mean, equal ones all of it, opposite ones nothing."""
-    power = float(np.einsum("n,n->", mono, mono, dtype=np.float64))
+    power = float(np.dot(mono, mono))
     return power < float(CANCELLED_SHARE * powers.mean() / len(powers))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import orbax.checkpoint as ocp
@@ -24,17 +24,21 @@ from echotts.checkpoint.agreement import ConfigDiffersError, check_config
 from echotts.checkpoint.contents import (
     UNREADABLE,
     CheckpointError,
+    Digests,
     Meta,
     first_line,
     is_damage,
     read_arrays,
+    read_digests,
     read_meta,
     reading,
     step_folders,
     step_of,
 )
+from echotts.checkpoint.digests import global_digests, json_digest
 from echotts.config import RunConfig
-from echotts.multihost.messages import all_gather, any_process
+from echotts.multihost.messages import agree_on, all_gather, any_process
+from echotts.multihost.runtime import Announcements
 from echotts.rundir.layout import (
     BROKEN_SUFFIX,
     CHECKPOINT_ARRAYS,
@@ -50,7 +54,11 @@ from echotts.rundir.location import RunPath
 
 LOGGER = logging.getLogger(__name__)
 
-SAVE_TIMEOUT_S = 1800
+SAVE_TIMEOUT_S = 1800.0
+CLEARING_ROUNDS = 30  # a tenth of a second each, in which a checkpoint that failed is cleared away
+TRY_EARLIER = "%s: cannot be read, trying the one before (%s)"
+
+Restored = tuple[dict[str, Any], Meta, Digests | None]
 
 MakeRoom = Callable[[Path, int], None]
 """(folder, bytes needed): deletes what the watchdog's rules let go, until so much is free there."""
@@ -68,6 +76,7 @@ class Checkpoints:
         self._run = run
         self._make_room = make_room
         self._last_save_s = time.monotonic()
+        self._clock = Announcements("save")
         for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
         keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
@@ -82,32 +91,33 @@ class Checkpoints:
                 step_format_fixed_length=STEP_DIGITS,
                 cleanup_tmp_directories=True,
                 preservation_policy=policies.AnyPreservationPolicy(keep),
-                async_options=ocp.options.AsyncOptions(timeout_secs=SAVE_TIMEOUT_S),
+                async_options=ocp.options.AsyncOptions(timeout_secs=round(SAVE_TIMEOUT_S)),
             ),
         )
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved: by count, or because the last save is long ago."""
+        """Whether the state after `step` steps is to be saved: by count, or because the last save is long ago.
+
+        All processes ask after each step. The clock is that of process 0.
+        """
         by_count = self._run.save_every_steps > 0 and step % self._run.save_every_steps == 0
-        minutes = (time.monotonic() - self._last_save_s) / 60
-        return by_count or (self._run.save_every_minutes > 0 and minutes >= self._run.save_every_minutes)
+        return by_count or (self._run.save_every_minutes > 0 and self._clock.due(step, self._is_long_ago))
 
     def save(self, arrays: Mapping[str, Any], meta: Meta) -> float:
-        """Copies the arrays off the devices and returns the seconds that took; writing goes on behind.
+        """Copies the arrays off the devices and returns the seconds that took; the files are written in the background.
 
-        An error of the save before comes out here. A step that is there already is left as it is.
+        Raises the error of the save before, if it failed. A step that is already saved is left as it is.
         """
         began = time.monotonic()
         self._last_save_s = began
-        if meta.step in self._manager.all_steps():
+        if agree_on("save", lambda: self._is_there(meta.step, arrays), "make room for a checkpoint", SAVE_TIMEOUT_S):
             return 0.0
-        if self._make_room is not None and self._on_disk and jax.process_index() == 0:
-            self._make_room(self._on_disk, _bytes(arrays))
-        self._check_room(arrays)
+        about = dataclasses.asdict(meta)
+        digests = Digests(json_digest(about), self._digests(arrays))
         items = {name: ocp.args.StandardSave(arrays[name]) for name in CHECKPOINT_ARRAYS}
-        args = ocp.args.Composite(meta=ocp.args.JsonSave(dataclasses.asdict(meta)), **items)
+        items |= {"meta": ocp.args.JsonSave(about), "digests": ocp.args.JsonSave(dataclasses.asdict(digests))}
         try:
-            self._manager.save(meta.step, args=args, force=True)
+            self._manager.save(meta.step, args=ocp.args.Composite(**items), force=True)
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(error) from error
         return time.monotonic() - began
@@ -136,32 +146,24 @@ class Checkpoints:
         `<name>.broken`, with a warning. Raises ValueError where the run was made with another configuration, and
         CheckpointError where the next checkpoint would not fit on the disk.
         """
-        self._check_room(abstract)
-        found = [folder for folder in step_folders(self.directory) if before is None or step_of(folder) < before]
+        folders = agree_on("restore", lambda: self._candidates(abstract, before), "list the checkpoints")
         broken: list[tuple[RunPath, Exception]] = []
-        for folder in found:
-            failed: Exception | None = None
-            try:
-                with reading(folder):
-                    meta = read_meta(folder)
-                    check_config(meta.config, config, folder)
-                    arrays = {name: read_arrays(folder, name, abstract[name]) for name in CHECKPOINT_ARRAYS}
-            except ConfigDiffersError:
-                raise
-            except UNREADABLE as error:
-                if not is_damage(folder, error):
-                    raise CheckpointError(
-                        f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
-                    ) from error
-                failed = error
-                LOGGER.warning("%s: cannot be read, trying the one before (%s)", folder, first_line(error))
-            if any_process(failed is not None):
-                broken.append((folder, failed or CheckpointError("another process cannot read it")))
+        for folder in (self.directory / name for name in folders):
+            read = self._read(folder, abstract, config)
+            error = read if isinstance(read, Exception) else None
+            if any_process(error is not None):
+                broken.append((folder, error or CheckpointError("another process cannot read it")))
                 continue
-            if self._on_disk and jax.process_index() == 0:
-                note_verified(self._on_disk.parent, meta.step)  # pyright: ignore[reportPossiblyUnboundVariable]
+            arrays, meta, digests = cast(Restored, read)
+            if what := digests.changed_in(self._digests(arrays)) if digests else "":
+                LOGGER.warning(TRY_EARLIER, folder, what)
+                broken.append((folder, ValueError(what)))
+                del read, arrays  # there may be no memory for two
+                continue
+            if digests and self._on_disk and jax.process_index() == 0:
+                note_verified(self._on_disk.parent, meta.step)
             self._set_aside(broken)
-            return arrays, meta  # pyright: ignore[reportPossiblyUnboundVariable]
+            return arrays, meta
         if broken:
             folder, error = broken[0]
             raise CheckpointError(
@@ -170,9 +172,48 @@ class Checkpoints:
             ) from error
         return None
 
+    def _candidates(self, abstract: Mapping[str, Any], before: int | None) -> list[str]:
+        """The names of the checkpoints to try, newest first. CheckpointError where the next one would not fit."""
+        self._check_room(abstract)
+        found = step_folders(self.directory)
+        return [folder.name for folder in found if before is None or step_of(folder) < before]
+
+    def _is_there(self, step: int, arrays: Mapping[str, Any]) -> bool:
+        """Whether this step is already saved; if not, there is space for it now, or CheckpointError."""
+        if step in self._manager.all_steps():
+            return True
+        if self._make_room is not None and self._on_disk:
+            self._make_room(self._on_disk, _bytes(arrays))
+        self._check_room(arrays)
+        return False
+
+    def _digests(self, arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+        return {name: global_digests(arrays[name]) for name in CHECKPOINT_ARRAYS}
+
+    def _is_long_ago(self) -> bool:
+        return (time.monotonic() - self._last_save_s) / 60 >= self._run.save_every_minutes
+
+    def _read(self, folder: RunPath, abstract: Mapping[str, Any], config: dict[str, Any]) -> "Restored | Exception":
+        """A checkpoint, or why it is damaged; raises what is not the checkpoint's fault."""
+        try:
+            with reading(folder):
+                meta = read_meta(folder)
+                check_config(meta.config, config, folder)
+                arrays = {name: read_arrays(folder, name, abstract[name]) for name in CHECKPOINT_ARRAYS}
+                return arrays, meta, read_digests(folder)
+        except ConfigDiffersError:
+            raise
+        except UNREADABLE as error:
+            if not is_damage(folder, error):
+                raise CheckpointError(
+                    f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
+                ) from error
+            LOGGER.warning(TRY_EARLIER, folder, first_line(error))
+            return error
+
     def has_any(self) -> bool:
         """Whether there is a committed checkpoint, readable or not."""
-        return bool(step_folders(self.directory))
+        return agree_on("any checkpoint", lambda: bool(step_folders(self.directory)), "list the checkpoints")
 
     def close(self) -> None:
         """Waits for the last save. Call `wait` first where its failure matters."""
@@ -228,8 +269,12 @@ class Checkpoints:
         remedy = "start the same command again"
         room = ""
         if self._on_disk:  # in a bucket the next start clears away what was not committed
-            for part in self._on_disk.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"):
-                shutil.rmtree(part, ignore_errors=True)
+            for _ in range(CLEARING_ROUNDS):  # threads that write its other parts may not have noticed yet
+                for part in (parts := list(self._on_disk.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"))):
+                    shutil.rmtree(part, ignore_errors=True)
+                if not parts:
+                    break
+                time.sleep(0.1)
             room = f"; {shutil.disk_usage(self._on_disk).free / 1e6:.1f} MB free"
             remedy = f"make room and {remedy}"
         return CheckpointError(

@@ -5,13 +5,13 @@ bucket, where nothing can be renamed at once, a step counts when COMMITTED is in
 
     step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
     step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
+    step_00001500/digests/metadata          JSON: a digest of each array, and of meta/metadata
 """
 
 import contextlib
 import dataclasses
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,14 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
 
 from echotts import gcs
-from echotts.rundir.layout import CHECKPOINT_METADATA, COMMITTED, STEP
+from echotts.checkpoint.digests import json_digest
+from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, COMMITTED, STEP
 from echotts.rundir.leases import lease
 from echotts.rundir.location import RunPath, read_whole
+from echotts.strict_json import check_type, load_json
 
 FORMAT = 1
+MAX_META_BYTES = 1 << 28  # the stream's state grows with its pools
 SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
 NO_ANSWER = re.compile(  # how tensorstore begins when it is not the data that are wrong
     "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
@@ -55,6 +58,24 @@ class Meta:
     guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
 
 
+@dataclass(frozen=True)
+class Digests:
+    """What was saved with a checkpoint to know it again: of meta/metadata, and of each array by item and path."""
+
+    meta: str
+    arrays: dict[str, dict[str, str]]
+
+    def changed_in(self, found: Mapping[str, Mapping[str, str]]) -> str:
+        """Which of the arrays that were read, by the digests of some items, are not what was saved; empty for none."""
+        different = []
+        for item, now in found.items():
+            before = self.arrays.get(item, {})
+            paths = sorted(before.keys() | now.keys())
+            different += [f"{item}/{path}" for path in paths if before.get(path) != now.get(path)]
+        some = ", ".join(different[:3])
+        return f"{some} changed since they were saved ({len(different)} arrays in all)" if different else ""
+
+
 def step_folders(directory: RunPath) -> list[RunPath]:
     """The committed checkpoints below a `checkpoints` folder, newest first. OSError where a bucket does not answer."""
     if isinstance(directory, Path):
@@ -76,15 +97,29 @@ def reading(folder: RunPath) -> contextlib.AbstractContextManager[None]:
 
 
 def read_meta(folder: RunPath) -> Meta:
-    """What the checkpoint in this step folder says about itself."""
+    """What the checkpoint in this step folder says about itself. ValueError where it cannot be what was saved."""
     path = folder / CHECKPOINT_METADATA
     text = read_whole(path)
     if text is None:
         raise FileNotFoundError(f"{path}: no such file")
-    fields = json.loads(text)
-    if fields.get("format") != FORMAT:
-        raise ValueError(f"{folder}: checkpoint format {fields.get('format')}, this program reads {FORMAT}")
-    return Meta(**fields)
+    fields = load_json(text, str(path), max_bytes=MAX_META_BYTES)
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        found = fields.get("format") if isinstance(fields, dict) else f"a {type(fields).__name__}"
+        raise ValueError(f"{folder}: checkpoint format {found}, this program reads {FORMAT}")
+    meta = check_type(fields, str(path), Meta)
+    if meta.step != step_of(folder):
+        raise ValueError(f"{path}: it is of step {meta.step}")
+    digests = read_digests(folder)
+    if digests is not None and digests.meta != json_digest(fields):
+        raise ValueError(f"{path}: changed since it was saved")
+    return meta
+
+
+def read_digests(folder: RunPath) -> Digests | None:
+    """The digests saved with a checkpoint; None where an older program saved it without."""
+    path = folder / CHECKPOINT_DIGESTS
+    text = read_whole(path)
+    return None if text is None else load_json(text, str(path), Digests)
 
 
 def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
@@ -94,13 +129,22 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
         try:
             arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
-            if type(error) is not Exception:  # orbax reports a cut file as an Exception of no class
+            # orbax reports a cut file as an Exception of no class, and trips over its own metadata when they are wrong
+            if type(error) is not Exception and not isinstance(error, AttributeError | TypeError | AssertionError):
                 raise
             raise ValueError(f"{folder / name}: {first_line(error)}") from error
     for path, (found, wanted) in _pairs(arrays, abstract):
         if found.shape != wanted.shape:
             raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
     return arrays
+
+
+def stored_shapes(folder: RunPath, name: str) -> Any:
+    """The tree of one of CHECKPOINT_ARRAYS in plain containers, of leaves with shape and dtype, as it was stored."""
+    path = folder / name
+    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+        found: Any = reader.metadata(path.absolute() if isinstance(path, Path) else path)
+    return found.item_metadata.tree
 
 
 def first_line(error: BaseException) -> str:

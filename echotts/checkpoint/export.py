@@ -1,5 +1,6 @@
 """Weights out of a run: for inference (model.safetensors), and for fine-tuning from whatever holds weights."""
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,14 @@ from echotts.checkpoint.contents import (
     Meta,
     first_line,
     read_arrays,
+    read_digests,
     read_meta,
     reading,
     step_folders,
+    stored_shapes,
 )
-from echotts.config import EncoderConfig, ModelConfig
+from echotts.checkpoint.digests import array_digests
+from echotts.config import ModelConfig, read_model_config
 from echotts.files import ASSETS
 from echotts.latents import FACT
 from echotts.model import Params
@@ -37,6 +41,16 @@ DEMO = "demo"  # names the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # what it is called in a checkpoint
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Adam:
+    """Adam's state: updates made, and the averages of the gradients and of their squares, each like the parameters."""
+
+    count: Any  # an int, or a () int32 array
+    mu: Params
+    nu: Params
+
+
 @dataclass(frozen=True)
 class Weights:
     """Parameters (float32), the model they belong to, and what inference needs to know (as `interop.load_export`)."""
@@ -44,12 +58,14 @@ class Weights:
     params: Params
     config: ModelConfig
     metadata: dict[str, Any]
+    adam: Adam | None = None
 
 
-def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
+def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
-    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run).
+    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer`: of a pickle
+    Adam's state, too; ValueError where it has none.
     """
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
@@ -58,10 +74,10 @@ def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
         return Weights(*interop.load_export(path))
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
-        about = {"weights": "raw", "step": published.step}
+        about = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
         if published.latent_scale is not None:
             about[FACT] = published.latent_scale
-        return Weights(published.params, published.config, about)
+        return Weights(published.params, published.config, about, _published_adam(path, published, with_optimizer))
     if path.is_dir():
         return load_run(path, weights)
     raise FileNotFoundError(
@@ -69,7 +85,7 @@ def load_weights(source: str | Path, weights: WeightsName = "ema") -> Weights:
     )
 
 
-def load_run(path: RunPath, weights: WeightsName = "ema") -> Weights:
+def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights of the newest whole checkpoint of a run directory, or of the one step folder given."""
     if path.suffix and not isinstance(path, Path):
         raise ValueError(f"{path}: only run directories are read from a bucket: copy the file here first")
@@ -79,28 +95,38 @@ def load_run(path: RunPath, weights: WeightsName = "ema") -> Weights:
     for folder in folders:
         try:
             with reading(folder):
-                return _load_step(folder, weights)
+                return _load_step(folder, weights, with_optimizer)
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
     raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
 
 
 def export(
-    run: str | Path, output: Path, weights: WeightsName = "ema", storage: StorageName = "float32"
+    run: str | Path, output: Path, weights: WeightsName | None = None, storage: StorageName = "float32"
 ) -> dict[str, Any]:
     """Writes the weights of a run (or of one of its checkpoints) as one file; returns their metadata.
 
-    `.safetensors` is what inference loads; `.pkl` is the published layout, always float32.
+    `.safetensors` is what inference loads, the EMA unless `weights` says otherwise. `.pkl` is the published layout,
+    always float32: the weights as trained with the optimizer state that belongs to them, or the EMA without it.
     """
     if output.suffix not in (".safetensors", ".pkl"):
         raise ValueError(f"{output}: an export is named .safetensors (for inference) or .pkl (as published)")
-    loaded = load_run(run_path(run), weights)
+    published = output.suffix == ".pkl"
+    with_optimizer = published and weights != "ema"
+    loaded = load_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
     params, metadata = jax.device_get(loaded.params), loaded.metadata
     output.parent.mkdir(parents=True, exist_ok=True)
-    if output.suffix == ".pkl":
-        step, samples_seen = metadata["step"], metadata["samples_seen"]
-        scale = metadata.get(FACT)
-        interop.save_published(output, params, step=step, samples_seen=samples_seen, latent_scale=scale)
+    if published:
+        adam = jax.device_get(loaded.adam)
+        opt_state = adam and interop.published_opt_state(adam.count, adam.mu, adam.nu)
+        interop.save_published(
+            output,
+            params,
+            step=metadata["step"],
+            samples_seen=metadata["samples_seen"],
+            opt_state=opt_state,
+            latent_scale=metadata.get(FACT),
+        )
     else:
         interop.save_export(output, params, loaded.config, metadata, storage)
     return metadata
@@ -123,15 +149,45 @@ def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsNa
     return Weights(params, config, metadata)
 
 
-def _load_step(folder: RunPath, weights: WeightsName) -> Weights:
-    meta = read_meta(folder)
-    sizes = meta.config["model"]
-    encoders = {name: EncoderConfig(**sizes[name]) for name in ("text", "speaker")}
-    config = ModelConfig(**{**sizes, **encoders})
+def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Weights:
+    meta, digests = read_meta(folder), read_digests(folder)
+    config = read_model_config(meta.config["model"], f"{folder}: model")
+    items = {ITEM[weights]: unflatten(dict(expected_shapes(config)))}
+    if with_optimizer:
+        items["opt_state"] = stored_shapes(folder, "opt_state")
     here = SingleDeviceSharding(jax.local_devices()[0])
-    shapes = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
-        for path, leaf in expected_shapes(config).items()
-    }
-    params = read_arrays(folder, ITEM[weights], unflatten(shapes))
-    return describe(params, config, meta, weights)
+    arrays = {}
+    for name, shapes in items.items():
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+        arrays[name] = read_arrays(folder, name, placed)
+    if what := digests.changed_in({name: array_digests(tree) for name, tree in arrays.items()}) if digests else "":
+        raise ValueError(what)
+    adam = _find_adam(arrays["opt_state"]) if with_optimizer else None
+    return dataclasses.replace(describe(arrays[ITEM[weights]], config, meta, weights), adam=adam)
+
+
+def _published_adam(path: Path, published: interop.Published, wanted: bool) -> Adam | None:
+    moments = published.moments() if wanted else None
+    if wanted and moments is None:
+        raise ValueError(f"{path}: no optimizer state in it: start from its weights alone, without resume_optimizer")
+    return moments and Adam(_first_count(published.opt_state, published.step), *moments)
+
+
+def _first_count(opt_state: Any, step: int) -> int:
+    """Adam's count of updates: the first whole number in its state, or the step where there is none."""
+    for leaf in jax.tree.leaves(opt_state):
+        if np.ndim(leaf) == 0 and np.issubdtype(np.asarray(leaf).dtype, np.integer):
+            return int(leaf)
+    return step
+
+
+def _find_adam(opt_state: Any) -> Adam:
+    """Adam's part of optax's state, read as plain containers. ValueError where there is none."""
+    nodes = [opt_state]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, dict) and {"count", "mu", "nu"} <= set(node):
+            return Adam(int(node["count"]), node["mu"], node["nu"])
+        if isinstance(node, dict | list | tuple):
+            nodes += node.values() if isinstance(node, dict) else node
+    raise ValueError("opt_state: no state of Adam in it")

@@ -125,15 +125,21 @@ class Guard:
         return arrays, f"{done}; time {memory.rollbacks} of at most {most}; {what}"
 
 
-def describe(step: int, loss: float, grad_norm: float, row_loss: Float[np.ndarray, " b"], keys: Sequence[str]) -> str:
+def describe(
+    step: int,
+    loss: float,
+    grad_norm: float,
+    row_loss: Float[np.ndarray, " b"],
+    keys: Sequence[str],
+    rows: Sequence[int],
+) -> str:
     """One line on a bad step: its numbers and the keys of its samples, the worst rows first.
 
-    `row_loss` is that of the global batch, `keys` are those of this process's rows.
+    `row_loss` is that of the global batch, `keys` are those of this process's rows, which have these numbers in it.
     """
-    first = jax.process_index() * len(keys)
-    rows = row_loss[first : first + len(keys)]
-    bad = [key for key, error in zip(keys, rows, strict=True) if not np.isfinite(error)]
-    order = np.argsort(np.where(np.isfinite(rows), -rows, -np.inf), kind="stable")
+    errors = row_loss[np.asarray(rows)]
+    bad = [key for key, error in zip(keys, errors, strict=True) if not np.isfinite(error)]
+    order = np.argsort(np.where(np.isfinite(errors), -errors, -np.inf), kind="stable")
     worst_first = [keys[int(row)] for row in order]
     which = f"rows that are not finite: {', '.join(bad)}; " if bad and len(bad) < len(keys) else ""
     return (

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from echotts.cli import data_speak as speak
+from echotts.cli import data_segment, data_speak
 from echotts.cli.app import choose, parse
 from echotts.cli.progress import Progress
 
@@ -74,7 +74,8 @@ def main(argv: list[str]) -> int:
     commands = {
         "prepare": ("recordings to a data set of latent shards", _prepare),
         "inspect": ("counts, lengths and statistics of shards; a listen", _inspect),
-        "speak": ("a list of texts spoken by a text-to-speech system, to train on", speak.main),
+        "speak": ("a list of texts spoken by a text-to-speech system, to train on", data_speak.main),
+        "segment": ("raw recordings cut into clips with their texts", data_segment.main),
         "demo": ("speak the built-in corpus of digit strings anew", _demo),
     }
     return choose(PROG, "Data sets of latents.", commands, argv)

@@ -17,8 +17,9 @@ class Arguments:
     """Run directory, local or gs://bucket/run (its newest whole checkpoint is taken), or one of its step_* folders."""
     output: Path
     """File to write, .safetensors or .pkl; folders are made."""
-    weights: Literal["ema", "raw"] = "ema"
-    """The moving average, which speaks better, or the weights as trained."""
+    weights: Literal["ema", "raw"] | None = None
+    """The moving average, which speaks better, or the weights as trained. None: ema for .safetensors; for .pkl raw
+    with the optimizer state, from which `echotts train --init_from FILE --resume_optimizer` goes on."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """How a .safetensors stores each number: in 4, 2 or 2 bytes."""
 
@@ -32,5 +33,5 @@ def main(argv: list[str]) -> int:
     check_outputs([arguments.output])
     metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
-    print(f"{arguments.output}: {arguments.weights} weights of step {metadata['step']}, {size_mb:.1f} MB")
+    print(f"{arguments.output}: {metadata['weights']} weights of step {metadata['step']}, {size_mb:.1f} MB")
     return 0

@@ -29,17 +29,17 @@ class Arguments:
     """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
     checkpoints name none: then facebook/dacvae-watermarked."""
     duration: float = 15.0
-    """The most seconds of speech; the silent tail is cropped, and a model has a longest window of its own."""
+    """Maximum duration in seconds; trailing silence is cropped. Each model also has a longest window of its own."""
     seed: int = 42
-    """Decides the noise, and with it the voice where none is given; the same seed gives the same file."""
+    """Seed of the noise, and so of the voice where no reference is given; the same seed gives the same file."""
     steps: int = 32
     """Euler steps from noise to speech."""
     cfg_scale: float = 3.0
-    """Guidance towards text and voice together; 0 is none."""
+    """Classifier-free guidance scale for text and voice together; 0: none."""
     text_scale: float | None = None
-    """Guidance towards the text alone; this or --speaker_scale takes the place of --cfg_scale."""
+    """Guidance scale for the text alone; this or --speaker_scale replaces --cfg_scale."""
     speaker_scale: float | None = None
-    """Guidance towards the voice alone."""
+    """Guidance scale for the voice alone."""
     guidance_interval: tuple[float, float] | None = None
     """Times t between which guidance acts, 1 = noise. None: 0 1, or 0.5 1 with a scale of its own for text or voice."""
     time_scale: float = 1.0
@@ -67,7 +67,7 @@ class Arguments:
         if self.text is not None and not self.text.strip():
             raise ValueError("--text is empty: there is nothing to say")
         if not 0 < self.duration < float("inf"):
-            raise ValueError(f"--duration {self.duration} s: give the most seconds of speech, more than 0")
+            raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
         if self.steps < 1:
             raise ValueError(f"--steps {self.steps}: at least 1 is needed")
         if self.seed < 0:

@@ -1,5 +1,6 @@
 """`echotts monitor`: the dashboard of one or many runs."""
 
+import re
 import secrets
 import socket
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ class Arguments:
     """A tunnel (cloudflared, ngrok) leads here. It makes the loopback address public, so a token is needed."""
     allow_host: Annotated[tuple[str, ...], MANY] = ()
     """Name by which browsers call this server, beside localhost and addresses. May be given several times."""
+    root_path: str = ""
+    """Path prefix below which a proxy shows this server, such as /proxy/8080."""
     token_file: Path | None = None
     """File with the token; made where missing. Without it a token, where one is needed, lasts until the end."""
     webhook: str | None = None
@@ -45,6 +48,10 @@ class Arguments:
             raise ValueError("nothing to watch: give --run_dir, or their parent with --runs_root")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port {self.port} is not in 0 to 65535")
+        if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
+            raise ValueError(
+                f"root_path {self.root_path!r}: give a path such as /proxy/8080, without a slash at its end"
+            )
         if self.webhook and not self.webhook.startswith(("https://", "http://")):
             raise ValueError(f"webhook {self.webhook!r} is not an http address")
         if self.stale_s is not None and not self.stale_s > 0:
@@ -67,7 +74,9 @@ def main(argv: list[str]) -> int:
     with listen(arguments.host, arguments.port) as sock:
         port = sock.getsockname()[1]
         machine = socket.gethostname()
-        access = called(arguments.host, arguments.allow_host, arguments.tunnel, machine, token, port)
+        access = called(
+            arguments.host, arguments.allow_host, arguments.tunnel, machine, token, port, arguments.root_path
+        )
         anywhere = arguments.host in ("0.0.0.0", "::")
         name = machine if anywhere else f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         runs = len(library.runs())

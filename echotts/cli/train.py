@@ -19,6 +19,7 @@ SHORT = {  # flag -> the (section, key) it is short for
     "run_dir": ("run", "run_dir"),
     "seed": ("run", "seed"),
     "init_from": ("run", "init_from"),
+    "resume_optimizer": ("run", "resume_optimizer"),
     "steps": ("optim", "steps"),
 }
 
@@ -47,6 +48,9 @@ class Arguments:
     """Shards that are measured and never trained on [data.heldout]."""
     init_from: str | None
     """Begin with the weights of an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
+    resume_optimizer: bool
+    """Take the optimizer state, step and samples seen of the .pkl given as --init_from, too, and go on at that step
+    [run.resume_optimizer]."""
     seed: int
     """Decides every random draw: initial weights, order of the data, timesteps and noise [run.seed]."""
     model: ModelConfig

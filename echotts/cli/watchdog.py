@@ -23,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Keep this host's disks from filling: at 85 % full, delete what nobody needs until 75 %; at 97 %, ask the trainers
+    """Keep this host's disks from filling: at 85 % full, delete unneeded files until 75 %; at 97 %, ask the trainers
     to save and wait.
 
     Without --config it watches what echotts and its libraries write on this host: the shard cache, spools of runs in

@@ -162,7 +162,7 @@ class Codec:
     def stream_decoder(
         self, batch: int = 1, watermark: Integer[Array | np.ndarray, "b bits"] | None = None
     ) -> DecoderStream:
-        """A decoder for latents that come bit by bit: `push(latents)` as often as they come, then `finish()`.
+        """A decoder for latents that arrive in pieces: `push(latents)` as often as they come, then `finish()`.
 
         Each gives the samples (batch, n) that are determined by then; joined, they are what `decode` gives of all.
         """

@@ -5,6 +5,7 @@ float32, and what is needed to restore the recording: `Encoded`'s other fields, 
 in .safetensors in the header. `.dac` is a NumPy file of one pickled dictionary; pickles are read as data only.
 """
 
+import tokenize
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -20,12 +21,16 @@ from echotts.files import atomic_write
 from echotts.pickles import read_npy_pickle
 
 TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
+MOST_PACKED = 8  # how far an .npz may be compressed; codes and latents hardly are
 _DAC_VERSION = "1.0.0"
 _DAMAGED = (
     ValueError,
     TypeError,
     EOFError,
     OSError,
+    MemoryError,
+    SyntaxError,
+    tokenize.TokenError,  # NumPy's reader of headers
     KeyError,
     zipfile.BadZipFile,
     NotImplementedError,
@@ -128,6 +133,10 @@ def _about(encoded: Encoded) -> dict[str, Any]:
 
 
 def _load_npz(path: Path) -> Encoded:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+        if unpacked > MOST_PACKED * path.stat().st_size:
+            raise ValueError(f"it unpacks to {unpacked} bytes, more than {MOST_PACKED} times its size")
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
             raise ValueError("no zip of arrays")

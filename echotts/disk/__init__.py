@@ -1,5 +1,5 @@
 """The disk watchdog: what may be deleted, and when. Importing the package imports no jax.
 
-`settings` (roots and limits), `measure` (statvfs), `leases` (what is in use), `scan`, `runs` and `hub` (what may go),
-`remove` (how it goes), `pause` (asking the trainer to wait), `watchdog` (a pass over it all).
+`settings` (roots and limits), `tree` (walking folders), `scan`, `runs`, `hub` and `logs` (candidates for deletion),
+`remove` (deletion), `watchdog` (a pass over all roots), `journal` (its lines in a run's metrics).
 """

@@ -1,4 +1,4 @@
-"""What may go from the roots of one disk, in the order in which it goes."""
+"""Candidates for deletion in the roots of one disk, in the order in which they are deleted."""
 
 import contextlib
 import heapq
@@ -55,7 +55,7 @@ def open_place(rule: Root, stack: contextlib.ExitStack) -> Place | None:
 
 
 def candidates(places: list[Place], in_use: scan.OpenFiles, count: int) -> Generator[Candidate, None, None]:
-    """What may go from these roots, in order; of a stage the `count` oldest, which is all that is held in memory."""
+    """Candidates in these roots, in order; of each stage the `count` oldest, which is all that is held in memory."""
     for stage in (_partials, _shards, _logs):
         yield from _of_stage(stage, places, in_use, count)
     for place in places:

@@ -1,6 +1,6 @@
-"""What the watchdog says in a run's metrics: lines in `metrics/<hostname>.watchdog.jsonl`, beside the trainer's own.
+"""The watchdog's lines in a run's metrics: `metrics/<hostname>.watchdog.jsonl`, beside the trainer's own.
 
-The names are listed in training/metrics.py, which this room does not import: training imports it.
+Their names are listed in rundir/metrics.py.
 """
 
 import json

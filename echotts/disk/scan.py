@@ -1,4 +1,4 @@
-"""What may go from a folder of files: partial files, consumed shards, old logs; oldest first. Nothing is opened."""
+"""Candidates for deletion in a folder: partial files, consumed shards, old logs; oldest first. Opens no file."""
 
 import contextlib
 import logging

@@ -1,4 +1,4 @@
-"""What the watchdog is told: a TOML file of limits and roots, checked when it is read. docs/watchdog.toml shows all.
+"""Settings of the watchdog: a TOML file of limits and roots, checked when it is read. docs/watchdog.toml shows all.
 
 [limits]
 start = 0.85
@@ -115,7 +115,7 @@ class Root:
 
     @property
     def patterns(self) -> tuple[str, ...]:
-        """Names of what may go."""
+        """Name patterns of what may be deleted."""
         return self.names or NAMES.get(self.kind, ())
 
     @property

@@ -8,21 +8,35 @@
 """  # noqa: E501
 
 import io
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from echotts.audio import Samples, read_audio
 from echotts.data.format.tars import TarFile
 from echotts.data.prepare.recordings import RecordingReader, list_recordings
+from echotts.strict_json import load_json
 
 RATE_HZ = 16000
 MEMBER_LIMIT_BYTES = 64 << 20
+INDEX_BYTES = 8 << 20
 ENROLMENT_CLIPS = 200  # a voice is known by the mean of about 40 clips: with 8 the recordings themselves match to 81 %
 TABLES = (".csv", ".tsv", ".jsonl")
 LIST = ".lst"
+
+
+class DatasetIndex(TypedDict):
+    """What is needed of a folder's dataset.json."""
+
+    shards: list[dict[str, Any]]
+
+
+class ClipFacts(TypedDict):
+    """What is needed of a clip's json."""
+
+    text: str
+    speaker: str
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,9 @@ def read_clips(folder: Path, split: str, count: int | None = None) -> list[Clip]
             f"({', '.join(TABLES)}) or a list ({LIST})"
         )
     shards = [
-        folder / entry["name"] for entry in json.loads(index.read_text())["shards"] if entry.get("split") == split
+        folder / entry["name"]
+        for entry in load_json(index.read_bytes(), index, DatasetIndex, max_bytes=INDEX_BYTES)["shards"]
+        if entry.get("split") == split
     ]
     if not shards:
         raise ValueError(f"{index}: lists no shard of the split {split!r}")
@@ -162,7 +178,7 @@ def _read_shard(path: Path) -> Iterator[Clip]:
                 raise ValueError(
                     f"{path}/{entry.key}: is not one recording and one json: it has {sorted(entry.members)}"
                 )
-            about: dict[str, Any] = json.loads(tar.read(entry, "json", MEMBER_LIMIT_BYTES))
+            about = load_json(tar.read(entry, "json", MEMBER_LIMIT_BYTES), f"{path}/{entry.key}.json", ClipFacts)
             recording = io.BytesIO(tar.read(entry, sounds[0], MEMBER_LIMIT_BYTES))
             samples = read_audio(recording, RATE_HZ, name=f"{path}/{entry.key}")
             yield Clip(entry.key, about["text"], about["speaker"], samples)

@@ -6,6 +6,7 @@ punctuation, contractions, spelling, numbers), with numbers as words, a word a d
 words, and a wrong digit is one error.
 """
 
+import math
 import re
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -72,6 +73,15 @@ class Digits:
         return text
 
 
+@dataclass(frozen=True)
+class Transcript:
+    """What Whisper heard. `confidence`: mean log probability of its tokens, of the worst part; -inf for nothing."""
+
+    text: str
+    confidence: float
+    language: str
+
+
 class Whisper:
     """Whisper of any size in CTranslate2's form, on one CPU thread per core of the process."""
 
@@ -85,17 +95,24 @@ class Whisper:
         self._model = WhisperModel(_find_model(name), device="cpu", compute_type="int8")
 
     def hear(self, samples: Samples, rate: int) -> str:
-        if not len(samples):
-            return ""
-        segments, _ = self._model.transcribe(
+        return self._transcribe(samples, rate, self._language).text if len(samples) else ""
+
+    def transcribe(self, samples: Samples, rate: int) -> Transcript:
+        """What is said, how sure that is and, by a model of many languages, in which language."""
+        return self._transcribe(samples, rate, None if self._model.model.is_multilingual else self._language)
+
+    def _transcribe(self, samples: Samples, rate: int, language: str | None) -> Transcript:
+        found, about = self._model.transcribe(
             resample(samples, rate, RATE_HZ),
-            language=self._language,
+            language=language,
             beam_size=BEAMS,
             temperature=0.0,
             condition_on_previous_text=False,
             without_timestamps=True,
         )
-        return " ".join(segment.text.strip() for segment in segments)
+        parts = list(found)
+        confidence = min((part.avg_logprob for part in parts), default=-math.inf)
+        return Transcript(" ".join(part.text.strip() for part in parts), confidence, about.language)
 
     def normalise(self, text: str) -> str:
         plain = re.sub(r"[^\w\s']", " ", self._normaliser(text.replace("\u2019", "'")))

@@ -46,7 +46,7 @@ class Digest:
 
 
 def read(folder: Folder, path: str, size_bytes: int, budget_bytes: int) -> list[Digest] | None:
-    """The parts of the file up to a line's end near `size_bytes`, in about `budget_bytes`; None: not to be had so."""
+    """The parts of the file up to a line's end near `size_bytes`, in about `budget_bytes`; None: not possible."""
     wanted = min(MAX_PROCESSES, os.cpu_count() or 1, -(-size_bytes // PART_BYTES))
     ends = [_line_end(folder, path, size_bytes * part // wanted) for part in range(1, wanted + 1)]
     thinned = _how_often(folder, path, ends[-1], budget_bytes)

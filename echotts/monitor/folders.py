@@ -4,6 +4,7 @@ Paths are relative and come from listings, never from a request. Nothing outside
 out of it, a pipe or a device counts as missing, since a run may be a stranger's.
 """
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from echotts import gcs
 
-REMOTE_TIMEOUT_S = 30
+MAX_DEPTH = 16  # folders below a checkpoint; what is deeper is not looked at
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Folder(Protocol):
 
     def read(self, path: str, start: int, length: int) -> bytes:
         """Up to `length` bytes from `start`; none where the file is missing or shorter."""
+        ...
+
+    def local_path(self, path: str) -> str | None:
+        """Where a regular file lies on this machine; None where it does not."""
         ...
 
 
@@ -100,6 +105,12 @@ class LocalFolder:
         finally:
             os.close(descriptor)
 
+    def local_path(self, path: str) -> str | None:
+        try:
+            return self._inside(path) if self.stat(path) else None
+        except OSError:
+            return None
+
     def _inside(self, path: str) -> str:
         real = os.path.realpath(self._root / path)
         if real != str(self._root) and not real.startswith(f"{self._root}{os.sep}".replace("//", "/")):
@@ -148,15 +159,28 @@ class RemoteFolder:
         except (*gcs.failures(), ValueError):  # gone, or shorter by now
             return b""
 
+    def local_path(self, path: str) -> str | None:
+        return None
 
-def walk(folder: Folder, path: str) -> Iterator[tuple[str, Entry]]:
-    """(relative path, entry) of every file below, folders left out."""
+
+def walk(folder: Folder, path: str, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Entry]]:
+    """(relative path, entry) of every file below, folders left out, down to `depth` folders."""
     for entry in folder.entries(path):
         below = f"{path}/{entry.name}" if path else entry.name
-        if entry.is_folder:
-            yield from walk(folder, below)
-        else:
+        if not entry.is_folder:
             yield below, entry
+        elif depth > 0:
+            yield from walk(folder, below, depth - 1)
+
+
+def shown(name: str) -> str:
+    """A file name for people and JSON: bytes that are not UTF-8 become replacement characters."""
+    return os.fsencode(name).decode("utf-8", "replace")
+
+
+def hashed(path: str) -> str:
+    """A stable id of a path, whatever bytes it has."""
+    return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _local_entry(found: os.DirEntry[str]) -> Entry | None:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from echotts.monitor.folders import Folder
+from echotts.monitor.folders import Folder, shown
 from echotts.monitor.parsing import Event, Parsed, Parser
+from echotts.rundir.layout import METRICS
 
-METRICS = "metrics"
 FILE = re.compile(r"(?P<host>.+?)(?P<watchdog>\.watchdog)?\.jsonl(?:\.\d+)?")  # a rotated file has a number behind it
 END_BYTES = 1 << 16
 START_BYTES = 1 << 13
@@ -85,7 +85,7 @@ def metrics_files(folder: Folder) -> list[MetricsFile]:
         matched = None if entry.is_folder else FILE.fullmatch(entry.name)
         if matched:
             watchdog = matched["watchdog"] is not None
-            files.append(MetricsFile(f"{METRICS}/{entry.name}", matched["host"], watchdog, entry.size_bytes))
+            files.append(MetricsFile(f"{METRICS}/{entry.name}", shown(matched["host"]), watchdog, entry.size_bytes))
     return files
 
 

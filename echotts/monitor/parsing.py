@@ -2,7 +2,7 @@
 
 A file holds few kinds of lines, so the names that they use are learned: a block of lines that use no others becomes a
 matrix without a look at any one of its numbers. What does not fit - events, torn lines, names that are new - is taken
-line by line. What a line may be is said in docs/training.md and training/metrics.py.
+line by line. docs/training.md and rundir/metrics.py define the lines.
 """
 
 import functools

@@ -1,20 +1,23 @@
-"""The dashboard's HTTP routes: a page from a fixed table, and what it asks for as JSON. Only reads."""
+"""The dashboard's HTTP routes: the page and its files, and what it asks for as JSON. Only reads."""
 
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
 from echotts import __version__
 from echotts.monitor import alerts, series
-from echotts.monitor.answers import answer, assets, byte_range, caching, failed, is_known, tag_of, unreadable
+from echotts.monitor.answers import answer, caching, failed, is_known, tag_of, unreadable
 from echotts.monitor.exports import csv_of, download, json_of
 from echotts.monitor.history import Cursor, History
 from echotts.monitor.hosts import MetricsFile
@@ -26,14 +29,19 @@ from echotts.monitor.units import unit_of
 from echotts.rundir.metrics import METRICS
 
 MAX_NAMES, MAX_RUNS = 100, 50  # of one request
+GZIP_BYTES, GZIP_LEVEL = 4096, 2  # a chart's points shrink to a third; beyond that costs time only
+STATIC = StaticFiles(directory=Path(__file__).parent / "static")
+COLUMNS = {  # of the table of runs
+    "loss": "loss/train",
+    "heldout_loss": "heldout/loss",
+    "samples_per_s": "throughput/samples_per_s",
+}
 
 
 def make_app(library: Library, access: Access, clock: Callable[[], float] = time.time) -> Starlette:
     """The application: every route of docs/dashboard.md, behind the guard."""
     routes = Routes(library, clock)
     table = {
-        "/": routes.page,
-        "/static/{name}": routes.static,
         "/api/runs": routes.runs,
         "/api/compare": routes.compare,
         "/api/alerts": routes.alerts,
@@ -43,17 +51,27 @@ def make_app(library: Library, access: Access, clock: Callable[[], float] = time
         "/api/runs/{run}/events": routes.events,
         "/api/runs/{run}/checkpoints": routes.checkpoints,
         "/api/runs/{run}/samples": routes.samples,
-        "/api/runs/{run}/audio/{item}": routes.audio,
-        "/api/runs/{run}/picture/{item}": routes.picture,
         "/api/runs/{run}/config": routes.config,
         "/api/runs/{run}/export.csv": routes.export_csv,
         "/api/runs/{run}/export.json": routes.export_json,
     }
+    packed = [Middleware(GZipMiddleware, minimum_size=GZIP_BYTES, compresslevel=GZIP_LEVEL)]
     return Starlette(
-        routes=[Route(path, endpoint, methods=["GET"]) for path, endpoint in table.items()],
+        routes=[
+            *(Route(path, endpoint, methods=["GET"], middleware=packed) for path, endpoint in table.items()),
+            Route("/api/runs/{run}/audio/{item}", routes.audio, methods=["GET"]),
+            Route("/api/runs/{run}/picture/{item}", routes.picture, methods=["GET"]),
+            Route("/", page, methods=["GET"], middleware=packed),
+            Mount("/static", STATIC, middleware=packed),
+        ],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={HTTPException: failed, OSError: unreadable},
     )
+
+
+async def page(request: Request) -> Response:
+    """The page itself; its files come from /static."""
+    return await STATIC.get_response("page.html", request.scope)
 
 
 class Routes:
@@ -62,14 +80,7 @@ class Routes:
     def __init__(self, library: Library, clock: Callable[[], float]):
         self._library = library
         self._clock = clock
-        self._assets = assets()
         self._samples: dict[str, Samples] = {}
-
-    def page(self, request: Request) -> Response:
-        return self._asset(request, "page.html")
-
-    def static(self, request: Request) -> Response:
-        return self._asset(request, request.path_params["name"])
 
     def runs(self, request: Request) -> Response:
         now = self._clock()
@@ -140,17 +151,13 @@ class Routes:
         return answer(request, {"samples": rows})
 
     def audio(self, request: Request) -> Response:
+        """A local file in the ranges that are asked for; one in a bucket whole."""
         index, item = self._item(request)
-        body = index.audio(item)
-        headers = {"Accept-Ranges": "bytes", "Cache-Control": "private, max-age=3600"}
-        asked = byte_range(request.headers.get("range", ""), len(body))
-        if asked is None:
-            return Response(body, media_type=item.media_type, headers=headers)
-        first, last = asked
-        if first > last:
-            return Response(status_code=416, headers={"Content-Range": f"bytes */{len(body)}"})
-        headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
-        return Response(body[first : last + 1], 206, headers, item.media_type)
+        headers = {"Cache-Control": "private, max-age=3600"}
+        path = index.local_path(item)
+        if path is not None:
+            return FileResponse(path, media_type=item.media_type, headers=headers)
+        return Response(index.audio(item), media_type=item.media_type, headers=headers)
 
     def picture(self, request: Request) -> Response:
         index, item = self._item(request)
@@ -190,15 +197,6 @@ class Routes:
         history = self._history(run, whole=True)
         asked = request.query_params.get("names", "")
         return history, _names(asked) if asked else sorted(history.names())
-
-    def _asset(self, request: Request, name: str) -> Response:
-        found = self._assets.get(name)
-        if found is None:
-            raise HTTPException(404, "there is no such file")
-        headers = {"ETag": found.tag, "Cache-Control": "no-cache"}
-        if is_known(request, found.tag):
-            return Response(status_code=304, headers=headers)
-        return Response(found.body, media_type=found.media_type, headers=headers)
 
     def _run(self, request: Request) -> Run:
         run = self._library.find(request.path_params["run"])
@@ -244,6 +242,7 @@ def _run(run: Run, now: float) -> dict[str, Any]:
         "bad_lines": opened.bad if opened else 0,
         "truncated": opened.cuts if opened else 0,
         "missing": missing,
+        **{key: run.latest(name) for key, name in COLUMNS.items()},
     }
 
 
@@ -272,7 +271,7 @@ def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
         "text": item.text,
         "heard": item.heard,
         "reference_id": item.reference_id,
-        "picture": f"/api/runs/{run.id}/picture/{item.id}",
+        "picture": f"api/runs/{run.id}/picture/{item.id}",
         "seconds": index.seconds(item),
     }
 

@@ -1,6 +1,5 @@
 """Runs and what can be said of one at a glance: status and why, progress, hosts, checkpoints, configuration."""
 
-import hashlib
 import math
 import re
 import threading
@@ -11,18 +10,15 @@ from typing import Any
 
 import orjson
 
-from echotts.monitor.folders import Folder, open_folder, walk
+from echotts.monitor.folders import Folder, hashed, open_folder, shown, walk
 from echotts.monitor.history import LARGE_BYTES, History
-from echotts.monitor.hosts import METRICS, Ends, FileEnd
+from echotts.monitor.hosts import Ends, FileEnd
 from echotts.monitor.parsing import Event
+from echotts.rundir.layout import CHECKPOINT_METADATA, CHECKPOINTS, COMMITTED, CONFIG, METRICS, SAMPLES, STEP
+from echotts.strict_json import load_json
 
-CONFIG_NAME, CHECKPOINTS, SAMPLES = "config.json", "checkpoints", "samples"
 CONFIG_BYTES = 1 << 20
-# As training/checkpoint_files.py names them, which imports jax: a folder is renamed to this once it is whole; in a
-# bucket, where that cannot be, it has COMMITTED in it then.
-COMMITTED = "commit_success.txt"
-STEP_NAME = re.compile(r"step_(\d{8,18})")
-UNFINISHED = re.compile(r"step_(\d{8,18})\.orbax-checkpoint-tmp.*")
+UNFINISHED = re.compile(rf"{STEP.pattern}\.orbax-checkpoint-tmp.*")
 RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 STALE_S = 120.0  # without a line; more where lines are rare
 STALE_LINES = 5
@@ -53,8 +49,8 @@ class Run:
 
     def __init__(self, folder: Folder, name: str, stale_s: float | None = None):
         self.folder = folder
-        self.name = name
-        self.id = hashlib.sha256(folder.spec.encode()).hexdigest()[:10]
+        self.name = shown(name)
+        self.id = hashed(folder.spec)[:10]
         self.lock = threading.RLock()
         self.used = 0.0  # when its history was last asked for; time.monotonic
         self.stale_s = stale_s
@@ -94,6 +90,11 @@ class Run:
         started = min((end.started for end in trainers if end.started is not None), default=None)
         return Status(name, why, last.step, steps, _finite(left_s), last.time, started, where)
 
+    def latest(self, name: str) -> float | None:
+        """The last value of a metric among the last lines of all hosts; None where they do not have it."""
+        told = [end for end in self.ends() if name in end.numbers and end.time is not None]
+        return _finite(max(told, key=lambda end: (end.time or 0.0, -end.process)).numbers[name]) if told else None
+
     def hosts(self) -> list[dict[str, Any]]:
         """One for each host: what it said last, its watchdog's numbers among it."""
         by_host: dict[str, list[FileEnd]] = {}
@@ -119,7 +120,7 @@ class Run:
         """What the page should say is not there, and how to get it."""
         names, said = set(names), []
         if not self.config():
-            said.append(f"no {CONFIG_NAME}: steps in all and configuration are not known")
+            said.append(f"no {CONFIG}: steps in all and configuration are not known")
         if "heldout/loss" not in names:
             said.append("no evaluation loss yet: set --heldout and --run.eval_every")
         if "host/disk_free_share" not in names:
@@ -194,10 +195,9 @@ class Run:
 
     def _read_config(self) -> dict[str, Any]:
         try:
-            config = orjson.loads(self.folder.read(CONFIG_NAME, 0, CONFIG_BYTES))
-        except (OSError, orjson.JSONDecodeError):
+            return load_json(self.folder.read(CONFIG, 0, CONFIG_BYTES), CONFIG, dict[str, Any])
+        except (OSError, ValueError):
             return {}
-        return config if isinstance(config, dict) else {}
 
     def _steps(self) -> int | None:
         optim = self.config().get("optim")
@@ -207,7 +207,7 @@ class Run:
     def _read_checkpoints(self) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
         for entry in self.folder.entries(CHECKPOINTS):
-            whole, partial = STEP_NAME.fullmatch(entry.name), UNFINISHED.fullmatch(entry.name)
+            whole, partial = STEP.fullmatch(entry.name), UNFINISHED.fullmatch(entry.name)
             if not entry.is_folder or not (whole or partial):
                 continue
             known = self._checkpoints.get(entry.name)
@@ -216,7 +216,7 @@ class Run:
                 continue
             path = f"{CHECKPOINTS}/{entry.name}"
             files = dict(walk(self.folder, path))
-            needed = {f"{path}/meta/metadata", f"{path}/{COMMITTED}"}
+            needed = {f"{path}/{CHECKPOINT_METADATA}", f"{path}/{COMMITTED}"}
             found[entry.name] = {
                 "step": int(entry.name.removeprefix("step_").partition(".")[0]),
                 "modified": entry.modified,
@@ -249,7 +249,7 @@ class Library:
                 self._looked = time.monotonic()
                 for entry in self._root.entries():
                     below = {found.name for found in self._root.entries(entry.name)} if entry.is_folder else set()
-                    if below & {CONFIG_NAME, METRICS}:
+                    if below & {CONFIG, METRICS}:
                         self._add(f"{self._root.spec}/{entry.name}")
             return list(self._runs.values())
 
@@ -272,7 +272,7 @@ class Library:
         name = folder.spec.rstrip("/").rpartition("/")[2] or folder.spec
         if folder.spec not in self._runs:
             taken = {run.name for run in self._runs.values()}
-            unique = name if name not in taken else "/".join(folder.spec.rstrip("/").split("/")[-2:])
+            unique = name if shown(name) not in taken else "/".join(folder.spec.rstrip("/").split("/")[-2:])
             self._runs[folder.spec] = Run(folder, unique, self._stale_s)
 
 

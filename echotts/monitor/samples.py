@@ -3,7 +3,6 @@
 A file is known by an id that this index makes; no path ever comes from a request.
 """
 
-import hashlib
 import io
 import math
 import re
@@ -15,13 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 
-from echotts.monitor.folders import Folder
+from echotts.monitor.folders import Folder, hashed
+from echotts.rundir.layout import SAMPLES, SENTENCES
+from echotts.strict_json import load_json
 
-SAMPLES = "samples"
 STEP_FOLDER = re.compile(r"step_(\d{1,18})")
-SENTENCES = "sentences.json"
 TYPES = {"wav": "audio/wav", "flac": "audio/flac", "mp3": "audio/mpeg", "ogg": "audio/ogg", "opus": "audio/ogg"}
 AUDIO_BYTES = 64 << 20  # larger files are not listed
 TEXT_BYTES = 1 << 20
@@ -81,6 +79,10 @@ class Samples:
             self.steps()
         return self._items.get(item_id)
 
+    def local_path(self, item: Item) -> str | None:
+        """Where the file lies on this machine; None in a bucket."""
+        return self._folder.local_path(item.path)
+
     def audio(self, item: Item) -> bytes:
         """The whole file."""
         return self._folder.read(item.path, 0, AUDIO_BYTES)
@@ -129,10 +131,10 @@ class Samples:
             item = Item(
                 _id(path, name),
                 f"{path}/{name}",
-                text if isinstance(text, str) else "",
+                text,
                 size_bytes,
                 _id(path, reference) if reference else None,
-                heard if isinstance(heard, str) else "",
+                heard,
             )
             items[item.id] = item
             if name not in references.values():
@@ -142,12 +144,13 @@ class Samples:
     def _described(self, path: str) -> dict[str, dict[str, Any]]:
         """What sentences.json says of each file: its text, or an object with "text", "reference" (a file), "heard"."""
         try:
-            said = orjson.loads(self._folder.read(f"{path}/{SENTENCES}", 0, TEXT_BYTES))
-        except orjson.JSONDecodeError:
+            said = load_json(self._folder.read(f"{path}/{SENTENCES}", 0, TEXT_BYTES), SENTENCES, dict[str, Any])
+        except ValueError:
             return {}
-        if not isinstance(said, dict):
-            return {}
-        return {name: about if isinstance(about, dict) else {"text": about} for name, about in said.items()}
+        objects = {name: about if isinstance(about, dict) else {"text": about} for name, about in said.items()}
+        return {
+            name: {key: word for key, word in about.items() if isinstance(word, str)} for name, about in objects.items()
+        }
 
 
 def draw(audio: bytes) -> bytes | None:
@@ -208,4 +211,4 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def _id(path: str, name: str) -> str:
-    return hashlib.sha256(f"{path}/{name}".encode()).hexdigest()[:16]
+    return hashed(f"{path}/{name}")[:16]

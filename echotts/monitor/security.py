@@ -48,11 +48,12 @@ OPEN = {"/static/page.css", "/static/icon.svg"}  # for the token page; they say 
 LOGIN = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>echotts: token</title>
-<link rel="icon" href="/static/icon.svg" type="image/svg+xml"><link rel="stylesheet" href="/static/page.css">
-<main class="login"><img src="/static/icon.svg" alt="" width="36" height="36">
+<link rel="icon" href="{root}/static/icon.svg" type="image/svg+xml">
+<link rel="stylesheet" href="{root}/static/page.css">
+<main class="login"><img src="{root}/static/icon.svg" alt="" width="36" height="36">
 <h1>This dashboard asks for its token</h1>
 <p>{said}</p>
-<form method="get" action="/login"><label>Token <input name="token" type="password" autocomplete="off" required
+<form method="get" action="{root}/login"><label>Token <input name="token" type="password" autocomplete="off" required
 autofocus></label> <button>Open</button></form></main>
 """
 
@@ -65,6 +66,8 @@ class Access:
     hosts: frozenset[str]
     host_ends: tuple[str, ...] = ()
     port: int = 8080
+    root_path: str = ""
+    """What a proxy puts before every path, such as /proxy/8080; whether or not it takes that off again."""
 
     @property
     def cookie_name(self) -> str:
@@ -149,16 +152,25 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = self._below_root(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers.setdefault("Cache-Control", "no-store")
+                headers.setdefault("Cache-Control", "no-cache" if "ETag" in headers else "no-store")
             await send(message)
 
         await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
+
+    def _below_root(self, scope: Scope) -> Scope:
+        """The request without the proxy's prefix."""
+        root = self._access.root_path
+        if not root or not f"{scope['path']}/".startswith(f"{root}/"):
+            return scope
+        raw_path = scope["raw_path"].removeprefix(root.encode())
+        return {**scope, "path": scope["path"].removeprefix(root) or "/", "raw_path": raw_path or b"/"}
 
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
@@ -170,6 +182,8 @@ class Guard:
             return refused(413, "a request has no body here")
         if len(scope["query_string"]) > QUERY_BYTES or len(scope["raw_path"]) > QUERY_BYTES:
             return refused(414, "the address is too long")
+        if "\0" in scope["path"]:
+            return refused(404, "there is no such file")
         return self._stranger(scope, headers) if self._access.token else None
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
@@ -179,12 +193,13 @@ class Guard:
         if given and self._access.is_token(given[-1]):
             rest = urlencode([pair for pair in query if pair[0] != "token"])
             path = "/" if scope["path"] == "/login" else "/" + scope["raw_path"].decode("ascii").lstrip("/")
-            answer = RedirectResponse(path + (f"?{rest}" if rest else ""), status_code=303)
+            answer = RedirectResponse(self._access.root_path + path + (f"?{rest}" if rest else ""), status_code=303)
             # Lax, not Strict: a link to the page in a chat must work, and reading is all that can be done here
             answer.set_cookie(
                 self._access.cookie_name,
                 self._access.cookie_value,
                 max_age=COOKIE_S,
+                path=self._access.root_path or "/",
                 httponly=True,
                 samesite="lax",
                 secure=headers.get("x-forwarded-proto") == "https",
@@ -195,7 +210,7 @@ class Guard:
             return None
         said = "That was not it." if given else "It was printed where the dashboard was started."
         if "text/html" in headers.get("accept", "") or scope["path"] in ("/", "/login"):
-            return HTMLResponse(LOGIN.format(said=html.escape(said)), 401)
+            return HTMLResponse(LOGIN.format(said=html.escape(said), root=html.escape(self._access.root_path)), 401)
         return refused(401, "the token is missing or wrong")
 
 
@@ -270,9 +285,11 @@ class PatientProtocol(H11Protocol):
             self._deadline = None
 
 
-def called(host: str, names: Iterable[str], tunnel: bool, machine: str, token: str | None, port: int) -> Access:
-    """The access rules of a server bound to `host`, which is also called by `names`."""
+def called(
+    host: str, names: Iterable[str], tunnel: bool, machine: str, token: str | None, port: int, root_path: str = ""
+) -> Access:
+    """The access rules of a server bound to `host`, which is also called by `names`, below a proxy's `root_path`."""
     known = {"localhost", *(name.lower().rstrip(".") for name in names)}
     if needs_token(host, tunnel):
         known |= {machine.lower(), host.lower()}
-    return Access(token, frozenset(known), TUNNEL_HOSTS if tunnel else (), port)
+    return Access(token, frozenset(known), TUNNEL_HOSTS if tunnel else (), port, root_path)

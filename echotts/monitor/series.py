@@ -87,20 +87,21 @@ def spikes(values: np.ndarray, points: int) -> np.ndarray:
 
 
 def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Exponential moving average that begins at the first value; NaN is passed over, and stays NaN.
+    """Debiased exponential moving average (Adam, section 3); NaN is passed over, and stays NaN.
 
-    a[i] = weight * a[i - 1] + (1 - weight) * values[i], worked out in chunks: within one all at once, by powers.
+    a[i] = weight * a[i - 1] + (1 - weight) * values[i] from 0, divided by 1 - weight^(i + 1): the first values weigh no
+    more than later ones. Worked out in chunks: within one all at once, by powers.
     """
     averages = np.full(len(values), np.nan)
-    average = None
+    average, count = 0.0, 0
     for start in range(0, len(values), PIECE):  # so that millions of values take no more memory than thousands
         piece = values[start : start + PIECE]
         good = np.flatnonzero(np.isfinite(piece))
         if len(good):
             inputs = piece[good].astype(np.float64)
-            line = _smooth_piece(inputs, weight, inputs[0] if average is None else average)
-            averages[start + good] = line
-            average = line[-1]
+            line = _smooth_piece(inputs, weight, average)
+            averages[start + good] = line / -np.expm1(np.arange(count + 1, count + len(line) + 1) * math.log(weight))
+            average, count = line[-1], count + len(line)
     return averages
 
 

@@ -15,7 +15,7 @@ BACKLOG = 512
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound, so that the port is known before anything is said. OSError names address and remedy."""
+    """A bound socket, so that the port is known before the address is printed. OSError names address and remedy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -26,7 +26,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from echotts.config import RunConfig, to_dict
-from echotts.multihost.messages import ProcessesError, process_place, put, wait_for
+from echotts.multihost.messages import ProcessesError, agree_on, all_gather, process_place
 from echotts.rundir.location import RunPath, read_whole, write_whole
 
 LOGGER = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def join(config: HasRun) -> None:
     finally:
         warning.cancel()
     mine = identity(config)
-    check_alike(_exchanged(mine))
+    check_alike(all_gather("identity", {**mine, "host": socket.gethostname()}))
     if jax.default_backend() == "cpu":
         # There process 0 alone finds again what was compiled before, and two that differ in that have been seen to wait
         # for each other in a collective of step 2 without end.
@@ -95,8 +95,8 @@ def join(config: HasRun) -> None:
 
 
 def first_host() -> str:
-    """The host of process 0, where there are several processes: the run's own metrics and samples are there."""
-    return json.loads(wait_for("identity/0", "process 0 to say its host"))["host"]
+    """The host of process 0: the run's own metrics and samples are there. All processes call it together."""
+    return agree_on("first host", socket.gethostname, "name its host")
 
 
 @contextlib.contextmanager
@@ -124,26 +124,32 @@ def check_shared(run_dir: RunPath) -> None:
 
     A checkpoint is written in parts by all; on a disk of each host's own it would never be whole.
     """
-    index, count = process_place()
-    if count == 1:
+    if process_place()[1] == 1:
         return
     path = run_dir / SHARED_NAME
-    if index == 0:
+
+    def write() -> str:
         nonce = secrets.token_hex(8)
         write_whole(path, nonce)
-        put("shared", nonce)
-    nonce = wait_for("shared", "process 0 to write into the run directory")
+        return nonce
+
+    nonce = agree_on("shared", write, "write into the run directory")
     end = time.monotonic() + SHARED_S
     while not (seen := _reads(path, nonce)) and time.monotonic() < end:
         time.sleep(0.5)  # a network file system may show it later
-    put(f"shared/{index}", f"{'yes' if seen else 'no'} {socket.gethostname()}")
-    said = [wait_for(f"shared/{other}", f"process {other} to look into the run directory") for other in range(count)]
-    blind = [f"process {other} ({words[3:]})" for other, words in enumerate(said) if words.startswith("no")]
+    answers = all_gather("shared seen", [seen, socket.gethostname()])
+    blind = [f"process {other} ({host})" for other, (sees, host) in enumerate(answers) if not sees]
     if blind:
         raise ProcessesError(
             f"{run_dir}: {', '.join(blind)} cannot see what process 0 writes there: "
             "give a --run_dir that all hosts share, a mounted file system or gs://bucket/run"
         )
+
+
+def check_same(what: str, value: str) -> None:
+    """ProcessesError where a value that each process read from its own disk (a digest, say) is not the same on all."""
+    if process_place()[1] > 1:
+        check_alike(all_gather("same", {what: value, "host": socket.gethostname()}))
 
 
 def identity(config: HasRun) -> dict[str, str]:
@@ -182,7 +188,7 @@ def check_alike(identities: Sequence[Mapping[str, str]]) -> None:
                 lines.append(f"{key} {given} in process {process} ({other['host']}), {first} in process 0")
     different = [line for line in lines if not line.startswith("host ")]
     if different:
-        raise ProcessesError(f"the processes are not alike: {'; '.join(different)}; install the same everywhere")
+        raise ProcessesError(f"the processes are not alike: {'; '.join(different)}; give all of them the same")
 
 
 def _initialize(run: RunConfig) -> None:
@@ -196,13 +202,6 @@ def _initialize(run: RunConfig) -> None:
         initialize()
     else:
         initialize(run.coordinator, run.processes, run.process_index, cluster_detection_method="deactivate")
-
-
-def _exchanged(mine: Mapping[str, str]) -> list[dict[str, str]]:
-    """What every process said of itself, by index."""
-    index, count = process_place()
-    put(f"identity/{index}", json.dumps({**mine, "host": socket.gethostname()}))
-    return [json.loads(wait_for(f"identity/{other}", f"process {other} to say what it runs")) for other in range(count)]
 
 
 def _meet() -> None:

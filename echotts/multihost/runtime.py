@@ -3,11 +3,14 @@
 import logging
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from echotts.multihost.messages import announce, announced, process_place
 
 LOGGER = logging.getLogger(__name__)
 
@@ -20,6 +23,35 @@ def is_primary() -> bool:
 def whole(tree: Any) -> Any:
     """The same tree with each array whole on this machine; of several processes all call it together."""
     return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
+
+
+class Announcements:
+    """Steps after which all processes do what process 0 alone decides, by a clock or by a file that it looks for.
+
+    Each process settles the numbers of a step before it launches the next but one, and those need all processes. So
+    what process 0 announces after a step is known everywhere two looks later, and nobody waits for anybody.
+    """
+
+    def __init__(self, topic: str, every: int = 1):
+        """Looks once in `every` steps."""
+        self._topic = topic
+        self._every = every
+        self._next = 0
+
+    def due(self, step: int, wanted: Callable[[], bool]) -> bool:
+        """Whether it is done after this step. All processes ask after each step; `wanted` is asked on process 0.
+
+        One process alone does it at once. ProcessesError where the coordinator does not answer.
+        """
+        if step % self._every:
+            return False
+        index, count = process_place()
+        if count == 1:
+            return wanted()
+        if index == 0 and step > self._next and wanted():
+            announce(self._topic, str(step + 2 * self._every))
+        self._next = int(announced(self._topic) or 0)
+        return step == self._next
 
 
 class StopSignal:

@@ -5,7 +5,7 @@ data.json                                  pinned lists of shards
 checkpoints/step_00001500/                 one checkpoint (CHECKPOINT_PARTS); `.broken` behind the name: unreadable
 metrics/<hostname>.jsonl                   metrics.py
 samples/step_00001500/                     speech samples
-writer.lock, verified.json, pause.<hostname>.json
+writer.lock, trainer.lock, verified.json, pause.<hostname>.json
 """
 
 import json
@@ -27,6 +27,7 @@ METRICS = "metrics"
 SAMPLES = "samples"
 PROFILE = "profile"
 WRITER = "writer.lock"
+TRAINER = "trainer.lock"  # claim.py
 VERIFIED = "verified.json"
 SENTENCES = "sentences.json"  # in a folder of speech samples: which file says what
 
@@ -36,6 +37,7 @@ BROKEN_SUFFIX = ".broken"
 BROKEN = re.compile(STEP.pattern + re.escape(BROKEN_SUFFIX))
 COMMITTED = "commit_success.txt"  # written last: without it a checkpoint in a bucket is not whole
 CHECKPOINT_METADATA = "meta/metadata"
+CHECKPOINT_DIGESTS = "digests/metadata"  # absent in checkpoints of older programs
 CHECKPOINT_ARRAYS = ("params", "ema", "opt_state")
 CHECKPOINT_PARTS = (  # files that a whole checkpoint holds, the commit marker last; none of them is empty
     CHECKPOINT_METADATA,

@@ -82,6 +82,16 @@ def lease(path: str | Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def beating(file: Path) -> Iterator[None]:
+    """Within it this process touches the file every HEARTBEAT_S."""
+    _HEARTBEAT.add(file)
+    try:
+        yield
+    finally:
+        _HEARTBEAT.remove(file)
+
+
 def hub_repo(path: Path) -> Path | None:
     """The repository's folder in a Hub cache that `path` lies in; all its revisions are leased as one."""
     for folder in path.parents:
@@ -180,11 +190,10 @@ def _record(path: Path) -> Iterator[None]:
     if not _write_record(file, path.name):
         yield
         return
-    _HEARTBEAT.add(file)
     try:
-        yield
+        with beating(file):
+            yield
     finally:
-        _HEARTBEAT.remove(file)
         with contextlib.suppress(OSError):
             file.unlink(missing_ok=True)
             file.parent.rmdir()  # only where it is empty

@@ -161,7 +161,7 @@ class EchoTTS:
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in one made up from the seed. The same seed, the same speech.
 
-        `duration` is the most seconds; the silent tail is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        `duration` is the maximum in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
         Raises ValueError for empty or too long a text and for a reference that is silent, too short or unreadable.
         """
         sampler = SamplerConfig(
@@ -265,7 +265,7 @@ class EchoTTS:
     def _most_frames(self, duration: float) -> int:
         """The frames of `duration`, at most the model's window; a shorter one is logged where it was asked for."""
         if not 0 < duration < np.inf:
-            raise ValueError(f"duration {duration} s: give the most seconds of speech, more than 0")
+            raise ValueError(f"duration {duration} s: give the maximum duration in seconds, above 0")
         if duration > self.window_s and duration != DEFAULT_DURATION_S:
             logger.warning("duration %.2f s: the model makes at most %.2f s at once", duration, self.window_s)
         return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)

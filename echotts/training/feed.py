@@ -17,10 +17,11 @@ from echotts.training import mesh as meshes
 
 @dataclass(frozen=True)
 class Fed:
-    """A global batch, the keys of this process's rows, and the stream's state behind it."""
+    """A global batch, the keys of this process's rows with their numbers, and the stream's state behind it."""
 
     batch: Batch
     keys: Sequence[str]
+    rows: Sequence[int]
     bucket: Bucket
     stream_state: dict[str, Any]
     frames_seen: int  # frames of speech in all batches up to this one
@@ -62,10 +63,12 @@ class Feed:
         self.waited_s += time.perf_counter() - began
         # of several processes each sees its own rows, which are as long as the others' on average
         self._frames_seen += int(np.sum(batch.latent_mask)) * jax.process_count()
-        return Fed(to_devices(batch, self._mesh), keys, bucket, self._stream.state(), self._frames_seen)
+        return Fed(
+            to_devices(batch, self._mesh), keys, self._stream.rows.own, bucket, self._stream.state(), self._frames_seen
+        )
 
 
 def to_devices(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows as part of the global batch, on its devices."""
+    """This process's rows (meshes.own_rows, in order) as part of the global batch, on its devices."""
     sharding = meshes.batch_sharding(mesh)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, np.asarray(rows)), batch)

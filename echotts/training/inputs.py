@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream.batch import Batch
+from echotts.data.stream.order import Rows
 from echotts.data.stream.stream import Stream
 from echotts.latents import FACT, UNSCALED, LatentScale
 from echotts.multihost import messages, runtime
@@ -43,10 +44,11 @@ class Inputs:
     pins: dict[str, Any]
 
 
-def open_inputs(config: Config) -> Inputs:
+def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs:
     """Opens `data.data` and `data.heldout`, as the run directory lists them where it does.
 
-    ValueError where the latents are not of the model's channels, or the cache is too small for the shards.
+    `own_rows` are the numbers of this process's rows in the global batch; None: all of them. ValueError where the
+    latents are not of the model's channels, or the cache is too small for the shards.
     """
     tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
@@ -57,15 +59,20 @@ def open_inputs(config: Config) -> Inputs:
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
     scale = latent_scale(dataset, config)
-    cache = _open_cache(config, datasets.values())
+    streams = Rows(config.data.batch_size, config.data.streams, own_rows).own_streams
+    cache = _open_cache(config, datasets.values(), len(streams))
+
+    def open_stream(dataset: Dataset, seed: int, ahead: int) -> Stream:
+        shards = _open_shards(dataset, config, cache, ahead)
+        return Stream(shards, config.data, seed, tokenizer, dataset.silence, own_rows, scale)
 
     def heldout() -> list[Batch]:
         assert held is not None
-        with _stream(held, config, tokenizer, HELDOUT_SEED, cache, ahead=0, scale=scale) as stream:
+        with open_stream(held, HELDOUT_SEED, ahead=0) as stream:
             return [stream.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=_stream(dataset, config, tokenizer, config.run.seed, cache, AHEAD_UNITS, scale),
+        stream=open_stream(dataset, config.run.seed, AHEAD_UNITS),
         heldout=heldout if held else None,
         facts=facts(dataset, config, tokenizer, scale),
         pins={name: opened.pin for name, opened in datasets.items()},
@@ -135,13 +142,13 @@ def _open_shared(config: Config) -> dict[str, Dataset]:
     """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
     if jax.process_count() == 1:
         return _open_all(config)
-    text = messages.broadcast(
+    pins = messages.agree_on(
         "inputs",
-        lambda: json.dumps({name: opened.pin for name, opened in _open_all(config).items()}),
+        lambda: {name: opened.pin for name, opened in _open_all(config).items()},
         f"list the shards of {config.data.data}",
         LISTING_DEADLINES * config.data.fetch_deadline_s,
     )
-    return {name: from_pin(pin) for name, pin in json.loads(text).items()}
+    return {name: from_pin(pin) for name, pin in pins.items()}
 
 
 def _open_all(config: Config) -> dict[str, Dataset]:
@@ -167,40 +174,20 @@ def _open_all(config: Config) -> dict[str, Dataset]:
     return opened
 
 
-def _open_cache(config: Config, datasets: Iterable[Dataset]) -> Cache | None:
+def _open_cache(config: Config, datasets: Iterable[Dataset], streams: int) -> Cache | None:
     """Disk space for shards from elsewhere; None where there are none. ValueError where the budget is too small."""
     remote = [dataset for dataset in datasets if dataset.remote]
     if not remote:
         return None
     budget_bytes = round(config.data.cache_gb * 1e9)
     for dataset in remote:
-        check_budget(dataset.sources, max(1, config.data.streams // jax.process_count()), budget_bytes)
+        check_budget(dataset.sources, streams, budget_bytes)
     root = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_root()
     return Cache(root, budget_bytes)
 
 
-def _stream(
-    dataset: Dataset,
-    config: Config,
-    tokenizer: Tokenizer,
-    seed: int,
-    cache: Cache | None,
-    ahead: int,
-    scale: LatentScale,
-) -> Stream:
-    if dataset.remote:
-        assert cache is not None
-        policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
-        shards: LocalShards = FetchedShards(dataset.sources, cache, policy, ahead)
-    else:
-        shards = LocalShards(dataset.sources)
-    return Stream(
-        shards,
-        config.data,
-        seed,
-        tokenizer,
-        dataset.silence,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        scale=scale,
-    )
+def _open_shards(dataset: Dataset, config: Config, cache: Cache | None, ahead: int) -> LocalShards:
+    if not dataset.remote:
+        return LocalShards(dataset.sources)
+    assert cache is not None
+    return FetchedShards(dataset.sources, cache, RetryPolicy(deadline_s=config.data.fetch_deadline_s), ahead)

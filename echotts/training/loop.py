@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: open, restore; then next batch, step, log, eval, speak, save, stop."""
+"""The training loop, top to bottom: open, restore; then next batch, step, log, save, eval, speak, stop."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -39,16 +39,15 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
                 run.go_back()
             if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):  # by the disk watchdog
                 run.wait_for_space(space, stop)
-            leaving = stop.agreed() or run.step == steps
-
+            leaving = stop.agreed()
+            if leaving or run.step == steps or run.checkpoints.due(run.step):
+                run.save()
+            if leaving:  # at once: whoever asked may not wait
+                break
             if run.heldout and _due(run.step, settings.eval_every, steps):
                 run.measure(run.heldout)
             if speak and settings.sentences and _due(run.step, settings.sample_every, steps):
                 run.speak(speak)
-            if leaving or run.checkpoints.due(run.step):
-                run.save()
-            if leaving:
-                break
         run.end()
     return Result(step=run.step, samples_seen=run.samples_seen, finished=run.step >= steps)
 

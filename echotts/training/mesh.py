@@ -12,10 +12,11 @@ from math import prod
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
-from echotts.config import ModelConfig
+from echotts.config import Config, ModelConfig
 from echotts.model import layers
 from echotts.model.attention import Attend
 from echotts.model.fused import choose_attention, splash
@@ -53,12 +54,61 @@ _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in R
 
 
 def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices: `data` copies, `tensor` ways of tensor parallelism, FSDP over the rest."""
+    """A mesh over all devices: `data` copies, `tensor` ways of tensor parallelism, FSDP over the rest.
+
+    Of several slices each holds whole copies: only the gradients of the copies are summed between slices.
+    """
     devices = list(jax.devices() if devices is None else devices)
-    if len(devices) % (data * tensor):
-        raise ValueError(f"{len(devices)} devices cannot be cut in data {data} x tensor {tensor} equal parts")
-    shape = (data, len(devices) // (data * tensor), tensor)
-    return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    shape = mesh_shape(len(devices), data, tensor)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    types = (AxisType.Auto,) * len(MESH_AXES)
+    if slices == 1:
+        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+    if data % slices:
+        raise ValueError(
+            f"{slices} slices, run.data_ways {data}: each slice holds whole copies of the model, "
+            f"so set --run.data_ways to {slices} or a multiple of it"
+        )
+    inside, between = (data // slices, *shape[1:]), (slices, 1, 1)
+    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, devices=devices), MESH_AXES, axis_types=types)
+
+
+def mesh_shape(devices: int, data: int, tensor: int) -> tuple[int, int, int]:
+    """Sizes of MESH_AXES. ValueError where the devices cannot be cut so."""
+    if devices % (data * tensor):
+        raise ValueError(f"{devices} devices cannot be cut in data {data} x tensor {tensor} equal parts")
+    return (data, devices // (data * tensor), tensor)
+
+
+def check_layout(config: Config, mesh: Mesh | AbstractMesh, host_devices: int) -> None:
+    """ValueError, before anything is traced, where rows or heads cannot be cut evenly or a tensor group spans hosts.
+
+    `host_devices` are those of one host; it is asked where the mesh has no devices.
+    """
+    check_batch(config.data.batch_size // config.optim.accumulation, mesh)
+    tensor, model = mesh.shape["tensor"], config.model
+    for name, heads in (
+        ("heads", model.heads),
+        ("text.heads", model.text.heads),
+        ("speaker.heads", model.speaker.heads),
+    ):
+        if heads % tensor:
+            raise ValueError(f"model.{name} {heads} cannot be cut in {tensor} equal parts: change --run.tensor_ways")
+    spans = bool(host_devices % tensor)
+    if isinstance(mesh, Mesh):
+        groups = mesh.devices.reshape(-1, tensor)
+        spans = any(len({device.process_index for device in group}) > 1 for group in groups)
+    if spans:
+        raise ValueError(
+            f"tensor_ways {tensor}: the devices that share heads would lie on several hosts of {host_devices} devices; "
+            "heads are cut inside a host only: choose a smaller --run.tensor_ways"
+        )
+
+
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
+    """The rows of a global batch that lie on this process's devices, in order. On a TPU slice hosts interleave."""
+    indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in indices if index for row in range(*index[0].indices(rows))})
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from echotts.config import Bucket, Config, RematName
 from echotts.data.stream.batch import Batch
@@ -86,9 +86,8 @@ def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None)
     """Every bucket of the configuration on the slice; without devices (no compiler) by formula alone."""
     mesh = slice_mesh(config, devices) if devices is not None else None
     rows, chips = config.data.batch_size, topology.chips
-    ways = config.run.data_ways * config.run.tensor_ways
-    if chips % ways or rows % (chips // config.run.tensor_ways * config.optim.accumulation):
-        raise ValueError(f"batch_size {rows} cannot be dealt evenly to the {chips} chips of {topology.name}")
+    shape = meshes.mesh_shape(chips, config.run.data_ways, config.run.tensor_ways)
+    meshes.check_layout(config, mesh or AbstractMesh(shape, meshes.MESH_AXES), chips // topology.hosts)
     # shapes are the same on any mesh; without the compiler this machine's own device stands in
     state = abstract_state(config, mesh or meshes.make_mesh(devices=jax.devices()[:1]))
     parameters = count_parameters(state.params)

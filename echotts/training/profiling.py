@@ -14,22 +14,21 @@ from types import TracebackType
 import jax
 
 from echotts.config import RunConfig
-from echotts.multihost import messages
+from echotts.multihost.runtime import Announcements
 from echotts.training.report import Reporter
 
 LOGGER = logging.getLogger(__name__)
 
 REQUEST_NAME, FOLDER = "profile", "profiles"
-TOPIC = "profile"  # under which process 0 tells the others the first step of a trace
 
 
 class Profiler:
-    """Looks for a request every `run.log_every` steps; of several processes the first looks and tells the others."""
+    """Looks for a request every `run.log_every` steps; of several processes the first looks and announces it."""
 
     def __init__(self, run_dir: Path, run: RunConfig, reporter: Reporter):
         self._run_dir = run_dir
         self._steps = run.profile_steps
-        self._every = max(run.log_every, 1)
+        self._asked = Announcements("profile", every=max(run.log_every, 1))
         self._reporter = reporter
         self._begins = {run.profile_step} - {0}  # the first steps of traces to come
         self._tracing: tuple[int, Path] | None = None  # first step, folder
@@ -49,24 +48,11 @@ class Profiler:
         if self._tracing is not None and step >= self._tracing[0] + self._steps - 1:
             with self._reporter.pause():  # which waits until the step is done
                 self._stop()
-        if step % self._every == 0:
-            self._look(step)
-
-    def _look(self, step: int) -> None:
-        if jax.process_count() == 1:
-            if self._requested():
-                self._begins.add(step + 1)
-            return
-        if jax.process_index() == 0 and self._requested():
-            # whoever comes to the second look from here has had the numbers of a step that process 0 launched after
-            # these words: by then all have heard them
-            messages.post(TOPIC, str(step + 2 * self._every + 1))
-        heard = messages.get(TOPIC)
-        if heard is not None and int(heard) > step:
-            self._begins.add(int(heard))
+        if self._asked.due(step, self._requested):
+            self._begins.add(step + 1)
 
     def _requested(self) -> bool:
-        """Whether the file is there; it is taken away. One that cannot be is said, and not honoured."""
+        """Whether the file is there; it is removed. Where that fails, logs a warning and ignores the request."""
         path = self._run_dir / REQUEST_NAME
         try:
             if not path.is_file():

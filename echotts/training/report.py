@@ -165,8 +165,9 @@ class Reporter:
 
     def _left_out(self, pending: Launched, numbers: Mapping[str, Any]) -> None:
         """Says what was wrong with a step that changed nothing, and tells the guard."""
-        rows, keys = jax.device_get(pending.numbers["row_loss"]), list(pending.fed.keys)
-        what = describe(pending.step, float(numbers["loss"]), float(numbers["grad_norm"]), rows, keys)
+        row_loss, fed = jax.device_get(pending.numbers["row_loss"]), pending.fed
+        loss, grad_norm = float(numbers["loss"]), float(numbers["grad_norm"])
+        what = describe(pending.step, loss, grad_norm, row_loss, fed.keys, fed.rows)
         event = "nan"
         if numbers["finite"]:
             event = "spike"

@@ -11,14 +11,16 @@ from jax.sharding import Mesh
 
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
+from echotts.checkpoint.digests import json_digest
 from echotts.checkpoint.export import describe
 from echotts.checkpoint.guard import Guard
 from echotts.config import Config
 from echotts.disk.watchdog import space_maker
-from echotts.multihost import processes, runtime
+from echotts.multihost import messages, processes, runtime
 from echotts.multihost.messages import any_process
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import pause
+from echotts.rundir.claim import LOOK_S, claimed
 from echotts.rundir.free_space import Space, measure
 from echotts.rundir.layout import writing
 from echotts.rundir.location import RunDir, open_run_dir
@@ -144,15 +146,20 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
     run = config.run
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
-    inputs = open_inputs(config)
+    meshes.check_layout(config, mesh, jax.local_device_count())
+    inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
+    processes.check_same("tokenizer and codec", json_digest(inputs.facts))
     train_step = make_train_step(config, mesh)
     heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
+    claim = claimed(run_dir.local)
+    messages.agree_on("claim", lambda: stack.enter_context(claim), "claim the run directory", LOOK_S)
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
     state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
-    write_config(run_dir.shared, config)
+    if step < config.optim.steps:
+        write_config(run_dir.shared, config)
 
     beside = TensorBoard(run_dir.local, step) if run.tensorboard and runtime.is_primary() else None
     metrics = stack.enter_context(MetricsWriter(run_dir.local, process=jax.process_index(), beside=beside))

@@ -5,13 +5,15 @@ import json
 import logging
 from typing import Any
 
+import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
-from echotts.data.stream.stream import merge_states
+from echotts.data.stream.stream import Stream, merge_states
 from echotts.latents import FACT
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import CONFIG
@@ -20,6 +22,7 @@ from echotts.training.feed import Fed
 from echotts.training.inputs import Inputs, store_pins
 from echotts.training.state import TrainState, abstract_state, new_state, restored_state
 
+REPLAYED_SAMPLES = 100_000  # about a minute of reading
 LOGGER = logging.getLogger(__name__)
 
 
@@ -34,7 +37,7 @@ def begin(
 ) -> tuple[TrainState, int, int, int, Guard]:
     """(state, step, samples seen, frames of speech seen, what is known of bad steps) to begin with.
 
-    That is the newest checkpoint, else the weights of `run.init_from`, else a random model.
+    That is the newest checkpoint, else what `run.init_from` holds, else a random model.
     A resumed stream continues after the last batch that was trained on.
     """
     restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config))
@@ -44,10 +47,32 @@ def begin(
         inputs.stream.restore(meta.stream)
         store_pins(config, inputs)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
+        if meta.step >= config.optim.steps:
+            LOGGER.warning(
+                "%s is at step %d already and --steps is %d: nothing is trained; give more steps to go on",
+                *(config.run.run_dir, meta.step, config.optim.steps),
+            )
         guard = Guard(config.run, meta.guard)
         return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
     store_pins(config, inputs)
-    return new_state(config, mesh), 0, 0, 0, Guard(config.run)
+    state, step, samples_seen = new_state(config, mesh)
+    return state, step, samples_seen, skip_batches(inputs.stream, step, samples_seen), Guard(config.run)
+
+
+def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
+    """Reads past the batches of the steps before, as far as REPLAYED_SAMPLES; returns the frames of speech in them.
+
+    What was trained on elsewhere, and more of it than that, tells nothing of these data: they begin at their beginning.
+    """
+    if samples_seen > REPLAYED_SAMPLES:
+        LOGGER.warning(
+            "%d samples were seen before, more than the %d that are read again to find the place in the data: "
+            "the data begin anew",
+            *(samples_seen, REPLAYED_SAMPLES),
+        )
+        return 0
+    batches = (stream.next()[0] for _ in range(steps))
+    return sum(int(np.sum(batch.latent_mask)) for batch in batches) * jax.process_count()
 
 
 def roll_back(
@@ -58,7 +83,7 @@ def roll_back(
     def restore(before: int) -> tuple[dict[str, Any], Meta] | None:
         return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
 
-    arrays, what = guard.roll_back(state, step, checkpoints, restore, lambda: new_state(config, mesh).arrays())
+    arrays, what = guard.roll_back(state, step, checkpoints, restore, lambda: new_state(config, mesh)[0].arrays())
     return restored_state(arrays, step, mesh), what
 
 

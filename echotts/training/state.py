@@ -1,5 +1,6 @@
 """The training state and how it begins: random or from given weights. Abstract shapes, then shardings, then one jit."""
 
+import dataclasses
 import functools
 import logging
 from dataclasses import dataclass
@@ -12,10 +13,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from echotts.checkpoint.agreement import differences
-from echotts.checkpoint.export import load_weights
+from echotts.checkpoint.digests import array_digests, json_digest
+from echotts.checkpoint.export import Adam, Weights, load_weights
 from echotts.config import Config, ModelConfig, to_dict
 from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
 from echotts.model.parameters import flatten
+from echotts.multihost.processes import check_same
+from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import make_optimizer
 
@@ -53,27 +57,34 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
-def new_state(config: Config, mesh: Mesh) -> TrainState:
-    """The weights of `run.init_from`, else a random model, the same each time: `run.seed` decides."""
-    if config.run.init_from:
-        params = fitting_weights(config.run.init_from, config.model)
-        LOGGER.info("starting from the weights of %s", config.run.init_from)
-        return state_from_params(params, config, mesh)
+def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
+    """(state, step, samples seen) of a run that begins: what `run.init_from` holds, else a random model of `run.seed`.
+
+    Step and samples are 0 except with `run.resume_optimizer`.
+    """
+    source, resume = config.run.init_from, config.run.resume_optimizer
+    if source:
+        weights = fitting_weights(source, config.model, resume)
+        check_same(f"contents of {source}", json_digest(array_digests([weights.params, weights.adam])))
+        step, samples_seen = (weights.metadata["step"], weights.metadata["samples_seen"]) if resume else (0, 0)
+        what = f"the optimizer state of step {step}, {samples_seen} samples, and " if resume else ""
+        LOGGER.info("starting from %sthe weights of %s", what, source)
+        return state_from_weights(weights, step, config, mesh), step, samples_seen
     state = initial_state(config, mesh)
     LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
-    return state
+    return state, 0, 0
 
 
-def fitting_weights(source: str, model: ModelConfig) -> Params:
+def fitting_weights(source: str, model: ModelConfig, with_optimizer: bool = False) -> Weights:
     """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the model."""
-    weights = load_weights(source)
+    weights = load_weights(source, with_optimizer=with_optimizer)
     theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
     if lines := differences(theirs, ours):
         raise ValueError(
             f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
             "(theirs -> this run's); change the model's sizes to theirs"
         )
-    return weights.params
+    return weights
 
 
 def initial_state(config: Config, mesh: Mesh) -> TrainState:
@@ -83,19 +94,30 @@ def initial_state(config: Config, mesh: Mesh) -> TrainState:
     return create()
 
 
-def state_from_params(params: Params, config: Config, mesh: Mesh) -> TrainState:
-    """The state before step 1 of fine-tuning: given parameters, a new optimizer, an average that starts there."""
+def state_from_weights(weights: Weights, step: int, config: Config, mesh: Mesh) -> TrainState:
+    """The state after `step` steps: given parameters, an EMA that starts there, their optimizer state or a new one."""
     target = abstract_state(config, mesh)
-    wanted, given = flatten(target.params), flatten(params)
+    wanted, given = flatten(target.params), flatten(weights.params)
     for path in sorted(wanted.keys() | given.keys()):
         found = tuple(given[path].shape) if path in given else None
         needed = tuple(wanted[path].shape) if path in wanted else None
         if found != needed:
             raise ValueError(f"{path}: the given weights have shape {found}, the model needs {needed}")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
-    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
     optimizer = make_optimizer(config.optim)
-    return jax.jit(lambda given: _begin(given, optimizer), out_shardings=shardings)(params)
+
+    def begin(params: Params, adam: Adam | None) -> TrainState:
+        state = _begin(params, optimizer)
+        if adam is not None:
+            opt_state = optax.tree.set(state.opt_state, count=jnp.int32(adam.count), mu=adam.mu, nu=adam.nu)
+            state = dataclasses.replace(state, opt_state=opt_state)
+        return dataclasses.replace(state, step=jnp.int32(step))
+
+    def float32(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), tree)
+
+    adam = weights.adam and Adam(weights.adam.count, float32(weights.adam.mu), float32(weights.adam.nu))
+    return jax.jit(begin, out_shardings=shardings)(float32(weights.params), adam)
 
 
 def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
@@ -104,7 +126,7 @@ def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
 
 
 def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    params = split(BlockDiT(config.model, rngs=nnx.Rngs(config.run.seed)))[1]
+    params = split(BlockDiT(config.model, rngs=nnx.Rngs(random_key(config.run.seed))))[1]
     return _begin(scale_to_fan_in(params) if config.optim.init == "fan_in" else params, optimizer)
 
 

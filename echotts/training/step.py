@@ -16,6 +16,7 @@ from echotts.config import Config
 from echotts.data.stream.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params, merge
+from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
@@ -63,7 +64,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
 
     def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
         # every draw is a function of (seed, step) over the global batch, however it is cut and accumulated
-        key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
+        key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = stratified_timesteps(time_key, rows)
         noise = jax.random.normal(noise_key, batch.latent.shape)

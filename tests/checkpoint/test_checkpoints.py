@@ -1,6 +1,7 @@
 """Checkpoints: one unit, committed atomically, kept by policy, refused where the configuration is another."""
 
 import dataclasses
+import gc
 import json
 import logging
 import resource
@@ -18,7 +19,7 @@ from echotts.checkpoint.agreement import ConfigDiffersError, check_config
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import CheckpointError, Meta, step_folders
 from echotts.config import to_dict
-from echotts.rundir.layout import CHECKPOINTS
+from echotts.rundir.layout import CHECKPOINTS, VERIFIED
 from tests.tiny_training import TINY, with_sections
 
 
@@ -234,3 +235,77 @@ def test_a_save_is_due_by_count_or_by_the_clock(tmp_path, monkeypatch):
         assert checkpoints.due(3)
         checkpoints.save(arrays(3), meta(3))
         assert not checkpoints.due(4)
+
+
+def flip_largest(folder):
+    """One bit in the middle of the largest data file of the parameters."""
+    data = [path for path in (folder / "params").rglob("*") if path.is_file() and "/d/" in str(path)]
+    largest = max(data, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+
+
+def edited(change):
+    def damage(folder):
+        path = folder / "meta" / "metadata"
+        path.write_text(json.dumps(change(json.loads(path.read_text()))))
+
+    return damage
+
+
+WRONG_CONTENTS = [
+    lambda fields: [],
+    lambda fields: {"format": 1},
+    lambda fields: fields | {"samples_seen": "many"},
+    lambda fields: fields | {"step": 1},
+    lambda fields: fields | {"samples_seen": 7},
+    lambda fields: fields | {"stream": {}, "config": {}, "facts": {}},
+    lambda fields: fields | {"guard": {"errors": [[[[]]] * 3]}},
+]
+
+
+@pytest.mark.parametrize("damage", [flip_largest, *map(edited, WRONG_CONTENTS)])
+def test_what_changed_after_it_was_saved_is_not_restored_nor_noted_as_verified(tmp_path, caplog, damage):
+    save_steps(tmp_path, 1, 2)
+    damage(tmp_path / CHECKPOINTS / "step_00000002")
+    found, about = restore(tmp_path)
+    assert about.step == 1
+    jax.tree.map(np.testing.assert_array_equal, found, arrays(1))
+    assert "step_00000002: cannot be read, trying the one before" in caplog.text
+    assert (tmp_path / CHECKPOINTS / "step_00000002.broken").is_dir()
+    assert json.loads((tmp_path / VERIFIED).read_text()) == {"step": 1}
+
+
+@pytest.fixture
+def coroutines_collected():
+    """Those that orbax leaves behind where it trips itself: they complain in this test, not in the next."""
+    yield
+    gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_any_flipped_bit_of_a_checkpoints_data_is_found_or_harmless(tmp_path, coroutines_collected):
+    save_steps(tmp_path, 1, 2)
+    whole = tmp_path / CHECKPOINTS / "step_00000002"
+    files = [path for path in whole.rglob("*") if path.is_file() and "ema" not in path.parts]
+    rng = np.random.default_rng(0)
+    steps = []
+    for path in files:
+        content = path.read_bytes()
+        for place in rng.integers(len(content), size=1 if len(content) else 0):
+            path.write_bytes(content[:place] + bytes([content[place] ^ (1 << rng.integers(8))]) + content[place + 1 :])
+            found, about = restore(tmp_path)
+            jax.tree.map(np.testing.assert_array_equal, found, arrays(about.step))
+            steps.append(about.step)
+            if about.step == 1:
+                whole.with_name(f"{whole.name}.broken").rename(whole)
+            path.write_bytes(content)
+    assert set(steps) == {1, 2} or set(steps) == {1}
+
+
+def test_a_checkpoint_of_a_program_without_digests_is_restored_but_not_noted_as_verified(tmp_path):
+    save_steps(tmp_path, 1)
+    shutil.rmtree(tmp_path / CHECKPOINTS / "step_00000001" / "digests")
+    assert restore(tmp_path)[1].step == 1
+    assert not (tmp_path / VERIFIED).exists()

@@ -2,7 +2,9 @@
 
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from echotts.checkpoint import interop
@@ -29,6 +31,8 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     arrays = initial_state(TINY, meshes.make_mesh()).arrays()
     arrays["ema"] = {name: _plus_one(part) for name, part in arrays["ema"].items()}
+    nu = _plus_one(arrays["params"])
+    arrays["opt_state"] = optax.tree.set(arrays["opt_state"], count=jnp.int32(5), mu=_plus_one(nu), nu=nu)
     with Checkpoints(folder, TINY.run) as checkpoints:
         for step in (3, 6):
             about = Meta(step=step, samples_seen=8 * step, stream={}, config=to_dict(TINY), facts=FACTS)
@@ -88,11 +92,17 @@ def test_smaller_storage_loads_as_float32(run_dir, tmp_path, storage, size, rtol
 
 
 def test_the_published_pickle_comes_back_bit_by_bit(run_dir, tmp_path):
-    export(run_dir, tmp_path / "step_6.pkl", "raw")
+    export(run_dir, tmp_path / "step_6.pkl")
     published = interop.load_published(tmp_path / "step_6.pkl")
     assert (published.step, published.samples_seen) == (6, 48)
     assert_same(published.params, load_run(run_dir, "raw").params)
     assert_same(load_weights(tmp_path / "step_6.pkl").params, published.params)
+    adam = load_weights(tmp_path / "step_6.pkl", with_optimizer=True).adam
+    assert adam.count == 5  # as many updates counted
+    assert_same(adam.mu, _plus_one(_plus_one(published.params)))
+    assert_same(adam.nu, _plus_one(published.params))
+    export(run_dir, tmp_path / "ema.pkl", "ema")  # which belongs to no optimizer state
+    assert interop.load_published(tmp_path / "ema.pkl").opt_state is None
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, tmp_path):

@@ -1,6 +1,9 @@
 """`echotts codec`: files in, files out, and one line for what is wrong."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +14,7 @@ import soundfile
 from echotts.cli import codec as command
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError
 from echotts.cli.codec import training
-from echotts.codec import Codec, load_codec, save_codec
+from echotts.codec import Codec, load_codec, load_encoded, save_codec
 from echotts.codec.training import PRESETS
 from tests.codec.conftest import TINY, tiny_params
 
@@ -100,6 +103,31 @@ def test_shards_of_a_folder_write_each_file_once_and_resume(weights: Path, recor
     assert {path: path.stat().st_mtime_ns for path in written[1:]} == before
     with pytest.raises(UsageError, match="--shard '3/3'"):
         call("encode", input=recordings, output=latents, codec=weights, shard="3/3")
+
+
+@pytest.mark.multiprocess
+def test_files_of_a_folder_are_encoded_on_every_device(weights: Path, recordings: Path, tmp_path: Path):
+    for name in "cde":
+        soundfile.write(recordings / f"{name}.wav", 0.1 * np.random.default_rng(0).standard_normal(900), 8000)
+    program = (
+        "import jax, sys; from echotts.cli import codec; from echotts.codec import Codec, codec as module\n"
+        "used = set(); real = module.encode_sound\n"
+        "from echotts.codec import transcode\n"
+        "def seen(codec, *rest):\n"
+        "    used.update(codec.params['encoder']['snake'].devices()); return real(codec, *rest)\n"
+        "transcode.encode_sound = seen\n"
+        "assert not codec.main(sys.argv[1:]); assert len(used) == len(jax.devices()) == 2, used"
+    )
+    argv = ["encode", str(recordings), str(tmp_path / "two"), "--codec", str(weights), "--format", "npz"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = subprocess.run([sys.executable, "-c", program, *argv], env=environment, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert call("encode", input=recordings, output=tmp_path / "one", codec=weights, format="npz") == 0
+    files = [path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.npz")]
+    assert len(files) == 5
+    for file in files:
+        one, two = (load_encoded(tmp_path / folder / file).tokens for folder in ("one", "two"))
+        np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_hyphens_and_underscores_name_the_same_flag():

@@ -114,7 +114,7 @@ WRONG_CALLS = {
     "--text= --output a.wav": "--text is empty",
     "--text one --output a.wav --steps 0": "--steps 0: at least 1",
     "--text one --output a.wav --steps many": "many",
-    "--text one --output a.wav --duration -1": "--duration -1.0 s: give the most seconds",
+    "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
     "--text one --output a.wav --seed -1": "--seed -1: it must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
 }

@@ -80,6 +80,14 @@ def test_a_file_is_encoded_as_its_channels_are_by_themselves(codec: Codec, tmp_p
     assert soundfile.info(tmp_path / "out.wav").channels == 3
 
 
+def test_compressing_in_windows_of_any_length_gives_the_same_tokens(codec: Codec, tmp_path: Path):
+    record(tmp_path / "in.wav", 2, 9001, 8000)
+    wanted = codec.compress(tmp_path / "in.wav").tokens
+    for width in (1, 64):
+        other = Codec(codec.params, codec.config, codec.codec_id, window_frames=width)
+        np.testing.assert_allclose(other.compress(tmp_path / "in.wav").tokens, wanted, atol=1e-5)
+
+
 def test_silence_stays_silent(codec: Codec, tmp_path: Path):
     soundfile.write(tmp_path / "in.wav", np.zeros(4000), 8000)
     compressed = codec.compress(tmp_path / "in.wav")
@@ -171,6 +179,10 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         np.save(path, np.array(good | {"metadata": about | changes}, dtype=object), allow_pickle=True)
         return path.read_bytes()
 
+    def packed(**arrays: Any) -> bytes:
+        np.savez_compressed(tmp_path / "made.npz", **arrays)
+        return (tmp_path / "made.npz").read_bytes()
+
     def npz(**arrays: Any) -> bytes:
         np.savez(tmp_path / "made.npz", **arrays)
         return (tmp_path / "made.npz").read_bytes()
@@ -191,6 +203,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         ("npz", npz(codes=np.array([{}], dtype=object)), "cannot be read"),
         ("npz", npz(codes=np.zeros((1, 4, 3), np.uint16), latents=np.zeros((1, 3, 8))), "both"),
         ("npz", npz(other=np.zeros(3)), "neither"),
+        ("npz", packed(codes=np.zeros((1, 4, 1 << 20), np.uint16)), "unpacks to .* more than 8 times its size"),
         ("npz", npz(latents=np.full((1, 2, 8), np.nan)), "not finite"),
         ("npz", npz(codes=np.zeros((4, 3), np.uint16)), "tokens must be"),
         ("npz", npz(codes=np.zeros((1, 4, 0), np.uint16)), "tokens must be"),

@@ -63,3 +63,9 @@ def write_tar(path: Path, members: Sequence[tuple[str, bytes]], tar_format: int 
             info.size = len(payload)
             tar.addfile(info, io.BytesIO(payload))
     return path
+
+
+def neighbours(batch_size: int, process: int, processes: int) -> range:
+    """The rows of one of several processes that each own neighbouring rows."""
+    share = batch_size // processes
+    return range(process * share, (process + 1) * share)

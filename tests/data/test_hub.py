@@ -22,9 +22,9 @@ from echotts.data.remote.cache import Cache
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import FetchedShards, LocalShards, Source, check_budget, local_shards
-from echotts.data.remote.web import Unavailable
+from echotts.data.remote.web import Unavailable, ascii_url
 from echotts.data.stream.stream import Stream, merge_states
-from tests.data.corpus import SILENCE, TOKENIZER, config, write_shards
+from tests.data.corpus import SILENCE, TOKENIZER, config, neighbours, write_shards
 from tests.data.fake_hub import REPOSITORY, Cut, FakeHub, Html, Stall, Status, Trouble
 from tests.data.test_stream import Step, assert_equal, steps, together
 
@@ -68,7 +68,8 @@ def fetched(
     dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, policy: RetryPolicy = FAST, gb: float = 1.0
 ) -> Stream:
     shards = FetchedShards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
-    return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, process, processes)
+    rows = neighbours(config().batch_size, process, processes)
+    return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, rows)
 
 
 ONE = config().buckets[-1:]  # one bucket: its schedule needs no lengths
@@ -160,7 +161,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
     streams = []
     for process in range(processes):
         shards = FetchedShards(from_pin(json.loads(json.dumps(dataset.pin))).sources, Cache(tmp_path, 10**8), FAST)
-        streams.append(Stream(shards, layout, 1, TOKENIZER, SILENCE, process, processes))
+        streams.append(Stream(shards, layout, 1, TOKENIZER, SILENCE, neighbours(16, process, processes)))
     done = [steps(stream, 6) for stream in streams]
     state = json.loads(json.dumps(merge_states(stream.state() for stream in streams)))
     for stream in streams:
@@ -351,3 +352,18 @@ def test_everything_goes_through_hf_endpoint_in_a_program_of_its_own(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.split() == [hashlib.sha256(files[2].read_bytes()).hexdigest(), "False"]
+
+
+def test_addresses_with_blanks_and_letters_beyond_ascii_are_encoded_once():
+    assert ascii_url("https://host/a b/ü-{}.tar?x=é y") == "https://host/a%20b/%C3%BC-%7B%7D.tar?x=%C3%A9%20y"
+    assert ascii_url("https://host/a%20b.tar") == "https://host/a%20b.tar"
+    assert ascii_url("http://bücher.example:8080/x") == "http://xn--bcher-kva.example:8080/x"
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host/a\nb.tar", "https:///x.tar", "https://ho\x00st/x", "https://" + "ü" * 300]
+)
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(Unavailable, match="is not an address") as caught:
+        ascii_url(url)
+    assert caught.value.gone and "\n" not in str(caught.value)

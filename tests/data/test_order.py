@@ -39,29 +39,39 @@ def test_epochs_and_seeds_have_different_permutations() -> None:
     batch=st.sampled_from([1, 2, 4, 6, 8, 12, 16, 24, 48]),
     streams=st.sampled_from([1, 2, 4, 8, 12, 16, 64]),
     step=st.integers(0, 1000),
-    processes=st.sampled_from([1, 2, 3, 4, 6, 8]),
+    processes=st.integers(1, 8),
+    owners=st.randoms(use_true_random=False),
 )
 @settings(max_examples=100, deadline=None)
-def test_processes_together_see_the_rows_that_one_sees(batch: int, streams: int, step: int, processes: int) -> None:
-    whole = Rows(batch, streams, 0, 1)
-    if whole.groups % processes:
-        with pytest.raises(ValueError, match="common divisor"):
-            Rows(batch, streams, 0, processes)
-        return
-    parts = [Rows(batch, streams, p, processes) for p in range(processes)]
-    assert [v for rows in parts for v in rows.at(step)] == list(whole.at(step))
-    assert [v for rows in parts for v in rows.own_streams] == list(range(streams))
-    assert all(set(rows.at(step)) <= set(rows.own_streams) for rows in parts)
+def test_a_row_is_the_same_whichever_process_owns_it(batch, streams, step, processes, owners) -> None:
+    whole = [stream for stream, _ in Rows(batch, streams).at(step)]
+    numbers = list(range(batch))
+    owners.shuffle(numbers)
+    for process in range(min(processes, batch)):
+        own = numbers[process::processes]
+        rows = Rows(batch, streams, own)
+        drawn = list(rows.at(step))
+        assert [stream for stream, mine in drawn if mine] == [whole[row] for row in sorted(own)]
+        assert {stream for stream, _ in drawn} <= set(rows.own_streams)
+        assert rows.shares_groups == (len(drawn) > len(own))
+
+
+@pytest.mark.parametrize(
+    ("own", "wrong"), [([], r"\[\]"), ([0, 8], r"\[0, 8\]"), ([1, 1], r"\[1, 1\]"), ([-1], r"\[-1\]")]
+)
+def test_rows_that_are_not_in_the_batch_are_refused(own, wrong) -> None:
+    with pytest.raises(ValueError, match=f"rows {wrong} are not rows of a batch of 8"):
+        Rows(8, 4, own)
 
 
 @pytest.mark.parametrize(("batch", "streams"), [(8, 4), (4, 4), (4, 16), (6, 4), (48, 64), (3, 2)])
 def test_every_stream_serves_equally_many_rows(batch: int, streams: int) -> None:
-    rows = Rows(batch, streams, 0, 1)
+    rows = Rows(batch, streams)
     steps = streams  # a whole number of turns in every group
-    served = Counter(v for step in range(steps) for v in rows.at(step))
+    served = Counter(v for step in range(steps) for v, _ in rows.at(step))
     assert served == dict.fromkeys(range(streams), batch * steps // streams)
     if batch % streams == 0:
-        assert Counter(rows.at(5)) == dict.fromkeys(range(streams), batch // streams)
+        assert Counter(v for v, _ in rows.at(5)) == dict.fromkeys(range(streams), batch // streams)
 
 
 def test_bucket_shares_follow_the_counts_with_headroom_over_any_short_span() -> None:

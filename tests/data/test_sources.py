@@ -26,7 +26,7 @@ from echotts.data.stream.length_buckets import choose_buckets
 from echotts.data.stream.order import BucketSchedule, Mixture, Order, Promotion
 from echotts.data.stream.stream import Stream
 from echotts.files import sha256_file
-from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
+from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, neighbours, sample, write_shards
 from tests.data.fake_hub import Cut, FakeHub, Status
 from tests.data.test_stream import assert_equal, steps
 
@@ -102,7 +102,8 @@ def test_streams_of_a_mixture_draw_by_weight_at_any_number_of_processes_and_resu
         rest = steps(stream, 10)
     counts = Counter(name[:4] for _, names, _ in first for name in names)
     assert counts["poor"] / counts.total() == pytest.approx(0.75, abs=0.03)
-    halves = [Stream(LocalShards(dataset.sources), config(), 1, TOKENIZER, SILENCE, half, 2) for half in range(2)]
+    rows = [neighbours(config().batch_size, half, 2) for half in range(2)]
+    halves = [Stream(LocalShards(dataset.sources), config(), 1, TOKENIZER, SILENCE, own) for own in rows]
     for half in halves:
         half.restore(state)
     for (_, names, _), *taken in zip(rest, *(steps(half, 10) for half in halves), strict=True):
@@ -357,5 +358,5 @@ def test_fewer_shards_than_streams_is_said_to_several_processes(
     settings = config(batch_size=8, streams=8, buckets=(Bucket(frames=24, tokens=64),))
     with Stream(local_shards(files), settings, 1, TOKENIZER, SILENCE):
         assert "4 shards for 8 streams" not in caplog.text
-    with Stream(local_shards(files), settings, 1, TOKENIZER, SILENCE, 0, 2):
+    with Stream(local_shards(files), settings, 1, TOKENIZER, SILENCE, range(4)):
         assert "4 shards for 8 streams: each is cut into 2 parts" in caplog.text

@@ -21,7 +21,7 @@ from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.text import SentencePieceTokenizer, Tokenizer
-from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, sample, write_shards
+from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, neighbours, sample, write_shards
 
 Step = tuple[Batch, list[str], Bucket]
 
@@ -32,7 +32,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def open_stream(files: list[Path], settings: DataConfig, seed: int = 1, process: int = 0, processes: int = 1) -> Stream:
-    return Stream(local_shards(files), settings, seed, TOKENIZER, SILENCE, process, processes)
+    rows = neighbours(settings.batch_size, process, processes)
+    return Stream(local_shards(files), settings, seed, TOKENIZER, SILENCE, rows)
 
 
 def steps(stream: Stream, count: int) -> list[Step]:
@@ -84,6 +85,22 @@ def test_the_global_batch_does_not_depend_on_the_number_of_processes(
         assert_equal(expected, together([steps(stream, 20) for stream in streams]))
         for stream in streams:
             stream.close()
+
+
+@pytest.mark.parametrize(("layout", "owned"), [((8, 4), 4), ((4, 16), 2), ((12, 2), 3)])
+def test_the_global_batch_does_not_depend_on_which_process_owns_which_rows(
+    shards: list[Path], layout: tuple[int, int], owned: int
+) -> None:
+    with open_stream(shards, config(*layout)) as alone:
+        expected = steps(alone, 12)
+    numbers = np.random.default_rng(0).permutation(layout[0]).tolist()
+    for start in range(0, layout[0], owned):
+        rows = sorted(numbers[start : start + owned])
+        with Stream(local_shards(shards), config(*layout), 1, TOKENIZER, SILENCE, rows) as stream:
+            mine = steps(stream, 12)
+        for (batch, names, bucket), (part, own_names, own_bucket) in zip(expected, mine, strict=True):
+            assert (own_names, own_bucket) == ([names[row] for row in rows], bucket)
+            jax.tree.map(lambda whole, own: np.testing.assert_array_equal(whole[rows], own), batch, part)  # noqa: B023
 
 
 def test_a_run_goes_on_with_more_or_fewer_processes(shards: list[Path]) -> None:

@@ -30,11 +30,11 @@ def finished_run(tmp_path_factory) -> Path:
 
 
 @contextmanager
-def served(library: Library, *, token: str | None = None, tunnel: bool = False) -> Iterator[int]:
+def served(library: Library, *, token: str | None = None, tunnel: bool = False, root_path: str = "") -> Iterator[int]:
     """The port of a server that answers until the block is left."""
     with listen("127.0.0.1", 0) as sock:
         port = sock.getsockname()[1]
-        server = make_server(library, called("127.0.0.1", (), tunnel, "this-machine", token, port))
+        server = make_server(library, called("127.0.0.1", (), tunnel, "this-machine", token, port, root_path))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
         thread.start()
         deadline = time.monotonic() + 30

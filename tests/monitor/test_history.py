@@ -186,12 +186,12 @@ def test_downsampling_keeps_first_least_greatest_and_last(values, points):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(-100, 100) | st.just(float("nan")), max_size=700), st.sampled_from([0.01, 0.5, 0.9, 0.999]))
-def test_the_smooth_line_is_the_exponential_average(values, weight):
-    expected, average = [], None
+def test_the_smooth_line_is_the_debiased_exponential_average(values, weight):
+    expected, average, count = [], 0.0, 0
     for value in values:
         if not np.isnan(value):
-            average = value if average is None else weight * average + (1 - weight) * value
-        expected.append(np.nan if np.isnan(value) else average)
+            average, count = weight * average + (1 - weight) * value, count + 1
+        expected.append(np.nan if np.isnan(value) else average / (1 - weight**count))
     np.testing.assert_allclose(smoothed(np.array(values), weight), expected, rtol=1e-9, atol=1e-9)
 
 

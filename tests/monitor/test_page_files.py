@@ -37,7 +37,7 @@ def test_the_page_holds_no_script_or_style_and_asks_no_other_server() -> None:
         address for path in OURS for address in re.findall(r"(?:https?:)?//[\w.-]+\.\w+[^\s\"']*", path.read_text())
     ]
     assert addresses == ["http://www.w3.org/2000/svg"]
-    assert set(re.findall(r'(?:src|href)="/static/([^"]+)"', page)) <= {path.name for path in STATIC.iterdir()}
+    assert set(re.findall(r'(?:src|href)="static/([^"]+)"', page)) <= {path.name for path in STATIC.iterdir()}
 
 
 def test_modules_import_only_what_is_there() -> None:

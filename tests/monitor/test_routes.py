@@ -49,7 +49,7 @@ def test_every_answer_of_the_contract(open_port):
     assert ask(open_port, "/api/alerts") == {"alerts": []}
     item = ask(open_port, f"{base}/samples")["samples"][0]["items"][0]
     assert (item["text"], item["heard"], item["seconds"]) == ("seven three one nine", "", 1.0)
-    assert get(open_port, item["picture"])[2].startswith(b"\x89PNG")
+    assert get(open_port, f"/{item['picture']}")[2].startswith(b"\x89PNG")
     assert get(open_port, f"{base}/audio/{item['reference_id']}")[2].startswith(b"RIFF")
 
 
@@ -86,8 +86,7 @@ def test_large_answers_are_compressed_for_those_who_can_read_them(open_port):
         ("bytes=-10", 206, slice(-10, None)),
         ("bytes=100-99999999", 206, slice(100, None)),
         ("bytes=99999999-", 416, None),
-        ("bytes=0-1,5-6", 200, slice(None)),
-        ("bytes=nonsense", 200, slice(None)),
+        ("bytes=nonsense", 400, None),
     ],
 )
 def test_audio_in_ranges(open_port, asked, status, got):
@@ -96,7 +95,8 @@ def test_audio_in_ranges(open_port, asked, status, got):
     whole = get(open_port, f"/api/runs/{run}/audio/{item}")[2]
     code, headers, body = get(open_port, f"/api/runs/{run}/audio/{item}", Range=asked)
     assert code == status
-    assert body == (b"" if got is None else whole[got])
+    if got is not None:
+        assert body == whole[got]
     if status == 206:
         first, _, rest = headers["Content-Range"].removeprefix("bytes ").partition("-")
         assert whole[int(first) :].startswith(body) and rest == f"{int(first) + len(body) - 1}/{len(whole)}"

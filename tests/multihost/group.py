@@ -16,7 +16,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,8 @@ class Group:
     """`count` processes of one run with `devices` each; none outlives the `with`.
 
     `folder` gets a log of each, and of each a list of what it trained on (`trained`). `each` holds further flags of
-    single ones; of `homes` each has one of its own; `poisons` holds factors of `poisoned`.
+    single ones; of `homes` each has one of its own; `poisons` holds factors of `poisoned`. `order` permutes the devices
+    of the mesh, as a TPU slice does, and makes each step's loss by row part of what is listed (`row_losses`).
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Group:
         environment: Mapping[str, str] | None = None,
         spoken: bool = False,
         poisons: Mapping[int, dict[int, float]] | None = None,
+        order: Sequence[int] | None = None,
     ):
         folder.mkdir(exist_ok=True)
         with socket.socket() as free:
@@ -68,6 +70,7 @@ class Group:
                     "environment": dict(environment or {}) | ({"HOME": str(folder / f"home{index}")} if homes else {}),
                     "spoken": spoken,
                     "factors": (poisons or {}).get(index, {}),
+                    "order": order,
                 },
             )
             process.start()
@@ -105,14 +108,24 @@ class Group:
 
     def trained(self) -> list[dict[int, list[str]]]:
         """Of each process, the hashes of the rows it gave to each step."""
-        texts = [path.read_text() if path.exists() else "" for path in self._lists]
-        return [dict(map(json.loads, text[: text.rfind("\n") + 1].splitlines())) for text in texts]
+        return [{step: list(rows.values()) for step, rows, _ in lines} for lines in self._listed()]
 
     def batches(self) -> dict[int, list[str]]:
         """The rows of the global batch of each step that all processes launched."""
-        each = self.trained()
-        common = sorted(set.intersection(*map(set, each)))
-        return {step: [row for steps in each for row in steps[step]] for step in common}
+        each = [{step: rows for step, rows, _ in lines} for lines in self._listed()]
+        together = {}
+        for step in sorted(set.intersection(*map(set, each))):
+            rows = {row: name for mine in each for row, name in mine[step].items()}
+            together[step] = [rows[row] for row in sorted(rows, key=int)]
+        return together
+
+    def row_losses(self) -> dict[int, list[float]]:
+        """The loss of each row of the global batch at each step, as process 0 has it."""
+        return {step: row_loss for step, _, row_loss in self._listed()[0]}
+
+    def _listed(self) -> list[list[tuple[int, dict[str, str], list[float]]]]:
+        texts = [path.read_text() if path.exists() else "" for path in self._lists]
+        return [[json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()] for text in texts]
 
     def _wait(self, condition: Any, timeout_s: float) -> None:
         end = time.monotonic() + timeout_s
@@ -146,12 +159,14 @@ def saved_steps(run_dir: Path) -> list[int]:
     return sorted(int(name[5:]) for name in names if re.fullmatch(r"step_\d+", name))
 
 
-def record(path: Path, launched: Any) -> Any:
-    """Reporter.launched, which also writes the step and a hash of each row of this process's part of the batch."""
+def record(path: Path, launched: Any, losses_too: bool = False) -> Any:
+    """Reporter.launched, which also writes the step, a hash of each of this process's rows, and the losses of all."""
 
     def and_write(reporter: Any, step: int, samples_seen: int, fed: Any, numbers: Any) -> None:
+        rows = dict(zip(fed.rows, hashes(fed.batch), strict=True))
+        row_loss = numbers["row_loss"].addressable_data(0).tolist() if losses_too else []
         with path.open("a") as file:
-            file.write(json.dumps([step, hashes(fed.batch)]) + "\n")
+            file.write(json.dumps([step, rows, row_loss]) + "\n")
         launched(reporter, step, samples_seen, fed, numbers)
 
     return and_write
@@ -184,6 +199,19 @@ def poisoned(next_batch: Any, factors: Mapping[int, float]) -> Any:
     return and_poison
 
 
+def permuted(make_mesh: Any, order: Sequence[int]) -> Any:
+    """make_mesh, whose mesh has its devices in this order."""
+
+    def and_permute(**ways: Any) -> Any:
+        from jax.sharding import Mesh
+
+        mesh = make_mesh(**ways)
+        devices = mesh.devices.reshape(-1)[list(order)].reshape(mesh.devices.shape)
+        return Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+    return and_permute
+
+
 class _Said:
     def save(self, path: Path) -> None:
         path.write_text("said")
@@ -207,6 +235,7 @@ def _run(
     environment: dict[str, str],
     spoken: bool,
     factors: dict[int, float],
+    order: Sequence[int] | None,
 ) -> None:
     """What a process does: the program, as if it had been called with these flags. It does not outlive the tests."""
     tests = multiprocessing.parent_process()
@@ -222,6 +251,7 @@ def _run(
 
     from echotts.data.stream.stream import Stream
     from echotts.evaluation import samples
+    from echotts.training import mesh as meshes
     from echotts.training.report import Reporter
 
     for name, value in options.items():
@@ -229,7 +259,9 @@ def _run(
     if spoken:
         samples.make_speaker = lambda config: _speak
     Stream.next = poisoned(Stream.next, factors)
-    Reporter.launched = record(trained, Reporter.launched)
+    Reporter.launched = record(trained, Reporter.launched, losses_too=order is not None)
+    if order is not None:
+        meshes.make_mesh = permuted(meshes.make_mesh, order)
     sys.argv = ["train_pretrain.py", *flags]
     try:
         runpy.run_path("train_pretrain.py", run_name="__main__")

@@ -102,7 +102,8 @@ def alone(folder, shards, steps, monkeypatch):
         run={"run_dir": str(folder), "seed": 3, "save_every_steps": 0},
     )
     train(config, stop=StopAfter(steps))
-    return dict(map(json.loads, (folder / "trained.jsonl").read_text().splitlines())), losses(folder)
+    lines = map(json.loads, (folder / "trained.jsonl").read_text().splitlines())
+    return {step: list(rows.values()) for step, rows, _ in lines}, losses(folder)
 
 
 def stopped_at(run_dir, event="stopped"):
@@ -151,15 +152,19 @@ def test_two_processes_train_as_one_whatever_ends_them(tmp_path, flags, shards, 
 
     speech = ["--run.sentences=ab", "--run.sample_references=heldout", "--run.sample_every=1"]
     measured = [f"--heldout={shards}", "--run.eval_every=1", "--run.eval_batches=1"]
-    with pair("third", *speech, *measured, spoken=True) as third:
-        third.until_step(whole + 2)
+    by_the_clock = ["--run.save_every_minutes=0.002", "--run.save_every_steps=0"]
+    with pair("third", *speech, *measured, *by_the_clock, spoken=True) as third:
+        third.until_step(whole + 8)
         third.send(0, signal.SIGTERM)
         assert third.codes() == [75, 75], third.said()
     assert third.said().count(f"resuming after step {whole}, ") == 2
     last = saved_steps(run_dir)[-1]
-    assert (run_dir / "samples" / f"step_{last:08d}" / "00_ab.wav").read_text() == "said"
-    assert (run_dir / "samples" / f"step_{last:08d}" / "reference_00.wav").read_text() == "said"
-    assert f"step {last}: held-out loss" in third.logs[1].read_text()
+    saves = [(line["process"], line["step"]) for line in metric_lines(run_dir) if "checkpoint/save_s" in line]
+    one, other = ([step for process, step in saves if process == index and step > whole] for index in (0, 1))
+    assert one == other and len(one) > 1 and one[-1] == last  # process 0's clock decides
+    spoken = run_dir / "samples" / f"step_{last - 1:08d}"  # after the last step they save and leave at once
+    assert (spoken / "00_ab.wav").read_text() == (spoken / "reference_00.wav").read_text() == "said"
+    assert f"step {last - 1}: held-out loss" in third.logs[1].read_text()
 
     batches, expected = alone(tmp_path / "alone", shards, last, monkeypatch)
     parts = [group.batches() for group in (first, second, third)]

@@ -145,7 +145,7 @@ def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
         say(tts, duration=20.0)
     assert caplog.messages == ["duration 20.00 s: the model makes at most 1.28 s at once"]
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="give the most seconds of speech"):
+        with pytest.raises(ValueError, match="give the maximum duration in seconds"):
             say(tts, duration=wrong)
 
 

@@ -106,7 +106,7 @@ def test_settings_that_make_no_sense_are_refused(keys, said):
 
 
 def test_a_bad_step_is_described_with_its_worst_rows_first():
-    said = describe(7, math.nan, 1.5, np.array([0.1, np.nan, 9.0]), ["a", "b", "c"])
+    said = describe(7, math.nan, 1.5, np.array([0.1, 7, np.nan, 9.0]), ["a", "b", "c"], [0, 2, 3])
     assert said == (
         "step 7: loss nan, gradient norm 1.5; rows that are not finite: b; batch keys, the worst first: b, c, a"
     )
@@ -243,7 +243,7 @@ class NoFeed(Feed):
 def test_a_step_whose_weights_are_not_finite_ends_the_run_before_anything_is_saved(tmp_path):
     step = TrainStep(SimpleNamespace(_cache_size=lambda: 1))
     guard, watch = Guard(TINY.run), HangWatch(0.0, 1.0)
-    fed = Fed(random_batch(), ["a"], TINY.data.buckets[0], {}, 1)
+    fed = Fed(random_batch(), ["a"], [0], TINY.data.buckets[0], {}, 1)
     numbers: dict[str, Any] = dict.fromkeys((*LINE, "error", "good", "finite"), jnp.float32(1))
     numbers["param_norm"] = jnp.float32(np.inf)
     with MetricsWriter(tmp_path) as writer, Progress(steps=6) as progress:

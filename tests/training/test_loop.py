@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 import os
 import re
 import signal
@@ -11,20 +12,22 @@ import jax
 import numpy as np
 import pytest
 
+from echotts.checkpoint import interop
 from echotts.checkpoint.agreement import ConfigDiffersError
-from echotts.checkpoint.contents import step_folders
-from echotts.checkpoint.export import load_run
+from echotts.checkpoint.contents import read_meta, step_folders
+from echotts.checkpoint.export import export, load_run
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
+from echotts.rundir.claim import RunInUseError, claimed
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
-from echotts.training import feed, report
+from echotts.training import feed, report, start
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
-from echotts.training.loop import train
+from echotts.training.loop import Result, train
 from echotts.training.start import check_facts
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
@@ -99,6 +102,38 @@ def test_a_finished_run_that_is_started_again_does_nothing(config):
     shorter = with_sections(config, optim={"steps": config.optim.steps - 1})
     assert train(shorter) == before  # which is finished: a launcher would start it again for ever
     assert before.finished
+
+
+def test_a_run_that_is_past_its_steps_says_so_and_stays_as_it_is(config, tmp_path, caplog):
+    before = train(config)
+    with caplog.at_level(logging.WARNING, logger="echotts"):
+        assert train(with_sections(config, optim={"steps": 4})) == before
+    assert f"{tmp_path / 'run'} is at step 6 already and --steps is 4: nothing is trained" in caplog.text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["steps"] == 6
+    assert events(tmp_path / "run")[-1] == (6, "finished")
+
+
+def test_a_second_training_in_the_same_run_directory_is_refused(config, tmp_path):
+    with (
+        claimed(tmp_path / "run"),
+        pytest.raises(RunInUseError, match=f"another training .* process {os.getpid()}, since"),
+    ):
+        train(config)
+    assert not (tmp_path / "run" / CHECKPOINTS).exists()
+
+
+def test_a_run_that_is_asked_to_leave_saves_and_leaves_out_what_was_due(config, tmp_path, shards):
+    spoken = []
+
+    def speak(weights, text, seed, voice):
+        spoken.append(weights.metadata["step"])
+        return Spoken(Sound())
+
+    run = {"eval_every": 1, "sample_every": 1, "sentences": ("a",), "save_every_steps": 0}
+    config = with_sections(config, data={"heldout": str(shards)}, run=run)
+    assert train(config, speak=speak, stop=StopAfter(2)).step == 2
+    assert spoken == list(lines(tmp_path / "run", "heldout/loss")) == [1]
+    assert load_run(tmp_path / "run").metadata["step"] == 2
 
 
 def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
@@ -197,7 +232,7 @@ def test_without_skips_a_loss_that_is_not_finite_stops_the_run_and_names_the_sam
             batch = dataclasses.replace(batch, latent=np.where(np.arange(8)[:, None, None] == 2, np.nan, batch.latent))
         return real_place(batch, mesh)
 
-    real_place = feed.place
+    real_place = feed.to_devices
     monkeypatch.setattr(feed, "to_devices", poisoned)
     with pytest.raises(NonFiniteError, match=r"step 4: loss nan") as caught:
         train(with_sections(config, run={"save_every_steps": 1, "skips": 0}))
@@ -233,6 +268,45 @@ def test_fine_tuning_begins_with_the_given_weights_and_counts_from_zero(config, 
     assert (result.step, result.samples_seen) == (1, 8)
     # the first step has learning rate 0: the weights are still those it began with
     assert_same_weights(load_run(tmp_path / "tuned", "raw"), load_run(tmp_path / "run", "ema"))
+
+
+def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stopped(config, uninterrupted, tmp_path):
+    train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
+    pickled = tmp_path / "step_3.pkl"
+    export(tmp_path / "first", pickled)
+    run = {"init_from": str(pickled), "resume_optimizer": True}
+    again = with_sections(in_folder(config, tmp_path / "again"), run=run)
+    assert train(again) == Result(step=6, samples_seen=48, finished=True)
+    for folder in (uninterrupted, tmp_path / "again"):
+        export(folder, folder / "last.pkl")
+    one, other = (interop.load_published(folder / "last.pkl") for folder in (uninterrupted, tmp_path / "again"))
+    assert (one.step, one.samples_seen) == (other.step, other.samples_seen) == (6, 48)
+    jax.tree.map(np.testing.assert_array_equal, (one.params, one.opt_state), (other.params, other.opt_state))
+    for name in ("loss/train", "data/audio_hours", "optim/learning_rate"):
+        expected = lines(uninterrupted, name)
+        assert lines(tmp_path / "again", name) == {step: expected[step] for step in (4, 5, 6)}
+    newest = [step_folders(folder / CHECKPOINTS)[0] for folder in (uninterrupted, tmp_path / "again")]
+    assert read_meta(newest[0]).stream == read_meta(newest[1]).stream
+
+
+def test_a_pickle_of_more_samples_than_are_read_again_begins_the_data_anew(config, tmp_path, caplog, monkeypatch):
+    train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
+    export(tmp_path / "first", tmp_path / "step_3.pkl")
+    monkeypatch.setattr(start, "REPLAYED_SAMPLES", 23)
+    run = {"init_from": str(tmp_path / "step_3.pkl"), "resume_optimizer": True}
+    with caplog.at_level(logging.WARNING, logger="echotts"):
+        assert train(with_sections(config, run=run), stop=StopAfter(1)).samples_seen == 32
+    assert "24 samples were seen before" in caplog.text
+    assert read_meta(step_folders(tmp_path / "run" / CHECKPOINTS)[0]).stream["step"] == 1
+
+
+def test_a_pickle_without_optimizer_state_cannot_be_gone_on_from(config, uninterrupted, tmp_path):
+    export(uninterrupted, tmp_path / "ema.pkl", "ema")
+    run = {"init_from": str(tmp_path / "ema.pkl"), "resume_optimizer": True}
+    with pytest.raises(ValueError, match=r"ema\.pkl: no optimizer state in it: start from its weights alone"):
+        train(with_sections(config, run=run))
+    with pytest.raises(ValueError, match=r"init_from model\.safetensors must be a \.pkl"):
+        with_sections(config, run=run | {"init_from": "model.safetensors"})
 
 
 def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):

@@ -4,18 +4,23 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.experimental import topologies
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from echotts import config as configs
 from echotts.model.parameters import expected_shapes, flatten
 from echotts.training import mesh as meshes
+from echotts.training.plan import abstract_batch
 from echotts.training.state import abstract_state
-from tests.tiny_training import TINY
+from echotts.training.step import make_train_step
+from echotts.training.topology import compiler_devices, parse_topology
+from tests.tiny_training import TINY, with_sections
 
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
@@ -102,10 +107,57 @@ def test_rows_that_cannot_be_dealt_to_the_devices_are_refused():
         meshes.check_batch(6, abstract_mesh(2, 4, 1))
 
 
+@dataclass(frozen=True)
+class FakeDevice:
+    """What of a device a mesh looks at."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    device_kind: str = "cpu"
+    platform: str = "cpu"
+
+
+def fake_device(number: int, *, hosts: int = 1, slices: int = 1, of: int = 8) -> FakeDevice:
+    """One of `of` devices that lie in slices, and in hosts of equal size, one behind the other."""
+    return FakeDevice(number, number * hosts // of, number * slices // of)
+
+
+def test_copies_of_the_model_do_not_reach_over_slices():
+    devices = [fake_device(number, slices=2) for number in (5, 2, 0, 7, 4, 1, 3, 6)]
+    cut = meshes.make_mesh(data=4, tensor=1, devices=devices).devices
+    assert [sorted({device.slice_index for device in copy.flat}) for copy in cut] == [[0], [0], [1], [1]]
+    with pytest.raises(ValueError, match=r"2 slices, run\.data_ways 1: .*set --run\.data_ways to 2 or a multiple"):
+        meshes.make_mesh(devices=devices)
+
+
+def fake_mesh(data: int, fsdp: int, tensor: int, hosts: int) -> Mesh:
+    devices = [fake_device(number, hosts=hosts, of=data * fsdp * tensor) for number in range(data * fsdp * tensor)]
+    return Mesh(np.array(devices).reshape(data, fsdp, tensor), meshes.MESH_AXES)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "said"),
+    [
+        (fake_mesh(1, 16, 1, 2), "8 rows at a time cannot be dealt evenly to 16 devices"),
+        (fake_mesh(1, 2, 4, 1), r"model\.heads 2 cannot be cut in 4 equal parts: change --run\.tensor_ways"),
+        (fake_mesh(1, 4, 2, 8), r"tensor_ways 2: the devices that share heads would lie on several hosts of 1 devices"),
+        (abstract_mesh(1, 4, 2), "tensor_ways 2: "),
+    ],
+)
+def test_a_layout_that_cannot_work_is_refused_before_anything_is_traced(mesh, said):
+    with pytest.raises(ValueError, match=said):
+        meshes.check_layout(TINY, mesh, 1)
+    meshes.check_layout(TINY, fake_mesh(2, 2, 2, 4), 2)
+    meshes.check_layout(TINY, abstract_mesh(2, 2, 2), 2)
+
+
 EIGHT = """
 import json, sys
 import jax
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from echotts.checkpoint.digests import array_digests
 from echotts.training import mesh as meshes
 from echotts.training.feed import to_devices
 from echotts.training.state import initial_state
@@ -123,7 +175,12 @@ def losses(mesh):
     return found, [len(pieces), float(np.abs(np.asarray(kernel)).sum())]
 
 assert jax.device_count() == 8
-meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), meshes.make_mesh(data=2, tensor=2)]
+eight = meshes.make_mesh(data=2, tensor=2)
+array = np.random.default_rng(0).normal(size=(4, 6, 8)).astype(np.float32)
+specs = [P(), P("fsdp"), P(("data", "fsdp"), None, "tensor"), P(None, "tensor")]
+cut = [jax.device_put(array, NamedSharding(eight, spec)) for spec in specs]
+assert len({array_digests(piece)[""] for piece in [*cut, array]}) == 1
+meshes_under_test = [meshes.make_mesh(devices=jax.devices()[:1]), eight]
 print(json.dumps([losses(mesh) for mesh in meshes_under_test]))
 """
 
@@ -141,3 +198,19 @@ def test_one_device_and_eight_give_the_same_losses(compile_once):
     assert (pieces, cut_pieces) == (1, 4)  # fsdp 2 x tensor 2, in two copies
     np.testing.assert_allclose(eight, one, rtol=2e-5)
     np.testing.assert_allclose(cut_total, total, rtol=1e-6)
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("name", ["v5e-32", "v4-32"])
+def test_two_slices_hold_a_copy_each_and_the_step_compiles_for_them(name):
+    slice_ = parse_topology(name)
+    compiler_devices(slice_)  # which prepares the environment
+    options = dict(slice_.compiler_options)
+    two = topologies.get_topology_desc(slice_.compiler_name, platform="tpu", num_slices=2, **options).devices
+    assert len(two) == 2 * slice_.chips
+    config = with_sections(TINY, data={"batch_size": len(two), "streams": len(two)})
+    mesh = meshes.make_mesh(data=2, devices=two)
+    assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
+    batch = abstract_batch(config, config.data.buckets[0])
+    limit = jax.ShapeDtypeStruct((), np.float32)
+    make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), batch, limit).compile()

@@ -12,12 +12,15 @@ import pytest
 
 from echotts.cli import plan as command
 from echotts.cli.app import UsageError
-from echotts.config import Bucket, demo, echo_1b3
+from echotts.config import Bucket, EncoderConfig, demo, echo_1b3
 from echotts.training import plan, topology
 from echotts.training.plan import GIB, Memory, cheapest_remat, largest_that_fits, make_plan, search
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
 from echotts.training.topology import NoCompilerError, parse_topology
+from tests.tiny_training import with_sections
+
+HEADS = EncoderConfig(width=64, depth=1, heads=8, mlp_width=64)
 
 
 @pytest.mark.parametrize(
@@ -60,10 +63,21 @@ def test_without_the_compiler_the_formulas_answer():
     assert bucket.megabytes_per_s_host == pytest.approx(35, abs=1)
 
 
-def test_a_batch_that_the_chips_cannot_share_is_refused():
-    config = dataclasses.replace(demo(), data=dataclasses.replace(demo().data, batch_size=48))
-    with pytest.raises(ValueError, match="batch_size 48 cannot be dealt evenly to the 32 chips of v4-64"):
-        make_plan(config, parse_topology("v4-64"), None)
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"data": {"batch_size": 48}}, "48 rows at a time cannot be dealt evenly to 32 devices"),
+        ({"run": {"tensor_ways": 3}}, "32 devices cannot be cut in data 1 x tensor 3 equal parts"),
+        ({"run": {"tensor_ways": 4}}, r"model\.text\.heads 2 cannot be cut in 4 equal parts"),
+        (
+            {"model": {"text": HEADS, "speaker": HEADS, "heads": 8, "width": 64}, "run": {"tensor_ways": 8}},
+            "tensor_ways 8: ",
+        ),
+    ],
+)
+def test_what_the_chips_cannot_share_is_refused_before_anything_is_traced(sections, said):
+    with pytest.raises(ValueError, match=said):
+        make_plan(with_sections(demo(), **sections), parse_topology("v4-64"), None)
 
 
 class OutOfMemory:

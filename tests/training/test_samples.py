@@ -8,6 +8,7 @@ import numpy as np
 
 from echotts.checkpoint.export import Weights
 from echotts.evaluation.ear import Heard
+from echotts.latents import UNSCALED
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
 from echotts.rundir.metrics import METRICS
@@ -69,7 +70,7 @@ def test_voices_are_recordings_or_those_of_the_heldout_samples():
     heldout = Heldout.__new__(Heldout)
     batch = random_batch()
     mute = dataclasses.replace(batch, speaker_mask=np.zeros_like(batch.speaker_mask))
-    heldout._batches = [mute, batch]
+    heldout._batches, heldout._scale = [mute, batch], UNSCALED
     files = with_sections(TINY, run={"sample_references": ("~/x.wav", "y.wav"), "sentences": ("a",)})
     assert choose_voices(files.run, None) == [Path.home() / "x.wav", Path("y.wav")]
     run = with_sections(TINY, data={"heldout": "h"}, run={"sentences": ("a", "b")})

@@ -42,6 +42,7 @@ from echotts.config import RunConfig
 from echotts.files import atomic_write
 from echotts.multihost import runtime
 from echotts.multihost.runtime import StopSignal
+from echotts.rundir.claim import claimed
 from echotts.rundir.layout import CONFIG, SAMPLES, SENTENCES, step_name, writing
 from echotts.rundir.location import RunDir, check_run_dir, open_run_dir, write_whole
 from echotts.rundir.metrics import MetricsWriter
@@ -272,6 +273,8 @@ def _open_run(
     stack.callback(crops.close)
     stack.callback(heldout.close)
     run_dir = stack.enter_context(open_run_dir(training.run.run_dir))
+    if runtime.is_primary():
+        stack.enter_context(claimed(run_dir.local))
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run))
     state = _placed(initial_state(training, start), placement)

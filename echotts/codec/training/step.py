@@ -19,6 +19,7 @@ from echotts.codec.training import losses
 from echotts.codec.training.config import CodecOptim, CodecTraining
 from echotts.codec.training.discriminators import discriminate, init_discriminators
 from echotts.codec.training.weight_norm import fold, unfold
+from echotts.seeds import random_key
 
 Metrics = dict[str, Array]
 
@@ -51,7 +52,7 @@ def make_step(training: CodecTraining, *, judged: bool) -> Step:
     weights_of = training.loss
 
     def step(state: CodecState, audio: Float[Array, "b n"], limit: Float[Any, ""]) -> tuple[CodecState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(training.run.seed), state.step)
+        key = jax.random.fold_in(random_key(training.run.seed), state.step)
         params, opt_state = dict(state.params), dict(state.opt_state)
         rate = learning_rate(training.optim, state.step, training.steps)
         metrics: Metrics = {}
@@ -148,7 +149,7 @@ def round_trip(
 
 def initial_state(training: CodecTraining, start: Params | None = None) -> CodecState:
     """The state before the first step: `start` (folded, not changed) or a random codec, and random discriminators."""
-    codec_key, judge_key = jax.random.split(jax.random.key(training.run.seed))
+    codec_key, judge_key = jax.random.split(random_key(training.run.seed))
     folded = init_params(training.codec, codec_key) if start is None else start
     own = {name: part for name, part in folded.items() if name != WATERMARK}
     params = {"codec": unfold(jax.tree.map(jnp.array, own))}  # copies: steps donate their state

@@ -13,16 +13,18 @@ from collections.abc import Mapping
 from email.message import Message
 from types import TracebackType
 from typing import Protocol, runtime_checkable
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from echotts import __version__
 
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # a connection that failed, in whatever words
 GONE = (404, 410)
+SAFE = "%/:=&?~#+!$,;'@()*[]"  # in paths and queries, which may be percent-encoded already
+MAX_DIGITS = 18
 
 
 class Unavailable(OSError):
-    """A file could not be had. `gone` where asking again is of no use; `wait_s` is what the server asks for."""
+    """A file is unavailable. `gone` where a retry is pointless; `wait_s` is what the server asks for."""
 
     def __init__(self, reason: str, gone: bool = False, wait_s: float = 0.0, status: int | None = None) -> None:
         super().__init__(reason)
@@ -60,7 +62,7 @@ class WebBody:
         end: int | None = None,
         version: str | None = None,
     ) -> None:
-        request = urllib.request.Request(url, headers={"Accept-Encoding": "identity", **headers})
+        request = urllib.request.Request(ascii_url(url), headers={"Accept-Encoding": "identity", **headers})
         request.add_header("User-Agent", f"echotts/{__version__}")
         if start or end is not None:
             request.add_header("Range", f"bytes={start}-" + ("" if end is None else str(end - 1)))
@@ -74,14 +76,14 @@ class WebBody:
         answer = self._response
         self.start = 0
         length = answer.headers.get("Content-Length", "")
-        self.total = int(length) if length.isdigit() else None
+        self.total = _size(length)
         if answer.status == 206:
             place = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
             if place is None:
                 self.close()
                 raise Unavailable(f"{url}: 206 without a Content-Range")
-            self.start = int(place[1])
-            self.total = int(place[2]) if place[2].isdigit() else None
+            self.start = _size(place[1]) or 0
+            self.total = _size(place[2])
         tag = answer.headers.get("ETag", "")
         self.version = tag if tag and not tag.startswith("W/") else None
 
@@ -98,6 +100,26 @@ class WebBody:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def ascii_url(url: str) -> str:
+    """The address as HTTP takes it: blanks and letters beyond ASCII are percent-encoded, hosts written in IDNA.
+
+    Raises Unavailable, for good, where it is none: control characters, no host.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.netloc.encode("idna").decode("ascii")
+    except (ValueError, UnicodeError):
+        host = ""
+    if not host or any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
+        raise Unavailable(f"{url!r}: is not an address that can be asked for", gone=True)
+    return parts._replace(netloc=host, path=quote(parts.path, SAFE), query=quote(parts.query, SAFE)).geturl()
+
+
+def _size(digits: str) -> int | None:
+    """A number of bytes in a header; None where it is none that a file could have."""
+    return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else None
 
 
 def asked_wait_s(headers: Message, now: float | None = None) -> float:

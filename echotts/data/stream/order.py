@@ -8,8 +8,8 @@ takes its samples from them in turns that follow the weights.
 
 A batch of B rows is dealt to g = gcd(B, V) groups of neighbouring streams, B/g rows a step to each; inside a group
 the streams take turns. So with B a multiple of V every stream gives B/V rows to every batch; with V a multiple of
-B every row has V/B streams that take turns step by step. A process that owns a whole number of groups owns
-neighbouring rows of every batch, and the rows do not depend on how many processes there are.
+B every row has V/B streams that take turns step by step. A row is a function of its number in the global batch, the
+seed and the step; which process owns it (training/mesh.py) changes nothing in it.
 """
 
 import hashlib
@@ -74,33 +74,41 @@ class Order:
 
 
 class Rows:
-    """Which virtual stream fills which row of the global batch, and which of them this process owns."""
+    """Which virtual stream fills which row of the global batch, and which of its rows this process owns.
 
-    def __init__(self, batch_size: int, streams: int, process_index: int, process_count: int) -> None:
+    Rows are numbered over the global batch. A process may own any of them: on a TPU slice the rows of a host are
+    seldom neighbours. Where a group's rows lie on several processes, each of them reads the whole group.
+    """
+
+    def __init__(self, batch_size: int, streams: int, own: Sequence[int] | None = None) -> None:
+        """`own` are this process's row numbers; None: all of them. ValueError for a row that is not in the batch."""
+        self.own = range(batch_size) if own is None else sorted(own)
+        if not self.own or len(set(self.own)) != len(self.own) or not 0 <= self.own[0] <= self.own[-1] < batch_size:
+            raise ValueError(f"rows {list(self.own)} are not rows of a batch of {batch_size}")
         self.groups = math.gcd(batch_size, streams)
-        if not 0 <= process_index < process_count:
-            raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
-        if self.groups % process_count:
-            raise ValueError(
-                f"batch_size {batch_size} and streams {streams} have the common divisor {self.groups}, "
-                f"which {process_count} processes do not share evenly: choose both as multiples of {process_count}"
-            )
         self.rows_per_group = batch_size // self.groups
         self.streams_per_group = streams // self.groups
-        first = process_index * self.groups // process_count
-        self.own_groups = range(first, first + self.groups // process_count)
+        self.own_groups = sorted({row // self.rows_per_group for row in self.own})
+        self._drawn = [
+            group * self.rows_per_group + place for group in self.own_groups for place in range(self.rows_per_group)
+        ]
 
     @property
-    def own_streams(self) -> range:
-        size = self.streams_per_group
-        return range(self.own_groups.start * size, self.own_groups.stop * size)
+    def shares_groups(self) -> bool:
+        """Whether other processes read some of the same streams."""
+        return len(self.own) < len(self._drawn)
 
-    def at(self, step: int) -> Iterator[int]:
-        """The virtual streams that fill this process's rows at a step, in row order."""
-        turn = step * self.rows_per_group
-        for group in self.own_groups:
-            for row in range(turn, turn + self.rows_per_group):
-                yield group * self.streams_per_group + row % self.streams_per_group
+    @property
+    def own_streams(self) -> list[int]:
+        size = self.streams_per_group
+        return [stream for group in self.own_groups for stream in range(group * size, (group + 1) * size)]
+
+    def at(self, step: int) -> Iterator[tuple[int, bool]]:
+        """(virtual stream, whether the row is this process's) for each row to draw at a step, in row order."""
+        turn, own = step * self.rows_per_group, set(self.own)
+        for row in self._drawn:
+            group, place = divmod(row, self.rows_per_group)
+            yield group * self.streams_per_group + (turn + place) % self.streams_per_group, row in own
 
 
 class Mixture:

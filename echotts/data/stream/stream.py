@@ -48,7 +48,7 @@ MIN_POOL_SAMPLES = 16
 class Stream:
     """Batches without end; `next()` gives the batch, its samples' names in row order, and its bucket.
 
-    A process sees its own rows, batch_size / process_count of them; all processes together see the global batch.
+    A process sees its own rows of the global batch; what a row holds does not depend on which process owns it.
     Loading runs ahead in a background thread; `state()` is always that of the last batch handed out.
     """
 
@@ -59,19 +59,19 @@ class Stream:
         seed: int,
         tokenizer: Tokenizer,
         silence: Float[np.ndarray, "k c"],
-        process_index: int = 0,
-        process_count: int = 1,
+        own_rows: Sequence[int] | None = None,
         scale: LatentScale = UNSCALED,
     ) -> None:
         """`shards` are the same, in the same order, everywhere; they are closed with the stream.
 
-        Batches hold what `scale` makes of the latents and of `silence`.
+        `own_rows` are the numbers of this process's rows in the global batch; None: all of them. Batches hold what
+        `scale` makes of the latents and of `silence`.
         """
         _check_buckets(config.buckets)
         self.config = config
         self.silence = np.asarray(silence, np.float32)
         self.scale = scale
-        self.rows = Rows(config.batch_size, config.streams, process_index, process_count)
+        self.rows = Rows(config.batch_size, config.streams, own_rows)
         self.rejections = Rejections(config.max_rejected_share)
         self.shards = shards
         buckets = len(config.buckets)
@@ -90,7 +90,7 @@ class Stream:
             reference_frames=config.reference_frames,
             pool_samples=max(MIN_POOL_SAMPLES, -(-config.shuffle_samples // config.streams)),
         )
-        self._say_parts(process_count)
+        self._warn_of_shared_reads()
         self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
         counts, whole = bucket_counts(shards.sources, tokenizer, config.buckets)
         headroom = HEADROOM if whole else ESTIMATE_HEADROOM
@@ -159,7 +159,8 @@ class Stream:
 
     def _produce(self) -> tuple[Batch, list[str], Bucket, dict[str, Any]]:
         bucket = self._schedule.at(self._step)
-        samples = [self._streams[v].draw(bucket) for v in self.rows.at(self._step)]
+        drawn = [(self._streams[v].draw(bucket), own) for v, own in self.rows.at(self._step)]
+        samples = [sample for sample, own in drawn if own]
         self._step += 1
         shape = self.config.buckets[bucket]
         batch, names = collate(
@@ -190,10 +191,17 @@ class Stream:
             "buckets": [[bucket.frames, bucket.tokens] for bucket in self.config.buckets],
         }
 
-    def _say_parts(self, processes: int) -> None:
-        """Fewer shards than streams work, but every process then reads nearly all of them."""
+    def _warn_of_shared_reads(self) -> None:
+        """Fewer shards or row groups than the layout wants work, but then several processes read the same shards."""
+        several = len(self.rows.own) < self.config.batch_size
+        if self.rows.shares_groups:
+            logger.warning(
+                "batch_size %d and streams %d make %d groups of %d rows, which the processes cut: shards are read by "
+                "several of them; choose --data.streams as a multiple of the devices",
+                *(self.config.batch_size, self.config.streams, self.rows.groups, self.rows.rows_per_group),
+            )
         for source, order in zip(self.shards.sources, self._plan.orders, strict=True):
-            if order.parts > 1 and (processes > 1 or source.files[0].remote):
+            if order.parts > 1 and (several or source.files[0].remote):
                 logger.warning(
                     "%s: %d shards for %d streams: each is cut into %d parts and read by several processes; "
                     "cut the data into more shards, or lower --data.streams",

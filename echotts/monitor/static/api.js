@@ -39,5 +39,5 @@ export class Api {
 export function runPath(id, what, parameters = {}) {
   const query = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
   const text = new URLSearchParams(query.map(([key, value]) => [key, String(value)])).toString();
-  return `/api/runs/${encodeURIComponent(id)}/${what}${text ? `?${text}` : ""}`;
+  return `api/runs/${encodeURIComponent(id)}/${what}${text ? `?${text}` : ""}`;
 }

@@ -120,25 +120,27 @@ function drawNotes(run) {
 export function drawTiles(curves, hosts) {
   const value = (name, key) => last(curves.get(name), key);
   const read = (name, format) => { const found = value(name); return found ? format(found.value) : NONE; };
-  const loss = value("loss/train", "smooth") ?? value("loss/train"), raw = value("loss/train");
+  const loss = value("loss/train"), smooth = value("loss/train", "smooth");
   const heldout = value("heldout/loss");
   const step = value("time/step_p50_s") ?? value("time/step_s");
   const behind = Math.max(0, ...hosts.map((host) => host.lag_steps ?? 0));
   const machines = new Set(hosts.map((host) => host.host)).size;
   const tiles = [
-    ["Training loss", loss ? number(loss.value) : NONE, raw && loss !== raw ? `last line ${number(raw.value)}` : ""],
+    ["Training loss", loss ? number(loss.value) : NONE, smooth ? `smoothed ${number(smooth.value)}` : ""],
     ["Evaluation loss", heldout ? number(heldout.value) : NONE, heldout ? "" : "not measured yet"],
     ["Gradient norm", read("grad/norm", number), value("grad/clip_share") ? `${read("grad/clip_share", percent)} of steps clipped` : ""],
     ["Samples/s", read("throughput/samples_per_s", number), value("data/samples_seen") ? `${read("data/samples_seen", compact)} seen` : ""],
     ["Step time", step ? span(step.value) : NONE, value("time/step_p95_s") ? `p95 ${read("time/step_p95_s", span)}` : ""],
-    ["MFU", read("throughput/mfu_share", percent), value("throughput/mfu_share") ? "" : "not recorded"],
+    ["MFU", read("throughput/mfu_share", percent), "", "throughput/mfu_share"],
     ["Useful frames", read("data/frames_valid_share", percent), value("data/audio_hours") ? `${read("data/audio_hours", (hours) => number(hours < 100 ? hours : Math.round(hours)))} h of audio` : ""],
     ["Waiting for data", read("time/data_wait_share", percent), ""],
-    ["Device memory", read("device/memory_bytes", bytes), value("device/memory_bytes") ? "" : "not recorded"],
+    ["Device memory", read("device/memory_bytes", bytes), "", "device/memory_bytes"],
     ["Hosts", machines ? number(machines) : NONE, machines ? (behind ? `up to ${number(behind)} steps behind` : "at the same step") : ""],
-  ];
+  ].filter(([, , , needed]) => !needed || value(needed)); // a CPU knows neither
   const box = byId("tiles");
-  if (box.children.length !== tiles.length) {
+  const labels = tiles.map(([label]) => label).join();
+  if (box.dataset.labels !== labels) {
+    box.dataset.labels = labels;
     box.replaceChildren(...tiles.map(([label]) => el("div", {}, el("dt", { text: label }), el("dd"), el("dd", { class: "below" }))));
   }
   tiles.forEach(([, text, below], index) => {

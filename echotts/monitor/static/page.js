@@ -9,7 +9,7 @@ import { drawAlerts, drawGlance, drawTiles, Rail } from "./glance.js";
 import { Poller } from "./poll.js";
 import { last, RunSeries } from "./series.js";
 import { Speech } from "./speech.js";
-import { drawCheckpoints, drawHosts, drawMetrics, EventList } from "./tables.js";
+import { drawCheckpoints, drawHosts, drawMetrics, EventList, RunTable } from "./tables.js";
 
 const LIVE_MS = 2000, QUIET_MS = 5000, RARE_EVERY = 5; // checkpoints, speech and names are asked on each fifth tick
 const SMOOTHING = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
@@ -27,12 +27,13 @@ const charts = new Charts((zoomed) => (byId("zoom-reset").disabled = !zoomed));
 const events = new EventList(ago);
 const speech = new Speech();
 const configuration = new Configuration();
+const runTable = new RunTable();
 const rail = new Rail({ onOpen: open, onCompare: compare });
 const poller = new Poller(tick, report);
 
 /** One round of questions; returns the milliseconds until the next. */
 async function tick(signal) {
-  const [answer, alerts] = await Promise.all([api.get("/api/runs", { signal }), api.get("/api/alerts", { signal })]);
+  const [answer, alerts] = await Promise.all([api.get("api/runs", { signal }), api.get("api/alerts", { signal })]);
   if (signal.aborted) return QUIET_MS;
   takeRuns(answer);
   drawAlerts(alerts.body.alerts, (id) => find(id)?.name ?? id, ago, open);
@@ -62,13 +63,15 @@ function takeRuns({ body, fresh }) {
   colourSlots();
   const colours = new Map([...slots].map(([id, slot]) => [id, runColour(slot)]));
   rail.draw(runs, view.focus, view.over, colours);
-  const open = find(view.focus);
-  if (open) drawGlance(open, ago);
+  runTable.draw(runs, ago, open);
+  const focused = find(view.focus);
+  if (focused) drawGlance(focused, ago);
 }
 
-/** A running run before a silent one, a later one before an earlier one. */
+/** A running run before a silent one, one that did a step before one that never did, a later one before an earlier one. */
 function firstRun() {
-  return [...runs].sort((a, b) => (b.status === "running") - (a.status === "running") || (b.last_time ?? 0) - (a.last_time ?? 0))[0];
+  const rank = (run) => (run.status === "running" ? 0 : run.step === 0 ? 3 : run.status === "stale" ? 1 : 2);
+  return [...runs].sort((a, b) => rank(a) - rank(b) || (b.last_time ?? 0) - (a.last_time ?? 0))[0];
 }
 
 /** Curves and events of one shown run. True when the charts must be drawn again. */
@@ -107,7 +110,7 @@ async function readOpen(shown, rare, signal) {
     due ? ask(runPath(run.id, "checkpoints")) : null,
     due ? ask(runPath(run.id, "samples")) : null,
     due ? ask(runPath(run.id, "config")) : null,
-    due && shown.length > 1 ? ask(`/api/compare?${new URLSearchParams({ runs: ids })}`) : null,
+    due && shown.length > 1 ? ask(`api/compare?${new URLSearchParams({ runs: ids })}`) : null,
   ]);
   if (signal.aborted) return;
   const list = hosts?.body.hosts ?? [];
@@ -228,7 +231,7 @@ function exportLinks(id) {
 
 function titleOf(alerts) {
   const run = find(view.focus);
-  const loss = run && (last(recordOf(run.id).series.curves.get("loss/train"), "smooth") ?? last(recordOf(run.id).series.curves.get("loss/train")));
+  const loss = run && last(recordOf(run.id).series.curves.get("loss/train"));
   document.title = [alerts ? `${alerts} ${alerts === 1 ? "alert" : "alerts"}` : null, loss ? number(loss.value, 3) : null, run?.name, "echotts monitor"]
     .filter(Boolean).join(" · ");
 }

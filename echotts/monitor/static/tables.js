@@ -2,6 +2,7 @@
 
 import { age, blank, byId, el, put, setText, table } from "./dom.js";
 import { bytes, duration, NONE, number, percent, unitOf } from "./format.js";
+import { STATUS } from "./glance.js";
 
 const SILENT_S = 120, EVENTS_AT_ONCE = 40;
 
@@ -35,6 +36,54 @@ function eventName(name) {
 export function markOf(event) {
   const kind = EVENTS[event.event];
   return kind?.mark ? { colour: kind.mark, label: eventName(event.event) } : null;
+}
+
+/** All runs, sorted by the column whose head was pressed; a second press turns the order. */
+export class RunTable {
+  #by = "last_time"; #down = true; #redraw = () => {};
+
+  draw(runs, ago, onOpen) {
+    this.#redraw = () => this.draw(runs, ago, onOpen);
+    byId("all-runs").hidden = runs.length < 2;
+    if (runs.length < 2) return;
+    const value = (key) => (key === null || key === undefined ? NONE : number(key));
+    const columns = [
+      { title: "Run", key: "name", head: true,
+        cell: (run) => el("button", { type: "button", class: "link", text: run.name, on: { click: () => onOpen(run.id) } }) },
+      { title: "State", key: "status", cell: (run) => STATUS[run.status] ?? run.status },
+      { title: "Step", key: "step", number: true, cell: (run) => number(run.step) },
+      { title: "Progress", key: "progress", number: true, cell: (run) => (run.progress === null ? NONE : percent(run.progress)) },
+      { title: "Training loss", key: "loss", number: true, cell: (run) => value(run.loss) },
+      { title: "Evaluation loss", key: "heldout_loss", number: true, cell: (run) => value(run.heldout_loss) },
+      { title: "Samples/s", key: "samples_per_s", number: true, cell: (run) => value(run.samples_per_s) },
+      { title: "Last heard", key: "last_time", number: true, cell: (run) => (run.last_time ? age(run.last_time, ago) : NONE) },
+    ];
+    const box = byId("run-table");
+    const focused = box.contains(document.activeElement) ? document.activeElement.dataset.key : null;
+    put(box, table("All runs", columns, this.#sorted(runs)));
+    box.querySelectorAll("thead th").forEach((head, place) => this.#sortable(head, columns[place]));
+    if (focused) box.querySelector(`thead button[data-key="${focused}"]`)?.focus();
+  }
+
+  #sorted(runs) {
+    const of = (run) => run[this.#by];
+    const order = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
+    return [...runs].sort((a, b) => {
+      if (of(a) == null || of(b) == null) return (of(a) == null) - (of(b) == null); // what is not known comes last
+      return this.#down ? order(of(b), of(a)) : order(of(a), of(b));
+    });
+  }
+
+  #sortable(head, { title, key }) {
+    const chosen = key === this.#by;
+    head.setAttribute("aria-sort", chosen ? (this.#down ? "descending" : "ascending") : "none");
+    head.replaceChildren(el("button", { type: "button", class: "sort", "data-key": key, text: title,
+      on: { click: () => {
+        this.#down = chosen ? !this.#down : key !== "name" && key !== "status";
+        this.#by = key;
+        this.#redraw();
+      } } }));
+  }
 }
 
 /** The hosts, silent ones first. Rejected samples are told by cause where a host tells them so. */

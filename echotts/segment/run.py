@@ -1,0 +1,175 @@
+"""Raw recordings to clips: found, judged by sound, heard, judged by words, written.
+
+Layout: `{output}/{speaker}/{recording}_{number}.flac` and `{output}/metadata.jsonl` (audio, text, speaker, language,
+source, start_s, end_s, snr_db, confidence), which `data prepare` reads; `rejected.jsonl` has the rest with the cause.
+Both grow by whole recordings, whose names are in `done.txt`: a run that was stopped goes on with the next one.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import soundfile
+
+from echotts.audio.reading import AUDIO_SUFFIXES
+from echotts.evaluation.ear import Whisper
+from echotts.evaluation.voices import VoiceEncoder
+from echotts.files import atomic_write
+from echotts.segment.judge import Limits, fault, snr_db
+from echotts.segment.pieces import Piece, find_pieces
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
+TABLE, REJECTED, DONE = "metadata.jsonl", "rejected.jsonl", "done.txt"
+LEAST_CONFIDENCE = -0.8  # mean log probability of Whisper's tokens
+LETTERS_A_SECOND = (3.0, 30.0)
+SAME_SPEAKER = 0.75  # cosine to a cluster's mean
+
+Progress = Callable[[str, int, int, int], None]  # stage, recordings done, all, clips rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """`speakers`: one for each recording, or clusters of voices over all of a recording."""
+
+    language: str = "en"
+    speakers: Literal["file", "cluster"] = "file"
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass
+class Summary:
+    """What is in the output folder. `seconds`: of clips."""
+
+    clips: int = 0
+    seconds: float = 0.0
+    rejected: Counter[str] = field(default_factory=Counter)
+    silent: list[str] = field(default_factory=list)  # recordings in which nobody speaks
+
+
+def segment(
+    source: Path, output: Path, ear: Whisper, settings: Settings, progress: Progress = lambda *_: None
+) -> Summary:
+    """Every recording in `source`, a file or a folder, into `output`; returns what is there now.
+
+    Raises FileNotFoundError or ValueError for a source without recordings or one that cannot be read.
+    """
+    files = list_files(source)
+    output.mkdir(parents=True, exist_ok=True)
+    done = set((output / DONE).read_text().splitlines()) if (output / DONE).is_file() else set()
+    for name in (TABLE, REJECTED):
+        _keep(output / name, done)
+    encoder = VoiceEncoder()
+    for number, file in enumerate(files):
+        name = file.name if source.is_file() else file.relative_to(source).as_posix()
+        if name not in done:
+            rows, rejected = _one(file, name, output, ear, encoder, settings)
+            _append(output / TABLE, rows)
+            _append(output / REJECTED, rejected)
+            with (output / DONE).open("a") as table:
+                table.write(f"{name}\n")
+        summary = _summary(output)
+        progress(f"{summary.seconds / 60:.1f} min", number + 1, len(files), summary.rejected.total())
+    summary = _summary(output)
+    heard = {row["source"] for file in (TABLE, REJECTED) for row in _rows(output / file)}
+    summary.silent = sorted(set((output / DONE).read_text().splitlines()) - heard)
+    return summary
+
+
+def list_files(source: Path) -> list[Path]:
+    """The recordings of a source, in order of their names."""
+    if source.is_file():
+        return [source]
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source}: no such recording or folder")
+    known = (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
+    files = sorted(file for file in source.rglob("*") if file.suffix.lower() in known)
+    if not files:
+        raise ValueError(f"{source}: no recordings in it ({', '.join(known)})")
+    return files
+
+
+def _one(
+    file: Path, name: str, output: Path, ear: Whisper, encoder: VoiceEncoder, settings: Settings
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The rows of one recording: clips, which are written, and rejected pieces."""
+    rows, rejected, kept = [], [], []
+    for piece in find_pieces(file, settings.limits.max_s):
+        row: dict[str, Any] = {"source": name, "start_s": round(piece.start_s, 3), "end_s": round(piece.end_s, 3)}
+        found = fault(piece, settings.limits, encoder)
+        if found is None:
+            heard = ear.transcribe(piece.samples, piece.rate)
+            row |= {"text": heard.text, "confidence": round(heard.confidence, 3) if heard.text else None}
+            found = _unheard(heard.text, heard.confidence, heard.language, piece, settings.language)
+        if found is not None:
+            rejected.append(row | dict(zip(("cause", "detail"), found, strict=True)))
+            continue
+        row |= {"language": settings.language, "snr_db": round(snr_db(piece), 1)}
+        rows.append(row)
+        kept.append(piece)
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).with_suffix("").as_posix()).strip("-") or "recording"
+    for number, (row, piece, speaker) in enumerate(
+        zip(rows, kept, name_speakers(kept, stem, encoder, settings.speakers), strict=True)
+    ):
+        row |= {"audio": f"{speaker}/{stem}_{number:05d}.flac", "speaker": speaker}
+        with atomic_write(output / row["audio"]) as temporary:
+            soundfile.write(temporary, piece.samples, piece.rate, format="FLAC", subtype="PCM_16")
+    return rows, rejected
+
+
+def _unheard(text: str, confidence: float, spoken: str, piece: Piece, language: str) -> tuple[str, str] | None:
+    """Why what was heard is no transcript; None for a good one."""
+    pace = len(text) / (piece.end_s - piece.start_s)
+    if not re.search(r"\w", text):
+        return "no_words", "nothing was understood"
+    if spoken != language:
+        return "other_language", f"{spoken}, {language} is asked"
+    if confidence < LEAST_CONFIDENCE:
+        return "unclear", f"mean log probability {confidence:.2f}: two voices at once, mumbling or noise"
+    if not LETTERS_A_SECOND[0] <= pace <= LETTERS_A_SECOND[1]:
+        return "unclear", f"{pace:.1f} letters a second"
+    return None
+
+
+def name_speakers(pieces: Sequence[Piece], stem: str, encoder: VoiceEncoder, speakers: str) -> list[str]:
+    """The speaker of each piece: the recording's own name, with a letter for each cluster of voices if asked."""
+    if speakers == "file" or not pieces:
+        return [stem] * len(pieces)
+    sums: list[np.ndarray] = []
+    names = []
+    for voice in encoder.embed([(piece.samples, piece.rate) for piece in pieces]):
+        likeness = [float(voice @ total) / np.linalg.norm(total) for total in sums]
+        place = int(np.argmax(likeness)) if likeness and max(likeness) >= SAME_SPEAKER else len(sums)
+        if place == len(sums):
+            sums.append(np.zeros_like(voice))
+        sums[place] = sums[place] + voice
+        names.append(f"{stem}_{place + 1}")
+    return names
+
+
+def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("a") as table:
+        table.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def _keep(path: Path, done: set[str]) -> None:
+    """Only the rows of recordings that were finished: a run may have been stopped between two of its files."""
+    if not path.is_file():
+        return
+    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(line for line in lines if json.loads(line)["source"] in done))
+
+
+def _summary(output: Path) -> Summary:
+    rows = _rows(output / TABLE)
+    causes = Counter(row["cause"] for row in _rows(output / REJECTED))
+    return Summary(len(rows), sum((row["end_s"] - row["start_s"] for row in rows), 0.0), causes)

@@ -13,9 +13,9 @@ from echotts.checkpoint.interop import save_export, save_published
 from echotts.data.format.info import DatasetInfo
 from echotts.data.remote.dataset import open_dataset
 from echotts.latents import FACT, UNSCALED, LatentScale
-from echotts.training.heldout import Heldout
 from echotts.training.inputs import open_inputs
-from echotts.training.start import check_facts
+from echotts.training.run import check_facts
+from echotts.training.samples import Heldout
 from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, with_sections, write_shards
 

@@ -67,12 +67,19 @@ def test_every_sentence_is_a_piece_with_its_boundaries_within_a_fifth_of_a_secon
         assert len(piece.samples) == pytest.approx((piece.end_s - piece.start_s) * RATE, abs=1)
 
 
-def test_blocks_of_a_long_recording_give_the_pieces_of_the_whole(talk, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = talk[0] / "day" / "talk one.flac"
-    whole = [(piece.start_s, piece.end_s) for piece in find_pieces(path, 20.0)]
-    monkeypatch.setattr(pieces, "BLOCK_S", 6.0)
-    parts = [(piece.start_s, piece.end_s) for piece in find_pieces(path, 20.0)]
-    np.testing.assert_allclose(parts, whole, atol=0.1)
+def test_blocks_of_a_long_recording_give_the_pieces_of_the_whole(
+    said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pause = noise(0.7, 1e-4)  # shorter than what is carried from block to block
+    sentences = [said[text] for text in (FIRST, SECOND, FIRST, SECOND)]
+    parts = [pause, *(part for sentence in sentences for part in (sentence, pause))]
+    soundfile.write(tmp_path / "a.wav", np.concatenate(parts), RATE)
+    whole = [(piece.start_s, piece.end_s) for piece in find_pieces(tmp_path / "a.wav", 20.0)]
+    assert len(whole) == 4
+    for block_s in (4.5, 6.0, 9.0):
+        monkeypatch.setattr(pieces, "BLOCK_S", block_s)
+        parts = [(piece.start_s, piece.end_s) for piece in find_pieces(tmp_path / "a.wav", 20.0)]
+        np.testing.assert_allclose(parts, whole, atol=0.1)
 
 
 def test_good_sentences_are_written_with_their_texts_and_the_rest_is_counted_by_cause(talk, tmp_path: Path) -> None:

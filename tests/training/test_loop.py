@@ -24,11 +24,11 @@ from echotts.rundir import metrics
 from echotts.rundir.claim import RunInUseError, claimed
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
-from echotts.training import feed, report, start
+from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
-from echotts.training.start import check_facts
+from echotts.training.run import check_facts
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
@@ -292,7 +292,7 @@ def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stoppe
 def test_a_pickle_of_more_samples_than_are_read_again_begins_the_data_anew(config, tmp_path, caplog, monkeypatch):
     train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
     export(tmp_path / "first", tmp_path / "step_3.pkl")
-    monkeypatch.setattr(start, "REPLAYED_SAMPLES", 23)
+    monkeypatch.setattr("echotts.training.run.REPLAYED_SAMPLES", 23)
     run = {"init_from": str(tmp_path / "step_3.pkl"), "resume_optimizer": True}
     with caplog.at_level(logging.WARNING, logger="echotts"):
         assert train(with_sections(config, run=run), stop=StopAfter(1)).samples_seen == 32

@@ -12,8 +12,7 @@ from echotts.latents import UNSCALED
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples
 from echotts.rundir.metrics import METRICS
-from echotts.training.heldout import Heldout
-from echotts.training.samples import choose_voices, write_samples
+from echotts.training.samples import Heldout, choose_voices, write_samples
 from tests.tiny_training import TINY, Spoken, random_batch, with_sections
 
 

@@ -19,7 +19,8 @@ import numpy as np
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import Sample, ShardWriter
-from echotts.data.remote.store import local_shards
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.length_buckets import choose_buckets
 from echotts.data.stream.stream import Stream
 from echotts.text import ByteTokenizer
@@ -92,7 +93,7 @@ def useful_share(
         longer_share=longer,
     )
     useful = total = 0
-    shards = local_shards(files, lengths)
+    shards = Shards([Source(tuple(ShardFile(url=str(file)) for file in files), 1.0, lengths)])
     with Stream(shards, config, 0, ByteTokenizer(), np.zeros((1, 1), np.float32)) as stream:
         for step in range(WARM_STEPS + steps):
             batch, _, _ = stream.next()

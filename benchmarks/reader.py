@@ -17,7 +17,8 @@ import webdataset
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import Sample, ShardWriter, read_shard
-from echotts.data.remote.store import local_shards
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.stream import Stream
 from echotts.rundir.rejections import Rejections
 from echotts.text import ByteTokenizer
@@ -75,7 +76,8 @@ def batches(files: list[Path], samples: int, frames: int) -> int:
         batch_size=32, buckets=(Bucket(frames=frames + 20, tokens=256),), streams=8, shuffle_samples=128
     )
     silence = np.zeros((1, CHANNELS), np.float32)
-    with Stream(local_shards(files), config, 0, ByteTokenizer(), silence) as stream:
+    shards = Shards([Source(tuple(ShardFile(url=str(file)) for file in files))])
+    with Stream(shards, config, 0, ByteTokenizer(), silence) as stream:
         return sum(len(stream.next()[1]) for _ in range(samples // 32))
 
 

@@ -137,6 +137,9 @@ class DataConfig:
     """Virtual streams that the shards are dealt to; fixed for a run, a multiple of the number of processes."""
     shuffle_samples: int = 1024
     """Size of the shuffle buffer in samples, over all streams."""
+    interleave: int = 1
+    """Shards that each stream reads in turns: more of them mix batches better, and take as many open files and as much
+    more of the cache."""
     tokenizer: str = "byte"
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
@@ -158,6 +161,8 @@ class DataConfig:
             raise ValueError(f"buckets {self.buckets} must be given, shortest first")
         if self.batch_size < 1 or self.streams < 1:
             raise ValueError(f"batch_size {self.batch_size} and streams {self.streams} must be at least 1")
+        if self.interleave < 1:
+            raise ValueError(f"interleave {self.interleave} must be at least 1")
         if not 0 <= self.longer_share <= 1:
             raise ValueError(f"longer_share {self.longer_share} must be from 0 to 1")
         if self.cache_gb <= 0 or self.fetch_deadline_s <= 0:
@@ -210,6 +215,8 @@ class RunConfig:
     """Directory for checkpoints, metrics and samples, local or gs://bucket/run."""
     seed: int = 0
     """Random seed, 0 to 2^63 - 1; data order, noise and initial weights are functions of it."""
+    accept_changed_data: bool = False
+    """Resume although shards were rewritten since the run began: which sample comes when is then another order."""
     data_ways: int = 1
     """Data-parallel replicas, as between slices; parameters are sharded over the devices of each replica (FSDP)."""
     tensor_ways: int = 1

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,22 +11,23 @@ import jax
 import numpy as np
 
 from echotts.config import Config
-from echotts.data.remote.cache import Cache, default_root
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
-from echotts.data.remote.store import AHEAD_UNITS, FetchedShards, LocalShards, check_budget
 from echotts.data.stream.batch import Batch
-from echotts.data.stream.order import Rows
+from echotts.data.stream.open import open_stream
 from echotts.data.stream.stream import Stream
 from echotts.latents import FACT, UNSCALED, LatentScale
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
+from echotts.strict_json import load_json
 from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 LOGGER = logging.getLogger(__name__)
 
 LISTING_DEADLINES = 2  # that the first process may take in all; each of its requests has one
+
+MAX_PINS_BYTES = 1 << 30  # of millions of shards
 
 HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
 
@@ -58,23 +59,17 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs
         )
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
-    scale = latent_scale(dataset, config)
-    streams = Rows(config.data.batch_size, config.data.streams, own_rows).own_streams
-    cache = _open_cache(config, datasets.values(), len(streams))
-
-    def open_stream(dataset: Dataset, seed: int, ahead: int) -> Stream:
-        shards = _open_shards(dataset, config, cache, ahead)
-        return Stream(shards, config.data, seed, tokenizer, dataset.silence, own_rows, scale)
+    stream = open_stream(dataset, config.data, tokenizer, config.run.seed, own_rows)
 
     def heldout() -> list[Batch]:
         assert held is not None
-        with open_stream(held, HELDOUT_SEED, ahead=0) as stream:
-            return [stream.next()[0] for _ in range(config.run.eval_batches)]
+        with open_stream(held, config.data, tokenizer, HELDOUT_SEED, own_rows, beside=stream) as reading:
+            return [reading.next()[0] for _ in range(config.run.eval_batches)]
 
     return Inputs(
-        stream=open_stream(dataset, config.run.seed, AHEAD_UNITS),
+        stream=stream,
         heldout=heldout if held else None,
-        facts=facts(dataset, config, tokenizer, scale),
+        facts=facts(dataset, config, tokenizer, stream.scale),
         pins={name: opened.pin for name, opened in datasets.items()},
     )
 
@@ -90,14 +85,6 @@ def open_tokenizer(spec: str) -> Tokenizer:
         return SentencePieceTokenizer(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"tokenizer {spec}: {error}") from error
-
-
-def latent_scale(dataset: Dataset, config: Config) -> LatentScale:
-    """ValueError where one is asked for and the data do not say their statistics."""
-    try:
-        return LatentScale.measured(config.data.latent_scale, dataset.info.latent_mean, dataset.info.latent_std)
-    except ValueError as error:
-        raise ValueError(f"{config.data.data}: {error}: `data prepare` writes them to dataset.json") from None
 
 
 def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:
@@ -133,8 +120,8 @@ def _stored_pins(config: Config) -> dict[str, Any]:
     if text is None:
         return {}
     try:
-        return dict(json.loads(text))
-    except (ValueError, TypeError):
+        return load_json(text, str(path), dict[str, Any], max_bytes=MAX_PINS_BYTES)
+    except ValueError:
         raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} anew") from None
 
 
@@ -164,7 +151,7 @@ def _open_all(config: Config) -> dict[str, Dataset]:
         if pin is not None and pin["data"] != argument:
             LOGGER.warning("data.%s was %s: listing the shards of %s anew", name, pin["data"], argument)
             pin = None
-        opened[name] = open_dataset(argument, pin, policy)
+        opened[name] = open_dataset(argument, pin, policy, config.run.accept_changed_data)
         channels = opened[name].info.channels
         if channels != config.model.latent_channels:
             raise ValueError(
@@ -172,22 +159,3 @@ def _open_all(config: Config) -> dict[str, Dataset]:
                 f"set --model.latent_channels {channels}, or prepare the data with another codec"
             )
     return opened
-
-
-def _open_cache(config: Config, datasets: Iterable[Dataset], streams: int) -> Cache | None:
-    """Disk space for shards from elsewhere; None where there are none. ValueError where the budget is too small."""
-    remote = [dataset for dataset in datasets if dataset.remote]
-    if not remote:
-        return None
-    budget_bytes = round(config.data.cache_gb * 1e9)
-    for dataset in remote:
-        check_budget(dataset.sources, streams, budget_bytes)
-    root = Path(config.data.cache_dir).expanduser() if config.data.cache_dir else default_root()
-    return Cache(root, budget_bytes)
-
-
-def _open_shards(dataset: Dataset, config: Config, cache: Cache | None, ahead: int) -> LocalShards:
-    if not dataset.remote:
-        return LocalShards(dataset.sources)
-    assert cache is not None
-    return FetchedShards(dataset.sources, cache, RetryPolicy(deadline_s=config.data.fetch_deadline_s), ahead)

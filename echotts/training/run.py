@@ -219,7 +219,7 @@ def begin(
     if restored is not None:
         arrays, meta = restored
         check_facts(meta.facts, inputs.facts, config.data.data)
-        inputs.stream.restore(meta.stream)
+        inputs.stream.restore(meta.stream, config.run.accept_changed_data)
         store_pins(config, inputs)
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
         if meta.step >= config.optim.steps:

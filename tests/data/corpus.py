@@ -9,6 +9,8 @@ import numpy as np
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import Sample, ShardWriter
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.store import Lengths, Shards, Source
 from echotts.text import ByteTokenizer
 
 CHANNELS = 4
@@ -47,6 +49,11 @@ def config(batch_size: int = 8, streams: int = 4, buckets: Sequence[Bucket] = BU
         shuffle_samples=int(changes.pop("shuffle_samples", 16 * streams)),
         **changes,
     )
+
+
+def local_shards(files: Sequence[str | Path], lengths: Lengths = ()) -> Shards:
+    """A list of files as one source."""
+    return Shards([Source(tuple(ShardFile(url=str(file)) for file in files), 1.0, lengths)])
 
 
 def npy(array: np.ndarray, allow_pickle: bool = False) -> bytes:

@@ -21,10 +21,10 @@ from echotts.data.format.shards import ShardReader
 from echotts.data.remote.cache import Cache
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
-from echotts.data.remote.store import FetchedShards, LocalShards, Source, check_budget, local_shards
+from echotts.data.remote.store import Shards, Source, check_budget
 from echotts.data.remote.web import Unavailable, ascii_url
 from echotts.data.stream.stream import Stream, merge_states
-from tests.data.corpus import SILENCE, TOKENIZER, config, neighbours, write_shards
+from tests.data.corpus import SILENCE, TOKENIZER, config, local_shards, neighbours, write_shards
 from tests.data.fake_hub import REPOSITORY, Cut, FakeHub, Html, Stall, Status, Trouble
 from tests.data.test_stream import Step, assert_equal, steps, together
 
@@ -67,7 +67,7 @@ def local(files: list[Path], count: int, **changes: int) -> list[Step]:
 def fetched(
     dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, policy: RetryPolicy = FAST, gb: float = 1.0
 ) -> Stream:
-    shards = FetchedShards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
+    shards = Shards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
     rows = neighbours(config().batch_size, process, processes)
     return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, rows)
 
@@ -129,7 +129,7 @@ def test_a_shard_that_cannot_be_had_is_left_out_and_the_rest_keeps_its_order(
     assert "s-003.tar: the whole shard skipped, shard_unavailable" in caplog.text
 
 
-class _Lacking(LocalShards):
+class _Lacking(Shards):
     """Local shards of which one cannot be had."""
 
     def __init__(self, files: list[Path], number: int) -> None:
@@ -160,14 +160,14 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
         expected = steps(stream, 12)
     streams = []
     for process in range(processes):
-        shards = FetchedShards(from_pin(json.loads(json.dumps(dataset.pin))).sources, Cache(tmp_path, 10**8), FAST)
+        shards = Shards(from_pin(json.loads(json.dumps(dataset.pin))).sources, Cache(tmp_path, 10**8), FAST)
         streams.append(Stream(shards, layout, 1, TOKENIZER, SILENCE, neighbours(16, process, processes)))
     done = [steps(stream, 6) for stream in streams]
     state = json.loads(json.dumps(merge_states(stream.state() for stream in streams)))
     for stream in streams:
         stream.close()
     assert_equal(expected[:6], together(done))
-    shards = FetchedShards(dataset.sources, Cache(tmp_path, 10**8), FAST)
+    shards = Shards(dataset.sources, Cache(tmp_path, 10**8), FAST)
     with Stream(shards, layout, 1, TOKENIZER, SILENCE) as alone:  # and goes on alone, exactly
         alone.restore(state)
         assert_equal(expected[6:], steps(alone, 6))
@@ -341,9 +341,9 @@ def test_everything_goes_through_hf_endpoint_in_a_program_of_its_own(
         "from pathlib import Path\n"
         "from echotts.data.remote.cache import Cache\n"
         "from echotts.data.remote.dataset import open_dataset\n"
-        "from echotts.data.remote.store import FetchedShards\n"
+        "from echotts.data.remote.store import Shards\n"
         f"dataset = open_dataset({SPEC!r})\n"
-        f"shards = FetchedShards(dataset.sources, Cache(Path({str(tmp_path)!r}), 10**8))\n"
+        f"shards = Shards(dataset.sources, Cache(Path({str(tmp_path)!r}), 10**8))\n"
         "with shards, shards.open(2, None) as reader:\n"
         "    print(hashlib.sha256(Path(reader.tar.path).read_bytes()).hexdigest(), 'jax' in sys.modules)\n"
     )

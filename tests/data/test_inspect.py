@@ -11,7 +11,7 @@ from echotts.cli import data as command
 from echotts.cli.app import UsageError
 from echotts.data.format.shards import read_shard
 from echotts.data.prepare import pipeline
-from echotts.data.prepare.inspect import histogram, inspect, listen, pick_sample, report
+from echotts.data.prepare.inspect import histogram, inspect, listen, pick_sample, report, suggest_buckets
 from echotts.data.prepare.pipeline import Summary, prepare
 from echotts.data.prepare.recordings import list_recordings
 from echotts.data.remote.dataset import open_dataset
@@ -133,3 +133,9 @@ def test_the_built_in_corpus_is_a_source_by_its_name(tmp_path: Path, monkeypatch
     (tmp_path / "demo").mkdir()  # a folder of this name goes first
     command.main(["prepare", "--source", "demo", "--output", "out"])
     assert sources[1] == "demo"
+
+
+def test_buckets_are_suggested_that_hold_every_sample() -> None:
+    frames, texts = [10, 10, 40, 41, 100, 7], [5, 9, 3, 12, 2, 1]
+    assert suggest_buckets(frames, texts) == ["7x2", "10x10", "41x13", "100x13"]
+    assert suggest_buckets([8], [3]) == ["8x4"]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.data.stream.order import BucketSchedule, Order, Rows, bucket_thresholds, hash_int
+from echotts.data.stream.order import BucketSchedule, Mixture, Order, Rows, bucket_thresholds, hash_int, lane_at
 
 
 def test_the_hash_never_changes_because_old_runs_must_resume() -> None:
@@ -100,3 +100,12 @@ def test_the_parts_of_a_shard_share_its_samples_in_an_order_that_changes_with_th
         assert sorted(place for places in parts for place in places) == list(range(20))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     assert sorted(by_epoch[0]) != sorted(by_epoch[1])
+
+
+@given(lanes=st.integers(1, 16), first=st.integers(0, 10**9))
+@settings(max_examples=20, deadline=None)
+def test_every_source_of_a_mixture_uses_all_the_lanes_it_interleaves(lanes: int, first: int) -> None:
+    mixture = Mixture([1.0, 1.0], 3)
+    counts = Counter((mixture.at(0, turn), lane_at(turn, lanes)) for turn in range(first, first + 200 * lanes))
+    assert len(counts) == 2 * lanes
+    assert 60 < min(counts.values()) <= max(counts.values()) < 140

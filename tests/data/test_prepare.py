@@ -21,11 +21,11 @@ from echotts.data.prepare.assemble import Clip, choose_references
 from echotts.data.prepare.pipeline import Settings, encode_clips, prepare
 from echotts.data.prepare.recordings import list_recordings
 from echotts.data.remote.dataset import open_dataset
-from echotts.data.remote.store import LocalShards, local_shards
+from echotts.data.remote.store import Shards
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream
 from echotts.rundir.rejections import Rejections
-from tests.data.corpus import TOKENIZER, config, write_tar
+from tests.data.corpus import TOKENIZER, config, local_shards, write_tar
 from tests.data.recorded import CODEC_CHANNELS, HOP, RATE, CosineCodec, tone, write_clips, write_ljspeech
 
 BUCKETS = (Bucket(frames=24, tokens=24), Bucket(frames=40, tokens=24), Bucket(frames=64, tokens=48))
@@ -65,7 +65,7 @@ def test_an_ljspeech_folder_becomes_a_data_set(tmp_path: Path) -> None:
     assert (first.text, first.speaker, first.duration_s) == ("It's number 0.", "lj", 0.6)
     assert first.source == "LJ-000.wav"
     assert any(np.array_equal(first.reference, s.latent) for key, s in samples.items() if key != first.key)
-    with Stream(LocalShards(dataset.sources), config(buckets=BUCKETS), 0, TOKENIZER, dataset.silence) as stream:
+    with Stream(Shards(dataset.sources), config(buckets=BUCKETS), 0, TOKENIZER, dataset.silence) as stream:
         assert stream.next()[0].speaker_mask.any(axis=1).all()
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from echotts.config import Bucket, Config, DataConfig, RunConfig, demo
+from echotts.data.format.info import DatasetInfo, ShardInfo
+from echotts.files import sha256_file
 from echotts.rundir.layout import DATA_PINS
 from echotts.training.inputs import open_inputs, store_pins
 from tests.data.corpus import CHANNELS, write_shards
@@ -118,3 +120,59 @@ def test_a_cache_that_cannot_hold_a_shard_is_refused_before_the_run_starts(hub: 
     with pytest.raises(ValueError, match=r"the shard cache of 1e-05 GB \(--data\.cache_gb\) is too small"):
         open_inputs(config(tmp_path, cache_gb=1e-5))
     assert not (tmp_path / "cache").exists()
+
+
+def run_on_two_shards(tmp_path: Path, **run: bool) -> Config:
+    settings = config(tmp_path, str(tmp_path / "own"), heldout=None)
+    return dataclasses.replace(settings, run=dataclasses.replace(settings.run, **run))
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_shards_that_were_rewritten_under_their_names_are_refused_unless_accepted(
+    tmp_path: Path, hashed: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "own").mkdir()
+    files = write_shards(tmp_path / "own", shards=2, samples=12)
+    if hashed:
+        shards = tuple(
+            ShardInfo(name=file.name, samples=12, bytes=file.stat().st_size, sha256=sha256_file(file)) for file in files
+        )
+        DatasetInfo(channels=CHANNELS, shards=shards).save(tmp_path / "own/dataset.json")
+    first = open_inputs(run_on_two_shards(tmp_path))
+    with first.stream as stream:
+        store_pins(run_on_two_shards(tmp_path), first)
+        stream.next()
+        state = stream.state()
+    held = files[1].read_bytes()
+    files[1].write_bytes(held)  # as copying does: the same bytes, another time
+    if hashed:
+        open_inputs(run_on_two_shards(tmp_path)).stream.close()
+    (tmp_path / "new").mkdir()
+    (other, _) = write_shards(tmp_path / "new", shards=2, samples=12, seed=5)
+    same_size = other.read_bytes().ljust(len(held), b"\0")[: len(held)]
+    changes = (same_size, held + bytes(10240), write_shards(tmp_path / "new", 1, 2)[0].read_bytes())
+    for number, change in enumerate(changes):
+        files[1].write_bytes(change)
+        with pytest.raises(ValueError, match=r"1 of 2 shards have changed .*s-001\.tar .*--run\.accept_changed_data"):
+            open_inputs(run_on_two_shards(tmp_path))
+        accepting = run_on_two_shards(tmp_path, accept_changed_data=True)
+        accepted = open_inputs(accepting)
+        with accepted.stream as stream:
+            stream.restore(state, accept_changed=True)
+            assert len([stream.next() for _ in range(4)]) == 4
+        assert "accepted, the samples come in another order" in caplog.text
+        if number == len(changes) - 1:
+            store_pins(accepting, accepted)
+            open_inputs(run_on_two_shards(tmp_path)).stream.close()  # pinned as they are now
+
+
+def test_lists_that_older_programs_stored_are_still_read(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    write_shards(tmp_path / "own", shards=2, samples=12)
+    settings = run_on_two_shards(tmp_path)
+    first = open_inputs(settings)
+    first.stream.close()
+    for source in first.pins["data"]["sources"]:
+        source["listing"]["shards"] = [[url, None, None] for url, *_ in source["listing"]["shards"]]
+    store_pins(settings, first)
+    open_inputs(settings).stream.close()

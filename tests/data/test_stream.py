@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,21 @@ from hypothesis import strategies as st
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import ShardWriter
-from echotts.data.remote.store import local_shards
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.text import SentencePieceTokenizer, Tokenizer
-from tests.data.corpus import BUCKETS, CHANNELS, SILENCE, TOKENIZER, config, neighbours, sample, write_shards
+from tests.data.corpus import (
+    BUCKETS,
+    CHANNELS,
+    SILENCE,
+    TOKENIZER,
+    config,
+    local_shards,
+    neighbours,
+    sample,
+    write_shards,
+)
 
 Step = tuple[Batch, list[str], Bucket]
 
@@ -282,11 +292,12 @@ def test_a_missing_shard_stops_the_stream_at_every_further_call(tmp_path: Path) 
     stream.close()
 
 
-def test_waiting_is_measured(shards: list[Path]) -> None:
-    with open_stream(shards, config()) as stream:
-        steps(stream, 5)
-        assert 0 < stream.waiting_share() <= 1
-        assert stream.waiting_share() == 0
+def test_a_batch_costs_nothing_that_grows_with_the_number_of_shards(shards: list[Path]) -> None:
+    with open_stream(shards[:1] * 20_000, config(batch_size=4, streams=4)) as stream:
+        began = time.process_time()
+        for _ in range(100):
+            stream._snapshot()
+        assert time.process_time() - began < 0.1  # 1 ms a batch
 
 
 def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path]) -> None:
@@ -324,3 +335,48 @@ def test_references_longer_than_a_batch_takes_are_not_kept(tmp_path: Path) -> No
             for bucket in one.pool
             for held in bucket
         )
+
+
+def test_interleaved_streams_resume_exactly_on_any_number_of_processes(shards: list[Path]) -> None:
+    settings = config(interleave=3)
+    with open_stream(shards, settings) as alone:
+        first = steps(alone, 15)
+        state = json.loads(json.dumps(alone.state()))
+        rest = steps(alone, 15)
+    streams = [open_stream(shards, settings, 1, process, 2) for process in range(2)]
+    for stream in streams:
+        stream.restore(state)
+    assert_equal(rest, together([steps(stream, 15) for stream in streams]))
+    for stream in streams:
+        stream.close()
+    with open_stream(shards, config()) as plain:
+        assert [names for _, names, _ in steps(plain, 15)] != [names for _, names, _ in first]
+        with pytest.raises(ValueError, match="interleave 3 there, 1 here"):
+            plain.restore(state)
+
+
+def test_neighbouring_batches_share_hardly_more_shards_than_independent_draws_would(tmp_path: Path) -> None:
+    (first,) = write_shards(tmp_path, shards=1, samples=40, longest=8)
+    files = [first]
+    for number in range(1, 64):
+        files.append(tmp_path / f"link-{number:03d}.tar")
+        files[-1].hardlink_to(first)
+    batch, bucket = 32, BUCKETS[-1:]
+
+    def shared(interleave: int) -> float:
+        settings = config(batch_size=batch, streams=8, buckets=bucket, interleave=interleave)
+        with open_stream(files, settings) as stream:
+            seen = [{name.split("/")[0] for name in names} for _, names, _ in steps(stream, 60)]
+        return float(np.mean([len(one & other) for one, other in itertools.pairwise(seen)]))
+
+    independent = len(files) * (1 - (1 - 1 / len(files)) ** batch) ** 2
+    assert shared(8) < 1.3 * independent
+
+
+def test_interleaved_streams_give_every_sample_within_one_of_the_epochs(tmp_path: Path) -> None:
+    files = write_shards(tmp_path, shards=12, samples=60)
+    settings = config(batch_size=4, streams=4, buckets=BUCKETS[-1:], interleave=3)
+    with open_stream(files, settings) as stream:
+        counts = Counter(name for _, names, _ in steps(stream, 3 * 720 // 4) for name in names)
+    assert len(counts) == 720
+    assert 2 <= min(counts.values()) <= max(counts.values()) <= 4

@@ -13,12 +13,14 @@ from echotts.config import FRAME_RATE_HZ
 from echotts.data.format.shards import Sample, ShardReader, read_shard
 from echotts.data.prepare.assemble import ChannelMoments
 from echotts.data.remote.dataset import Dataset, open_dataset
+from echotts.data.stream.length_buckets import choose_buckets
 from echotts.files import check_outputs
 from echotts.rundir.rejections import Rejected, Rejections
 
 HISTOGRAM_ROWS = 12
 BAR_WIDTH = 40
 NAMES_SHOWN = 12
+SUGGESTED_BUCKETS = 4
 
 
 @dataclass
@@ -94,6 +96,7 @@ def report(found: Inspection) -> str:
     if found.reference_frames:
         lines += ["", "reference frames (seconds)", *histogram(found.reference_frames, found.frame_rate_hz)]
     lines += ["", "bytes of text", *histogram(found.text_bytes)]
+    lines += ["", f"with little padding:  --data.buckets {' '.join(suggest_buckets(found.frames, found.text_bytes))}"]
     mean, std = found.moments.mean_and_std()
     lines += [
         "",
@@ -101,6 +104,13 @@ def report(found: Inspection) -> str:
         *_channel_rows(mean, std),
     ]
     return "\n".join(lines)
+
+
+def suggest_buckets(frames: Sequence[int], text_bytes: Sequence[int]) -> list[str]:
+    """FRAMESxTOKENS of at most SUGGESTED_BUCKETS buckets that hold all samples, tokens being bytes and BOS."""
+    edges = choose_buckets([(count, 1) for count in frames], SUGGESTED_BUCKETS)
+    longest = [max(text for length, text in zip(frames, text_bytes, strict=True) if length <= edge) for edge in edges]
+    return [f"{edge}x{text + 1}" for edge, text in zip(edges, longest, strict=True)]
 
 
 def histogram(values: Sequence[int], rate_hz: float | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from echotts.data.format.info import INFO_NAME, SILENCE_NAME, DatasetInfo
 from echotts.data.format.shards import ShardReader, read_shard
 from echotts.data.remote.fetch import Fetcher
-from echotts.data.remote.listing import Listing, check_pins, list_part
+from echotts.data.remote.listing import Listing, check_contents, check_pins, list_part
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.sources import split_parts
@@ -61,7 +61,7 @@ class Dataset:
 
 
 @dataclass(frozen=True)
-class _Described:
+class _Listed:
     """A listing and what its folders say; `info` is None where not all of them have a dataset.json."""
 
     listing: Listing
@@ -70,21 +70,27 @@ class _Described:
     silence: np.ndarray | None
 
 
-def open_dataset(argument: str, pin: Mapping[str, Any] | None = None, policy: RetryPolicy | None = None) -> Dataset:
+def open_dataset(
+    argument: str,
+    pin: Mapping[str, Any] | None = None,
+    policy: RetryPolicy | None = None,
+    accept_changed: bool = False,
+) -> Dataset:
     """The data set that `argument` names (see sources.py): as it is now or, with the `pin` of an earlier call, then.
 
-    With a pin nothing is listed; what has changed since is said. FileNotFoundError where nothing is found; ValueError
+    With a pin nothing is listed; what has changed since is logged, and rewritten local shards are a ValueError unless
+    `accept_changed`. FileNotFoundError where nothing is found; ValueError
     where folders disagree about the codec, or no shard holds a valid latent that tells the channels; Unavailable
     where a server does not answer.
     """
     fetcher = Fetcher(policy or RetryPolicy())
     if pin is not None:
-        described = [_from_pin(fields, fetcher) for fields in _checked(pin)["sources"]]
-        for line in check_pins([one.listing for one in described], fetcher.retries):
+        listed = [_from_pin(fields, fetcher, accept_changed) for fields in _checked(pin)["sources"]]
+        for line in check_pins([one.listing for one in listed], fetcher.retries):
             logger.warning("%s", line)
     else:
-        described = [_describe(list_part(part, fetcher.retries), fetcher) for part in split_parts(argument)]
-    return _assemble(argument, described)
+        listed = [_look_beside(list_part(part, fetcher.retries), fetcher) for part in split_parts(argument)]
+    return _assemble(argument, listed)
 
 
 def from_pin(pin: Mapping[str, Any]) -> Dataset:
@@ -93,13 +99,13 @@ def from_pin(pin: Mapping[str, Any]) -> Dataset:
     return _assemble(pin["data"], [_from_pin(fields, fetcher) for fields in _checked(pin)["sources"]])
 
 
-def _assemble(argument: str, described: Sequence[_Described]) -> Dataset:
-    first = described[0].listing
-    known = [one.info for one in described if one.info is not None]
-    info = _join(known, complete=len(known) == len(described))
+def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
+    first = listed[0].listing
+    known = [one.info for one in listed if one.info is not None]
+    info = _join(known, complete=len(known) == len(listed))
     if info is None:
         info = DatasetInfo(channels=_channels_of([Path(file.url) for file in first.files]))
-    sources = [_source(one) for one in described]
+    sources = [_source(one) for one in listed]
     if first.weight is None and len(sources) > 1:  # no mixture: one list, each shard once an epoch
         lengths = sum((tuple(source.lengths) for source in sources), ())
         sources = [
@@ -109,7 +115,7 @@ def _assemble(argument: str, described: Sequence[_Described]) -> Dataset:
                 lengths_whole=all(source.lengths_whole for source in sources),
             )
         ]
-    silence = next((one.silence for one in described if one.silence is not None), None)
+    silence = next((one.silence for one in listed if one.silence is not None), None)
     if silence is None:
         logger.warning(
             "%s: no %s: latents are padded with zeros, which is not what silence sounds like", first.spec, SILENCE_NAME
@@ -119,16 +125,16 @@ def _assemble(argument: str, described: Sequence[_Described]) -> Dataset:
         raise ValueError(
             f"{first.spec}: {SILENCE_NAME} has {silence.shape[1]} channels, expected floats (frames, {info.channels})"
         )
-    pin = {"version": PIN_VERSION, "data": argument, "sources": [_to_pin(one) for one in described]}
+    pin = {"version": PIN_VERSION, "data": argument, "sources": [_to_pin(one) for one in listed]}
     return Dataset(tuple(sources), info, silence, json.loads(json.dumps(pin)))  # as it is when it has been stored
 
 
-def _source(one: _Described) -> Source:
+def _source(one: _Listed) -> Source:
     lengths = one.info.lengths if one.info else ()
     return Source(one.listing.files, one.listing.weight or 1.0, lengths, one.lengths_whole)
 
 
-def _to_pin(one: _Described) -> dict[str, Any]:
+def _to_pin(one: _Listed) -> dict[str, Any]:
     """Of local folders the list alone: what they say of themselves is read again."""
     fields = {"listing": one.listing.to_json(), "info": None, "silence": None, "lengths_whole": one.lengths_whole}
     if one.listing.remote and one.info is not None:
@@ -140,13 +146,16 @@ def _to_pin(one: _Described) -> dict[str, Any]:
     return fields
 
 
-def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher) -> _Described:
+def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher, accept_changed: bool | None = None) -> _Listed:
+    """`accept_changed`: None looks at no file."""
     listing = Listing.from_json(fields["listing"])
+    if accept_changed is not None:
+        listing = check_contents(listing, accept_changed)
     if not listing.remote:
-        return _describe(listing, fetcher)
+        return _look_beside(listing, fetcher)
     info = DatasetInfo.from_json(fields["info"], listing.spec) if fields["info"] else None
     silence = parse_silence(base64.b64decode(fields["silence"]), listing.spec) if fields["silence"] else None
-    return _Described(listing, info, fields["lengths_whole"], silence)
+    return _Listed(listing, info, fields["lengths_whole"], silence)
 
 
 def _checked(pin: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,7 +164,7 @@ def _checked(pin: Mapping[str, Any]) -> Mapping[str, Any]:
     return pin
 
 
-def _describe(listing: Listing, fetcher: Fetcher) -> _Described:
+def _look_beside(listing: Listing, fetcher: Fetcher) -> _Listed:
     """Reads what lies beside the shards; of shards elsewhere without a dataset.json, the heads of a few."""
     folders = sorted({file.folder for file in listing.files}) if listing.remote else _local_folders(listing)
     if listing.remote and len(folders) > MAX_FOLDERS:
@@ -177,7 +186,7 @@ def _describe(listing: Listing, fetcher: Fetcher) -> _Described:
         seen = _look_at_heads(listing.files, fetcher)
         info = dataclasses.replace(info, lengths=seen.lengths) if info else seen
         whole = False
-    return _Described(listing, info, whole, silence)
+    return _Listed(listing, info, whole, silence)
 
 
 def _local_folders(listing: Listing) -> list[str]:
@@ -221,6 +230,8 @@ def _with_info(listing: Listing, infos: Mapping[str, DatasetInfo]) -> tuple[List
             changed += [file.url] if size not in (None, shard.bytes) else []
             if file.remote and file.checksum is None:
                 file = ShardFile(url=file.url, bytes=shard.bytes, checksum=f"sha256:{shard.sha256}")
+            elif not file.remote and size == shard.bytes:
+                file = dataclasses.replace(file, checksum=f"sha256:{shard.sha256}")
         files.append(file)
     if changed:
         logger.warning("%d shards are not of the size in %s, first %s", len(changed), INFO_NAME, changed[0])

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from echotts.data.format.tars import begins_like_a_tar
-from echotts.data.remote.retry import Attempt, Retries, RetryPolicy, open_remote, retry
+from echotts.data.remote.opening import open_remote
+from echotts.data.remote.retry import Attempt, Retries, RetryPolicy, retry
 from echotts.data.remote.shard_file import ShardFile, hasher
 from echotts.data.remote.web import TRANSPORT_ERRORS, Body, Unavailable
 
@@ -33,11 +34,11 @@ class Fetcher:
         `on_size` hears the size once it is known, and may raise. Raises Unavailable where the file could not be had
         before the deadline, or is not what the list says; Stopped. The partial file stays.
         """
-        tries = self.retries.start(shard.url)
+        attempt = self.retries.start(shard.url)
         with _Partial(shard, partial) as file:
             sized = False
             while True:
-                tries.ready()
+                attempt.ready()
                 before = file.have
                 try:
                     body = open_remote(shard.url, self.timeout_s, start=file.have, version=file.version)
@@ -46,17 +47,17 @@ class Fetcher:
                         if not sized and file.total is not None:
                             sized = True
                             on_size(file.total)
-                            tries.extend(file.total / SLOWEST_BYTES_PER_S)
+                            attempt.extend(file.total / SLOWEST_BYTES_PER_S)
                         while chunk := body.read(CHUNK_BYTES):
                             file.append(chunk)
-                            self._look_up(tries)
+                            self._look_up(attempt)
                     finally:
                         body.close()
                     file.check()
                 except TRANSPORT_ERRORS as error:
                     if isinstance(error, Unavailable) and error.status == NO_SUCH_RANGE:
                         file.restart()
-                    tries.again(error, progress=file.have > before)
+                    attempt.again(error, progress=file.have > before)
                     continue
                 return file.have
 
@@ -89,9 +90,9 @@ class Fetcher:
 
         return retry(ask, url, self.retries)
 
-    def _look_up(self, tries: Attempt) -> None:
+    def _look_up(self, attempt: Attempt) -> None:
         """Between two chunks: the deadline, and whether the program wants to end."""
-        tries.check()
+        attempt.check()
         if self.retries.stopping.is_set():
             self.retries.wait(0.0)
 

@@ -3,19 +3,28 @@
 A Listing is JSON-ready. Who has one needs no other request than those for the shards themselves.
 """
 
+import dataclasses
 import fnmatch
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from echotts.data.format.info import INFO_NAME, SILENCE_NAME
 from echotts.data.remote import hub
-from echotts.data.remote.retry import Retries, filesystem, retry
-from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.opening import filesystem
+from echotts.data.remote.retry import Retries, retry
+from echotts.data.remote.shard_file import ShardFile, difference, local_file
 from echotts.data.remote.sources import Part, expand_braces, is_glob, is_shard, resolve, scheme_of
 
 SUFFIX = ".tar"
+SHARD_FIELDS = ("url", "bytes", "checksum", "written_ns")  # in this order, the last for local files only
+
+SHOWN_CHANGES = 3
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,14 +51,18 @@ class Listing:
             "weight": self.weight,
             "revision": self.revision,
             "beside": self.beside,
-            "shards": [[file.url, file.bytes, file.checksum] for file in self.files],
+            "shards": [_to_json(file) for file in self.files],
         }
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> "Listing":
-        files = tuple(ShardFile(url=url, bytes=size, checksum=checksum) for url, size, checksum in fields["shards"])
+        files = tuple(ShardFile(**dict(zip(SHARD_FIELDS, item, strict=False))) for item in fields["shards"])
         beside = None if fields["beside"] is None else tuple(fields["beside"])
         return cls(fields["spec"], fields["weight"], files, fields["revision"], beside)
+
+
+def _to_json(file: ShardFile) -> list[Any]:
+    return [getattr(file, name) for name in SHARD_FIELDS[: 4 if file.written_ns is not None else 3]]
 
 
 def list_part(part: Part, retries: Retries) -> Listing:
@@ -60,7 +73,7 @@ def list_part(part: Part, retries: Retries) -> Listing:
     """
     scheme = scheme_of(part.spec)
     if not scheme:
-        return Listing(part.spec, part.weight, tuple(ShardFile(url=str(path)) for path in resolve(part.spec)))
+        return Listing(part.spec, part.weight, tuple(local_file(path) for path in resolve(part.spec)))
     if scheme == hub.SCHEME:
         return _list_hub(part, retries)
     if scheme in ("http", "https"):
@@ -93,6 +106,27 @@ def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
                 "with the shards it began with; another --run_dir takes the new ones"
             )
     return said
+
+
+def check_contents(listing: Listing, accept_changed: bool) -> Listing:
+    """A stored list of local shards as they are now. ValueError where some were rewritten, which reorders the samples.
+
+    With `accept_changed` that is logged instead.
+    """
+    if listing.remote:
+        return listing
+    changed = [line for file in listing.files if (line := difference(file)) is not None]
+    if changed:
+        what = f"{listing.spec}: {len(changed)} of {len(listing.files)} shards have changed since the run began: "
+        what += "; ".join(changed[:SHOWN_CHANGES]) + ("; ..." if len(changed) > SHOWN_CHANGES else "")
+        if not accept_changed:
+            raise ValueError(
+                f"{what}: samples would come in another order: put the old files back, give another --run_dir, or "
+                "--run.accept_changed_data"
+            )
+        logger.warning("%s: accepted, the samples come in another order", what)
+    files = (local_file(file.url, file.checksum) if Path(file.url).exists() else file for file in listing.files)
+    return dataclasses.replace(listing, files=tuple(files))
 
 
 def _check_local(listing: Listing) -> list[str]:

@@ -1,7 +1,6 @@
-"""Bytes of files elsewhere, whatever the scheme, and the policy that getting them takes.
+"""Retries of requests: after what may pass (429, 5xx, connections that fail), with growing, random waits.
 
-`retry` tries a call again after what may pass (429, 5xx, connections that fail) with growing, random waits, or
-those that the server asks for, until a deadline. Requests of all threads stand still while a server asks for that.
+Or after the wait that the server asks for; all threads stand still meanwhile. A deadline ends it.
 """
 
 import logging
@@ -10,11 +9,9 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from echotts.data.remote import hub
-from echotts.data.remote.sources import scheme_of
-from echotts.data.remote.web import TRANSPORT_ERRORS, Body, Unavailable, WebBody
+from echotts.data.remote.web import TRANSPORT_ERRORS, Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to try. Times in seconds."""
+    """How long to retry. Times in seconds."""
 
     deadline_s: float = 600.0
     first_wait_s: float = 1.0
@@ -38,7 +35,7 @@ class Stopped(Exception):
 
 
 class Retries:
-    """The waits between tries, over all threads of one fetcher; `count` is how many there were.
+    """The waits before retries, over all threads of one fetcher; `count` is how many there were.
 
     `listener` hears of each, in one line, in the thread that waits.
     """
@@ -69,7 +66,7 @@ class Retries:
 
 
 class Attempt:
-    """The tries at one thing, from now to a deadline."""
+    """Repeated requests for one thing, from now to a deadline."""
 
     def __init__(self, retries: Retries, what: str) -> None:
         self._retries = retries
@@ -84,14 +81,14 @@ class Attempt:
     def check(self) -> None:
         """Raises Unavailable once the deadline has passed."""
         if time.monotonic() > self._deadline:
-            raise Unavailable(f"{self._what}: not had within the deadline")
+            raise Unavailable(f"{self._what}: did not arrive within the deadline")
 
     def ready(self) -> None:
         """Before each request: waits where a server wants quiet."""
         self._retries.wait(0.0)
 
     def again(self, error: BaseException, progress: bool = False) -> None:
-        """Waits before the next try; raises Unavailable where there is no use. `progress` begins with short waits."""
+        """Waits before the next request; raises Unavailable where that is of no use. `progress` resets the waits."""
         asked_s = error.wait_s if isinstance(error, Unavailable) else 0.0
         if isinstance(error, Unavailable) and error.gone:
             raise error
@@ -102,9 +99,9 @@ class Attempt:
         left_s = self._deadline - time.monotonic()
         if wait_s > left_s:
             asked = f"; the server asks to wait {asked_s:.0f} s" if asked_s else ""
-            raise Unavailable(f"{self._what}: given up: {describe(error)}{asked}") from error
+            raise Unavailable(f"{self._what}: given up: {one_line(error)}{asked}") from error
         self._retries.count += 1
-        said = f"{self._what}: {describe(error)}; again in {wait_s:.1f} s, for up to {left_s:.0f} s"
+        said = f"{self._what}: {one_line(error)}; again in {wait_s:.1f} s, for up to {left_s:.0f} s"
         logger.warning("%s", said)
         if self._retries.listener is not None:
             self._retries.listener(said)
@@ -115,62 +112,17 @@ class Attempt:
 
 def retry(call: Callable[[], T], what: str, retries: Retries) -> T:
     """The result of `call`, tried again while it raises Unavailable that may pass, or a transport error."""
-    tries = retries.start(what)
+    attempt = retries.start(what)
     while True:
-        tries.ready()
+        attempt.ready()
         try:
             return call()
         except FileNotFoundError:
             raise
         except TRANSPORT_ERRORS as error:
-            tries.again(error)
+            attempt.again(error)
 
 
-def describe(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     """What an error says in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def open_remote(url: str, timeout_s: float, start: int = 0, end: int | None = None, version: str | None = None) -> Body:
-    """The file at `url` from byte `start` on (before `end`). Raises Unavailable or one of TRANSPORT_ERRORS."""
-    scheme = scheme_of(url)
-    if scheme == hub.SCHEME:
-        where, headers = hub.address(url)
-        return WebBody(where, headers, timeout_s, start, end, version)
-    if scheme in ("http", "https"):
-        return WebBody(url, {}, timeout_s, start, end, version)
-    return FilesystemBody(url, start)
-
-
-class FilesystemBody:
-    """A file of a store that fsspec knows, such as gs:// where gcsfs is installed."""
-
-    def __init__(self, url: str, start: int) -> None:
-        fs, path = filesystem(url)
-        try:
-            details = fs.info(path)
-            self._file = fs.open(path, "rb", cache_type="readahead", block_size=8 << 20)
-            self._file.seek(start)
-        except FileNotFoundError:
-            raise Unavailable(f"{url}: no such file", gone=True) from None
-        self.start = start
-        self.total: int | None = details["size"]
-        self.version: str | None = str(details.get("generation") or details.get("etag") or "") or None
-
-    def read(self, limit_bytes: int) -> bytes:
-        return self._file.read(limit_bytes)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def filesystem(url: str) -> Any:
-    """(file system, path) of fsspec for a URL. ValueError where nothing here reads that scheme."""
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
-        scheme = scheme_of(url)
-        remedy = "pip install gcsfs" if scheme in ("gs", "gcs") else "use hf://, https://, gs:// or a local path"
-        raise ValueError(f"{url}: nothing here reads {scheme}:// ({describe(error)}): {remedy}") from None

@@ -17,7 +17,7 @@ from pathlib import Path
 from echotts.data.format.shards import ShardReader
 from echotts.data.remote.cache import Cache
 from echotts.data.remote.fetch import Fetcher
-from echotts.data.remote.retry import RetryPolicy, Stopped, describe
+from echotts.data.remote.retry import RetryPolicy, Stopped, one_line
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.web import Unavailable
 
@@ -44,65 +44,35 @@ class Source:
     lengths_whole: bool = True
 
 
-class LocalShards:
-    """The shards of one or several sources, all on disks of this machine. They are numbered through all sources."""
+class Shards:
+    """The shards of one or several sources, numbered through all of them: on this machine's disks or elsewhere.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    `cache`, needed where some are elsewhere, is shared by all such objects of a process. `ahead`: units of each stream
+    and source that are fetched before they are needed.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        cache: Cache | None = None,
+        policy: RetryPolicy | None = None,
+        ahead: int = AHEAD_UNITS,
+    ) -> None:
         self.sources = tuple(sources)
         self.files = tuple(file for source in sources for file in source.files)
         if not all(source.files for source in sources) or not sources:
             raise ValueError("a stream needs at least one shard")
         self.first = [sum(len(source.files) for source in sources[:number]) for number in range(len(sources))]
-        self.ahead = 0
         self.unavailable = 0
-
-    @property
-    def retries(self) -> int:
-        """Requests that had to be made again so far."""
-        return 0
-
-    def on_retry(self, listener: Callable[[str], None]) -> None:
-        """`listener` hears of each such request, in one line, from any thread."""
-
-    @property
-    def cache_bytes(self) -> int:
-        """Bytes that fetched shards take on this machine's disk."""
-        return 0
-
-    def open(self, number: int, channels: int | None) -> ShardReader:
-        """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
-        return ShardReader(Path(self.files[number].url), channels)
-
-    def expect(self, owner: int, numbers: Sequence[int]) -> None:
-        """Says which shards `owner` will open, in the order of need; replaces what it said before."""
-
-    def close(self) -> None:
-        """Ends what goes on in the background; who waits for a shard gets Stopped."""
-
-    def __enter__(self) -> "LocalShards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def local_shards(files: Sequence[str | Path], lengths: Lengths = ()) -> LocalShards:
-    """A list of files as one source."""
-    return LocalShards([Source(tuple(ShardFile(url=str(file)) for file in files), 1.0, lengths)])
-
-
-class FetchedShards(LocalShards):
-    """Shards of which some or all are elsewhere. `cache` is shared by all such objects of a process."""
-
-    def __init__(
-        self, sources: Sequence[Source], cache: Cache, policy: RetryPolicy | None = None, ahead: int = AHEAD_UNITS
-    ) -> None:
-        super().__init__(sources)
-        self.ahead = ahead
+        self.ahead = ahead if cache else 0
         self.cache = cache
-        self._keys = [cache.id_of(file) if file.remote else "" for file in self.files]
-        sizes = [file.bytes for file in self.files if file.remote]
-        self._keep_all = None not in sizes and sum(size or 0 for size in sizes) <= cache.budget_bytes
+        remote = [file for file in self.files if file.remote]
+        if remote and cache is None:
+            raise ValueError(f"{remote[0].url}: shards from elsewhere need a cache")
+        self._keys = [self._slot.id_of(file) if file.remote else "" for file in self.files]
+        sizes = [file.bytes for file in remote]
+        budget_bytes = cache.budget_bytes if cache else 0
+        self._keep_all = None not in sizes and sum(size or 0 for size in sizes) <= budget_bytes
         self._typical = max((size for size in sizes if size), default=0)
         self._stopping = threading.Event()
         self._fetcher = Fetcher(policy or RetryPolicy(), self._stopping)
@@ -111,34 +81,46 @@ class FetchedShards(LocalShards):
         self._fetching: dict[int, tuple[Path, float]] = {}  # since when
         self._failed: dict[int, tuple[str, float]] = {}
         self._threads: list[threading.Thread] = []
-        with cache.lock:
-            cache.join()
+        if cache is not None:
+            with cache.lock:
+                cache.join()
+
+    @property
+    def _slot(self) -> Cache:
+        assert self.cache is not None  # __init__ asks for one where a shard is elsewhere
+        return self.cache
 
     @property
     def retries(self) -> int:
+        """Requests that had to be made again so far."""
         return self._fetcher.retries.count
 
     def on_retry(self, listener: Callable[[str], None]) -> None:
+        """`listener` gets each such request, in one line, from any thread."""
         self._fetcher.retries.listener = listener
 
     @property
     def cache_bytes(self) -> int:
+        """Bytes that fetched shards take on this machine's disk."""
+        if self.cache is None:
+            return 0
         with self.cache.lock:
             return self.cache.used
 
     def open(self, number: int, channels: int | None) -> ShardReader:
+        """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
         if not self.files[number].remote:
-            return super().open(number, channels)
+            return ShardReader(Path(self.files[number].url), channels)
         self._start()
         key = self._keys[number]
-        with self.cache.lock:
+        with self._slot.lock:
             self._waited_for[number] += 1
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
             try:
                 self._await(number)
             finally:
                 self._waited_for[number] -= 1
-            path = self.cache.acquire(key)
+            path = self._slot.acquire(key)
         try:
             return _FetchedReader(self, number, path, channels)
         except BaseException:
@@ -146,40 +128,52 @@ class FetchedShards(LocalShards):
             raise
 
     def expect(self, owner: int, numbers: Sequence[int]) -> None:
+        """Says which shards `owner` will open, in the order of need; replaces what it said before."""
+        if self.cache is None:
+            return
         remote = [number for number in numbers if self.files[number].remote]
-        with self.cache.lock:
+        with self._slot.lock:
             self._wanted[owner] = remote
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
         if remote:
             self._start()
 
     def done(self, number: int) -> None:
         """A reader is closed: a consumed shard is deleted, unless it is wanted again soon or all have room."""
         key = self._keys[number]
-        with self.cache.lock:
-            self.cache.release(key)
+        with self._slot.lock:
+            self._slot.release(key)
             again = self._keep_all or key in {self._keys[number] for number in self._order()}
-            if not again and not self._stopping.is_set() and key in self.cache.idle():
-                self.cache.discard(key)
-            self.cache.changed.notify_all()
+            if not again and not self._stopping.is_set() and key in self._slot.idle():
+                self._slot.discard(key)
+            self._slot.changed.notify_all()
 
     def close(self) -> None:
+        """Ends what goes on in the background; who waits for a shard gets Stopped."""
         if self._stopping.is_set():
             return
         self._stopping.set()
-        with self.cache.lock:
-            self.cache.changed.notify_all()
+        if self.cache is None:
+            return
+        with self._slot.lock:
+            self._slot.changed.notify_all()
         for thread in self._threads:
             thread.join()
         self._threads.clear()
-        with self.cache.lock:
-            self.cache.leave()
+        with self._slot.lock:
+            self._slot.leave()
+
+    def __enter__(self) -> "Shards":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _await(self, number: int) -> None:
         """Returns when the shard is in the cache; raises Unavailable or Stopped. Holds the lock."""
         began = said = time.monotonic()
         pause_s = SAY_AFTER_S
-        while not self.cache.has(self._keys[number]):
+        while not self._slot.has(self._keys[number]):
             if self._stopping.is_set():
                 raise Stopped
             now = time.monotonic()
@@ -191,7 +185,7 @@ class FetchedShards(LocalShards):
             if now - said >= pause_s:
                 said, pause_s = now, min(2 * pause_s, 300.0)
                 self._say_slow(number, now - began)
-            self.cache.changed.wait(0.5)
+            self._slot.changed.wait(0.5)
 
     def _say_slow(self, number: int, waited_s: float) -> None:
         name, size = self.files[number].name, self.files[number].bytes
@@ -217,11 +211,11 @@ class FetchedShards(LocalShards):
 
     def _work(self) -> None:
         while True:
-            with self.cache.lock:
+            with self._slot.lock:
                 while (number := self._next_job()) is None:
                     if self._stopping.is_set():
                         return
-                    self.cache.changed.wait()
+                    self._slot.changed.wait()
             self._fetch(number)
 
     def _next_job(self) -> int | None:
@@ -232,7 +226,7 @@ class FetchedShards(LocalShards):
         order = self._order()
         for number in (*waited, *order):
             key, size = self._keys[number], self.files[number].bytes or self._typical
-            if number in self._failed or self.cache.has(key) or self.cache.coming(key):
+            if number in self._failed or self._slot.has(key) or self._slot.coming(key):
                 continue
             if not self._make_room(size, order, urgent=number in waited):
                 if number not in waited:
@@ -240,7 +234,7 @@ class FetchedShards(LocalShards):
                 if self._fetching:
                     continue  # there will be room when one of them is done
                 self._say_over(number, size)
-            self._fetching[number] = (self.cache.reserve(key, size), time.monotonic())
+            self._fetching[number] = (self._slot.reserve(key, size), time.monotonic())
             return number
         return None
 
@@ -252,13 +246,13 @@ class FetchedShards(LocalShards):
     def _make_room(self, size_bytes: int, order: Sequence[int], urgent: bool) -> bool:
         """Deletes until so much more fits: what nobody wants, and if it is urgent what is wanted last."""
         need = {self._keys[number]: place for place, number in reversed(list(enumerate(order)))}
-        while not self.cache.fits(size_bytes):
-            idle = self.cache.idle()
+        while not self._slot.fits(size_bytes):
+            idle = self._slot.idle()
             unwanted = [key for key in idle if key not in need]
             if unwanted:
-                self.cache.discard(unwanted[0])
+                self._slot.discard(unwanted[0])
             elif urgent and idle:
-                self.cache.discard(max(idle, key=lambda key: need[key]))
+                self._slot.discard(max(idle, key=lambda key: need[key]))
             else:
                 return False
         return True
@@ -269,40 +263,40 @@ class FetchedShards(LocalShards):
         reason = None
         try:
             size = self._fetcher.download(file, partial, lambda size: self._sized(number, size))
-            with self.cache.lock:
-                self.cache.commit(key, partial, size)
+            with self._slot.lock:
+                self._slot.commit(key, partial, size)
                 self._typical = max(self._typical, size)
         except Stopped:
             pass
         except (OSError, ValueError) as error:
-            reason = describe(error)
-        with self.cache.lock:
+            reason = one_line(error)
+        with self._slot.lock:
             del self._fetching[number]
-            if not self.cache.has(key):
-                self.cache.discard(key, keep_partial=reason is None)
+            if not self._slot.has(key):
+                self._slot.discard(key, keep_partial=reason is None)
             if reason is not None:
                 self._failed[number] = (reason, time.monotonic())
-            self.cache.changed.notify_all()
+            self._slot.changed.notify_all()
 
     def _sized(self, number: int, size_bytes: int) -> None:
         """The size of a shard that no list knew: makes room for it."""
         key = self._keys[number]
-        with self.cache.lock:
-            self.cache.resize(key, size_bytes)
+        with self._slot.lock:
+            self._slot.resize(key, size_bytes)
             if not self._make_room(0, self._order(), urgent=True):
                 self._say_over(number, size_bytes)
 
     def _say_over(self, number: int, size_bytes: int) -> None:
         logger.warning(
             "%s: with its %.2f GB the cache is over its %.2f GB: raise --data.cache_gb, or lower --data.streams",
-            *(self.files[number].url, size_bytes / 1e9, self.cache.budget_bytes / 1e9),
+            *(self.files[number].url, size_bytes / 1e9, self._slot.budget_bytes / 1e9),
         )
 
 
 class _FetchedReader(ShardReader):
     """A reader that gives the shard back to the cache when it is closed."""
 
-    def __init__(self, shards: FetchedShards, number: int, path: Path, channels: int | None) -> None:
+    def __init__(self, shards: Shards, number: int, path: Path, channels: int | None) -> None:
         self._give_back = lambda: shards.done(number)
         super().__init__(path, channels, shards.files[number].name)
 
@@ -312,14 +306,16 @@ class _FetchedReader(ShardReader):
         give_back()
 
 
-def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int) -> None:
+def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int, interleave: int = 1) -> None:
     """ValueError where the cache cannot hold what `streams` streams of this process read at once."""
     largest = sum(max((file.bytes or 0 for file in source.files if file.remote), default=0) for source in sources)
     names = [file.url for source in sources for file in source.files if file.remote]
-    if largest * streams > budget_bytes:
+    needed = largest * streams * interleave
+    if needed > budget_bytes:
         at_once = f"{streams} streams of this process" + (f" and {len(sources)} sources" if len(sources) > 1 else "")
+        at_once += f", {interleave} each" if interleave > 1 else ""
         raise ValueError(
             f"{names[0]}: the shard cache of {budget_bytes / 1e9:g} GB (--data.cache_gb) is too small: shards of "
             f"{largest / len(sources) / 1e9:.2g} GB are read at once by the {at_once}, so it needs "
-            f"{largest * streams / 1e9:.3g} GB; give more, or fewer --data.streams"
+            f"{needed / 1e9:.3g} GB; give more, or fewer --data.streams (or --data.interleave)"
         )

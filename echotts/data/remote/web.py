@@ -107,12 +107,13 @@ def ascii_url(url: str) -> str:
 
     Raises Unavailable, for good, where it is none: control characters, no host.
     """
+    parts, host = None, ""
     try:
         parts = urlsplit(url)
         host = parts.netloc.encode("idna").decode("ascii")
     except (ValueError, UnicodeError):
-        host = ""
-    if not host or any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
+        pass
+    if parts is None or not host or any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
         raise Unavailable(f"{url!r}: is not an address that can be asked for", gone=True)
     return parts._replace(netloc=host, path=quote(parts.path, SAFE), query=quote(parts.query, SAFE)).geturl()
 

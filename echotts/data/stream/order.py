@@ -23,6 +23,7 @@ from echotts.config import Bucket
 # lengths of all samples are known, more where they were estimated.
 HEADROOM, ESTIMATE_HEADROOM = 1.02, 1.1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread most evenly
+_ROOT_OF_2 = 0x6A09E667F3BCC909  # 2^64 times the fractional part of the square root of 2
 _WORD = 1 << 64
 
 
@@ -124,6 +125,14 @@ class Mixture:
             return 0
         place = (hash_int(self.seed, "mixture", stream) + turn * _GOLDEN) % _WORD / _WORD
         return sum(place >= edge for edge in self.edges)
+
+
+def lane_at(turn: int, lanes: int) -> int:
+    """From which of the shards that a stream interleaves its sample number `turn` comes: each gets its share.
+
+    A Weyl sequence too, over another irrational number than the mixture's, so that every source uses all its lanes.
+    """
+    return (turn * _ROOT_OF_2) % _WORD * lanes // _WORD
 
 
 class Promotion:

@@ -17,10 +17,10 @@ from typing import Any
 
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample, ShardReader
-from echotts.data.remote.retry import describe
-from echotts.data.remote.store import LocalShards
+from echotts.data.remote.retry import one_line
+from echotts.data.remote.store import Shards
 from echotts.data.remote.web import Unavailable
-from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, smallest_bucket
+from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, lane_at, smallest_bucket
 from echotts.rundir.rejections import Fault, Rejected, Rejections
 from echotts.text import Tokenizer
 
@@ -32,7 +32,7 @@ BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all un
 class StreamPlan:
     """What all virtual streams of a process share and none changes."""
 
-    shards: LocalShards
+    shards: Shards
     orders: tuple[Order, ...]  # one of each source
     mixture: Mixture
     lengthening: Promotion
@@ -42,6 +42,7 @@ class StreamPlan:
     channels: int
     reference_frames: int
     pool_samples: int
+    lanes: int = 1  # units of a source that a stream reads by turns: lane l has every lanes-th unit from its l-th on
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class VirtualStream:
         self.index = index
         self.plan = plan
         self.rejections = rejections
-        self.cursors = [_Cursor() for _ in plan.orders]
+        self.cursors = [_Cursor(lane) for _ in plan.orders for lane in range(plan.lanes)]  # all lanes of a source
         self.turns = 0  # samples that went into the pool
         self.draws = 0
         self.read = 0
@@ -92,8 +93,8 @@ class VirtualStream:
             if self._held() >= max(CROWD_SAMPLES, 2 * self.plan.pool_samples):
                 self._crowd_out()
             self._read_one()
-            for source, unit in enumerate(began):
-                self._give_up(source, unit, f"no sample that fits {self.plan.buckets[bucket]}")
+            for number, unit in enumerate(began):
+                self._give_up(number, unit, f"no sample that fits {self.plan.buckets[bucket]}")
         held = next(self.pool[k] for k in range(bucket, -1, -1) if self.pool[k])
         place = hash_int(self.plan.seed, "draw", self.index, self.draws) % len(held)
         held[place], held[-1] = held[-1], held[place]
@@ -118,12 +119,12 @@ class VirtualStream:
         units = sorted({item[:2] for held in state["pool"] for item in _triples(held)}) if state else []
         cursors = state["cursors"] if state else [(cursor.unit, cursor.taken) for cursor in self.cursors]
         for depth in range(self.plan.shards.ahead + 1):
-            for source, (unit, _) in enumerate(cursors):
-                opened = depth == 0 and not state and self.cursors[source].reader is not None
-                units += [] if opened else [(source, unit + depth)]
+            for number, (unit, _) in enumerate(cursors):
+                opened = depth == 0 and not state and self.cursors[number].reader is not None
+                units += [] if opened else [(number // self.plan.lanes, unit + depth * self.plan.lanes)]
         self.plan.shards.expect(self.index, list(dict.fromkeys(self._shard(source, unit) for source, unit in units)))
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any], accept_changed: bool = False) -> None:
         """Takes the place that `state` describes and reads the pool's samples again."""
         self.close()
         self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
@@ -139,7 +140,8 @@ class VirtualStream:
                 continue
             with reader:
                 places = sorted(item[2] for held in wanted for item in held if item[:2] == (source, unit))
-                found |= {(source, unit, place): self._again(reader, place) for place in places}
+                again = {(source, unit, place): self._again(reader, place, accept_changed) for place in places}
+                found |= {item: sample for item, sample in again.items() if sample is not None}
         self.pool = [[_Held(*item, found[item]) for item in held if item in found] for held in wanted]
         self.expect()
 
@@ -150,9 +152,10 @@ class VirtualStream:
     def _held(self) -> int:
         return sum(map(len, self.pool))
 
-    def _give_up(self, source: int, began: int, lack: str) -> None:
-        """ValueError where a source has been gone through so often since its unit `began`."""
-        if self.cursors[source].unit > began + BARREN_ROUNDS * self.plan.orders[source].units:
+    def _give_up(self, number: int, began: int, lack: str) -> None:
+        """ValueError where the cursor of this number has gone through its source so often since its unit `began`."""
+        source = number // self.plan.lanes
+        if self.cursors[number].unit > began + BARREN_ROUNDS * self.plan.orders[source].units:
             shards = self.plan.shards
             files = shards.sources[source].files
             raise ValueError(
@@ -163,11 +166,12 @@ class VirtualStream:
     def _read_one(self) -> None:
         """Reads on to the next usable sample of the source whose turn it is and adds it to the pool."""
         source = self.plan.mixture.at(self.index, self.turns)
-        cursor = self.cursors[source]
+        number = source * self.plan.lanes + lane_at(self.turns, self.plan.lanes)
+        cursor = self.cursors[number]
         began = cursor.unit
         while True:
-            if cursor.reader is None and not self._begin_unit(source):
-                self._give_up(source, began, "no usable sample")
+            if cursor.reader is None and not self._begin_unit(source, cursor):
+                self._give_up(number, began, "no usable sample")
                 continue
             assert cursor.reader is not None
             while cursor.taken < len(cursor.places):
@@ -176,17 +180,17 @@ class VirtualStream:
                     self.turns += 1
                     return
             cursor.close()
-            cursor.unit, cursor.taken = cursor.unit + 1, 0
-            self._give_up(source, began, "no usable sample")
+            cursor.unit, cursor.taken = cursor.unit + self.plan.lanes, 0
+            self._give_up(number, began, "no usable sample")
 
-    def _begin_unit(self, source: int) -> bool:
+    def _begin_unit(self, source: int, cursor: _Cursor) -> bool:
         """Opens the shard where the cursor stands. Where it cannot be had the cursor moves on: False."""
-        order, cursor = self.plan.orders[source], self.cursors[source]
+        order = self.plan.orders[source]
         try:
             cursor.reader = self._open(source, cursor.unit)
         except Unavailable as error:
             self._skip(source, cursor.unit, error)
-            cursor.unit, cursor.taken = cursor.unit + 1, 0
+            cursor.unit, cursor.taken = cursor.unit + self.plan.lanes, 0
             return False
         self.expect()
         cursor.places = order.places(self.index, cursor.unit, len(cursor.reader))
@@ -245,7 +249,7 @@ class VirtualStream:
         self.read += 1
         self.rejected["shard_unavailable"] += 1
         name = self.plan.shards.files[self._shard(source, unit)].name
-        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", describe(error))])
+        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", one_line(error))])
 
     def _reject(self, cause: str, shard: str, key: str, detail: str) -> None:
         self.rejected[cause] += 1
@@ -258,10 +262,12 @@ class VirtualStream:
     def _open(self, source: int, unit: int) -> ShardReader:
         return self.plan.shards.open(self._shard(source, unit), self.plan.channels)
 
-    def _again(self, reader: ShardReader, place: int) -> Sample:
+    def _again(self, reader: ShardReader, place: int, accept_changed: bool) -> Sample | None:
         try:
             return self._cropped(reader.sample(place))
         except (Rejected, IndexError) as error:
+            if accept_changed:
+                return None
             raise ValueError(
                 f"{reader.tar.path}: sample {place} was there when the state was saved and is not now ({error}): "
                 "the shard has changed, start a new run"

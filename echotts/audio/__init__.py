@@ -14,7 +14,7 @@ from echotts.audio.levels import (
     resample,
     trim_silence,
 )
-from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, read_audio
+from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.audio.writing import MP3_RATE_KBPS, check_mp3_rate, check_suffix, write_audio
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "loudness_normalise",
     "measure_loudness",
     "normalise_output",
+    "open_recording",
     "read_audio",
     "resample",
     "trim_silence",

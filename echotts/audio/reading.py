@@ -27,15 +27,17 @@ def read_audio(
     source: str | Path | BytesIO | BufferedReader,
     sample_rate: int,
     *,
+    start_s: float = 0.0,
     limit_s: float | None = None,
     max_s: float = LONGEST_S,
     name: str = "",
 ) -> Samples:
     """A recording as mono float32 at `sample_rate`: wav, flac, ogg, opus, mp3, m4a; 4 to 384 kHz, up to 32 channels.
 
-    Channels are averaged; where they cancel each other the loudest is used, which is logged. With `limit_s` only the
-    first so many seconds are read; without it, a recording longer than `max_s` raises TooLong, before it is decoded
-    where its header tells. `name` stands in for the path in messages when `source` is an open file.
+    Channels are averaged; where they cancel each other the loudest is used, which is logged. With `limit_s` only so
+    many seconds are read, from `start_s` on (what is before is decoded and dropped); without it, a recording longer
+    than `max_s` raises TooLong, before it is decoded where its header tells. `name` stands in for the path in messages
+    when `source` is an open file.
 
     Memory: 8 bytes for each frame at the file's rate and 4 for each sample of the result. Raises FileNotFoundError, or
     ValueError when the recording cannot be decoded, ends before the length its header promises, is empty or holds
@@ -44,11 +46,12 @@ def read_audio(
     name = name or (str(source) if isinstance(source, str | Path) else "recording")
     sound = open_recording(source, None if limit_s is not None else max_s, name)
     most = round((limit_s if limit_s is not None else max_s) * sound.rate)
-    mono, powers = _mono(sound, name, most, cut=limit_s is not None)
+    skip = round(start_s * sound.rate)
+    mono, powers = _mono(sound, name, most, cut=limit_s is not None, skip=skip)
     if _cancel(mono, powers):
         channel = int(np.argmax(powers))
         logger.warning("%s: its channels cancel each other: only channel %d is used", name, channel + 1)
-        mono, _ = _mono(sound, name, most, cut=limit_s is not None, channel=channel)
+        mono, _ = _mono(sound, name, most, cut=limit_s is not None, skip=skip, channel=channel)
     return resample(mono, sound.rate, sample_rate)
 
 
@@ -90,12 +93,20 @@ def _check_limits(sound: Sound, name: str, max_s: float | None) -> None:
         raise TooLong(f"{name}: {sound.frames / sound.rate:.2f} s by its header, at most {max_s:g} s are asked")
 
 
-def _mono(sound: Sound, name: str, most: int, *, cut: bool, channel: int | None = None) -> tuple[Samples, np.ndarray]:
-    """The mean of the channels, or one of them, and each channel's power. Beyond `most` frames: cut, or TooLong."""
+def _mono(
+    sound: Sound, name: str, most: int, *, cut: bool, skip: int = 0, channel: int | None = None
+) -> tuple[Samples, np.ndarray]:
+    """The mean of the channels, or one of them, and each channel's power, after the first `skip` frames.
+
+    Beyond `most` frames: cut, or TooLong.
+    """
     pieces: list[np.ndarray] = []
     powers = np.zeros(sound.channels)
-    count = bad = 0
+    count = bad = skipped = 0
     for block in sound.blocks():
+        dropped = min(skip - skipped, len(block))
+        skipped += dropped
+        block = block[dropped:]
         block = block[: most - count] if cut else block
         pieces.append(_downmixed(block, channel))
         bad += int(np.count_nonzero(~np.isfinite(block).all(axis=1)))
@@ -107,7 +118,7 @@ def _mono(sound: Sound, name: str, most: int, *, cut: bool, channel: int | None 
         if count > most:
             raise TooLong(f"{name}: longer than {most / sound.rate:g} s, the most that is asked")
     else:
-        check_whole(sound, name, count)
+        check_whole(sound, name, skipped + count)
     if not count:
         raise ValueError(f"{name}: the recording is empty (0 samples)")
     if bad:

@@ -23,6 +23,8 @@ MAY_DIFFER = (
     "data.fetch_deadline_s",
     "model.remat",
     "model.attention",
+    "steps",  # of a codec training, as are the next
+    "optim.decay_share",
 )
 MUST_AGREE = ("run.seed",)
 
@@ -44,7 +46,7 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: RunPath) -> None:
     """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
-    lines = differences(_completed(saved), given)
+    lines = differences(_completed(saved, given), given)
     refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
     if refused:
         raise ConfigDiffersError(
@@ -62,13 +64,18 @@ def _may_differ(key: str) -> bool:
     return any(key == known or (known.endswith("*") and key.startswith(known[:-1])) for known in MAY_DIFFER)
 
 
-def _completed(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with keys that its program did not know yet, at the defaults that stand for what it did."""
+def _completed(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration with keys that its program did not know yet, at the defaults that stand for what it did.
+
+    Keys that `given` has no use for are left out: a codec training has other sections than `Config`.
+    """
     known = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
     completed: dict[str, Any] = dict(saved)
     for name, section in known.items():
-        defaults = {key.name: key.default for key in dataclasses.fields(section) if key.default is not MISSING}
-        completed[name] = defaults | dict(saved.get(name, {}))
+        fields = {key.name: key.default for key in dataclasses.fields(section) if key.default is not MISSING}
+        defaults = {key: value for key, value in fields.items() if key in given.get(name, {})}
+        if defaults:
+            completed[name] = defaults | dict(saved.get(name, {}))
     return completed
 
 

@@ -42,8 +42,8 @@ class CodecFacts(TypedDict, total=False):
 
     id: str | None
     weights_hash: str | None
-    sample_rate: Size
-    hop: Size
+    sample_rate: Size | None  # a bare list of shards does not say
+    hop: Size | None
     channels: Size
 
 

@@ -24,6 +24,9 @@ class Arguments:
     """A recording or video, or a folder of them."""
     output: Path
     """Folder of the clips; made if missing."""
+    text: Path | None = None
+    """Text file of what is said in the recording, word for word, with nothing left out: clips get its words in the
+    place of what Whisper heard."""
     asr: str = "base"
     """Who writes down what is said: base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in
     CTranslate2's form, or a Hub id."""
@@ -50,7 +53,10 @@ def main(argv: list[str]) -> int:
         limits = Limits(min_s=arguments.min_s, max_s=arguments.max_s, min_snr_db=arguments.min_snr_db)
     except ValueError as error:
         raise UsageError(f"--{error}") from None
-    settings = Settings(language=arguments.language, speakers=arguments.speakers, limits=limits)
+    if arguments.text is not None and not arguments.source.is_file():
+        raise UsageError(f"--text {arguments.text}: goes with one recording, and --source {arguments.source} is none")
+    text = None if arguments.text is None else arguments.text.read_text("utf-8")
+    settings = Settings(language=arguments.language, speakers=arguments.speakers, limits=limits, text=text)
     ear = Whisper(arguments.asr, arguments.language)
     progress = Progress()
     try:

@@ -143,9 +143,12 @@ class Stream:
         self._far = _FAR_UNITS + self._widths[-1]
         self._start = 0  # units that went into the network
         self._pending: np.ndarray | None = None
+        self._finished = False
 
     def push(self, piece: np.ndarray) -> Pieces:
-        """The outputs that are determined now; they may be empty."""
+        """The outputs that are determined now; they may be empty. ValueError after `finish`."""
+        if self._finished:
+            raise ValueError("the stream is finished: make another one")
         waiting = self._pending
         pending = piece if waiting is None or not waiting.shape[1] else np.concatenate([waiting, piece], axis=1)
         position, pieces = 0, []
@@ -158,8 +161,9 @@ class Stream:
 
     def finish(self) -> Pieces:
         """The outputs that waited for more input; the input must have come in whole units."""
+        self._finished = True
         if self._pending is None:
-            raise ValueError("nothing was pushed")
+            return self._empty
         pending, pieces = self._pending, []
         total = self._start + pending.shape[1] // self._inputs
         end = self._output_length(total)

@@ -105,13 +105,13 @@ def sine_squared(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
 
 
 @jax.custom_vjp
-def add_bias(x: Float[Array, "b t c"], bias: Float[Array, " c"]) -> Float[Array, "b t c"]:
+def add_bias(x: Float[Array, "*s c"], bias: Float[Array, " c"]) -> Float[Array, "*s c"]:
     """x + bias, with a fast gradient of the bias."""
     return x + bias
 
 
-def _sum_channels(x: Float[Array, "b t c"]) -> Float[Array, " c"]:
-    """Sum over batch and time as a matrix product, which XLA computes faster on a CPU than a reduction over rows."""
+def _sum_channels(x: Float[Array, "*s c"]) -> Float[Array, " c"]:
+    """Sum over all but the channels as a matrix product, which is faster on a CPU than XLA's reduction over rows."""
     rows = x.reshape(-1, x.shape[-1])
     return jnp.ones(rows.shape[0], x.dtype) @ rows
 

@@ -167,7 +167,7 @@ def _sizes_of(state: dict[str, np.ndarray], path: str | Path) -> dict[str, Any]:
     }
 
 
-class _Tensors:
+class Tensors:
     """The tensors of a file, each held against the shape it must have (PyTorch's layouts)."""
 
     def __init__(self, state: dict[Any, Any], path: str | Path) -> None:
@@ -254,16 +254,16 @@ def fold(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def _params(state: dict[Any, Any], config: CodecConfig, path: str | Path) -> Params:
-    tensors = _Tensors(state, path)
-    params = _main_path(tensors, config)
+    tensors = Tensors(state, path)
+    params = main_path(tensors, config)
     if not config.quantized and "decoder.wm_model.msg_processor.msg_processor.weight" in state:
-        params["watermark"] = _watermark(tensors, config)
+        params["watermark"] = watermark_path(tensors, config)
     if tensors.unused:
         log.warning("%s: %d tensors are not used, %s first", path, len(tensors.unused), tensors.unused[0])
     return params
 
 
-def _main_path(tensors: _Tensors, config: CodecConfig) -> Params:
+def main_path(tensors: Tensors, config: CodecConfig) -> Params:
     def units(key: str, first: tuple[int, int, int], width: int) -> list[Params]:
         return [tensors.unit(f"{key}.{n}", width) for n in first]
 
@@ -295,7 +295,7 @@ def _main_path(tensors: _Tensors, config: CodecConfig) -> Params:
 _HEAD = "decoder.wm_model.encoder_block.pre"
 
 
-def _bottleneck(tensors: _Tensors, config: CodecConfig) -> Params:
+def _bottleneck(tensors: Tensors, config: CodecConfig) -> Params:
     features, channels = config.latent_dim, config.codebook_dim
     if not config.quantized:
         inward = tensors.conv("quantizer.in_proj", features, 2 * channels, 1)
@@ -310,7 +310,7 @@ def _bottleneck(tensors: _Tensors, config: CodecConfig) -> Params:
     return {"quantizers": quantizers}
 
 
-def _watermark(tensors: _Tensors, config: CodecConfig) -> Params:
+def watermark_path(tensors: Tensors, config: CodecConfig) -> Params:
     """The watermark's sizes are not in kwargs: they are those of the published model."""
     head, tail = "decoder.wm_model.encoder_block", "decoder.wm_model.decoder_block"
     inner, message = CHANNELS[-1], 128

@@ -20,11 +20,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
 
-from echotts.config import Config, RunConfig, to_dict
+from echotts.config import RunConfig, to_dict
 from echotts.multihost.messages import ProcessesError, agree_on, all_gather, process_place
 from echotts.rundir.location import RunPath, read_whole, write_whole
 
@@ -40,7 +41,15 @@ OWN_KEYS = ("process_index",)  # of the run section: what may differ between pro
 WORKER = re.compile(r"-w-(\d+)$")  # how Google Cloud ends the host names of a slice
 
 
-def join(config: Config) -> None:
+@runtime_checkable
+class HasRun(Protocol):
+    """A configuration, of a model's or a codec's training, with the section that says who runs."""
+
+    @property
+    def run(self) -> RunConfig: ...
+
+
+def join(config: HasRun) -> None:
     """Joins the run's processes, where `run.coordinator` names one; before any use of a device.
 
     Logs who this is. ProcessesError where others do not come in time, or run other code, another configuration or
@@ -143,7 +152,7 @@ def check_same(what: str, value: str) -> None:
         check_alike(all_gather("same", {what: value, "host": socket.gethostname()}))
 
 
-def identity(config: Config) -> dict[str, str]:
+def identity(config: HasRun) -> dict[str, str]:
     """What has to be the same in all processes, in words that can be shown."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
@@ -162,7 +171,7 @@ def code_hash() -> str:
     return digest.hexdigest()[:12]
 
 
-def config_hash(config: Config) -> str:
+def config_hash(config: HasRun) -> str:
     """A hash of the configuration without what is a process's own."""
     values = to_dict(config)
     values["run"] = {key: value for key, value in values["run"].items() if key not in OWN_KEYS}

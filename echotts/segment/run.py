@@ -20,6 +20,7 @@ from echotts.audio.reading import AUDIO_SUFFIXES
 from echotts.evaluation.ear import Whisper
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.files import atomic_write
+from echotts.segment.align import align
 from echotts.segment.judge import Limits, fault, snr_db
 from echotts.segment.pieces import Piece, find_pieces
 
@@ -34,9 +35,10 @@ Progress = Callable[[str, int, int, int], None]  # stage, recordings done, all, 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`speakers`: one for each recording, or clusters of voices over all of a recording."""
+    """`speakers`: one for each recording, or clusters of its voices. `text`: what is said, if known."""
 
     language: str = "en"
+    text: str | None = None
     speakers: Literal["file", "cluster"] = "file"
     limits: Limits = field(default_factory=Limits)
 
@@ -111,6 +113,15 @@ def _one(
         row |= {"language": settings.language, "snr_db": round(snr_db(piece), 1)}
         rows.append(row)
         kept.append(piece)
+    if settings.text is not None:
+        aligned = align(settings.text, [row["text"] for row in rows])
+        for row, text in zip(rows, aligned, strict=True):
+            row |= (
+                {"text": text} if text else {"cause": "not_in_text", "detail": "too few of its words are in the text"}
+            )
+        rejected += [row for row in rows if "cause" in row]
+        kept = [piece for piece, row in zip(kept, rows, strict=True) if "cause" not in row]
+        rows = [row for row in rows if "cause" not in row]
     stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).with_suffix("").as_posix()).strip("-") or "recording"
     for number, (row, piece, speaker) in enumerate(
         zip(rows, kept, name_speakers(kept, stem, encoder, settings.speakers), strict=True)

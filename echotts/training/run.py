@@ -18,6 +18,7 @@ from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker
@@ -34,7 +35,6 @@ from echotts.rundir.metrics import MetricsWriter
 from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.guard import Guard
 from echotts.training.hang import HangWatch
 from echotts.training.inputs import Inputs, open_inputs, store_pins
 from echotts.training.profiling import Profiler
@@ -84,7 +84,7 @@ class Run:
     def go_back(self) -> None:
         """Takes the weights from before the first of too many steps that were left out."""
         with self.reporter.pause():
-            self.state, what = self.guard.roll_back(self.state, self.step, self.config, self.mesh, self.checkpoints)
+            self.state, what = roll_back(self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints)
             self.reporter.rolled_back(self.step, what)
             self._save()
 
@@ -232,6 +232,18 @@ def begin(
     store_pins(config, inputs)
     state, step, samples_seen = new_state(config, mesh)
     return state, step, samples_seen, skip_batches(inputs.stream, step, samples_seen), Guard(config.run)
+
+
+def roll_back(
+    guard: Guard, state: TrainState, step: int, config: Config, mesh: Mesh, checkpoints: Checkpoints
+) -> tuple[TrainState, str]:
+    """The state of an earlier checkpoint, to go on with after `step`, and what was done (`Guard.roll_back`)."""
+
+    def restore(before: int) -> tuple[dict[str, Any], Meta] | None:
+        return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
+
+    arrays, what = guard.roll_back(state, step, checkpoints, restore, lambda: new_state(config, mesh)[0].arrays())
+    return restored_state(arrays, step, mesh), what
 
 
 def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:

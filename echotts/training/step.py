@@ -53,7 +53,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     Metrics are arrays on the device: "loss", "error" (), the mean squared error of the rows, whatever their padding,
     "grad_norm", "param_norm", "learning_rate" (), "valid_share" (), "finite" and "good" () bool and "row_loss" (b,).
     A step that is not good, because a number is not finite or the error above the limit, changes nothing but the
-    step's number (training/guard.py). It compiles once per bucket.
+    step's number (checkpoint/guard.py). It compiles once per bucket.
     """
     graphdef = meshes.model_structure(config.model, mesh)
     gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # of what is outside the layers

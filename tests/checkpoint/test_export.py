@@ -124,3 +124,10 @@ def test_what_holds_no_weights_is_said(tmp_path):
 def test_an_export_of_another_name_is_refused_before_anything_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"model\.bin: an export is named \.safetensors"):
         export(tmp_path, tmp_path / "model.bin")
+
+
+def test_weights_trained_on_shards_that_name_no_codec_are_exported_and_loaded(tmp_path):
+    unknown = {"id": None, "weights_hash": None, "sample_rate": None, "hop": None, "channels": 8}
+    params = initial_state(TINY, meshes.make_mesh()).params
+    interop.save_export(tmp_path / "model.safetensors", params, TINY.model, {"codec": unknown, "step": 1})
+    assert load_weights(tmp_path / "model.safetensors").metadata["codec"] == unknown

@@ -1,18 +1,21 @@
 """`echotts codec`: files in, files out, and one line for what is wrong."""
 
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from echotts.cli import codec as command
-from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.training import TrainArguments
+from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError
+from echotts.cli.codec import training
 from echotts.codec import Codec, load_codec, load_encoded, save_codec
+from echotts.codec.training import PRESETS
 from tests.codec.conftest import TINY, tiny_params
 
 
@@ -130,7 +133,7 @@ def test_files_of_a_folder_are_encoded_on_every_device(weights: Path, recordings
 def test_hyphens_and_underscores_name_the_same_flag():
     for flag in ("--kl-weight", "--kl_weight"):
         argv = ["--data", "x", "--run-dir", "y", "--output", "z", flag, "0.5"]
-        assert parse(TrainArguments, argv, prog="train").kl_weight == 0.5
+        assert training.parse_arguments(argv).kl_weight == 0.5
 
 
 def test_convert_keeps_the_hash_and_installs(
@@ -153,45 +156,67 @@ def test_info_and_evaluate_say_what_a_codec_is_and_loses(
     assert "8000 Hz" in out
     assert "24 samples, 333.333 frames/s" in out
     assert "5 channels" in out
-    assert call("evaluate", codec=weights, data=recordings) == 0
-    assert "mel distance" in capsys.readouterr().out
+    report = recordings.parent / "report"
+    argv = ["evaluate", "--codec", str(weights), "demo", "--data", str(recordings), "--conditions", "clean", "noisy"]
+    assert command.main([*argv, "--output", str(report), "--asr", "none"]) == 0
+    printed = capsys.readouterr().out
+    assert "mel distance" in printed and "demo, noisy" in printed and "STOI" in printed
+    assert (report / "index.html").exists() and len((report / "results.jsonl").read_text().splitlines()) == 8
 
 
 def test_train_writes_a_codec_that_loads(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from echotts.codec import training
+    seen: dict[str, Any] = {}
 
-    seen: dict[str, object] = {}
-
-    def pretend(settings: object, clips: list[np.ndarray], run_dir: Path, report: object, start: object) -> object:
-        seen.update(settings=settings, clips=clips, run_dir=run_dir)
-        config = settings.codec  # pyright: ignore[reportAttributeAccessIssue]
-        report({"step": 1, "loss/total": 2.0, "time/steps_per_s": 3.0, "time/left_s": 4.0})  # pyright: ignore
-        params = tiny_params(config)
+    def pretend(settings: Any, clips: Any, placement: Any, start: Any, report: Any) -> tuple[Any, int]:
+        seen.update(settings=settings, clips=clips, placement=placement)
+        report(7, {"loss/train": 2.0, "time/step_s": 3.0, "time/left_s": 4.0})
+        params = tiny_params(settings.codec)
         del params["watermark"]
-        return params
+        return params, seen.get("reached", 7)
 
     monkeypatch.setattr(training, "train_codec", pretend)
     output = tmp_path / "small.safetensors"
     argv = ["train", "--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(output)]
     argv += ["--encoder_rates", "8", "8", "--encoder_dim", "4", "--latent_dim", "8", "--decoder-dim", "16"]
-    argv += ["--steps", "7"]
+    argv += ["--steps", "7", "--kl-weight", "0.5", "--loss.feature", "5", "--run.save_every_steps", "3"]
     assert command.main(argv) == 0
     codec = load_codec(output)
     assert (codec.hop_length, codec.codec_id, codec.sample_rate) == (64, "small", 16000)
     settings, clips = seen["settings"], seen["clips"]
-    assert settings.steps == 7  # pyright: ignore[reportAttributeAccessIssue]
-    assert [clip.dtype.name for clip in clips] == ["int16", "int16"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert (settings.steps, settings.loss.kl, settings.loss.feature, settings.run.save_every_steps) == (7, 0.5, 5.0, 3)
+    assert settings.run.run_dir == str(tmp_path / "run") and settings.optim == PRESETS["demo"].optim
+    np.testing.assert_allclose(sorted(clips.seconds), [0.5, 1.0])
+    assert seen["placement"].whole.is_fully_replicated
+
+    output = tmp_path / "small.pth"
+    argv[argv.index("--output") + 1] = str(output)
+    assert command.main(argv) == 0
+    assert load_codec(output).hop_length == 64
+    seen["reached"] = 4  # asked to stop
+    argv[argv.index("--output") + 1] = str(tmp_path / "never.pth")
+    assert command.main(argv) == EXIT_ASKED_TO_LEAVE and not (tmp_path / "never.pth").exists()
 
 
-def test_the_flags_of_train_default_to_the_built_in_codecs_training():
-    from echotts.codec.training import CodecTraining
+@pytest.mark.parametrize("flag", ["--preset=speech", "--preset speech"])
+def test_the_flags_of_train_default_to_the_presets(flag: str):
+    required = ["--data", "x", "--run_dir", "y", "--output", "z.pth"]
+    assert training.training_of(training.parse_arguments(required), None).loss == PRESETS["demo"].loss
+    found = training.training_of(training.parse_arguments([*flag.split(), *required]), None)
+    wanted = dataclasses.replace(PRESETS["speech"], preset="speech", run=found.run)
+    assert found == wanted and found.run.run_dir == "y"
 
-    library = CodecTraining()
-    for name, value in vars(TrainArguments(data="", run_dir=Path(), output=Path())).items():
-        if hasattr(library, name):
-            assert value == getattr(library, name), name
-        elif hasattr(library.codec, name):
-            assert value == getattr(library.codec, name), name
+
+def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path):
+    required = ["--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(tmp_path / "a.pth")]
+    for flags, words in (
+        (["--frames", "1"], "under the longest spectrum's window"),
+        (["--loss.floor", "0"], "floor must be above 0"),
+        (["--preset", "tiny"], "preset"),
+        (["--output", "a.pkl"], r"\.safetensors or \.pth"),
+        (["--data", ""], "--data is missing"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            command.main(["train", *required, *flags])
 
 
 def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Path, tmp_path: Path):
@@ -228,7 +253,7 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
     for argv, words in {("convert", "--input", "x"): "nothing to write", ("encode",): "required"}.items():
         with pytest.raises(UsageError, match=words):
             command.main(list(argv))
-    with pytest.raises(UsageError, match=r"only \.safetensors"):
+    with pytest.raises(UsageError, match=r"\.safetensors or \.pth"):
         call("convert", input=weights, output=output)
     assert not output.exists()
 

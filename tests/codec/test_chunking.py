@@ -135,6 +135,15 @@ def test_a_decoder_stream_gives_each_sample_as_soon_as_it_is_determined(tiny: Co
     assert different[given : given + HOP].any()
 
 
+def test_a_stream_without_latents_gives_no_audio_and_a_finished_one_takes_none(tiny: Codec):
+    stream = tiny.stream_decoder(2, np.zeros((2, 16), int))
+    assert stream.push(noise(2, 0, TINY.latent_channels)).shape == (2, 0)
+    assert stream.finish().shape == (2, 0)
+    assert tiny.stream_decoder().finish().shape == (1, 0)
+    with pytest.raises(ValueError, match="the stream is finished"):
+        stream.push(noise(2, 1, TINY.latent_channels))
+
+
 def test_codes_stream_too(tiny_dac: Codec):
     codes = np.random.default_rng(0).integers(0, 16, (1, 3, 11))
     stream = tiny_dac.stream_decoder()

@@ -13,6 +13,7 @@ from echotts.cli.app import UsageError
 from echotts.data.teachers import load_teacher
 from echotts.evaluation.ear import Transcript, Whisper, count_errors
 from echotts.segment import pieces, run
+from echotts.segment.align import align
 from echotts.segment.judge import clipped_share, flatness
 from echotts.segment.pieces import find_pieces, join
 from echotts.segment.run import Settings, segment
@@ -141,6 +142,27 @@ def test_voices_of_one_recording_are_told_apart_when_asked(said, tmp_path: Path)
     segment(tmp_path / "a.wav", tmp_path / "clips", ear, Settings(speakers="cluster"))
     rows = [json.loads(line) for line in (tmp_path / "clips" / "metadata.jsonl").read_text().splitlines()]
     assert [row["speaker"] for row in rows] == ["a_1", "a_2"]
+
+
+def test_a_known_text_takes_the_place_of_what_was_heard(talk, tmp_path: Path) -> None:
+    ear = Deaf(
+        Transcript("the old men walked along a river", -0.1, "en"), Transcript("sold something else here", -0.1, "en")
+    )
+    known = Settings(text=f"He said: {FIRST} {SECOND}")
+    summary = segment(talk[0] / "day" / "talk one.flac", tmp_path, ear, known)
+    [row] = map(json.loads, (tmp_path / "metadata.jsonl").read_text().splitlines())
+    assert row["text"] == "The old man walked along the river"
+    assert summary.rejected["not_in_text"] == 1
+
+
+def test_words_misheard_at_the_edges_are_those_of_the_text_but_never_those_of_the_clip_before() -> None:
+    text = "One fine day, we went home. Nobody was there, and it rained."
+    assert align(text, ["on fine day we went hum", "nobody was there", "and at rained"]) == [
+        *("One fine day, we went home.", "Nobody was there,"),
+        *("and it rained.",),
+    ]
+    assert align(text, ["completely different words", "it rained"]) == [None, "it rained."]
+    assert align("", ["one"]) == [None]
 
 
 def test_neighbours_are_joined_over_short_pauses_up_to_the_longest_clip() -> None:

@@ -11,21 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from echotts.checkpoint import guard as module
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import load_run
+from echotts.checkpoint.guard import Guard, NonFiniteError, describe
 from echotts.data.stream.stream import Stream
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.rundir.metrics import MetricsWriter, metrics_path
-from echotts.training import guard as module
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.guard import Guard, NonFiniteError, describe
 from echotts.training.hang import HangWatch
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.progress import Progress
 from echotts.training.report import LINE, Reporter
+from echotts.training.run import roll_back
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep
 from tests.multihost.group import Group, losses, metric_lines, poisoned
@@ -226,7 +227,7 @@ def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(run
     state = TrainState(step=jnp.int32(6), params={}, ema={}, opt_state={})
     why = "2 steps were skipped from 5 on, the last because of step 6: loss nan; batch keys: a, b; "
     with pytest.raises(NonFiniteError, match=f"^{why}{reason}"):
-        guard.roll_back(state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoneBefore(later))
+        roll_back(guard, state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoneBefore(later))
 
 
 class NoFeed(Feed):

@@ -16,6 +16,7 @@ from echotts.checkpoint import interop
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import export, load_run
+from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
@@ -25,7 +26,6 @@ from echotts.rundir.layout import CHECKPOINTS
 from echotts.text import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, report
 from echotts.training.flops import training_flops
-from echotts.training.guard import NonFiniteError
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
 from echotts.training.run import check_facts

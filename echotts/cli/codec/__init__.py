@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from echotts.cli.app import choose
+from echotts.cli.codec.evaluate import evaluate
 from echotts.cli.codec.training import train
 from echotts.cli.codec.transcode import compress, decode, decompress, encode
-from echotts.cli.codec.weights import convert, evaluate, info
+from echotts.cli.codec.weights import convert, info
 
 
 def main(argv: list[str]) -> int:

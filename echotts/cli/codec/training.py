@@ -1,121 +1,182 @@
 """`codec train`: a codec from recordings."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from echotts.cli.app import parse
-from echotts.cli.codec.recordings import clips_of
+from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
+from echotts.codec import CodecConfig
+from echotts.codec.training import PRESETS, CodecTraining, Placement, preset, train_codec
+from echotts.codec.training.config import CodecOptim, CropConfig, LossConfig
+from echotts.codec.training.discriminators import DiscriminatorConfig
+from echotts.config import RunConfig
 
-if TYPE_CHECKING:
-    from echotts.codec import CodecConfig
+PROG = "echotts codec train"
+PresetName = Literal["dacvae-48k", "dacvae-24k", "dacvae-24k-3x", "dacvae-24k-2x", "dac-44k", "speech", "demo"]
+SECTIONS = ("loss", "optim", "discriminators", "crops")
+SHORT = {  # flag -> the section it is short for, "" the training itself
+    "steps": "",
+    "batch_size": "",
+    "frames": "",
+    "decoder_only": "",
+    "learning_rate": "optim",
+    "kl_weight": "loss",
+    "wave_weight": "loss",
+    "loudness": "crops",
+    "seed": "run",
+}
+SIZES = ("sample_rate", "encoder_dim", "encoder_rates", "latent_dim", "decoder_dim", "codebook_dim", "n_codebooks")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """Train a DACVAE on recordings with reconstruction losses. The same command again resumes from --run_dir.
+    """Train a codec, DACVAE or DAC, on recordings. The same command again resumes from --run_dir, bitwise identically.
 
-    The defaults are those of the built-in codec.
+    What is not given is as in the preset. Flags before --loss.* are short for the keys in brackets. Recordings are
+    read in parts while training goes on; those that are added are found when the run is started again. Ctrl-C or
+    SIGTERM saves and exits with code 75.
     """
 
     data: str
-    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    run_dir: Path
-    """Folder of the training's state."""
+    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar); several are parted by commas. Required."""
+    run_dir: str
+    """Directory of checkpoints, metrics and samples, or gs://bucket/run; `echotts monitor` shows it. Required."""
     output: Path
-    """The .safetensors to write at the end; its stem is the codec's id."""
-    steps: int = 10000
+    """File to write at the end: .safetensors, or .pth in the published layout; its stem is the codec's id. Required."""
+    preset: PresetName = "demo"
+    """Sizes, losses and schedule to start from."""
+    steps: int | None = None
     """Optimizer steps in all."""
-    batch_size: int = 4
-    """Crops a step."""
-    frames: int = 32
+    batch_size: int | None = None
+    """Crops a step, over all devices."""
+    frames: int | None = None
     """Length of a crop, latent frames."""
-    learning_rate: float = 8e-4
-    """Constant after warm-up, then a cosine to zero."""
-    kl_weight: float = 2e-4
-    """Of the divergence of the posterior from the unit normal."""
-    wave_weight: float = 10.0
-    """Of the waveform's L1; less lets the decoder choose phases and keep the upper bands' energy."""
+    learning_rate: float | None = None
+    """After warm-up [optim.learning_rate]."""
+    kl_weight: float | None = None
+    """Of the divergence of the posterior from the unit normal [loss.kl]."""
+    wave_weight: float | None = None
+    """Of the waveform's L1; less lets the decoder choose phases and keep the upper bands' energy [loss.wave]."""
     init_from: str | None = None
-    """Begin with the weights of this codec, and its sizes: a .pth or .safetensors, a folder, a Hub id, or demo."""
+    """Begin with the weights of this codec, and its sizes: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
     decoder_only: bool = False
     """Leave all that makes latents as it is: shards and models made with --init_from stay valid."""
-    seed: int = 0
-    """Of the first weights, the crops and the posterior's noise."""
-    loudness: float = -16.0
-    """To which every recording is brought, LUFS."""
-    sample_rate: int = 16000
+    seed: int | None = None
+    """Of the first weights, the crops and the posterior's noise [run.seed]."""
+    loudness: float | None = None
+    """To which every crop is brought, LUFS [crops.loudness]."""
+    sample_rate: int | None = None
     """Hz."""
-    encoder_dim: int = 16
+    encoder_dim: int | None = None
     """Channels of the encoder's first layer; each rate doubles them."""
-    encoder_rates: tuple[int, ...] = (4, 4, 5, 8)
+    encoder_rates: tuple[int, ...] | None = None
     """Down-sampling of each block; their product is the hop."""
-    latent_dim: int = 256
+    latent_dim: int | None = None
     """Channels between the networks and the bottleneck."""
-    decoder_dim: int = 256
+    decoder_dim: int | None = None
     """Channels of the decoder's first layer; each rate halves them."""
-    codebook_dim: int = 64
-    """Channels of a latent."""
+    codebook_dim: int | None = None
+    """Channels of a latent, or of a codebook's vectors."""
+    n_codebooks: int | None = None
+    """Codebooks of a residual vector quantizer (DAC); 0: a Gaussian bottleneck (DACVAE)."""
     dtype: Literal["float32", "float16"] = "float16"
-    """How --output stores each number."""
+    """How a .safetensors stores each number."""
+    loss: LossConfig
+    optim: CodecOptim
+    discriminators: DiscriminatorConfig
+    crops: CropConfig
+    run: RunConfig
 
 
 def train(argv: list[str]) -> int:
-    """A codec from recordings; gives the exit code."""
-    arguments = parse(TrainArguments, argv, prog="echotts codec train")
-    from echotts.codec import load_codec, save_codec
-    from echotts.codec.training import CodecTraining, train_codec
+    """A codec from recordings; gives the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
+    arguments = parse_arguments(argv)
+    if arguments.output.suffix not in (".safetensors", ".pth"):
+        raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+    from echotts.codec import load_codec
+    from echotts.data.prepare.clips import open_clips
     from echotts.files import check_outputs
+    from echotts.multihost import processes, runtime
 
     base = load_codec(arguments.init_from) if arguments.init_from is not None else None
-    config = base.config if base is not None else _new_codec(arguments)
-    training = CodecTraining(
-        codec=config,
-        steps=arguments.steps,
-        batch_size=arguments.batch_size,
-        frames=arguments.frames,
-        learning_rate=arguments.learning_rate,
-        kl_weight=arguments.kl_weight,
-        wave_weight=arguments.wave_weight,
-        decoder_only=arguments.decoder_only,
-        seed=arguments.seed,
-    )
+    training = training_of(arguments, base.config if base is not None else None)
     check_outputs([arguments.output], filter(None, [arguments.init_from]))
-    clips = [
-        (clip * 32767).astype("int16")
-        for _, clip in clips_of(arguments.data, config.sample_rate, arguments.loudness, "read")
-    ]
-    hours = sum(map(len, clips)) / config.sample_rate / 3600
-    print(f"{len(clips)} clips, {hours:.2f} h at {config.sample_rate} Hz", flush=True)
-    start = base.params if base is not None else None
-    params = train_codec(training, clips, arguments.run_dir, _print_step(training.steps), start)
-    save_codec(arguments.output, params, config, arguments.output.stem, arguments.dtype)
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+    processes.join(training)
+    with processes.all_end_at_once():
+        clips = open_clips(arguments.data)
+        hours = clips.seconds.sum() / 3600
+        print(f"{len(clips.seconds)} clips, {hours:.2f} h, at {training.codec.sample_rate} Hz", flush=True)
+        start = base.params if base is not None else None
+        show = _printer(training.steps) if runtime.is_primary() else lambda step, line: None
+        params, step = train_codec(training, clips, _placement(training), start, report=show)
+    if step < training.steps:
+        print(f"stopped and saved after step {step} of {training.steps}; the same command resumes from there")
+        return EXIT_ASKED_TO_LEAVE
+    if runtime.is_primary():
+        _write(arguments, params, training.codec)
     return 0
 
 
-def _new_codec(arguments: TrainArguments) -> "CodecConfig":
-    from echotts.codec import CodecConfig
+def parse_arguments(argv: Sequence[str]) -> TrainArguments:
+    """The flags over the preset's sections. Raises UsageError for a wrong call."""
+    words = [word for argument in argv for word in argument.split("=", 1)]
+    name = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "demo"
+    base = PRESETS.get(name, PRESETS["demo"])  # a wrong name is the parser's to refuse
+    sections = {name: getattr(base, name) for name in (*SECTIONS, "run")}
+    given = TrainArguments(data="", run_dir="", output=Path(), **sections)
+    arguments = parse(TrainArguments, argv, prog=PROG, default=given)
+    for flag in ("data", "run_dir", "output"):
+        if getattr(arguments, flag) == getattr(given, flag):
+            raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
+    return arguments
 
-    rates = tuple(arguments.encoder_rates)
-    return CodecConfig(
-        encoder_dim=arguments.encoder_dim,
-        encoder_rates=rates,
-        latent_dim=arguments.latent_dim,
-        decoder_dim=arguments.decoder_dim,
-        decoder_rates=rates[::-1],
-        codebook_dim=arguments.codebook_dim,
-        sample_rate=arguments.sample_rate,
-    )
+
+def training_of(arguments: TrainArguments, sizes: CodecConfig | None) -> CodecTraining:
+    """The preset with what is given; `sizes` are those of the codec to begin with. UsageError for a wrong value."""
+    training = preset(arguments.preset)
+    given = {name: getattr(arguments, name) for name in SIZES if getattr(arguments, name) is not None}
+    if "encoder_rates" in given:
+        given["decoder_rates"] = given["encoder_rates"][::-1]
+    sections: dict[str, dict[str, Any]] = {name: {} for name in (*SECTIONS, "run", "")}
+    for flag, section in SHORT.items():
+        if (value := getattr(arguments, flag)) is not None:
+            sections[section][flag.removesuffix("_weight")] = value
+    sections["run"]["run_dir"] = arguments.run_dir
+    try:
+        codec = dataclasses.replace(sizes or training.codec, **given)
+        parts = {name: dataclasses.replace(getattr(arguments, name), **sections[name]) for name in (*SECTIONS, "run")}
+        return dataclasses.replace(training, codec=codec, **parts, **sections[""])
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
-def _print_step(steps: int) -> Callable[[dict[str, Any]], None]:
+def _placement(training: CodecTraining) -> Placement:
+    from echotts.training import mesh as meshes
+
+    mesh = meshes.make_mesh(data=training.run.data_ways)
+    meshes.check_batch(training.batch_size, mesh)
+    return Placement(meshes.batch_sharding(mesh), meshes.replicated(mesh))
+
+
+def _write(arguments: TrainArguments, params: Any, config: CodecConfig) -> None:
+    from echotts.codec import save_codec
+    from echotts.codec.publish import write_published
+
+    if arguments.output.suffix == ".pth":
+        write_published(arguments.output, params, config)
+    else:
+        save_codec(arguments.output, params, config, arguments.output.stem, arguments.dtype)
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+
+
+def _printer(steps: int) -> Any:
     from echotts.training.progress import duration
 
-    def show(row: dict[str, Any]) -> None:
-        losses = ", ".join(f"{name[5:]} {value:.4f}" for name, value in row.items() if name.startswith("loss/"))
-        rate, left = row["time/steps_per_s"], duration(row["time/left_s"])
-        print(f"step {row['step']:.0f}/{steps}: {losses}, {rate:.2f} steps/s, {left} left", flush=True)
+    def show(step: int, line: Mapping[str, float]) -> None:
+        losses = ", ".join(f"{name[5:]} {value:.4f}" for name, value in line.items() if name.startswith("loss/"))
+        left = duration(line["time/left_s"])
+        print(f"step {step}/{steps}: {losses}, {1 / line['time/step_s']:.2f} steps/s, {left} left", flush=True)
 
     return show

@@ -1,4 +1,4 @@
-"""`codec evaluate`, `convert` and `info`: what a codec loses, its weights in another file, what it is."""
+"""`codec convert` and `info`: a codec's weights in another file, what it is."""
 
 import math
 from dataclasses import dataclass
@@ -6,37 +6,22 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.recordings import clips_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """Measure what the codec loses: recordings against themselves after encoding and decoding."""
-
-    data: str
-    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id, or demo."""
-    limit: int = 100
-    """The first so many clips."""
-    loudness: float = -16.0
-    """To which every recording is brought, LUFS."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertArguments:
-    """Write a codec as .safetensors, weight norm folded, sizes in the header."""
+    """Write a codec as .safetensors (weight norm folded, sizes in the header) or as .pth in the published layout."""
 
     input: str
     """The codec: a published .pth, a .safetensors, a folder or a Hub id."""
     output: Path | None = None
-    """The .safetensors to write."""
+    """The .safetensors or .pth to write."""
     install: bool = False
     """Put it in the local cache, where inference finds it by the hash of its weights."""
     id: str | None = None
     """The name by which checkpoints refer to it; without it, the codec keeps the one it has."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How each number is stored. float16 halves the file, and gives other weights and another hash."""
+    """How a .safetensors stores each number. float16 halves the file, and gives other weights and another hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,33 +32,15 @@ class InfoArguments:
     """A .pth or .safetensors, a folder, a Hub id, or demo."""
 
 
-def evaluate(argv: list[str]) -> int:
-    """Print what a round trip loses; gives the exit code."""
-    arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
-    from echotts.codec import load_codec
-    from echotts.codec.evaluation import round_trip, summarise
-
-    codec = load_codec(arguments.codec)
-    codec.decode(codec.silence_latent(1)[None])  # compiles, so that the speed below is the codec's
-    clips = clips_of(arguments.data, codec.sample_rate, arguments.loudness, "evaluate", arguments.limit)
-    summary = summarise(round_trip(codec, clip) for _, clip in clips)
-    print(f"codec                  {codec.codec_id}, weights {codec.weights_hash[:12]}")
-    print(f"clips                  {summary['clips']:.0f}, {summary['seconds']:.1f} s")
-    print(f"mel distance           {summary['mel_distance']:.4f} (mean |difference| of log10 mel; 0 is equal)")
-    print(f"spectral convergence   {summary['spectral_convergence']:.4f} (0 is equal, 1 is silence)")
-    print(f"SI-SDR                 {summary['si_sdr_db']:.2f} dB")
-    print(f"speed                  encode {summary['encode_per_s']:.1f}, decode {summary['decode_per_s']:.1f} s per s")
-    return 0
-
-
 def convert(argv: list[str]) -> int:
     """Write a codec as .safetensors, or install it; gives the exit code."""
     arguments = parse(ConvertArguments, argv, prog="echotts codec convert")
     if arguments.output is None and not arguments.install:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
-    if arguments.output is not None and arguments.output.suffix != ".safetensors":
-        raise UsageError(f"--output {arguments.output}: only .safetensors is written")
+    if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
+        raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
     from echotts.codec import load_codec, save_codec
+    from echotts.codec.publish import write_published
     from echotts.codec.registry import cache_folder
     from echotts.files import check_outputs
 
@@ -81,7 +48,10 @@ def convert(argv: list[str]) -> int:
     codec = load_codec(arguments.input)
     name = arguments.id or codec.codec_id
     if arguments.output is not None:
-        save_codec(arguments.output, codec.params, codec.config, name, arguments.dtype)
+        if arguments.output.suffix == ".pth":
+            write_published(arguments.output, codec.params, codec.config)
+        else:
+            save_codec(arguments.output, codec.params, codec.config, name, arguments.dtype)
         written = load_codec(arguments.output)
         print(f"{arguments.output}: codec {name}, weights {written.weights_hash}")
     if arguments.install:

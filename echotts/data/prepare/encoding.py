@@ -88,7 +88,7 @@ def check_round_trip(
     for decoded, i in zip(np.asarray(codec.decode(batch)), chosen, strict=False):
         clip = clips[i][: CHECKED_FRAMES * codec.hop_length]
         decoded = decoded[: len(clip)]
-        convergences.append(spectral_distances(clip, decoded, codec.sample_rate)[1])
+        convergences.append(spectral_distances(clip, decoded, codec.sample_rate).convergence)
         levels_db.append(10 * np.log10(max(np.square(decoded).mean(), 1e-12) / max(np.square(clip).mean(), 1e-12)))
     convergence, level_db = float(np.mean(convergences)), float(np.mean(levels_db))
     if convergence <= WORST_CONVERGENCE and abs(level_db) <= WORST_LEVEL_DB:

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, read_audio
+from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
 from echotts.data.remote.sources import TABLE_NAMES, is_hidden, is_shard, resolve
@@ -97,12 +97,19 @@ class RecordingReader:
         self._tars: OrderedDict[Path, tuple[TarFile, dict[str, Entry]]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def read(self, recording: Recording, sample_rate: int, max_s: float = LONGEST_S) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`. Raises Rejected when the clip cannot be decoded or is longer than `max_s`."""
+    def read(
+        self,
+        recording: Recording,
+        sample_rate: int,
+        max_s: float = LONGEST_S,
+        *,
+        start_s: float = 0.0,
+        limit_s: float | None = None,
+    ) -> Float[np.ndarray, " n"]:
+        """Mono float32 at `sample_rate`, all or a part. Raises Rejected when it cannot be decoded, or is too long."""
+        source = self._source(recording)
         try:
-            if recording.member is None:
-                return read_audio(recording.file, sample_rate, max_s=max_s)
-            return read_audio(io.BytesIO(self._member(recording)), sample_rate, max_s=max_s, name=recording.origin)
+            return read_audio(source, sample_rate, start_s=start_s, limit_s=limit_s, max_s=max_s, name=recording.origin)
         except TooLong as error:
             raise Rejected("too_long", str(error)) from None
         except Rejected:
@@ -114,6 +121,18 @@ class RecordingReader:
                 raise
             reason = str(error) if error.strerror is None else f"{recording.file}: {error.strerror.lower()}"
             raise Rejected("unreadable_audio", reason) from None
+
+    def seconds(self, recording: Recording) -> float:
+        """Length, from the header where it says so. Raises Rejected when it cannot be read."""
+        try:
+            sound = open_recording(self._source(recording), name=recording.origin)
+            frames = sound.frames if sound.frames is not None else sum(map(len, sound.blocks()))
+            return frames / sound.rate
+        except (ValueError, FileNotFoundError) as error:
+            raise Rejected("unreadable_audio", str(error)) from None
+
+    def _source(self, recording: Recording) -> Path | io.BytesIO:
+        return recording.file if recording.member is None else io.BytesIO(self._member(recording))
 
     def _member(self, recording: Recording) -> bytes:
         with self._lock:

@@ -14,18 +14,20 @@ the run stops.
 import dataclasses
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Float
 
 from echotts.checkpoint.checkpoints import Checkpoints
-from echotts.config import Config, RunConfig, to_dict
-from echotts.training.state import TrainState, abstract_state, new_state, restored_state
+from echotts.checkpoint.contents import Meta
+from echotts.config import RunConfig
+
+Restore = Callable[[int], tuple[dict[str, Any], Meta] | None]
+"""(step) -> arrays and bookmark of the last checkpoint from before it, as `Checkpoints.restore` gives them."""
 
 USUAL_STEPS = 128  # the usual error is the median of so many
 KNOWN_STEPS = 32  # without which nothing is usual yet
@@ -88,9 +90,11 @@ class Guard:
         return len(recent) > self._run.skips
 
     def roll_back(
-        self, state: TrainState, step: int, config: Config, mesh: Mesh, checkpoints: Checkpoints
-    ) -> tuple[TrainState, str]:
-        """The weights of the last checkpoint from before the trouble, to go on with after `step`; and what was done.
+        self, state: Any, step: int, checkpoints: Checkpoints, restore: Restore, begin: Callable[[], dict[str, Any]]
+    ) -> tuple[dict[str, Any], str]:
+        """The arrays of the last checkpoint from before the trouble, to go on with after `step`; and what was done.
+
+        `begin` gives those that the run began with.
 
         A run that has saved nothing yet takes those that it began with: to stop it would lose as much. `state` is
         deleted first: the devices may have no room for two. NonFiniteError where the run has gone back often enough,
@@ -104,21 +108,21 @@ class Guard:
         checkpoints.wait()  # the one being written may be the one
         for leaf in jax.tree.leaves(state):
             leaf.delete()
-        restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=trouble)
+        restored = restore(trouble)
         if restored is not None:
             arrays, where, lost = restored[0], f"of step {restored[1].step}", step - restored[1].step
         elif checkpoints.has_any():
             raise NonFiniteError(f"{what}; there is no checkpoint from before to go back to: {ADVICE}")
         else:
             try:
-                arrays, where, lost = new_state(config, mesh)[0].arrays(), "that the run began with", step
+                arrays, where, lost = begin(), "that the run began with", step
             except (OSError, ValueError) as error:
                 raise NonFiniteError(f"{what}; what the run began with cannot be had again: {error}") from error
         memory.errors = [known for known in memory.errors if known[0] < trouble]
         memory.skipped = []
         memory.rollbacks += 1
         done = f"back to the weights {where}, {lost} updates are lost, the data goes on"
-        return restored_state(arrays, step, mesh), f"{done}; time {memory.rollbacks} of at most {most}; {what}"
+        return arrays, f"{done}; time {memory.rollbacks} of at most {most}; {what}"
 
 
 def describe(

@@ -1,0 +1,120 @@
+"""`codec evaluate`: what codecs lose."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from echotts.cli.app import UsageError, parse
+from echotts.cli.codec.recordings import clips_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArguments:
+    """Measure what codecs lose: recordings against themselves after encoding and decoding; several side by side.
+
+    Word errors and speaker similarity are added where the recordings have texts and the extras eval and asr are there.
+    """
+
+    data: str
+    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
+    codec: tuple[str, ...] = ("demo",)
+    """One or several: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
+    limit: int = 100
+    """The first so many clips."""
+    loudness: float = -16.0
+    """To which every recording is brought, LUFS."""
+    conditions: tuple[Literal["clean", "noisy", "clipped"], ...] = ("clean",)
+    """What goes in: the recordings as they are, with white noise 20 dB below, or raised by 12 dB over full scale."""
+    asr: str = "auto"
+    """Who counts word errors: none, digits, base, a folder or Hub id of Whisper; auto: base where it is installed."""
+    output: Path | None = None
+    """Folder for results.jsonl, summary.json and index.html, a page with players and spectrograms."""
+    played: int = 12
+    """Clips on that page."""
+
+
+def evaluate(argv: list[str]) -> int:
+    """Print what round trips lose; gives the exit code."""
+    arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
+    if not arguments.codec or not arguments.conditions:
+        raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
+    from echotts.codec import load_codec
+    from echotts.codec.evaluation import format_table, latent_statistics, round_trip, summarise, write_report
+
+    codecs = [load_codec(spec) for spec in arguments.codec]
+    listener = Listener.find(arguments)
+    results: dict[tuple[str, str], list[Any]] = {}
+    summaries: dict[tuple[str, str], Mapping[str, float]] = {}
+    heard = []
+    for spec, codec in zip(arguments.codec, codecs, strict=True):
+        codec.decode(codec.encode(np.zeros((1, codec.hop_length), np.float32)))  # compiles before the clock runs
+        clips = list(clips_of(arguments.data, codec.sample_rate, arguments.loudness, f"{spec}", arguments.limit))
+        for condition in arguments.conditions:
+            rows = results.setdefault((spec, condition), [])
+            for number, (name, clip) in enumerate(clips):
+                listen = listener.hear if listener is not None else None
+                row, before, after = round_trip(codec, name, clip, condition, listen)
+                rows.append(row)
+                if number < arguments.played:
+                    heard.append((row, before, after, codec.sample_rate))
+            summaries[spec, condition] = dict(summarise(rows))
+            if condition == "clean":
+                summaries[spec, condition] = {
+                    **summaries[spec, condition],
+                    **latent_statistics(codec, [clip for _, clip in clips]),
+                }
+    for spec, codec in zip(arguments.codec, codecs, strict=True):
+        print(f"{spec}: weights {codec.weights_hash[:12]}, {codec.sample_rate} Hz")
+    print(format_table(summaries))
+    if arguments.output is not None:
+        write_report(arguments.output, summaries, [row for rows in results.values() for row in rows], heard)
+        print(f"{arguments.output / 'index.html'}: players and spectrograms")
+    return 0
+
+
+@dataclass
+class Listener:
+    """Counts word errors before and after the codec, and compares the speaker."""
+
+    ear: Any
+    voices: Any
+    texts: Mapping[str, str]
+
+    @staticmethod
+    def find(arguments: EvaluateArguments) -> "Listener | None":
+        """The listener that is asked for; None where auto finds nothing to listen with."""
+        if arguments.asr == "none":
+            return None
+        from echotts.data.prepare.recordings import list_recordings
+        from echotts.evaluation.ear import load_ear
+        from echotts.evaluation.voices import VoiceEncoder
+
+        try:
+            texts = {
+                one.origin: str(one.meta["text"]) for one in list_recordings(arguments.data) if one.meta.get("text")
+            }
+            ear = load_ear("base" if arguments.asr == "auto" else arguments.asr)
+            return Listener(ear, VoiceEncoder(), texts)
+        except (ModuleNotFoundError, ValueError, FileNotFoundError):
+            if arguments.asr != "auto":
+                raise
+            return None
+
+    def hear(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
+        """Words said, wrong in the recording and after the codec, and the similarity of the two voices."""
+        first, second = self.voices.embed([(before, rate), (after, rate)])
+        figures = {"similarity": float(first @ second)}
+        if clip in self.texts:
+            words, wrong_before = self._errors(clip, before, rate)
+            _, wrong = self._errors(clip, after, rate)
+            figures |= {"words": words, "words_wrong": wrong, "words_wrong_before": wrong_before}
+        return figures
+
+    def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[int, int]:
+        from echotts.evaluation.ear import count_errors
+
+        errors = count_errors(self.ear.normalise(self.texts[clip]), self.ear.normalise(self.ear.hear(samples, rate)))
+        return errors.words, errors.words_wrong

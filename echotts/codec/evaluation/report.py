@@ -1,0 +1,128 @@
+"""A folder with a codec's measurement: results.jsonl, summary.json, the sounds, and a page to read and listen by."""
+
+import base64
+import html
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from echotts.audio import write_audio
+from echotts.codec.evaluation.round_trips import RoundTrip
+from echotts.codec.training.spectra import mel_filters
+from echotts.files import atomic_write
+
+ROWS = {  # figure -> how the table names it, and its format
+    "clips": ("clips", ".0f"),
+    "seconds": ("seconds", ".1f"),
+    "mel_distance": ("mel distance (log10; 0 is equal)", ".4f"),
+    "stft_distance": ("STFT distance (log10)", ".4f"),
+    "spectral_convergence": ("spectral convergence (1 is silence)", ".4f"),
+    "si_sdr_db": ("SI-SDR, dB", ".2f"),
+    "stoi": ("STOI (1 is intelligible)", ".3f"),
+    "level_db": ("level, dB", "+.2f"),
+    "word_errors": ("word errors", ".1%"),
+    "word_errors_of_recordings": ("word errors of the recordings", ".1%"),
+    "similarity": ("speaker similarity", ".3f"),
+    "latent_mean": ("latent mean", ".3f"),
+    "latent_std": ("latent std", ".3f"),
+    "posterior_std": ("posterior std", ".3f"),
+    "kl": ("divergence, summed over channels", ".1f"),
+    "active_channels": ("active channels", ".0f"),
+    "bits_per_s": ("bits a second", ",.0f"),
+    "codes_used_share": ("codes used", ".1%"),
+    "encode_per_s": ("encoded seconds a second", ".1f"),
+    "decode_per_s": ("decoded seconds a second", ".1f"),
+    "peak_memory_bytes": ("peak memory, bytes", ",.0f"),
+}
+STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}
+table{border-collapse:collapse}th,td{padding:.3rem .7rem;border-bottom:1px solid #8884;text-align:left}
+td+td,th+th{text-align:right}audio{width:15rem;display:block}img{width:15rem;height:6rem;display:block}
+figure{display:inline-block;margin:.3rem}@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}}"""
+_PICTURE = (256, 80)  # columns, mel bands
+_WINDOW, _RANGE_DB = 1024, 70.0
+
+Heard = tuple[RoundTrip, Float[np.ndarray, " _n"], Float[np.ndarray, " _n"], int]
+"""A round trip, what went in, what came out, their rate."""
+Summaries = Mapping[tuple[str, str], Mapping[str, float]]
+"""(codec, condition) -> figures."""
+
+
+def format_table(summaries: Summaries) -> str:
+    """The figures, codecs and conditions side by side."""
+    rows = _rows(summaries)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) if not column else cell.rjust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
+    )
+
+
+def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip], heard: Sequence[Heard]) -> None:
+    """`heard` are the clips that the page plays; every result is in results.jsonl."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(one.to_dict()) + "\n" for one in results)
+    _write(folder / "results.jsonl", lines)
+    rows = [{"codec": codec, "condition": condition, **figures} for (codec, condition), figures in summaries.items()]
+    _write(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    clips: dict[tuple[str, str], list[str]] = {}
+    for number, (one, before, after, rate) in enumerate(heard):
+        figures = clips.setdefault((one.clip, one.condition), [])
+        if not figures:
+            figures.append(_figure(folder, f"{number:03d}_in.flac", f"in, {one.condition}", before, rate))
+        about = f"{one.codec}: mel {one.mel_distance:.3f}"
+        figures.append(_figure(folder, f"{number:03d}_out.flac", about, after, rate))
+    table = "".join(
+        "<tr>" + "".join(f"<{kind}>{html.escape(cell)}</{kind}>" for cell in row) + "</tr>"
+        for kind, row in zip(["th"] + ["td"] * len(ROWS), _rows(summaries), strict=False)
+    )
+    sounds = "".join(f"<h3>{html.escape(clip)}</h3>{''.join(parts)}" for (clip, _), parts in clips.items())
+    page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Codecs</title><style>{STYLE}</style>"
+    _write(folder / "index.html", f"{page}<h1>Codecs</h1><table>{table}</table><h2>Clips</h2>{sounds}</html>\n")
+
+
+def spectrogram(samples: Float[np.ndarray, " _n"], rate: int) -> bytes:
+    """A grey PNG of log mel magnitudes: time to the right, pitch upwards, 70 dB from black to white."""
+    padded = np.pad(samples, _WINDOW // 2)
+    starts = np.linspace(0, len(padded) - _WINDOW, _PICTURE[0]).astype(int)
+    frames = padded[starts[:, None] + np.arange(_WINDOW)] * np.hanning(_WINDOW)
+    mel = np.abs(np.fft.rfft(frames)) @ mel_filters(_WINDOW, _PICTURE[1], rate)
+    decibel = 20 * np.log10(np.maximum(mel / max(mel.max(), 1e-9), 1e-9))
+    grey = (255 * np.clip(1 + decibel / _RANGE_DB, 0, 1)).astype(np.uint8).T[::-1]
+    rows = np.concatenate([np.zeros((len(grey), 1), np.uint8), grey], axis=1)  # each row begins with its filter: none
+    parts = (
+        (b"IHDR", struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows.tobytes())),
+        (b"IEND", b""),
+    )
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def _rows(summaries: Summaries) -> list[list[str]]:
+    head = ["", *(f"{codec}, {condition}" for codec, condition in summaries)]
+    rows = [head]
+    for name, (title, form) in ROWS.items():
+        if any(name in figures for figures in summaries.values()):
+            rows.append([title, *(format(f[name], form) if name in f else "" for f in summaries.values())])
+    return rows
+
+
+def _figure(folder: Path, name: str, title: str, samples: np.ndarray, rate: int) -> str:
+    write_audio(folder / name, samples, rate, "none" if np.abs(samples).max(initial=0) < 1 else "clip")
+    picture = base64.b64encode(spectrogram(samples, rate)).decode()
+    return (
+        f'<figure><figcaption>{html.escape(title)}</figcaption><img alt="" src="data:image/png;base64,{picture}">'
+        f'<audio controls preload="none" src="{name}"></audio></figure>'
+    )
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

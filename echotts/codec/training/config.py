@@ -1,0 +1,233 @@
+"""What a codec training is: sizes, losses, optimizer, crops; and the presets.
+
+Loss weights and optimizer default to DAC's (docs/codec.md lists them, and the alternatives in use).
+"""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from echotts.codec.backbone import CodecConfig
+from echotts.codec.training.discriminators import DiscriminatorConfig
+from echotts.config import RunConfig
+
+DAC_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+SPEECH_SCALES = ((128, 16), (256, 32), (512, 48), (1024, 80))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """Weights of the loss's terms; 0 leaves a term out, and what only it needs is not computed."""
+
+    mel: float = 15.0
+    """Multi-scale log10 mel L1, summed over the scales."""
+    mel_scales: tuple[tuple[int, int], ...] = DAC_SCALES
+    """Window (samples) and mel bands of each scale."""
+    stft: float = 0.0
+    """Spectral convergence and log magnitude L1, the mean over the windows."""
+    stft_windows: tuple[int, ...] = (128, 256, 512, 1024)
+    """Samples."""
+    floor: float = 1e-5
+    """Below which magnitudes count as equal; a full-scale sine has window / 4."""
+    wave: float = 0.0
+    """L1 of the samples."""
+    kl: float = 1e-2
+    """Divergence of the posterior from the unit normal, the sum over channels. DACVAE only."""
+    free_bits: float = 0.0
+    """Divergence of a channel that is not punished."""
+    commitment: float = 0.25
+    """Features towards their codebook vectors. DAC only."""
+    codebook: float = 1.0
+    """Codebook vectors towards the features. DAC only."""
+    quantizer_dropout: float = 0.5
+    """Share of the batch that is quantized by the first n codebooks only, n random. DAC only."""
+    feature: float = 2.0
+    """Feature matching, summed over layers and discriminators."""
+    adversarial: float = 1.0
+    """Least-squares judgement, summed over discriminators."""
+    adversarial_from: int = 0
+    """Steps before the discriminators begin: a codec that cannot yet speak need not be judged."""
+
+    def __post_init__(self) -> None:
+        numbers = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
+        if low := [name for name, value in numbers.items() if value < 0]:
+            raise ValueError(f"loss.{low[0]} {numbers[low[0]]} must not be negative")
+        if not (self.mel or self.stft or self.wave):
+            raise ValueError("loss: mel, stft and wave are all 0: nothing asks for the input again")
+        if not self.floor:
+            raise ValueError("loss.floor must be above 0: silence has no logarithm")
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are discriminators."""
+        return self.feature > 0 or self.adversarial > 0
+
+    @property
+    def longest_window(self) -> int:
+        return max([0, *(window for window, _ in self.mel_scales), *self.stft_windows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecOptim:
+    """AdamW for the codec, and another with the same rate for the discriminators."""
+
+    learning_rate: float = 1e-4
+    """After warm-up."""
+    warmup_steps: int = 0
+    """In which it rises from 0."""
+    decay: float = 0.999996
+    """Factor of each step."""
+    decay_share: float = 0.0
+    """Share of the steps, the last ones, in which it falls to 0 along a cosine besides."""
+    b1: float = 0.8
+    b2: float = 0.99
+    weight_decay: float = 1e-2
+    """Decoupled, times the learning rate."""
+    clip_norm: float = 1e3
+    """Largest global norm of the codec's gradient."""
+    discriminator_clip_norm: float = 10.0
+    """Largest global norm of the discriminators' gradient."""
+    ema_decay: float = 0.999
+    """Of the weights' moving average a step; the average is what is exported."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CropConfig:
+    """How crops are drawn from recordings, and varied."""
+
+    loudness: float | None = -16.0
+    """To which a crop is brought, LUFS; none: it stays as it is. Peaks stay within full scale."""
+    level_spread_db: float = 0.0
+    """A crop is made quieter by a random amount up to so many dB."""
+    speed_spread: float = 0.0
+    """Crops are played at a random rate within 1 - spread..1 + spread: other pitches, other voices."""
+    noise_share: float = 0.0
+    """Share of crops under which noise is laid, 20 to 45 dB below them."""
+    room_share: float = 0.0
+    """Share of crops that get a random room response."""
+    narrow_share: float = 0.0
+    """Share of crops that are cut to a telephone's band."""
+    silence_db: float = -60.0
+    """A crop with a lower RMS, before it is brought to a level, is drawn again, up to 8 times."""
+    clipped_share: float = 0.001
+    """A crop with a larger share of samples at its own peak, at full scale, is drawn again."""
+    heldout_share: float = 0.01
+    """Share of recordings that are measured and never trained on, chosen by their names; at least one of 20 or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecTraining:
+    """One codec training. A crop has `frames` latent frames.
+
+    `decoder_only` leaves everything that makes latents or codes as it is: shards and models made with the codec stay
+    valid. `run` says where the run lives and when it saves; of it, what concerns speaking is not used.
+    """
+
+    preset: str = "dacvae-48k"
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    steps: int = 400_000
+    batch_size: int = 72
+    frames: int = 10
+    decoder_only: bool = False
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: CodecOptim = field(default_factory=CodecOptim)
+    discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    crops: CropConfig = field(default_factory=CropConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.frames) < 1:
+            raise ValueError(
+                f"steps {self.steps}, batch_size {self.batch_size} and frames {self.frames} must be at least 1"
+            )
+        longest = max(self.loss.longest_window, *self.discriminators.windows if self.loss.judged else (0,))
+        if self.crop_samples < longest:
+            raise ValueError(
+                f"frames {self.frames} are {self.crop_samples} samples, under the longest spectrum's window of "
+                f"{longest}: raise it"
+            )
+
+    @property
+    def crop_samples(self) -> int:
+        return self.frames * self.codec.hop_length
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def preset(name: str) -> CodecTraining:
+    """A training by name. KeyError's place is taken by ValueError, which lists the names."""
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} of a codec training: choose one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], preset=name)
+
+
+_SPEECH_LOSS = LossConfig(
+    mel=0.6,
+    mel_scales=SPEECH_SCALES,
+    stft=1.0,
+    floor=1e-2,
+    wave=10.0,
+    kl=2e-4,
+    feature=0.0,
+    adversarial=0.0,
+)
+_SMALL_CODEC = CodecConfig(
+    encoder_dim=16,
+    encoder_rates=(4, 4, 5, 8),
+    latent_dim=256,
+    decoder_dim=256,
+    decoder_rates=(8, 5, 4, 4),
+    codebook_dim=64,
+    sample_rate=16000,
+)
+_SMALL_OPTIM = CodecOptim(
+    learning_rate=8e-4, warmup_steps=200, decay=1.0, decay_share=0.5, weight_decay=1e-3, clip_norm=10.0
+)
+_24K = CodecConfig(encoder_rates=(2, 6, 8, 10), decoder_rates=(10, 8, 6, 2), codebook_dim=64, sample_rate=24000)
+
+PRESETS: dict[str, CodecTraining] = {
+    # facebookresearch/dacvae: 25 latents of 128 channels a second; crops of 0.4 s.
+    "dacvae-48k": CodecTraining(),
+    # 25 latents of 64 channels a second, and primepake/dac-vae's: 64 channels 3 times, 80 channels twice as often. All
+    # rates are even: with odd ones the original's encoder loses a frame.
+    "dacvae-24k": CodecTraining(codec=_24K),
+    "dacvae-24k-3x": CodecTraining(
+        codec=replace(_24K, encoder_rates=(2, 4, 4, 10), decoder_rates=(10, 4, 4, 2)), frames=30
+    ),
+    "dacvae-24k-2x": CodecTraining(
+        codec=replace(_24K, encoder_rates=(2, 4, 6, 10), decoder_rates=(10, 6, 4, 2), codebook_dim=80), frames=20
+    ),
+    # descriptinc/descript-audio-codec at 44.1 kHz: 9 codebooks, 86 frames a second.
+    "dac-44k": CodecTraining(
+        codec=CodecConfig(
+            encoder_rates=(2, 4, 8, 8),
+            decoder_rates=(8, 8, 4, 2),
+            codebook_dim=8,
+            n_codebooks=9,
+            sample_rate=44100,
+        ),
+        frames=32,
+    ),
+    # Any voice, small: reconstruction first, then judged by narrow discriminators, which a CPU can afford.
+    "speech": CodecTraining(
+        codec=_SMALL_CODEC,
+        steps=400_000,
+        batch_size=5,
+        frames=16,
+        loss=replace(_SPEECH_LOSS, wave=5.0, feature=0.5, adversarial=0.1, adversarial_from=200_000),
+        optim=replace(_SMALL_OPTIM, learning_rate=6e-4, decay_share=0.1),
+        discriminators=DiscriminatorConfig(
+            periods=(2, 3, 5), period_channels=(8, 32, 64, 64, 64), windows=(1024, 512), band_channels=8
+        ),
+        crops=CropConfig(level_spread_db=16.0, speed_spread=0.15, noise_share=0.1, room_share=0.1, narrow_share=0.1),
+    ),
+    # The codec of the built-in demo: ten words of five voices.
+    "demo": CodecTraining(
+        codec=_SMALL_CODEC,
+        steps=10_000,
+        batch_size=4,
+        frames=32,
+        loss=_SPEECH_LOSS,
+        optim=_SMALL_OPTIM,
+    ),
+}

@@ -1,0 +1,139 @@
+"""DAC's discriminators (arXiv 2306.06546): multi-period, and multi-band on complex STFTs of several resolutions.
+
+Pure functions over lists of convolutions with weight norm folded; arrays are channels last. Each discriminator gives
+the outputs of all its layers, the last of which is its judgement.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from echotts.codec.layers import Params, add_bias
+from echotts.codec.training.spectra import complex_spectrum
+
+_SLOPE = 0.1
+_PERIOD_KERNEL, _PERIOD_STRIDES = 5, (3, 3, 3, 3, 1)
+_BAND_LAYERS = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))  # kernel, stride in frequency
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Which discriminators there are, and how wide. The defaults are DAC's, 42 M parameters."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    """Samples after which the multi-period discriminators fold the signal."""
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    """Channels of their five layers."""
+    windows: tuple[int, ...] = (2048, 1024, 512)
+    """Windows of the STFT discriminators, samples."""
+    bands: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    """Edges of their bands, shares of the spectrum."""
+    band_channels: int = 32
+    """Channels of their layers."""
+
+    def __post_init__(self) -> None:
+        if len(self.period_channels) != len(_PERIOD_STRIDES):
+            raise ValueError(f"period_channels {self.period_channels}: give {len(_PERIOD_STRIDES)} widths")
+        if any(window % 4 for window in self.windows):
+            raise ValueError(f"windows {self.windows} of the discriminators: multiples of 4, for a hop of a quarter")
+        if list(self.bands) != sorted(set(self.bands)) or len(self.bands) < 2:
+            raise ValueError(f"bands {self.bands}: give rising edges from 0 to 1")
+
+
+def init_discriminators(config: DiscriminatorConfig, key: PRNGKeyArray) -> Params:
+    """Random folded parameters, uniform within 1 / sqrt(fan in) as PyTorch's convolutions begin."""
+    convolutions = 6 * len(config.periods) + (5 * len(config.bands[1:]) + 1) * len(config.windows)
+    keys = iter(jax.random.split(key, 2 * convolutions))
+
+    def conv(shape: tuple[int, ...]) -> Params:
+        bound = 1 / math.sqrt(math.prod(shape[:-1]))
+        kernel = jax.random.uniform(next(keys), shape, minval=-bound, maxval=bound)
+        return {"kernel": kernel, "bias": jax.random.uniform(next(keys), shape[-1:], minval=-bound, maxval=bound)}
+
+    def period() -> Params:
+        widths = (1, *config.period_channels)
+        layers = [conv((_PERIOD_KERNEL, before, after)) for before, after in itertools.pairwise(widths)]
+        return {"layers": layers, "head": conv((3, widths[-1], 1))}
+
+    def spectral() -> Params:
+        width = config.band_channels
+        bands = [
+            [conv((*kernel, 2 if n == 0 else width, width)) for n, (kernel, _) in enumerate(_BAND_LAYERS)]
+            for _ in config.bands[1:]
+        ]
+        return {"bands": bands, "head": conv((3, 3, width, 1))}
+
+    return {"periods": [period() for _ in config.periods], "spectra": [spectral() for _ in config.windows]}
+
+
+def discriminate(params: Params, config: DiscriminatorConfig, audio: Float[Array, "b n"]) -> list[list[Array]]:
+    """The layers' outputs of every discriminator: the multi-period ones, then the STFT ones."""
+    audio = prepare(audio)
+    maps = [
+        period_maps(weights, audio, period) for weights, period in zip(params["periods"], config.periods, strict=True)
+    ]
+    return maps + [
+        spectral_maps(weights, audio, window, config.bands)
+        for weights, window in zip(params["spectra"], config.windows, strict=True)
+    ]
+
+
+def prepare(audio: Float[Array, "b n"]) -> Float[Array, "b n"]:
+    """Without DC offset, peak at 0.8; silence stays silence."""
+    audio = audio - audio.mean(axis=-1, keepdims=True)
+    return 0.8 * audio / (jnp.abs(audio).max(axis=-1, keepdims=True) + 1e-9)
+
+
+def period_maps(params: Params, audio: Float[Array, "b n"], period: int) -> list[Array]:
+    """Layers' outputs, (batch * period, time, channels): convolutions over every `period`-th sample.
+
+    The end is padded by reflection to a multiple of the period, by a whole period where it is one already, as in DAC.
+    """
+    batch, samples = audio.shape
+    audio = jnp.pad(audio, ((0, 0), (0, period - samples % period)), mode="reflect")
+    x = audio.reshape(batch, -1, period).transpose(0, 2, 1).reshape(batch * period, -1, 1)  # columns become rows
+    maps = []
+    for layer, stride in zip(params["layers"], _PERIOD_STRIDES, strict=True):
+        x = _leaky(_conv(x, layer, (stride,)))
+        maps.append(x)
+    return [*maps, _conv(x, params["head"], (1,))]
+
+
+def spectral_maps(params: Params, audio: Float[Array, "b n"], window: int, edges: tuple[float, ...]) -> list[Array]:
+    """Layers' outputs, (batch, frames, frequency, channels), band after band; then the judgement over all bands.
+
+    n / hop frames (rounded up): the STFT is taken on a signal padded by reflection, and two frames on each side, which
+    see the padding's padding, are dropped (audiotools' match_stride).
+    """
+    hop = window // 4
+    right = -audio.shape[1] % hop
+    pad = (window - hop) // 2
+    padded = jnp.pad(audio, ((0, 0), (pad, pad + right)), mode="reflect")
+    spectrum = jnp.stack(complex_spectrum(padded, window), axis=-1)[:, 2:-2]
+    bins = window // 2 + 1
+    cuts = [int(edge * bins) for edge in edges]
+    maps, ends = [], []
+    for first, last, layers in zip(cuts, cuts[1:], params["bands"], strict=False):
+        x = spectrum[:, :, first:last]
+        for layer, (_, stride) in zip(layers, _BAND_LAYERS, strict=True):
+            x = _leaky(_conv(x, layer, (1, stride)))
+            maps.append(x)
+        ends.append(x)
+    return [*maps, _conv(jnp.concatenate(ends, axis=2), params["head"], (1, 1))]
+
+
+def _conv(x: Array, params: Params, strides: tuple[int, ...]) -> Array:
+    """Convolution in one or two dimensions with k // 2 zeros on both sides."""
+    kernel: Any = params["kernel"]
+    padding = [(size // 2, size // 2) for size in kernel.shape[:-2]]
+    layout = ("NHC", "HIO", "NHC") if len(strides) == 1 else ("NHWC", "HWIO", "NHWC")
+    return add_bias(jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout), params["bias"])
+
+
+def _leaky(x: Array) -> Array:
+    return jnp.where(x > 0, x, _SLOPE * x)

@@ -1,0 +1,340 @@
+"""The codec's training loop: open, restore; then next crops, step, log, measure, play, save, stop.
+
+A run directory is the trainer's: config.json, checkpoints/, metrics/, samples/. How rows lie over devices is the
+caller's `Placement`, made from the trainer's sharding table; the codec's weights are whole on each device.
+"""
+
+import dataclasses
+import functools
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from echotts.audio import write_audio
+from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.contents import Meta
+from echotts.checkpoint.guard import Guard, NonFiniteError
+from echotts.codec.layers import Params
+from echotts.codec.training.config import CodecTraining
+from echotts.codec.training.crops import Clips, Crops
+from echotts.codec.training.step import (
+    CodecState,
+    Metrics,
+    Step,
+    codec_loss,
+    exported,
+    initial_state,
+    make_step,
+    round_trip,
+)
+from echotts.codec.training.weight_norm import fold
+from echotts.config import RunConfig
+from echotts.files import atomic_write
+from echotts.multihost import runtime
+from echotts.multihost.runtime import StopSignal
+from echotts.rundir.claim import claimed
+from echotts.rundir.layout import CONFIG, SAMPLES, SENTENCES, step_name, writing
+from echotts.rundir.location import RunDir, check_run_dir, open_run_dir, write_whole
+from echotts.rundir.metrics import MetricsWriter
+
+LOGGER = logging.getLogger(__name__)
+
+LINE = {"total": "loss/train", "grad_norm": "grad/norm", "discriminator_grad_norm": "grad/discriminator_norm"}
+LINE |= {"learning_rate": "optim/learning_rate"}
+TERMS = ("mel", "stft", "wave", "kl", "commitment", "codebook", "feature", "adversarial", "discriminator")
+LINE |= {name: f"loss/{name}" for name in TERMS}
+PLAYED = 4  # samples of a step
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where arrays go: `rows` of a batch, cut over the devices, and what is `whole` on each of them."""
+
+    rows: Any
+    whole: Any
+
+
+def one_device() -> Placement:
+    """Everything on the first device of this process."""
+    device = jax.local_devices()[0]
+    return Placement(device, device)
+
+
+def train_codec(
+    training: CodecTraining,
+    clips: Clips,
+    placement: Placement | None = None,
+    start: Params | None = None,
+    *,
+    report: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None,
+    stop: StopSignal | None = None,
+) -> tuple[Params, int]:
+    """Trains in `run.run_dir`, resuming what is there; returns the folded average and the step reached.
+
+    Begins with the folded parameters `start`, or random ones. `report` gets each line of metrics. Less than all steps
+    are done where SIGINT or SIGTERM asked to stop. Raises ValueError without clips, with another configuration than
+    the saved one or without a start where only the decoder is trained, NonFiniteError when bad steps do not end.
+    """
+    if training.decoder_only and start is None:
+        raise ValueError("decoder_only trains the decoder of a codec that is there: name it with --init_from")
+    check_run_dir(training.run.run_dir)
+    with ExitStack() as stack:
+        stop = stop or stack.enter_context(StopSignal())
+        run = _open_run(training, clips, placement or one_device(), start, stack)
+        settings = training.run
+        while run.step < training.steps:
+            run.checkpoints.check()
+            run.launch()
+            if run.guard.lost(run.step):
+                run.go_back()
+            if run.due(settings.log_every):
+                report(run.step, run.write_line())
+            leaving = stop.agreed() or run.step == training.steps
+            if run.due(settings.eval_every):
+                run.measure()
+            if run.due(settings.sample_every):
+                run.play()
+            if leaving or run.checkpoints.due(run.step):
+                run.save()
+            if leaving:
+                break
+        run.checkpoints.wait()
+        event = "finished" if run.step == training.steps else "stopped"
+        run.writer.event(run.step, event, f"after step {run.step} of {training.steps}, saved")
+        return exported(training, runtime.whole(run.state.ema), start), run.step
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run under way: `state` after `step` steps. Numbers of a step are read when the next one is launched."""
+
+    training: CodecTraining
+    start: Params | None
+    placement: Placement
+    run_dir: RunDir
+    checkpoints: Checkpoints
+    guard: Guard
+    writer: MetricsWriter
+    crops: Crops
+    heldout: Crops
+    state: CodecState
+    step: int
+    began: tuple[int, float]
+    pending: dict[str, Array] | None = None
+    last: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def launch(self) -> None:
+        """The next crops, and a step on them, which the devices work on when this returns."""
+        batch = self._to_devices(self.crops.batch(self.step))
+        limit = np.float32(self.guard.limit(self.step + 1))
+        self.state, numbers = self._step_at(self.step)(self.state, batch, limit)
+        self._settle()
+        self.step += 1
+        self.pending = numbers
+
+    def due(self, every: int) -> bool:
+        """Whether something done every so many steps (0: never) is done now; the last step counts."""
+        return every > 0 and (self.step % every == 0 or self.step == self.training.steps)
+
+    def write_line(self) -> dict[str, float]:
+        """Waits for the numbers of the last step and writes them."""
+        self._settle()
+        first, at = self.began
+        step_s = (time.monotonic() - at) / (self.step - first)
+        self.began = (self.step, time.monotonic())
+        line = {LINE[name]: value for name, value in self.last.items() if name in LINE} | {
+            "time/step_s": step_s,
+            "time/left_s": step_s * (self.training.steps - self.step),
+            "throughput/samples_per_s": self.training.batch_size / step_s,
+            "data/samples_seen": self.step * self.training.batch_size,
+        }
+        line |= {f"data/redrawn_{cause}": count for cause, count in self.crops.rejected.items()}
+        self.writer.write(self.step, line)
+        return line
+
+    def measure(self) -> None:
+        """Losses of held-out crops, the same ones each time, with the average."""
+        if not len(self.heldout):
+            return
+        totals: dict[str, float] = {"mel": 0.0, "stft": 0.0, "total": 0.0}
+        batches = self.training.run.eval_batches
+        for number in range(batches):
+            batch = self._to_devices(self.heldout.batch(number))
+            loss, terms = _measured(_essence(self.training))(self.state.ema, batch)
+            for name, value in jax.device_get({"total": loss, **terms}).items():
+                if name in totals:
+                    totals[name] += float(value) / batches
+        names = {"mel": "heldout/mel", "stft": "heldout/stft", "total": "heldout/loss"}
+        self.writer.write(self.step, {names[name]: value for name, value in totals.items()})
+
+    def play(self) -> None:
+        """Held-out crops as they are and as the codec gives them back, for the dashboard to play and to draw."""
+        crops = self.heldout if len(self.heldout) else self.crops
+        batch = self._to_devices(crops.batch(0))
+        decoded = _played(_essence(self.training))(self.state.ema, batch, jax.random.key(0))
+        before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
+        if runtime.is_primary():
+            write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
+
+    def go_back(self) -> None:
+        """Takes the weights from before the first of too many steps that were left out."""
+        self._settle()
+        given = self.training.to_dict()
+        abstract = jax.tree.map(_abstract, self.state.arrays())
+        arrays, what = self.guard.roll_back(
+            self.state,
+            self.step,
+            self.checkpoints,
+            lambda before: self.checkpoints.restore(abstract, given, before=before),
+            lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
+        )
+        self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
+        self.writer.event(self.step, "rolled_back", what[:500])
+        self.save()
+
+    def save(self) -> None:
+        """A checkpoint, which is written while the run goes on."""
+        self._settle()
+        meta = Meta(
+            step=self.step,
+            samples_seen=self.step * self.training.batch_size,
+            stream={},
+            config=self.training.to_dict(),
+            facts={},
+            guard=self.guard.state(),
+        )
+        self.writer.write(self.step, {"checkpoint/save_s": self.checkpoints.save(self.state.arrays(), meta)})
+
+    def _settle(self) -> None:
+        """Reads the numbers of the last step and tells the guard. NonFiniteError where a bad one ends the run."""
+        if self.pending is None:
+            return
+        numbers = {name: float(value) for name, value in jax.device_get(self.pending).items()}
+        self.pending, step = None, self.step
+        if numbers["good"]:
+            self.guard.counted(step, numbers["error"])
+            self.last = numbers
+            return
+        what = f"step {step}: loss {numbers['total']:.6g}, gradient norm {numbers['grad_norm']:.6g}"
+        self.writer.event(step, "spike" if numbers["finite"] else "nan", what)
+        try:
+            often = self.guard.skip(step, what)
+        except NonFiniteError as error:
+            self.writer.event(step, "failed", str(error)[:500])
+            raise
+        self.writer.event(step, "skipped", f"{often}; {what}"[:500])
+
+    def _step_at(self, step: int) -> Any:
+        return _jitted(
+            _essence(self.training), self.training.loss.judged and step >= self.training.loss.adversarial_from
+        )
+
+    def _to_devices(self, rows: np.ndarray) -> Array:
+        if jax.process_count() == 1:
+            return jax.device_put(rows, self.placement.rows)
+        return jax.make_array_from_process_local_data(self.placement.rows, rows)
+
+
+def write_samples(run_dir: Path, step: int, sample_rate: int, originals: np.ndarray, decoded: np.ndarray) -> None:
+    """`samples/step_*/NN_decoded.wav` with NN_original.wav as its reference, as the dashboard lists them."""
+    folder = run_dir / SAMPLES / step_name(step)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {}
+    for number, (before, after) in enumerate(zip(originals[:PLAYED], decoded[:PLAYED], strict=False)):
+        names = [f"{number:02d}_{kind}.wav" for kind in ("original", "decoded")]
+        for name, samples in zip(names, (before, after), strict=True):
+            write_audio(folder / name, np.asarray(samples), sample_rate, "none")
+        described[names[1]] = {"text": f"crop {number + 1}, beside the original", "reference": names[0]}
+    with atomic_write(folder / SENTENCES) as path:
+        path.write_text(json.dumps(described), encoding="utf-8")
+
+
+def _open_run(
+    training: CodecTraining, clips: Clips, placement: Placement, start: Params | None, stack: ExitStack
+) -> Run:
+    count, index = jax.process_count(), jax.process_index()
+    if training.batch_size % count:
+        raise ValueError(f"batch_size {training.batch_size} cannot be dealt evenly to {count} processes")
+    share = training.batch_size // count
+    rows = range(index * share, (index + 1) * share)
+    crops, heldout = (Crops(clips, training, rows, heldout=kind) for kind in (False, True))
+    if not len(crops):
+        raise ValueError("no clips to train the codec on: check the --data folder and its rejected files")
+    stack.callback(crops.close)
+    stack.callback(heldout.close)
+    run_dir = stack.enter_context(open_run_dir(training.run.run_dir))
+    if runtime.is_primary():
+        stack.enter_context(claimed(run_dir.local))
+    stack.enter_context(writing(run_dir.local))
+    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run))
+    state = _placed(initial_state(training, start), placement)
+    restored = checkpoints.restore(jax.tree.map(_abstract, state.arrays()), training.to_dict())
+    step, guard = 0, Guard(training.run)
+    if restored is not None:
+        arrays, meta = restored
+        step, guard = meta.step, Guard(training.run, meta.guard)
+        state = CodecState(step=jax.device_put(jnp.int32(step), placement.whole), **arrays)
+        LOGGER.info("resuming codec training after step %d", step)
+    if runtime.is_primary():
+        write_whole(run_dir.shared / CONFIG, json.dumps(training.to_dict(), indent=1) + "\n")
+    writer = stack.enter_context(MetricsWriter(run_dir.local, process=index))
+    what = f"after step {step}" if step else "a new codec training"
+    writer.event(step, "resumed" if step else "started", f"{what}, {len(crops)} recordings")
+    return Run(
+        training=training,
+        start=start,
+        placement=placement,
+        run_dir=run_dir,
+        checkpoints=checkpoints,
+        guard=guard,
+        writer=writer,
+        crops=crops,
+        heldout=heldout,
+        state=state,
+        step=step,
+        began=(step, time.monotonic()),
+    )
+
+
+def _essence(training: CodecTraining) -> CodecTraining:
+    """What a compiled function depends on: not where the run lives, nor when it saves."""
+    return dataclasses.replace(training, run=RunConfig(seed=training.run.seed))
+
+
+@functools.cache
+def _jitted(training: CodecTraining, judged: bool) -> Step:
+    return jax.jit(make_step(training, judged=judged), donate_argnums=0)
+
+
+@functools.cache
+def _measured(training: CodecTraining) -> Any:
+    """(weights, batch) -> (loss, terms) without discriminators, always with the same noise."""
+
+    def measure(weights: Params, batch: Array) -> tuple[Array, Metrics]:
+        output, terms = round_trip(fold(weights), training, batch, jax.random.key(0))
+        return codec_loss(output, terms, training, batch, None)
+
+    return jax.jit(measure)
+
+
+@functools.cache
+def _played(training: CodecTraining) -> Any:
+    return jax.jit(lambda weights, batch, key: round_trip(fold(weights), training, batch, key)[0])
+
+
+def _placed(state: CodecState, placement: Placement) -> CodecState:
+    return jax.device_put(state, placement.whole)
+
+
+def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,0 +1,215 @@
+"""One step of a codec's training as a pure function of state and batch: the discriminators' update, then the codec's.
+
+Weights are weight-normed trees (weight_norm.py). A step is left out, and changes nothing but its number, where a
+number is not finite or the reconstruction error is above the guard's limit (checkpoint/guard.py).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from echotts.codec.backbone import decode_frames, encode_features, encode_frames, init_params
+from echotts.codec.layers import Params
+from echotts.codec.quantizer import quantize_for_training
+from echotts.codec.training import losses
+from echotts.codec.training.config import CodecOptim, CodecTraining
+from echotts.codec.training.discriminators import discriminate, init_discriminators
+from echotts.codec.training.weight_norm import fold, unfold
+from echotts.seeds import random_key
+
+Metrics = dict[str, Array]
+
+WATERMARK = "watermark"  # the part of a codec that is not trained
+
+
+class CodecState(NamedTuple):
+    """`params` and `opt_state` have "codec" and, where the codec is judged, "discriminators"; `ema` is the codec's."""
+
+    step: Array
+    params: Params
+    ema: Params
+    opt_state: Any
+
+    def arrays(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the step."""
+        return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
+
+
+Step = Callable[[CodecState, Float[Array, "b n"], Float[Any, ""]], tuple[CodecState, Metrics]]
+
+
+def make_step(training: CodecTraining, *, judged: bool) -> Step:
+    """(state, batch, limit of the error) -> (state, metrics); `judged` is whether the discriminators are at work.
+
+    Noise and quantizer dropout are functions of (seed, step). Metrics are scalars: the losses by their names, "error",
+    the reconstruction's share of the loss, "grad_norm", "discriminator_grad_norm", "learning_rate", "finite", "good".
+    """
+    optimizers = make_optimizers(training)
+    weights_of = training.loss
+
+    def step(state: CodecState, audio: Float[Array, "b n"], limit: Float[Any, ""]) -> tuple[CodecState, Metrics]:
+        key = jax.random.fold_in(random_key(training.run.seed), state.step)
+        params, opt_state = dict(state.params), dict(state.opt_state)
+        rate = learning_rate(training.optim, state.step, training.steps)
+        metrics: Metrics = {}
+
+        (output, terms), back = jax.vjp(
+            lambda weights: round_trip(fold(weights), training, audio, key), params["codec"]
+        )
+        if judged:
+            fake = jax.lax.stop_gradient(output)
+
+            def discriminators_lose(weights: Params) -> Array:
+                folded = fold(weights)
+                real_maps = discriminate(folded, training.discriminators, audio)
+                return losses.discriminator_loss(real_maps, discriminate(folded, training.discriminators, fake))
+
+            loss, grads = jax.value_and_grad(discriminators_lose)(params["discriminators"])
+            metrics |= {"discriminator": loss, "discriminator_grad_norm": optax.tree.norm(grads)}
+            params["discriminators"], opt_state["discriminators"] = _updated(
+                optimizers["discriminators"], grads, opt_state["discriminators"], params["discriminators"], rate
+            )
+
+        judges = fold(params["discriminators"]) if judged else None
+        (total, parts), towards = jax.value_and_grad(codec_loss, (0, 1), has_aux=True)(
+            output, terms, training, audio, judges
+        )
+        (grads,) = back(towards)
+        metrics |= parts | {"total": total, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
+        trained, opt_state["codec"] = _updated(optimizers["codec"], grads, opt_state["codec"], params["codec"], rate)
+        params["codec"] = trained_parts(training, trained, params["codec"])
+        decay = jnp.minimum(training.optim.ema_decay, (1 + state.step) / (10 + state.step))
+        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params["codec"])
+        ema = trained_parts(training, ema, state.ema)
+
+        error = weights_of.mel * parts["mel"] + weights_of.stft * parts["stft"] + weights_of.wave * parts["wave"]
+        norms = [value for name, value in metrics.items() if name.endswith("grad_norm")]
+        finite = jnp.isfinite(total) & jnp.all(jnp.isfinite(jnp.stack(norms)))
+        good = finite & (error <= limit)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(good, new, old),
+            (params, ema, opt_state),
+            (state.params, state.ema, state.opt_state),
+        )
+        return CodecState(state.step + 1, *kept), metrics | {"error": error, "finite": finite, "good": good}
+
+    return step
+
+
+def codec_loss(
+    output: Float[Array, "b m"],
+    terms: Metrics,
+    training: CodecTraining,
+    audio: Float[Array, "b n"],
+    judges: Params | None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The codec's loss for what `round_trip` gave, and its terms before their weights; `judges` are folded."""
+    loss, rate = training.loss, training.codec.sample_rate
+    target = audio[:, : output.shape[1]]
+    zero = jnp.zeros(())
+    terms = terms | {
+        "mel": losses.mel_loss(output, target, rate, loss.mel_scales, loss.floor) if loss.mel else zero,
+        "stft": losses.stft_loss(output, target, loss.stft_windows, loss.floor) if loss.stft else zero,
+        "wave": losses.wave_loss(output, target),
+    }
+    if judges is not None:
+        fake = discriminate(judges, training.discriminators, output)
+        real = jax.lax.stop_gradient(discriminate(judges, training.discriminators, target))
+        terms |= {"feature": losses.feature_loss(real, fake), "adversarial": losses.adversarial_loss(fake)}
+    return sum((getattr(loss, name) * term for name, term in terms.items()), zero), terms
+
+
+def round_trip(
+    params: Params, training: CodecTraining, audio: Float[Array, "b n"], key: PRNGKeyArray
+) -> tuple[Float[Array, "b m"], Metrics]:
+    """Audio through a codec of folded parameters as it trains, and its bottleneck's losses.
+
+    DACVAE: a sample of the posterior, "kl". DAC: straight through the quantizer, "commitment" and "codebook"; m may be
+    a few samples less than n.
+    """
+    config, loss = training.codec, training.loss
+    if config.quantized:
+        features = encode_features(params, config, audio)
+        quantized = quantize_for_training(params, features, key, loss.quantizer_dropout)
+        terms = {"commitment": quantized.commitment_loss, "codebook": quantized.codebook_loss}
+        latent = quantized.embeddings
+        if training.decoder_only:
+            latent, terms = jax.lax.stop_gradient((latent, terms))
+        return decode_frames(params, config, latent), terms
+    mean, std = encode_frames(params, config, audio)
+    if training.decoder_only:
+        mean, std = jax.lax.stop_gradient((mean, std))
+    latent = mean + std * jax.random.normal(key, mean.shape)
+    return decode_frames(params, config, latent), {"kl": losses.kl_loss(mean, std, loss.free_bits)}
+
+
+def initial_state(training: CodecTraining, start: Params | None = None) -> CodecState:
+    """The state before the first step: `start` (folded, not changed) or a random codec, and random discriminators."""
+    codec_key, judge_key = jax.random.split(random_key(training.run.seed))
+    folded = init_params(training.codec, codec_key) if start is None else start
+    own = {name: part for name, part in folded.items() if name != WATERMARK}
+    params = {"codec": unfold(jax.tree.map(jnp.array, own))}  # copies: steps donate their state
+    if training.loss.judged:
+        params["discriminators"] = unfold(init_discriminators(training.discriminators, judge_key))
+    optimizers = make_optimizers(training)
+    return CodecState(
+        step=jnp.int32(0),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params["codec"]),
+        opt_state={name: optimizers[name].init(weights) for name, weights in params.items()},
+    )
+
+
+def exported(training: CodecTraining, ema: Params, start: Params | None) -> Params:
+    """Folded parameters of the average. Folding rounds: what is not trained comes from the start, bit by bit."""
+    params = fold(ema)
+    if start is None:
+        return params
+    return {name: part for name, part in start.items() if name == WATERMARK} | trained_parts(training, params, start)
+
+
+def trained_parts(training: CodecTraining, trained: Any, before: Params) -> Params:
+    """The trained tree, with the parts that this training leaves alone as they were before."""
+    if not training.decoder_only:
+        return trained
+    bottleneck = before["bottleneck"]
+    if not training.codec.quantized:
+        bottleneck = bottleneck | {"out": trained["bottleneck"]["out"]}
+    return before | {"bottleneck": bottleneck, "decoder": trained["decoder"]}
+
+
+def make_optimizers(training: CodecTraining) -> dict[str, optax.GradientTransformation]:
+    """AdamW with clipping, without its rate, for the codec and for the discriminators."""
+    optim = training.optim
+
+    def make(clip_norm: float) -> optax.GradientTransformation:
+        return optax.chain(
+            optax.clip_by_global_norm(clip_norm),
+            optax.scale_by_adam(b1=optim.b1, b2=optim.b2),
+            optax.add_decayed_weights(optim.weight_decay),
+        )
+
+    return {"codec": make(optim.clip_norm), "discriminators": make(optim.discriminator_clip_norm)}
+
+
+def learning_rate(optim: CodecOptim, step: Array, steps: int) -> Float[Array, ""]:
+    """Warm-up, exponential decay, and a cosine to zero over the last share of the steps."""
+    position = step.astype(jnp.float32)
+    warm = jnp.minimum(1.0, (position + 1) / max(optim.warmup_steps, 1))
+    rate = optim.learning_rate * warm * jnp.exp(position * jnp.log(optim.decay))
+    tail = steps * optim.decay_share
+    if tail < 1:
+        return rate
+    past = jnp.clip((position - (steps - tail)) / tail, 0.0, 1.0)
+    return rate * 0.5 * (1 + jnp.cos(jnp.pi * past))
+
+
+def _updated(
+    optimizer: optax.GradientTransformation, grads: Params, opt_state: Any, weights: Params, rate: Array
+) -> tuple[Any, Any]:
+    updates, opt_state = optimizer.update(grads, opt_state, weights)
+    return jax.tree.map(lambda weight, update: weight - rate * update, weights, updates), opt_state

@@ -14,10 +14,6 @@ TPU_OPTIONS = {
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",  # ... in several, where one is too short
     "xla_tpu_overlap_compute_collective_tc": "true",
-    # Gradients likewise, in pieces of 4 MiB: summed together at the end of a layer they would wait for nothing else.
-    "xla_enable_async_all_reduce": "true",
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
-    "xla_jf_crs_combiner_threshold_in_bytes": str(4 << 20),
 }
 
 

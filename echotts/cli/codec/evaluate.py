@@ -113,8 +113,8 @@ class Listener:
             figures |= {"words": words, "words_wrong": wrong, "words_wrong_before": wrong_before}
         return figures
 
-    def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[int, int]:
+    def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[float, float]:
         from echotts.evaluation.ear import count_errors
 
         errors = count_errors(self.ear.normalise(self.texts[clip]), self.ear.normalise(self.ear.hear(samples, rate)))
-        return errors.words, errors.words_wrong
+        return float(errors.words), float(errors.words_wrong)

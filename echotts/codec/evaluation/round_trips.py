@@ -69,6 +69,7 @@ def round_trip(
     end = time.perf_counter()
     rate = codec.sample_rate
     mel, stft, convergence = spectral_distances(audio, decoded, rate)
+    heard = listen(clip, audio, decoded, rate) if listen is not None else {}
     figures = RoundTrip(
         codec=codec.codec_id,
         clip=clip,
@@ -82,7 +83,7 @@ def round_trip(
         level_db=level_db(audio, decoded),
         encode_s=middle - begin,
         decode_s=end - middle,
-        heard=dict(listen(clip, audio, decoded, rate)) if listen is not None else {},
+        heard={name: float(value) for name, value in heard.items()},
     )
     return figures, audio, decoded
 

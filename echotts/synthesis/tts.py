@@ -245,7 +245,7 @@ class EchoTTS:
     def _says_what_is_compiled(self, *shape: int) -> Iterator[None]:
         """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
         rows, tokens, frames = shape
-        line = "compiling for %d utterances of up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
         timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, rows, tokens, frames / self.frame_rate_hz))
         timer.daemon = True
         if shape not in self._compiled:

@@ -95,7 +95,7 @@ def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
     with caplog.at_level(logging.INFO):
         say(tts), say(tts)
     assert caplog.messages == [
-        "compiling for 1 utterances of up to 12 tokens and 1.3 s of speech: once, and kept for the next time"
+        "compiling for batches of 1, up to 12 tokens and 1.3 s of speech: once, and kept for the next time"
     ]
 
 

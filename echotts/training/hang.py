@@ -31,7 +31,7 @@ WAITS = (  # where the loop stands -> what it waits for
     ("echotts.training.feed", "the next batch"),
     ("echotts.training.report", "the devices"),
     ("echotts.training.step", "a compilation or the devices"),
-    ("echotts.checkpoint.checkpoints", "a checkpoint"),
+    ("echotts.checkpoint.", "a checkpoint"),
     ("echotts.multihost.", "other processes"),
     ("echotts.training.", "other processes or the devices"),
 )

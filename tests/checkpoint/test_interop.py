@@ -248,7 +248,7 @@ HEADER_CHANGES = [
     ({"tokenizer": []}, "tokenizer: Expected object, got array"),
     ({"tokenizer": {"kind": 5}}, "tokenizer.kind: Expected str, got int"),
     ({"codec": {"id": 5}}, "codec.id: Expected str"),
-    ({"codec": {"sample_rate": "x"}}, "codec.sample_rate: Expected int, got str"),
+    ({"codec": {"sample_rate": "x"}}, "codec.sample_rate: Expected int | null, got str"),
     ({"latent_scale": {"mean": ["x"], "std": [1.0]}}, "latent_scale.mean[0]: Expected float, got str"),
     ({"step": -1}, "step: Expected int >= 0"),
     ({"step": "9" * 5000}, "not valid JSON"),

@@ -148,7 +148,7 @@ def bad_inputs(folder):
         ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
         ((*output, "--text", "x" * 99), "text has 99 bytes, at most 23 fit"),
         ((*output, "--text_file", folder / "empty.txt"), "empty.txt: is empty"),
-        ((*output, "--text_file", folder / "latin.txt"), "latin.txt: is not UTF-8 text"),
+        ((*output, "--text_file", folder / "latin.txt"), "latin.txt, line 1, byte 1 (0xe9): not UTF-8"),
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
         ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
         ((*text, *output, "--checkpoint", folder / "cut.safetensors"), "cut.safetensors"),

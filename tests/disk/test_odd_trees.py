@@ -204,7 +204,7 @@ def test_the_published_command_starts_without_a_file_and_prints_roots_and_limits
             ["nohup", "python3", "disk_watchdog.py"],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=_with_python(environment),
+            env=environment,
         )
     deadline = time.monotonic() + 60
     while "/tmp/tpu_logs" not in (said := (tmp_path / "watchdog.log").read_text()) and time.monotonic() < deadline:

@@ -6,13 +6,13 @@ import huggingface_hub
 import jax
 import pytest
 import soundfile
-from echotts.codec.dacvae import init_params
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from echotts.checkpoint.interop import save_published
 from echotts.cli.app import run
 from echotts.cli.inference import main
 from echotts.codec import CodecConfig, registry, save_codec
+from echotts.codec.backbone import init_params
 from tests.tiny_speaker import CONFIG, random_params
 
 CODEC = CodecConfig(

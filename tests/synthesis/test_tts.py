@@ -265,7 +265,11 @@ class TestCheckpoints:
         (home / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
         (home / "hostile.pkl").write_bytes(pickle.dumps(print))
         (home / "folder").mkdir(exist_ok=True)
-        for name, words in (("cut.safetensors", "whole"), ("hostile.pkl", "print"), ("folder", "no checkpoint there")):
+        for name, words in (
+            ("cut.safetensors", "damaged"),
+            ("hostile.pkl", "print"),
+            ("folder", "no checkpoint there"),
+        ):
             with pytest.raises((ValueError, OSError), match=words) as caught:
                 EchoTTS.load(home / name, home / "mine.safetensors")
             assert name in str(caught.value)

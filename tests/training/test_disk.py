@@ -96,7 +96,7 @@ def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch
     save_steps(tmp_path, 1)
     seen = []
     nothing = export.Weights({}, TINY.model, {})
-    monkeypatch.setattr(export, "_load_step", lambda folder, weights: seen.append(leased(folder)) or nothing)
+    monkeypatch.setattr(export, "_load_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
     export.load_run(tmp_path)
     assert seen == [True]
 
@@ -178,11 +178,11 @@ class Others:
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)
         monkeypatch.setattr(run_module.jax, "process_count", lambda: 3)
-        monkeypatch.setattr(messages, "all_gather", self.say)
+        monkeypatch.setattr(messages, "reduce", self.say)
 
-    def say(self, topic, flag):
+    def say(self, topic, flag, combine):
         self.asked += 1
-        return [flag, False, self._answers.pop(0)]
+        return combine([flag, False, self._answers.pop(0)])
 
 
 def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):

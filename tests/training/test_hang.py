@@ -123,7 +123,7 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        ("echotts.data.stream.loader", "the next batch"),
+        ("echotts.data.stream.stream", "the next batch"),
         ("echotts.training.feed", "the next batch"),
         ("echotts.training.report", "the devices"),
         ("echotts.checkpoint.checkpoints", "a checkpoint"),

@@ -102,13 +102,13 @@ def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path
 
     with FakeHub() as hub:
         hub.commit(files)
-        open_stream = inputs._stream
+        open_stream = inputs.open_stream
 
         def listed(*given, **named):  # from here on shards are fetched
             hub.trouble("train/s-000.tar", forever=Status(503))
             return open_stream(*given, **named)
 
-        monkeypatch.setattr(inputs, "_stream", listed)
+        monkeypatch.setattr(inputs, "open_stream", listed)
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
         healer = threading.Thread(target=heal, daemon=True)
         healer.start()

@@ -97,7 +97,7 @@ def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path
         path = metrics_path(run_dir)
         while not (path.exists() and '"retry"' in path.read_text()):
             time.sleep(0.05)
-        time.sleep(0.5)
+        time.sleep(2.5)  # longer than the first wait: another request is repeated
         hub.heal("train/s-000.tar")
 
     with FakeHub() as hub:

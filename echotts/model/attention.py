@@ -227,11 +227,12 @@ class JointAttention(nnx.Module):
         attend: HeadAttention,
         *,
         normed: bool,
+        own: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t w"]:
         """`visible` covers the joined keys [latents, text, speaker], s = t + n + p; `normed`: the conditions' are.
 
-        Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
-        masking both conditions, without the work.
+        Rows of y past the r rows of the conditions have none, and attend to their own latents alone, of them to those
+        that are visible in `own` (None: all): the result of masking both conditions, without the work.
         """
         norms = HeadNorms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps, self.heads // 2)
         q, k, v, gate = self.wq(y), self.wk_self(y), self.wv_self(y), self.wgate(y)
@@ -240,7 +241,8 @@ class JointAttention(nnx.Module):
         values = [v[:rows], conditions.text_values, conditions.speaker_values]
         heard = attend(q[:rows], keys, values, gate[:rows], norms, rope, visible, normed=[False, normed, normed])
         if rows < y.shape[0]:
-            alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, normed=[False])
+            seen = None if own is None else own[rows:]
+            alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, seen, normed=[False])
             heard = jnp.concatenate([heard, alone])
         return self.wo(heard)
 

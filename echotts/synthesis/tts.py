@@ -22,7 +22,7 @@ from echotts.config import DtypeName, ModelConfig
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
 from echotts.latents import FACT, LatentScale
 from echotts.model import Params, build, computed_with
-from echotts.model.fused import choose_attention
+from echotts.model.fused import choose_attention, frame_tile
 from echotts.synthesis import references
 from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
@@ -65,9 +65,10 @@ class EchoTTS:
         silence = metadata.get("silence")
         self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(metadata.get(FACT), config.latent_channels)
-        attend = choose_attention(jax.default_backend(), config)
+        platform = jax.default_backend()
+        hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
         params = computed_with(params, config.compute_dtype)
-        self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
+        self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
         self._compiled: set[tuple[int, ...]] = set()
         self._readable: Callable[[str], str] = str  # what a text is before it is encoded
 

@@ -48,6 +48,7 @@ READY_RESULTS = 3
 LANES_PER_ROW = 4  # shards that a stream reads by turns, for each sample that it gives to a batch
 
 T = TypeVar("T")
+_OLDER: dict[str, Any] = {"interleave": 1}  # what states say that do not say it
 
 
 class Stream:
@@ -131,7 +132,7 @@ class Stream:
 
         With `accept_changed` held samples that are gone from their shards are left out.
         """
-        state = {"interleave": 1} | dict(state)  # older states do not say it
+        state = {**_OLDER, **state}
         if self.config.interleave is None and state["interleave"] != self._plan.lanes:
             self._plan = replace(self._plan, lanes=state["interleave"])
             self._identity = self._what_must_agree()

@@ -40,7 +40,6 @@ NEW_LINES = ".new"  # behind the name of the object that is about to be joined t
 HERE_ONLY = (
     OWNER,
     "writer.lock",
-    "trainer.lock",
     "profile",
 )  # of this machine, as are pause.<host>.json and all names that begin with a dot
 LEFT_OPEN = "checkpoints"  # by which the disk watchdog knows a run directory; those of this run are in the bucket

@@ -60,6 +60,13 @@ class LatentScale:
             raise ValueError(f"{FACT} has {len(scale.mean)} channels, the latents have {channels}")
         return scale
 
+    @property
+    def name(self) -> ScaleName:
+        """How it scales, as `measured` takes it."""
+        if self is UNSCALED:
+            return "none"
+        return "scalar" if len(self.mean) == 1 else "channel"
+
     def to_json(self) -> Mapping[str, list[float]] | None:
         """None where nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}

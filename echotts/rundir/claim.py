@@ -152,7 +152,7 @@ def _is_ours(holder: dict[str, Any]) -> bool:
 def _wait_for_heartbeat(
     run_dir: object, holder: dict[str, Any], touched: float | None, look: Callable[[], float | None]
 ) -> None:
-    """RunInUseError where a training that this host cannot see still touches its claim; `look` tells when, if at all."""
+    """RunInUseError where a training that this host cannot see still touches its claim;"""
     if touched is None or time.time() - touched > STALE_S:
         return
     LOGGER.warning(

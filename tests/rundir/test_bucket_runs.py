@@ -149,7 +149,7 @@ def test_the_second_training_in_a_bucket_is_told_whose_the_run_is_and_later_gets
     who = f"{url}: another training works there: host {socket.gethostname()}, process {os.getpid()}, since 20"
     with claim.claimed(run_path(url)):
         assert who in claim_elsewhere(url, "pass").splitlines()[-1]
-        monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # from where it is not seen, but beats
+        monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # from there only its beats are seen
         with pytest.raises(claim.RunInUseError, match=who), claim.claimed(run_path(url)):
             pytest.fail("claimed twice")
     assert objects(gcs, url) == {}

@@ -78,7 +78,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of what is not UTF-8."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return _decoded(path, path.read_bytes())
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -87,6 +91,18 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}, line {line}, byte {column} (0x{data[error.start]:02x}): not UTF-8: save the file as UTF-8"
         ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, which end at line feeds only; none where there is no such file.
+
+    What follows the last line feed is left out: a program was stopped while it wrote that. ValueError as `read_text`.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _decoded(path, data[: data.rfind(b"\n") + 1]).split("\n")[:-1]
 
 
 def cache_root() -> Path:
@@ -98,6 +114,11 @@ def cache_root() -> Path:
         return Path.home() / ".cache" / "echotts"
     except RuntimeError:  # neither HOME nor an entry in passwd
         return Path(tempfile.gettempdir()) / f"echotts-{os.getuid()}"
+
+
+def plain(name: str) -> str:
+    """A name of the file system as UTF-8 can hold it, on one line: other bytes and line feeds as escapes."""
+    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
 def sha256_file(path: Path) -> str:

@@ -27,6 +27,7 @@ from types import TracebackType
 
 from echotts import gcs
 from echotts.files import atomic_write, cache_root
+from echotts.strict_json import load_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ FLUSH_S = 15.0  # that a failing run waits for its last lines
 CLOSE_S = 45.0  # that a run waits at its end; below what the processes of a run wait for each other then
 TRIES = 20  # to be the next who appends to a file
 OWNER, STATE = "owner", ".sent.json"
+STATE_BYTES = 64 << 20
 LINES, EVENTS = ".jsonl", "tensorboard/"  # how the names of files end, or begin, that only ever grow
 NEW_LINES = ".new"  # behind the name of the object that is about to be joined to a file
 HERE_ONLY = (
@@ -239,6 +241,6 @@ def _read(path: Path, start: int, length: int) -> bytes:
 
 def _read_state(path: Path) -> dict[str, list[int]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes(), path, dict[str, list[int]], max_bytes=STATE_BYTES)
     except (OSError, ValueError):
         return {}

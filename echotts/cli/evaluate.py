@@ -164,8 +164,8 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
     """What was measured and how, JSON-ready."""
     return {
         "checkpoint": checkpoint or "demo",
-        "step": tts.metadata.get("step"),
-        "weights": tts.metadata.get("weights"),
+        "step": tts.facts.step,
+        "weights": tts.facts.weights,
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,

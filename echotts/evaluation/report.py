@@ -18,6 +18,8 @@ from echotts.evaluation.voices import Embedding, VoiceEncoder, centroids, neares
 
 SEED = 0
 NOISE_LEVEL = 0.1
+SHORT_WORDS = 2  # texts of at most this many words also get a row of their own: models of longer texts may fail there
+CONTROLS = ("shuffled text and voice", "noise")
 FAILURE = 0.5  # a clip with a higher word error rate is a failure; the rate is also given without failures
 DRAWS = 1000  # bootstrap resamples
 
@@ -189,8 +191,8 @@ def measure(
         *(score(system, targets, *heard[system], evaluator) for system in spoken),
         score("recordings", recorded, *_listen(recordings, evaluator), evaluator),
         score("codec round trip", recorded, *_listen(round_trip, evaluator), evaluator),
-        score("shuffled text and voice", others, *heard[next(iter(spoken))], evaluator),
-        score("noise", targets, *_listen(noise, evaluator), evaluator),
+        score(CONTROLS[0], others, *heard[next(iter(spoken))], evaluator),
+        score(CONTROLS[1], targets, *_listen(noise, evaluator), evaluator),
     ]
 
 
@@ -257,10 +259,21 @@ COLUMNS = (
 )
 
 
+def with_short_texts(scores: Sequence[Score]) -> list[Score]:
+    """Each score, followed by that of its short texts if it has both short and longer ones."""
+    rows = []
+    for one in scores:
+        rows.append(one)
+        short = tuple(result for result in one.results if result.errors.words <= SHORT_WORDS)
+        if one.system not in CONTROLS and 0 < len(short) < one.clips:
+            rows.append(Score(f"{one.system}, texts of 1 or {SHORT_WORDS} words", short))
+    return rows
+
+
 def table_rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
     """The cells under COLUMNS, with counts beside each rate."""
     rows = []
-    for one in scores:
+    for one in with_short_texts(scores):
         low, high = interval(one.results, _word_rate)
         rows.append(
             (
@@ -292,7 +305,7 @@ def format_table(scores: Sequence[Score]) -> str:
 
 def to_report(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
     """JSON-serialisable: scores and how they were measured."""
-    return {**about, "scores": [one.to_dict() for one in scores]}
+    return {**about, "scores": [one.to_dict() for one in with_short_texts(scores)]}
 
 
 def _word_rate(results: Sequence[Result]) -> float:

@@ -83,7 +83,7 @@ def test_the_built_in_codec_is_found_by_id_and_hash(tiny_file: Path, tiny: Codec
     codec = find_codec("demo", tiny.weights_hash)
     assert (codec.codec_id, codec.weights_hash) == ("demo", tiny.weights_hash)
     assert find_codec("demo", None).weights_hash == tiny.weights_hash
-    with pytest.raises(ValueError, match="but 0000.* is required"):
+    with pytest.raises(ValueError, match=r"but 0000.* is required"):
         find_codec("demo", "0" * 64)
 
 

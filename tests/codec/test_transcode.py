@@ -195,7 +195,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         ("dac", dac()[:200], "damaged"),
         ("dac", b"", "empty"),
         ("dac", dac(dac_version="9"), "only 1.0.0"),
-        ("dac", dac(channels=2), "says 2 channels"),
+        ("dac", dac(channels=2), "gives 2 channels"),
         ("dac", dac(original_length=1 << 60), "original_length must be"),
         ("dac", dac(original_length="x"), "cannot be read"),
         ("dac", dac(sample_rate=0), "sample_rate must be"),

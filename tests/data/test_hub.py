@@ -108,7 +108,7 @@ def test_troubles_that_pass_change_no_batch(
 
 
 @pytest.mark.parametrize("forever", [Status(404), Html(), Status(500)], ids=["missing", "html", "500"])
-def test_a_shard_that_cannot_be_had_is_left_out_and_the_rest_keeps_its_order(
+def test_an_unavailable_shard_is_skipped_and_the_order_of_the_rest_is_kept(
     hub: FakeHub, files: list[Path], tmp_path: Path, forever: Trouble, caplog: pytest.LogCaptureFixture
 ) -> None:
     dataset = open_dataset(SPEC, policy=FAST)
@@ -126,7 +126,7 @@ def test_a_shard_that_cannot_be_had_is_left_out_and_the_rest_keeps_its_order(
         assert_equal(steps(stream, 24), runs[0])
     names = {name.split("/")[0] for _, names, _ in runs[0] for name in names}
     assert names == {path.name for path in files} - {"s-003.tar"}
-    assert "s-003.tar: the whole shard skipped, shard_unavailable" in caplog.text
+    assert "s-003.tar: skipped the whole shard, shard_unavailable" in caplog.text
 
 
 class _Lacking(Shards):
@@ -326,7 +326,7 @@ def _swallow(call: Callable[[], object]) -> None:
 def test_a_budget_that_cannot_hold_what_is_read_at_once_is_refused(hub: FakeHub) -> None:
     dataset = open_dataset(SPEC, policy=FAST)
     with pytest.raises(
-        ValueError, match=r"too small: shards of .* read at once by the 8 streams .*fewer --data.streams"
+        ValueError, match=r"too small: shards of .* read at once by the 8 streams .*lower --data.streams"
     ):
         check_budget(dataset.sources, 8, 50_000)
     check_budget(dataset.sources, 8, 10**8)

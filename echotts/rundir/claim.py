@@ -1,9 +1,9 @@
-"""One training at a time in a run directory: the second is told whose it is.
+"""Allows only one training at a time in a run directory; a second one is told who holds it.
 
-The claim is an exclusive flock on TRAINER, which no crash outlives, and what the file says: host, process id, since
-when. Where the holder is of another host, and the file system does not carry its lock here, the file's time tells
-whether it lives: the holder touches it every HEARTBEAT_S. A bucket has no locks: there the object alone speaks, and
-requests that name its generation see to it that one of two who come at once gets it.
+The claim is an exclusive flock on TRAINER, which is released even by a crash, and the file's content: host, process id,
+start time. If the holder is on another host and the file system does not share locks, the file's modification time
+tells whether it is alive: the holder touches it every HEARTBEAT_S. In a bucket, which has no locks, the object tells
+by its content and time, and requests with a generation precondition let only one of two simultaneous trainings win.
 """
 
 import contextlib
@@ -30,16 +30,16 @@ from echotts.strict_json import load_json
 LOGGER = logging.getLogger(__name__)
 
 CLAIM_BYTES = 4096
-LOOK_S = 2.5 * HEARTBEAT_S  # in which a live holder touches its file
+LOOK_S = 2.5 * HEARTBEAT_S  # a live holder touches its file within this time
 
 
 class RunInUseError(FileExistsError):
-    """Another training works in the run directory."""
+    """Another training is using the run directory."""
 
 
 @contextmanager
 def claimed(run_dir: Path | epath.Path) -> Iterator[None]:
-    """Within it no other training begins in this run directory. RunInUseError names the one that is there already."""
+    """Prevents other trainings from starting in this run directory. RunInUseError names one that already runs there."""
     with _claimed_here(run_dir) if isinstance(run_dir, Path) else _claimed_in_bucket(str(run_dir)):
         yield
 
@@ -64,7 +64,7 @@ def _claimed_here(run_dir: Path) -> Iterator[None]:
         file.flush()
         with beating(path):
             yield
-        with contextlib.suppress(OSError):  # then the next one need not wait to see whether this one lives
+        with contextlib.suppress(OSError):  # so the next training need not wait for a heartbeat
             file.truncate(0)
 
 
@@ -77,11 +77,11 @@ def _claimed_in_bucket(url: str) -> Iterator[None]:
         if found is not None:
             holder = _holder(fs.cat_file(target))
             if _is_ours(holder):
-                if process_start(holder["pid"]) == holder.get("started"):
+                if holder.get("started") is not None and process_start(holder["pid"]) == holder["started"]:
                     raise RunInUseError(_in_use(url, holder))
             elif holder:
                 _wait_for_heartbeat(url, holder, _time(found), lambda: _time(_object(fs, target)))
-            with contextlib.suppress(FileNotFoundError, FileExistsError):  # another took it: seen below
+            with contextlib.suppress(FileNotFoundError, FileExistsError):  # another training was faster: seen below
                 _change(fs, "DELETE", target, found["generation"])
         try:
             fs.pipe_file(target, _claim().encode(), mode="create")
@@ -93,7 +93,7 @@ def _claimed_in_bucket(url: str) -> Iterator[None]:
 
 @contextmanager
 def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
-    """Within it the object becomes a new generation every HEARTBEAT_S; at the end it is deleted."""
+    """Renews the object every HEARTBEAT_S, which makes it a new generation; deletes it at the end."""
     generation = fs.info(target)["generation"]
     over = threading.Event()
 
@@ -105,10 +105,13 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
                     _change(fs, "POST", target, generation, "/compose")
                     generation = fs.info(target)["generation"]
             except (FileNotFoundError, FileExistsError):
-                LOGGER.error("%s: another training took this run directory, as if this one were dead: end one", url)
+                LOGGER.error(
+                    "%s: another training took over this run directory because this one did not respond: stop one of them",
+                    url,
+                )
                 return
             except OSError as error:
-                LOGGER.warning("%s: the claim of this training could not be renewed: %s", url, error)
+                LOGGER.warning("%s: could not renew the claim on the run directory: %s", url, error)
 
     thread = threading.Thread(target=beat, name="claim", daemon=True)
     thread.start()
@@ -122,7 +125,7 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
 
 
 def _change(fs: Any, method: str, target: str, generation: str, verb: str = "") -> None:
-    """Deletes an object, or renews it (composed of itself). FileExistsError where it is another generation by now."""
+    """Deletes an object, or renews it (composes it of itself). FileExistsError if it is another generation by now."""
     bucket, _, key = target.partition("/")
     body = {"sourceObjects": [{"name": key}]} if verb else None
     fs.call(method, "b/{}/o/{}" + verb, bucket, key, ifGenerationMatch=generation, json=body)
@@ -145,18 +148,21 @@ def _claim() -> str:
 
 
 def _is_ours(holder: dict[str, Any]) -> bool:
-    """Whether it is a process that could be seen from here."""
+    """Whether the holder is a process on this machine."""
     return all(holder.get(key) == value for key, value in this_machine().items())
 
 
 def _wait_for_heartbeat(
     run_dir: object, holder: dict[str, Any], touched: float | None, look: Callable[[], float | None]
 ) -> None:
-    """RunInUseError where a training that this host cannot see still touches its claim;"""
+    """RunInUseError if a training on another host still touches its claim; `look` returns when it last did."""
     if touched is None or time.time() - touched > STALE_S:
         return
     LOGGER.warning(
-        "%s: was in use on host %s; waiting %.0f s to see whether it still is", run_dir, holder["host"], LOOK_S
+        "%s: was in use on host %s; waiting %.0f s to see whether that training is still alive",
+        run_dir,
+        holder["host"],
+        LOOK_S,
     )
     end = time.monotonic() + LOOK_S
     while time.monotonic() < end:
@@ -174,17 +180,17 @@ def _read(path: Path) -> bytes:
 
 
 def _holder(content: bytes) -> dict[str, Any]:
-    """What a claim says; nothing where it is empty or damaged."""
+    """The content of a claim; empty if it is damaged."""
     try:
-        said = load_json(content, TRAINER, dict, max_bytes=CLAIM_BYTES)
+        claim = load_json(content, TRAINER, dict, max_bytes=CLAIM_BYTES)
     except ValueError:
         return {}
-    return said if isinstance(said.get("host"), str) and type(said.get("pid")) is int else {}
+    return claim if isinstance(claim.get("host"), str) and type(claim.get("pid")) is int else {}
 
 
 def _in_use(run_dir: object, holder: dict[str, Any]) -> str:
     host, pid, since = (holder.get(name, "(unknown)") for name in ("host", "pid", "since"))
     return (
-        f"{run_dir}: another training works there: host {host}, process {pid}, since {since}; "
-        "stop that one first, or give another --run_dir"
+        f"{run_dir}: in use by another training: host {host}, process {pid}, since {since}; "
+        "stop it first, or give another --run_dir"
     )

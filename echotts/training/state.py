@@ -16,7 +16,7 @@ from echotts.checkpoint.agreement import differences
 from echotts.checkpoint.digests import array_digests, json_digest
 from echotts.checkpoint.export import Adam, Weights, load_weights
 from echotts.config import Config, to_dict
-from echotts.latents import FACT, LatentScale
+from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
 from echotts.model.parameters import flatten
 from echotts.multihost.processes import check_same
@@ -67,7 +67,7 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
     if source:
         weights = fitting_weights(source, config, resume)
         check_same(f"contents of {source}", json_digest(array_digests([weights.params, weights.adam])))
-        step, samples_seen = (weights.metadata["step"], weights.metadata["samples_seen"]) if resume else (0, 0)
+        step, samples_seen = (weights.facts.step or 0, weights.facts.samples_seen or 0) if resume else (0, 0)
         what = f"the optimizer state of step {step}, {samples_seen} samples, and " if resume else ""
         LOGGER.info("starting from %sthe weights of %s", what, source)
         return state_from_weights(weights, step, config, mesh), step, samples_seen
@@ -89,7 +89,7 @@ def fitting_weights(source: str, config: Config, with_optimizer: bool = False) -
             f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
             "(theirs -> this run's); change the model's sizes to theirs"
         )
-    scale = LatentScale.from_json(weights.metadata.get(FACT), weights.config.latent_channels).name
+    scale = LatentScale.from_json(weights.facts.latent_scale, weights.config.latent_channels).name
     if scale != config.data.latent_scale:
         raise ValueError(
             f"{source}: weights for latents of another scale: data.latent_scale: {scale} -> {config.data.latent_scale} "

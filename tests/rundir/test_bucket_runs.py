@@ -146,7 +146,7 @@ def claim_elsewhere(url: str, then: str) -> str:
 
 def test_the_second_training_in_a_bucket_is_told_whose_the_run_is_and_later_gets_it(gcs, url, monkeypatch):
     monkeypatch.setattr(claim, "HEARTBEAT_S", 0.2)
-    who = f"{url}: another training works there: host {socket.gethostname()}, process {os.getpid()}, since 20"
+    who = f"{url}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
     with claim.claimed(run_path(url)):
         assert who in claim_elsewhere(url, "pass").splitlines()[-1]
         monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # from there only its beats are seen
@@ -195,7 +195,7 @@ def test_of_two_trainings_that_come_at_once_one_gets_the_run_in_a_bucket(gcs, ur
 
 
 def test_a_training_in_a_bucket_claims_its_run(gcs, url, shards):
-    with claim.claimed(run_path(url)), pytest.raises(claim.RunInUseError, match=f"{url}: another training works there"):
+    with claim.claimed(run_path(url)), pytest.raises(claim.RunInUseError, match=f"{url}: in use by another training"):
         train(with_sections(TINY, data={"data": str(shards)}, run={"run_dir": url}))
 
 
@@ -375,9 +375,9 @@ def test_a_bucket_that_fails_does_not_hold_training_up_and_the_next_start_sends_
             writer.write(step, {"loss/train": 0.5})
             time.sleep(0.005)
         assert time.monotonic() - began < 5
-    assert caplog.text.count("cannot be written, trying on: permission denied (the account may not)") == 1
+    assert caplog.text.count("cannot be written, retrying: permission denied (the account may not)") == 1
     [left] = spools(tmp_path)
-    assert f"not all lines and samples have arrived; they are in {left}" in caplog.text
+    assert f"not all metrics and samples were uploaded; they are in {left}" in caplog.text
     gcs.troubles.clear()
     with open_run_dir(url) as run_dir, MetricsWriter(run_dir.local) as writer:
         writer.write(50, {"loss/train": 0.5})
@@ -471,7 +471,7 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for_long(gcs, url, monkeypa
 
 
 def test_what_no_run_lives_in_is_refused(gcs, url):
-    with pytest.raises(ValueError, match="s3://bucket/run: runs live in directories of this machine or in gs://"):
+    with pytest.raises(ValueError, match="s3://bucket/run: a run directory must be a local directory or gs://"):
         check_run_dir("s3://bucket/run")
     with pytest.raises(ValueError, match="copy the file here first"):
         load_weights("gs://bucket/model.safetensors")

@@ -48,7 +48,7 @@ class CodecFacts(TypedDict, total=False):
 
 
 class TokenizerFacts(TypedDict):
-    """As `echotts.text.tokenizer_to_json` writes it; `model` is base64."""
+    """As `echotts.text.tokens.tokenizer_to_json` writes it; `model` is base64."""
 
     kind: str
     model: NotRequired[str]

@@ -46,7 +46,7 @@ class Arguments:
     data: Path | None = None
     """What is spoken: a folder of audio shards with splits train, heldout and reference, a table of recordings
     (metadata.jsonl of `data speak`), or a list in the layout of seed-tts-eval (.lst). None: the built-in digits."""
-    count: int = 100
+    count: int = 150
     """How many held-out texts are spoken."""
     seed: int = 0
     """The first text's seed; each next one counts up."""
@@ -164,8 +164,8 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
     """What was measured and how, JSON-ready."""
     return {
         "checkpoint": checkpoint or "demo",
-        "step": tts.metadata.get("step"),
-        "weights": tts.metadata.get("weights"),
+        "step": tts.facts.step,
+        "weights": tts.facts.weights,
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,

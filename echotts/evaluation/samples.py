@@ -60,9 +60,9 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
         codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
 
     def speak(weights: Weights, sentence: str, seed: int, voice: Voice | None) -> Spoken:
-        about = weights.metadata.get("codec", {})
-        codec = codec_of(about.get("id"), about.get("weights_hash"))
-        tts = EchoTTS(weights.params, weights.config, weights.metadata, codec)
+        trained = weights.facts.codec
+        codec = codec_of(trained.id, trained.weights_hash)
+        tts = EchoTTS(weights.params, weights.config, weights.facts, codec)
         speech = tts.synthesize(sentence, voice, seed=seed)
         heard = listen(ear, sentence, speech.samples, speech.sample_rate) if ear else None
         if voice is None:

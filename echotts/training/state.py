@@ -66,7 +66,7 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
     if source:
         weights = fitting_weights(source, config.model, resume)
         check_same(f"contents of {source}", json_digest(array_digests([weights.params, weights.adam])))
-        step, samples_seen = (weights.metadata["step"], weights.metadata["samples_seen"]) if resume else (0, 0)
+        step, samples_seen = (weights.facts.step or 0, weights.facts.samples_seen or 0) if resume else (0, 0)
         what = f"the optimizer state of step {step}, {samples_seen} samples, and " if resume else ""
         LOGGER.info("starting from %sthe weights of %s", what, source)
         return state_from_weights(weights, step, config, mesh), step, samples_seen

@@ -69,6 +69,18 @@ def test_the_table_counts_each_system_against_the_same_tasks():
     assert scores["noise"].similarity is None
 
 
+def test_texts_of_one_and_two_words_have_a_row_of_their_own_where_there_are_longer_ones():
+    scores = report.measure({"demo": RIGHT}, RIGHT, TASKS, Ears())
+    assert len(report.table_rows(scores)) == len(scores)
+    score = scores[0]
+    short = replace(score.results[0], errors=report.count_errors("four two", "four two two"))
+    rows = report.table_rows([replace(score, results=(*score.results, short)), scores[-1]])
+    assert [(row[0], row[3]) for row in rows[:2]] == [("demo", "1/12"), ("demo, texts of 1 or 2 words", "1/2")]
+    assert rows[2][0] == "noise" and len(rows) == 3
+    kept = report.to_report([replace(score, results=(*score.results, short))], {})["scores"]
+    assert [one["word_error_rate"] for one in kept] == [round(1 / 12, 4), 0.5]
+
+
 def test_characters_tell_a_near_miss_from_another_word():
     near = report.count_errors("eight nine", "eighty nine")
     assert (near.words_wrong, near.words, near.characters_wrong, near.characters) == (1, 2, 1, 10)

@@ -15,6 +15,7 @@ import soundfile
 from echotts import config as configs
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.facts import Facts
 from echotts.cli.app import UsageError
 from echotts.cli.train import parse_config
 from echotts.codec import CodecConfig, save_codec
@@ -176,7 +177,7 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
     speak = make_speaker(parse_config([*line, str(tmp_path / "c.safetensors")]))
     assert speak is not None
     params = initial_state(TINY, meshes.make_mesh()).params
-    meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts={"silence": [[0.0] * CHANNELS]})
+    meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts=Facts(silence=[[0.0] * CHANNELS]))
     weights = describe(params, TINY.model, meta, "ema")
     made_up = speak(weights, "ab", 0, None)
     assert made_up.reference is None

@@ -16,6 +16,7 @@ from echotts.checkpoint import interop
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import export, load_run
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
 from echotts.model.parameters import flatten
@@ -126,14 +127,14 @@ def test_a_run_that_is_asked_to_leave_saves_and_leaves_out_what_was_due(config, 
     spoken = []
 
     def speak(weights, text, seed, voice):
-        spoken.append(weights.metadata["step"])
+        spoken.append(weights.facts.step)
         return Spoken(Sound())
 
     run = {"eval_every": 1, "sample_every": 1, "sentences": ("a",), "save_every_steps": 0}
     config = with_sections(config, data={"heldout": str(shards)}, run=run)
     assert train(config, speak=speak, stop=StopAfter(2)).step == 2
     assert spoken == list(lines(tmp_path / "run", "heldout/loss")) == [1]
-    assert load_run(tmp_path / "run").metadata["step"] == 2
+    assert load_run(tmp_path / "run").facts.step == 2
 
 
 def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
@@ -173,7 +174,7 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     )
 
     def speak(weights, text, seed, voice):
-        return Spoken(Sound(weights.metadata["step"], text, seed), Sound(voice.shape))
+        return Spoken(Sound(weights.facts.step, text, seed), Sound(voice.shape))
 
     train(config, speak=speak)
     run_dir = tmp_path / "run"
@@ -257,7 +258,7 @@ def test_sigterm_finishes_the_step_saves_and_leaves(config, tmp_path):
     result = train(config, speak=speak)
     assert not result.finished
     assert result.step in (2, 3)
-    assert load_run(tmp_path / "run").metadata["step"] == result.step
+    assert load_run(tmp_path / "run").facts.step == result.step
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -344,12 +345,12 @@ def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(conf
         ).facts
         for name in ("one", "other")
     )
-    assert tokenizer_from_json(one["tokenizer"]).encode("abcd").tolist() != [0, *b"abcd"]
+    assert tokenizer_from_json(one.tokenizer).encode("abcd").tolist() != [0, *b"abcd"]
     check_facts(one, one, "shards")
     with pytest.raises(ValueError, match="the tokenizer is not the one the run was trained with"):
         check_facts(one, other, "shards")
     with pytest.raises(ValueError, match="shards: latents of the codec with hash b, the run was trained on those of a"):
-        check_facts({"codec": {"weights_hash": "a"}}, {"codec": {"weights_hash": "b"}}, "shards")
+        check_facts(*(Facts(codec=CodecFacts(weights_hash=name)) for name in "ab"), "shards")
 
 
 def test_a_tokenizer_that_is_missing_or_too_large_is_said(config, tmp_path):

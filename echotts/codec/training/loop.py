@@ -210,7 +210,6 @@ class Run:
             samples_seen=self.step * self.training.batch_size,
             stream={},
             config=self.training.to_dict(),
-            facts={},
             guard=self.guard.state(),
         )
         self.writer.write(self.step, {"checkpoint/save_s": self.checkpoints.save(self.state.arrays(), meta)})

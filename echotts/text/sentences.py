@@ -23,20 +23,30 @@ LONGEST_WORD = 80  # characters before and behind a full stop that decide whethe
 
 Break = Literal["clause", "sentence", "paragraph"]
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 # A name, a number or more of the phrase follows these: they never end a sentence.
-_TITLES = frozenset(
-    """mr mrs ms mx dr prof rev hon gen col capt cpt lt sgt maj cmdr adm gov sen rep pres st ste mt messrs mme mlle
-    sr sra srta dra ud uds sig dott hr fr frau herr hrn nr no nos vol fig figs eq ch sec pp p art op ca approx cf vs viz
-    e.g i.e z.b d.h u.a v.a bzw vgl p.ex par.ex""".split()
+_TITLES = _words(
+    """
+    mr mrs ms mx dr prof rev hon gen col capt cpt lt sgt maj cmdr adm gov sen rep pres st ste mt messrs mme mlle sr
+    sra srta dra ud uds sig dott hr fr frau herr hrn nr no nos vol fig figs eq ch sec pp p art op ca approx cf vs
+    viz e.g i.e z.b d.h u.a v.a bzw vgl p.ex par.ex
+    """
 )
 # These may end a sentence: one does where an upper-case word follows.
-_ABBREVIATIONS = frozenset(
-    """etc al inc ltd co corp jr bros dept est a.m p.m u.s u.k u.n e.u d.c usw usf ggf str tel min max
-    jan feb mar apr jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun""".split()
+_ABBREVIATIONS = _words(
+    """
+    etc al inc ltd co corp jr bros dept est a.m p.m u.s u.k u.n e.u d.c usw usf ggf str tel min max jan feb mar apr
+    jun jul aug sep sept oct nov dec mon tue wed thu fri sat sun
+    """
 )
-_MONTHS = frozenset(
-    """januar februar märz april mai juni juli august september oktober november dezember
-    jänner jahrhundert""".split()
+_MONTHS = _words(
+    """
+    januar februar märz april mai juni juli august september oktober november dezember jänner jahrhundert
+    """
 )
 _CLOSING = "\"'”’»›)]}"
 _CLOSED = f"[{re.escape(_CLOSING)}]*"

@@ -1,8 +1,8 @@
-"""One training at a time in a run directory: the second is told whose it is.
+"""Allows only one training at a time in a run directory; a second one is told who holds it.
 
-The claim is an exclusive flock on TRAINER, which no crash outlives, and what the file says: host, process id, since
-when. Where the holder is of another host, and the file system does not carry its lock here, the file's time tells
-whether it lives: the holder touches it every HEARTBEAT_S.
+The claim is an exclusive flock on TRAINER, which is released even by a crash, and the file's content: host, process id,
+start time. If the holder is on another host and the file system does not share locks, the file's modification time
+tells whether it is alive: the holder touches it every HEARTBEAT_S.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ from echotts.rundir.leases import HEARTBEAT_S, NO_LOCKS, STALE_S, beating
 
 LOGGER = logging.getLogger(__name__)
 
-LOOK_S = 2.5 * HEARTBEAT_S  # in which a live holder touches its file
+LOOK_S = 2.5 * HEARTBEAT_S  # a live holder touches its file within this time
 
 
 class RunInUseError(OSError):
-    """Another training works in the run directory."""
+    """Another training is using the run directory."""
 
 
 @contextmanager
 def claimed(run_dir: Path) -> Iterator[None]:
-    """Within it no other training begins in this run directory. RunInUseError names the one that is there already."""
+    """Prevents other trainings from starting in this run directory. RunInUseError names one that already runs there."""
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / TRAINER
     with path.open("a+", encoding="utf-8") as file:
@@ -44,23 +44,26 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 raise
         _wait_for_heartbeat(run_dir, path)
         file.truncate(0)
-        said = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        file.write(json.dumps(said) + "\n")
+        holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        file.write(json.dumps(holder) + "\n")
         file.flush()
         with beating(path):
             yield
-        with contextlib.suppress(OSError):  # then the next one need not wait to see whether this one lives
+        with contextlib.suppress(OSError):  # so the next training need not wait for a heartbeat
             file.truncate(0)
 
 
 def _wait_for_heartbeat(run_dir: Path, path: Path) -> None:
-    """RunInUseError where another host's training still touches its claim. Returns at once where nobody's is fresh."""
+    """RunInUseError if a training on another host still touches its claim; returns at once if no claim is fresh."""
     holder = _holder(path)
     touched = path.stat().st_mtime
     if holder.get("host") in (None, socket.gethostname()) or time.time() - touched > STALE_S:
         return
     LOGGER.warning(
-        "%s: was in use on host %s; waiting %.0f s to see whether it still is", run_dir, holder["host"], LOOK_S
+        "%s: was in use on host %s; waiting %.0f s to see whether that training is still alive",
+        run_dir,
+        holder["host"],
+        LOOK_S,
     )
     end = time.monotonic() + LOOK_S
     while time.monotonic() < end:
@@ -70,17 +73,17 @@ def _wait_for_heartbeat(run_dir: Path, path: Path) -> None:
 
 
 def _holder(path: Path) -> dict[str, Any]:
-    """What the claim's file says; nothing where it is empty or damaged."""
+    """The content of the claim's file; empty if it is empty or damaged."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _in_use(run_dir: Path, holder: dict[str, Any]) -> str:
     host, pid, since = (holder.get(name, "(unknown)") for name in ("host", "pid", "since"))
     return (
-        f"{run_dir}: another training works there: host {host}, process {pid}, since {since}; "
-        "stop that one first, or give another --run_dir"
+        f"{run_dir}: in use by another training: host {host}, process {pid}, since {since}; "
+        "stop it first, or give another --run_dir"
     )

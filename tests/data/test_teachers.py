@@ -178,7 +178,7 @@ def test_the_command_speaks_and_says_what_is_there(tmp_path: Path, capsys: pytes
 def test_a_list_without_texts_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "binary.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="has no texts"):
+    with pytest.raises(ValueError, match="contains no texts"):
         read_texts(tmp_path / "empty.txt")
     with pytest.raises(ValueError, match="not UTF-8"):
         read_texts(tmp_path / "binary.txt")

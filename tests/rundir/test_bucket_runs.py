@@ -308,9 +308,9 @@ def test_a_bucket_that_fails_does_not_hold_training_up_and_the_next_start_sends_
             writer.write(step, {"loss/train": 0.5})
             time.sleep(0.005)
         assert time.monotonic() - began < 5
-    assert caplog.text.count("cannot be written, trying on: permission denied (the account may not)") == 1
+    assert caplog.text.count("cannot be written, retrying: permission denied (the account may not)") == 1
     [left] = spools(tmp_path)
-    assert f"not all lines and samples have arrived; they are in {left}" in caplog.text
+    assert f"not all metrics and samples were uploaded; they are in {left}" in caplog.text
     gcs.troubles.clear()
     with open_run_dir(url) as run_dir, MetricsWriter(run_dir.local) as writer:
         writer.write(50, {"loss/train": 0.5})
@@ -404,7 +404,7 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for_long(gcs, url, monkeypa
 
 
 def test_what_no_run_lives_in_is_refused(gcs, url):
-    with pytest.raises(ValueError, match="s3://bucket/run: runs live in directories of this machine or in gs://"):
+    with pytest.raises(ValueError, match="s3://bucket/run: a run directory must be a local directory or gs://"):
         check_run_dir("s3://bucket/run")
     with pytest.raises(ValueError, match="copy the file here first"):
         load_weights("gs://bucket/model.safetensors")

@@ -106,7 +106,7 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
                     generation = fs.info(target)["generation"]
             except (FileNotFoundError, FileExistsError):
                 LOGGER.error(
-                    "%s: another training took over this run directory because this one did not respond: stop one of them",
+                    "%s: another training took over, since this one did not respond: stop one of them",
                     url,
                 )
                 return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
+from echotts.codec.location import locate_codec
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
@@ -162,6 +163,7 @@ def _recordings(arguments: Any, work: Any, title: str) -> int:
     allowed = (".npy", *TOKEN_SUFFIXES) if title == "encode" else TOKEN_SUFFIXES
     if pairs[0][1].suffix not in allowed:
         raise UsageError(f"--output {pairs[0][1]}: {title} writes {', '.join(allowed)}")
+    locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.codec.sound import SoundFile
     from echotts.codec.tokens import check_token_path
@@ -182,10 +184,12 @@ def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) ->
     """The work on files of tokens, of which the outputs are checked first."""
     pairs = pairs_of(arguments.input, arguments.output, suffixes, f".{arguments.format}")
     from echotts.audio import check_suffix
-    from echotts.codec import load_codec
 
     for _, target in pairs:
         check_suffix(target)
+    locate_codec(arguments.codec)
+    from echotts.codec import load_codec
+
     codec = load_codec(arguments.codec)
     seconds = 0.0
     if len(pairs) == 1 and pairs[0][0].suffix in TOKEN_SUFFIXES:

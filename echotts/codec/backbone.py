@@ -65,11 +65,6 @@ class CodecConfig:
         """Channels of what `decode_frames` takes: of a Gaussian latent, or of the sum of quantized vectors."""
         return self.latent_dim if self.quantized else self.codebook_dim
 
-    @property
-    def output_channels(self) -> int:
-        """Channels that reach the audio head."""
-        return self.decoder_dim // 2 ** len(self.decoder_rates)
-
     def left_padding(self, stride: int) -> int:
         """Zeros before a strided convolution. The families differ where the stride is odd."""
         return (stride + 1) // 2 if self.quantized else stride // 2

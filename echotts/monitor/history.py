@@ -92,11 +92,6 @@ class History:
         return sum(columns.bytes for columns in self._columns.values())
 
     @property
-    def is_thinned(self) -> bool:
-        """Whether older lines had to make room."""
-        return any(columns.thinned for columns in self._columns.values())
-
-    @property
     def cuts(self) -> int:
         """How often a file was cut or replaced."""
         return sum(reader.cuts for _, reader in self._readers.values())

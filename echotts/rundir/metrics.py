@@ -28,7 +28,7 @@ def timestep_bucket_names(buckets: int = TIMESTEP_BUCKETS) -> tuple[str, ...]:
 
 
 def rejected_name(cause: str) -> str:
-    """The metric that counts the samples refused for a cause of data/rejections.py."""
+    """The metric that counts the samples refused for a cause of rejections.py."""
     return f"data/rejected_{cause}"
 
 
@@ -104,6 +104,22 @@ EVENTS: dict[str, str] = {
     "disk_full": "a disk is fuller than the watchdog can help",
 }
 
+UNITS = {  # by the last word of `group/name_unit`; without an entry a plain number
+    "s": "s",
+    "share": "share",
+    "bytes": "bytes",
+    "hours": "h",
+    "steps": "steps",
+    "samples": "samples",
+    "frames": "frames",
+    "seen": "samples",
+}
+
+
+def unit_of(name: str) -> str:
+    """The unit of a metric, in a few letters."""
+    return "per s" if name.endswith("_per_s") else UNITS.get(name.rpartition("/")[2].rpartition("_")[2], "")
+
 
 def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
     """Where the lines of this host are."""
@@ -134,13 +150,13 @@ class MetricsWriter:
     def event(self, step: int, event: str, message: str, values: Mapping[str, float | int] | None = None) -> None:
         """One line that says what happened. Names must be listed in EVENTS; the message becomes one line of text."""
         if event not in EVENTS:
-            raise ValueError(f"event {event!r} is not listed in training/metrics.py")
+            raise ValueError(f"event {event!r} is not listed in rundir/metrics.py")
         self._append(step, {"event": event, "message": " ".join(message.split())}, values or {})
 
     def _append(self, step: int, words: dict[str, str], values: Mapping[str, float | int]) -> None:
         unknown = sorted(set(values) - set(METRICS))
         if unknown:
-            raise ValueError(f"metric {unknown[0]!r} is not listed in training/metrics.py")
+            raise ValueError(f"metric {unknown[0]!r} is not listed in rundir/metrics.py")
         line: dict[str, Any] = {"time": round(time.time(), 3), "step": step, "process": self._process}
         line |= words | {name: _number(value) for name, value in values.items()}
         with self._lock:

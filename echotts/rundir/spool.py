@@ -27,6 +27,7 @@ from types import TracebackType
 
 from echotts import gcs
 from echotts.files import atomic_write, cache_root
+from echotts.rundir.layout import CHECKPOINTS, PROFILE, TRAINER, WRITER
 
 LOGGER = logging.getLogger(__name__)
 
@@ -39,11 +40,11 @@ LINES, EVENTS = ".jsonl", "tensorboard/"  # how the names of files end, or begin
 NEW_LINES = ".new"  # behind the name of the object that is about to be joined to a file
 HERE_ONLY = (
     OWNER,
-    "writer.lock",
-    "trainer.lock",
-    "profile",
+    WRITER,
+    TRAINER,
+    PROFILE,
 )  # of this machine, as are pause.<host>.json and all names that begin with a dot
-LEFT_OPEN = "checkpoints"  # by which the disk watchdog knows a run directory; those of this run are in the bucket
+LEFT_OPEN = CHECKPOINTS  # by which the disk watchdog knows a run directory; those of this run are in the bucket
 
 
 def default_root() -> Path:

@@ -59,12 +59,11 @@ def test_what_is_read_in_parts_is_what_is_read_in_one_go(large_run, monkeypatch)
             np.testing.assert_array_equal(one, other)
     assert [event for _, event in parts.events] == [event for _, event in whole.events]
     assert parts.bad == whole.bad == 1
-    assert not parts.is_thinned
 
 
 def test_a_large_file_keeps_to_the_memory_it_may_take_and_loses_no_spike(large_run, monkeypatch):
     history = in_parts(large_run, monkeypatch, 400_000)
-    assert history.is_thinned and 100_000 < history.bytes <= 400_000
+    assert 100_000 < history.bytes <= 400_000
     points = history.points("loss/train")
     assert set(points.values.tolist()) == {1.0, *SPIKES.values()}
     for step, spike in SPIKES.items():

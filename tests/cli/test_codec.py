@@ -208,7 +208,7 @@ def test_the_flags_of_train_default_to_the_presets(flag: str):
 def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path):
     required = ["--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(tmp_path / "a.pth")]
     for flags, words in (
-        (["--frames", "1"], "under the longest spectrum's window"),
+        (["--frames", "1"], "shorter than the longest spectral window"),
         (["--loss.floor", "0"], "floor must be above 0"),
         (["--preset", "tiny"], "preset"),
         (["--output", "a.pkl"], r"\.safetensors or \.pth"),
@@ -234,7 +234,7 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
         (
             ValueError,
-            "codes of DAC only",
+            "DAC codes only",
             {"name": "encode", "input": recordings / "a.wav", "output": tmp_path / "a.dac"},
         ),
         (ValueError, "no codebooks", {"name": "encode", "input": recordings, "output": tmp_path, "n_quantizers": 2}),

@@ -90,13 +90,13 @@ def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digit
     kept = json.loads((tmp_path / "table.json").read_text())
     assert (kept["asr"], kept["scores"][0]["words"]) == ("Whisper tiny.en", 3)
     code, _, err = call(*flags)
-    assert code == 1 and "pocketsphinx hears digits only" in err
+    assert code == 1 and "pocketsphinx recognises digits only" in err
 
 
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("--asr huge", 1, "no recogniser is called 'huge'"),
+        ("--asr huge", 1, "unknown recogniser 'huge'"),
         ("--count 0", 2, "--count 0: at least 1 is needed"),
         ("--seed -3", 2, "--seed -3: it must not be negative"),
         ("--data /no/such/folder", 1, "/no/such/folder/dataset.json: no such file"),

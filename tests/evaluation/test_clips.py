@@ -71,15 +71,15 @@ def test_a_seed_tts_list_with_and_without_recordings_of_the_texts(tmp_path):
 
 
 def test_a_folder_of_neither_layout_and_a_missing_split_are_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file: the data are a folder of audio shards"):
+    with pytest.raises(FileNotFoundError, match=r"dataset\.json: no such file: --data takes a folder of audio shards"):
         read_tasks(tmp_path, 1)
-    with pytest.raises(ValueError, match="lists no shard of the split 'test'"):
+    with pytest.raises(ValueError, match="lists no shards of the split 'test'"):
         read_clips(corpus_path(), "test")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("a|b|c", "line 1: has 3 fields"), ("\n", "has no lines"), ("a|b|gone.wav|d", "gone.wav")],
+    [("a|b|c", "line 1: 3 fields"), ("\n", "is empty"), ("a|b|gone.wav|d", "gone.wav")],
 )
 def test_a_list_that_cannot_be_read_is_one_line_with_the_place(tmp_path, content, words):
     (tmp_path / "meta.lst").write_text(content)

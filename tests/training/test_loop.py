@@ -19,6 +19,7 @@ from echotts.checkpoint.export import export, load_run
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
+from echotts.latents import LatentScale
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
@@ -30,6 +31,8 @@ from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
 from echotts.training.run import check_facts
+from echotts.training.state import fitting_weights
+from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
@@ -319,6 +322,19 @@ def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):
     )
     with pytest.raises(ValueError, match=r"another model: model\.depth: 2 -> 3; model\.mlp_width: 64 -> 96"):
         train(other)
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("channel", "none"), ("none", "scalar"), ("scalar", "channel")])
+def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, ours, tmp_path):
+    scale = LatentScale.measured(theirs, [0.5] * CHANNELS, [2.0] * CHANNELS).to_json()
+    given, speaker = str(tmp_path / "a.safetensors"), tiny_speaker.CONFIG
+    facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=scale)
+    interop.save_export(given, tiny_speaker.random_params(), speaker, facts)
+    config = dataclasses.replace(TINY, model=speaker)
+    flag = f"data.latent_scale: {theirs} -> {ours} .*; give --data.latent_scale {theirs}"
+    with pytest.raises(ValueError, match=flag):
+        fitting_weights(given, with_sections(config, data={"latent_scale": ours}))
+    fitting_weights(given, with_sections(config, data={"latent_scale": theirs}))
 
 
 def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):

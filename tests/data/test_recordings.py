@@ -99,7 +99,8 @@ def test_every_recording_of_a_folder_is_a_sample_or_is_listed_as_rejected(tmp_pa
 def test_recordings_of_any_kind_in_a_folder_are_read_or_rejected_and_folders_name_speakers(tmp_path: Path) -> None:
     folder = tmp_path / os.fsdecode(b"gr\xfc\xdfe")
     folder.mkdir()
-    soundfile.write(folder / "a.aiff", np.zeros(1600), 16000, format="AIFF")
+    with (folder / "a.aiff").open("wb") as file:
+        soundfile.write(file, np.zeros(1600), 16000, format="AIFF")
     for name in ("b.wma", "c.AMR", "d.3gp"):
         (folder / name).write_bytes(b"something else")
     for name in "abcd":

@@ -1,5 +1,6 @@
 """What speaking needs of a codec: sizes, both ways, and silence."""
 
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +23,9 @@ class Codec(Protocol):
 
     @property
     def codec_id(self) -> str: ...
+
+    @cached_property
+    def weights_hash(self) -> str: ...
 
     def encode(self, audio: Any, /) -> Any: ...
 

@@ -15,9 +15,9 @@ import safetensors.numpy
 from jaxtyping import Float
 
 from echotts.files import write_whole
+from echotts.latents import LatentCodec
 from echotts.strict_json import load_json
 from echotts.strict_tensors import open_tensors
-from echotts.synthesis.codec import Codec
 
 SUFFIX = ".safetensors"
 TENSOR, HEADER = "latent", "voice"
@@ -96,7 +96,7 @@ def find_voice(name: str) -> Path:
     raise ValueError(f"voice {name!r}: there is none of that name; {hint}")
 
 
-def latent_for(path: str | Path, codec: Codec) -> Float[np.ndarray, "m c"]:
+def latent_for(path: str | Path, codec: LatentCodec) -> Float[np.ndarray, "m c"]:
     """The latent of a saved voice, for a model that speaks with `codec`. ValueError where another codec made it."""
     voice = read_voice(path)
     if voice.about.weights_hash != codec.weights_hash:

@@ -13,26 +13,36 @@ from echotts.codec.codec import Codec
 from echotts.codec.published import read_hub_layout, read_published
 from echotts.codec.weights import is_own_format, read_codec
 from echotts.files import ASSETS, cache_root
+from echotts.rundir.layout import CHECKPOINTS, STEP
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
+BUILT_IN = {name: ASSETS / "codec" / f"{name}.safetensors" for name in ("demo", "speech")}
 NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # in a folder, best first
 _HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
-    """The codec that `spec` names: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
+    """The codec that `spec` names: a built-in one, a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    DACVAE and DAC are told apart by the file. A Hub id is ORG/NAME or ORG/NAME@REVISION, such as descript/dac_44khz,
+    DACVAE and DAC are told apart by the file. A training's run directory, or one of its step_* folders, stands for the
+    moving average in its newest checkpoint. A Hub id is ORG/NAME or ORG/NAME@REVISION, such as descript/dac_44khz,
     hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; the files are kept in the Hub's own cache. The
     codec's id is the spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for
     .pth. Raises FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or of
     another codec.
     """
     if spec in BUILT_IN:
+        if not BUILT_IN[str(spec)].exists():
+            raise FileNotFoundError(
+                f"codec {spec}: is not built in yet: name a file, or take 'demo' (docs/codec.md says how to train one)"
+            )
         return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
     path = Path(spec).expanduser()
+    if path.is_dir() and ((path / CHECKPOINTS).is_dir() or STEP.fullmatch(path.name)):
+        from echotts.codec.training.checkpointed import read_run
+
+        return Codec(*read_run(path), path.resolve().name, window_frames)
     if path.is_dir():
         return _load_file(_in_folder(path), window_frames)
     if path.exists():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
+from echotts.config import DEFAULT_CODEC
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
@@ -22,8 +23,8 @@ class _Arguments:
     """A file, or a folder: its tree is mirrored in --output. May be given first, without the flag."""
     output: Path
     """The file to write, or the folder. May be given second, without the flag."""
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), or demo, the built-in one."""
+    codec: str = DEFAULT_CODEC
+    """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), demo (built in), or a run directory."""
     n_quantizers: int | None = None
     """Use the first so many codebooks of DAC. None: all."""
     shard: str = "0/1"

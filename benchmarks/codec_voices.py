@@ -30,7 +30,7 @@ from echotts.codec.evaluation import round_trip, summarise
 from echotts.data.prepare.demo import corpus_path
 from echotts.data.prepare.recordings import list_recordings
 from echotts.data.teachers.speak import Settings, speak
-from echotts.evaluation.ear import load_ear
+from echotts.evaluation.asr import load_recogniser
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.files import atomic_write
 from scripts.speech_corpus import HELD_OUT_KOKORO
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=CLIPS, help="clips of a set")
     arguments = parser.parse_args()
     sources = make_sets(arguments.sets, arguments.texts)
-    ear, voices = Remembering(arguments.sets / "heard.json"), VoiceEncoder()
+    recogniser, voices = Remembering(arguments.sets / "heard.json"), VoiceEncoder()
     print("| codec | voices | clips | words | word errors: recordings | after the codec | level, dB | similarity |")
     print("|---|---|---|---|---|---|---|---|")
     for spec in arguments.codec:
@@ -63,10 +63,10 @@ def main() -> None:
             if arguments.only and name not in arguments.only:
                 continue
             texts = {one.origin: str(one.meta["text"]) for one in list_recordings(source)}
-            listener = Listener(ear, voices, texts)
+            listener = Listener(recogniser, voices, texts)
             clips = clips_of(source, codec.sample_rate, LOUDNESS_LUFS, name, arguments.limit)
-            rows = [round_trip(codec, origin, clip, "clean", listener.hear)[0] for origin, clip in clips]
-            ear.keep()
+            rows = [round_trip(codec, origin, clip, "clean", listener.recognise)[0] for origin, clip in clips]
+            recogniser.keep()
             figures, words = summarise(rows), sum(row.heard["words"] for row in rows)
             print(
                 f"| {spec} | {name} | {len(rows)} | {words:.0f} | {figures['word_errors_of_recordings']:.1%} | "
@@ -77,17 +77,17 @@ def main() -> None:
 
 
 class Remembering:
-    """Whisper base, which hears the same samples once."""
+    """Whisper base, which is given the same samples only once."""
 
     def __init__(self, path: Path) -> None:
-        self._ear, self._path = load_ear("base"), path
+        self._whisper, self._path = load_recogniser("base"), path
         self._heard: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        self.normalise = self._ear.normalise
+        self.normalise = self._whisper.normalise
 
-    def hear(self, samples: np.ndarray, rate: int) -> str:
+    def recognise(self, samples: np.ndarray, rate: int) -> str:
         key = hashlib.sha256(samples.tobytes() + str(rate).encode()).hexdigest()
         if key not in self._heard:
-            self._heard[key] = self._ear.hear(samples, rate)
+            self._heard[key] = self._whisper.recognise(samples, rate)
         return self._heard[key]
 
     def keep(self) -> None:

@@ -4,15 +4,22 @@ The statistics are those of the training data. They travel with the weights, in 
 undoes them before decoding, and applies them to references.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, TypedDict, get_args
 
 import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
 FACT = "latent_scale"  # its name among the facts of a checkpoint and in the header of an export
+
+
+class ScaleJson(TypedDict):
+    """A scale as checkpoints and exports carry it."""
+
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +55,23 @@ class LatentScale:
         return cls.of([centre], [np.sqrt(max(square - centre**2, 0.0))])
 
     @classmethod
-    def from_json(cls, value: Any, channels: int) -> "LatentScale":
+    def from_json(cls, value: ScaleJson | None, channels: int) -> "LatentScale":
         """What `to_json` gave; None is no scale. ValueError where it is not for so many channels."""
         if value is None:
             return UNSCALED
-        try:
-            scale = cls.of(value["mean"], value["std"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{FACT} is {str(value)[:60]}: {error}") from None
+        scale = cls.of(value["mean"], value["std"])
         if len(scale.mean) not in (1, channels):
             raise ValueError(f"{FACT} has {len(scale.mean)} channels, the latents have {channels}")
         return scale
 
-    def to_json(self) -> Mapping[str, list[float]] | None:
+    @property
+    def name(self) -> ScaleName:
+        """The name of the scaling, as passed to `measured`."""
+        if self is UNSCALED:
+            return "none"
+        return "scalar" if len(self.mean) == 1 else "channel"
+
+    def to_json(self) -> ScaleJson | None:
         """None where nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}
 

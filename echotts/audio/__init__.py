@@ -1,4 +1,4 @@
-"""Sound in and out of the system: read, resample, loudness, write. Mono float32, full scale is 1."""
+"""Audio input and output: reading, resampling, loudness, writing. Mono float32 with full scale 1."""
 
 from echotts.audio.levels import (
     HEADROOM_PEAK,

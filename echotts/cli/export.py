@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
     from echotts.files import check_outputs
 
     check_outputs([arguments.output])
-    metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
+    facts = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
-    print(f"{arguments.output}: {metadata['weights']} weights of step {metadata['step']}, {size_mb:.1f} MB")
+    print(f"{arguments.output}: {facts.weights} weights of step {facts.step}, {size_mb:.1f} MB")
     return 0

@@ -1,4 +1,4 @@
-"""Codecs: audio to a sequence of latents and back (DACVAE and DAC)."""
+"""Audio codecs (DACVAE and DAC): audio to a sequence of latents and back."""
 
 from echotts.codec.backbone import CodecConfig
 from echotts.codec.codec import Codec, Tokens

@@ -1,7 +1,6 @@
-"""Recordings of any length and any number of channels to tokens and back, in memory that does not grow with them.
+"""Recordings of any length and number of channels to tokens and back, in constant memory.
 
-Channels become rows of the codec's batch and come back as channels. What is collected on the way lies in a temporary
-file.
+Channels become rows of the codec's batch and come back as channels. Intermediate results go to a temporary file.
 """
 
 import math
@@ -22,16 +21,16 @@ if TYPE_CHECKING:
     from echotts.codec.codec import Codec
 
 Progress = Callable[[float], None]
-"""Told, every now and then, how many more seconds of sound are done."""
+"""Called periodically with the number of further seconds of audio processed."""
 
 LOUDNESS_LUFS = -16.0
 
 
 class Spool:
-    """Arrays (c, n, ...) of one shape but for n, collected on disk and read back joined."""
+    """Arrays (c, n, ...) that differ only in n, collected on disk and read back concatenated."""
 
     def __init__(self) -> None:
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115  open as long as the array is used
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  stays open as long as the array is used
         self._like: np.ndarray | None = None
         self.count = 0
 
@@ -40,7 +39,7 @@ class Spool:
         self._file.write(np.ascontiguousarray(piece.swapaxes(0, 1)).data)
 
     def array(self) -> np.ndarray:
-        """All of it, mapped, not read."""
+        """The concatenated array, memory-mapped."""
         if self._like is None:
             raise ValueError("nothing was collected")
         shape = (self.count, len(self._like), *self._like.shape[2:])
@@ -57,10 +56,10 @@ def encode_sound(
     loudness: float | None = None,
     progress: Progress = lambda seconds: None,
 ) -> Encoded:
-    """A recording's tokens: codes of DAC, posterior means of DACVAE.
+    """A recording's tokens: codes for DAC, posterior means for DACVAE.
 
-    With `loudness` (LUFS) it is first brought to that level, or as near as the peak of 1 allows, and the level it had
-    is kept beside the tokens; it is read twice then. Errors as `SoundFile`.
+    With `loudness` (LUFS) the recording is first normalised to that level, limited so that the peak stays at or below
+    1, and its original level is stored with the tokens; the file is then read twice. Errors are those of `SoundFile`.
     """
     sound = SoundFile(path)
     gain, measured = 1.0, None
@@ -90,9 +89,9 @@ def encode_sound(
 def decoded_blocks(
     codec: "Codec", encoded: Encoded, n_quantizers: int | None = None, message: np.ndarray | None = None
 ) -> Iterator[Block]:
-    """The sound of tokens, window by window, at the codec's rate and level. ValueError for those of another codec.
+    """Audio decoded from tokens, window by window, at the codec's rate and level. ValueError for another codec's.
 
-    `message` (bits,) of 0 and 1 is laid under every channel as a watermark.
+    `message` (bits,) of 0 and 1 is embedded in every channel as a watermark.
     """
     check_tokens(codec, encoded)
     n_quantizers = codec.check_quantizers(n_quantizers)
@@ -112,7 +111,7 @@ def decoded_blocks(
 def restored_blocks(
     codec: "Codec", encoded: Encoded, n_quantizers: int | None = None, progress: Progress = lambda seconds: None
 ) -> Iterator[Block]:
-    """The recording as it was: loudness, rate and length. What is decoded waits in a file until its level is known."""
+    """The recording with its loudness, rate and length. Decoded audio waits in a file until its loudness is known."""
     rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
     spool, meter = Spool(), LoudnessMeter(codec.sample_rate, channels)
     for block in decoded_blocks(codec, encoded, n_quantizers):
@@ -135,7 +134,7 @@ def restored_blocks(
         left = None if left is None else left - cut.shape[1]
         yield cut
     if left:
-        yield np.zeros((channels, left), np.float32)  # DAC at 16 and 24 kHz decodes to 8 samples less
+        yield np.zeros((channels, left), np.float32)  # DAC at 16 and 24 kHz decodes 8 samples fewer
 
 
 def restore_to_file(
@@ -146,23 +145,23 @@ def restore_to_file(
     progress: Progress = lambda seconds: None,
     mp3_rate: int = MP3_RATE_KBPS,
 ) -> int:
-    """Writes the recording as it was; gives the samples of a channel."""
+    """Writes the restored recording; returns the number of samples per channel."""
     rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
     blocks = restored_blocks(codec, encoded, n_quantizers, progress)
     return write_sound(path, blocks, rate, channels, encoded.original_length or 0, mp3_rate)
 
 
 def check_tokens(codec: "Codec", encoded: Encoded) -> None:
-    """ValueError where tokens are of another codec, by its name or by what they look like."""
+    """Raises ValueError if the tokens belong to another codec, by weights hash or by shape and range."""
     if encoded.weights_hash is not None and encoded.weights_hash != codec.weights_hash:
         name = encoded.codec_id or "another codec"
         raise ValueError(
-            f"the tokens are of {name}, weights {encoded.weights_hash[:12]}, not of codec {codec.codec_id}"
+            f"the tokens are from {name}, weights {encoded.weights_hash[:12]}, not from codec {codec.codec_id}"
         )
     if encoded.are_codes != codec.config.quantized:
         kind = "codes" if encoded.are_codes else "latents"
         raise ValueError(
-            f"the tokens are {kind}, which codec {codec.codec_id} does not take: name the one that made them"
+            f"the tokens are {kind}, which codec {codec.codec_id} cannot decode: name the codec that made them"
         )
     tokens = encoded.tokens
     config = codec.config
@@ -173,13 +172,13 @@ def check_tokens(codec: "Codec", encoded: Encoded) -> None:
             )
     elif tokens.shape[1] > config.n_codebooks or not 0 <= tokens.min() <= tokens.max() < config.codebook_size:
         raise ValueError(
-            f"the tokens are of {tokens.shape[1]} codebooks, {tokens.min()} to {tokens.max()}: "
+            f"the tokens have {tokens.shape[1]} codebooks with codes {tokens.min()} to {tokens.max()}: "
             f"codec {codec.codec_id} has {config.n_codebooks} of {config.codebook_size}"
         )
 
 
 def measured_loudness(blocks: Iterator[Block], rate: int, channels: int) -> LoudnessMeter:
-    """The meter that has heard all blocks."""
+    """A meter that has measured all blocks."""
     meter = LoudnessMeter(rate, channels)
     for block in blocks:
         meter.push(block)
@@ -192,7 +191,7 @@ def _collect(spool: Spool, outputs: tuple[np.ndarray, np.ndarray], codec: "Codec
 
 
 def _chunks(codec: "Codec", encoded: Encoded, n_quantizers: int | None) -> Iterator[Block]:
-    """Each chunk by itself and without padding: how descript-audio-codec encodes what is longer than a window."""
+    """Decodes each chunk alone and without padding, as descript-audio-codec encodes audio longer than one window."""
     length = encoded.chunk_length or encoded.frames
     for start in range(0, encoded.frames, length):
         codes = encoded.tokens[:, :n_quantizers, start : start + length]

@@ -1,30 +1,9 @@
 """Static shapes for utterances: what a model was trained with, sizes rounded up to parts of it, rows padded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-
-from echotts.config import DataConfig
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest sizes a model was trained with: latent frames, tokens (BOS included), reference frames."""
-
-    frames: int
-    tokens: int
-    reference_frames: int
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> "Limits":
-        """Those of a checkpoint; a published one does not say, then those of published training."""
-        if "buckets" in metadata:
-            return cls(**metadata["buckets"])
-        data = DataConfig()
-        return cls(data.buckets[-1].frames, data.buckets[-1].tokens, data.reference_frames)
 
 
 def rounded(size: int, largest: int, parts: int) -> int:

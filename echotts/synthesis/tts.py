@@ -7,9 +7,9 @@ import contextlib
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +18,20 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from echotts.audio import Samples
-from echotts.config import DtypeName, ModelConfig
+from echotts.checkpoint.facts import Facts, Limits
+from echotts.config import DataConfig, DtypeName, ModelConfig, to_dict
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
-from echotts.latents import FACT, LatentScale
+from echotts.latents import LatentScale
 from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention
 from echotts.synthesis import references
-from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
+from echotts.synthesis.batch import make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
 from echotts.synthesis.demo import demo_text
 from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.references import SpeakerReference
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
-from echotts.text import Tokenizer, tokenizer_from_json
+from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
@@ -46,25 +47,24 @@ logger = logging.getLogger(__name__)
 class EchoTTS:
     """A model with its codec, ready to speak. Make one with `load`."""
 
-    def __init__(self, params: Params, config: ModelConfig, metadata: Mapping[str, Any], codec: Codec) -> None:
-        """`metadata` as in an export's header; ValueError where the codec or the tokenizer does not fit the model."""
+    def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: Codec) -> None:
+        """ValueError where the codec or the tokenizer does not fit the model."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
                 f"the model makes latents of {config.latent_channels} channels, the codec {codec.codec_id} takes "
                 f"{codec.latent_channels}: give the codec the model was trained with"
             )
-        self.tokenizer: Tokenizer = tokenizer_from_json(metadata.get("tokenizer", {"kind": "byte"}))
+        self.tokenizer: Tokenizer = tokenizer_from_json(facts.tokenizer or {"kind": "byte"})
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ValueError(
                 f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model knows {config.vocabulary}"
             )
         self.config = config
         self.codec = codec
-        self.limits = Limits.of(metadata)
-        self.metadata = dict(metadata)
-        silence = metadata.get("silence")
-        self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
-        self.scale = LatentScale.from_json(metadata.get(FACT), config.latent_channels)
+        self.facts = facts
+        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # of published training
+        self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
+        self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
         attend = choose_attention(jax.default_backend(), config)
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
@@ -75,8 +75,8 @@ class EchoTTS:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
         return (
             f"EchoTTS({millions:.1f} M parameters, up to {self.window_s:.1f} s and {self.limits.tokens - 1} bytes of "
-            f"text at once, codec {self.codec.codec_id} at {self.sample_rate} Hz, {self.metadata.get('weights', '?')} "
-            f"weights of step {self.metadata.get('step', '?')})"
+            f"text at once, codec {self.codec.codec_id} at {self.sample_rate} Hz, {self.facts.weights or '?'} "
+            f"weights of step {'?' if self.facts.step is None else self.facts.step})"
         )
 
     @classmethod
@@ -101,8 +101,8 @@ class EchoTTS:
         from echotts.codec.registry import find_codec
 
         loaded = load_weights(path, weights)
-        about = loaded.metadata.get("codec") or {}
-        if codec is None and not about.get("id") and not about.get("weights_hash"):
+        trained = loaded.facts.codec
+        if codec is None and not trained.id and not trained.weights_hash:
             if loaded.config.latent_channels != PUBLISHED_CHANNELS:
                 raise ValueError(
                     f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
@@ -110,11 +110,11 @@ class EchoTTS:
                 )
             logger.info("%s names no codec: using %s (--codec names another)", path, PUBLISHED_CODEC)
             codec = PUBLISHED_CODEC
-        found = find_codec(about.get("id"), about.get("weights_hash"), override=codec)
+        found = find_codec(trained.id, trained.weights_hash, override=codec)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
-            tts = cls(loaded.params, config, loaded.metadata, found)
+            tts = cls(loaded.params, config, loaded.facts, found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):

@@ -16,11 +16,11 @@ from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.facts import Facts
 from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker
-from echotts.latents import FACT
 from echotts.multihost import messages, processes, runtime
 from echotts.multihost.hang import HangWatch
 from echotts.multihost.messages import any_process
@@ -135,12 +135,12 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
     meshes.check_layout(config, mesh, jax.local_device_count())
     inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
-    processes.check_same("tokenizer and codec", json_digest(inputs.facts))
+    processes.check_same("tokenizer and codec", json_digest(inputs.facts.to_dict()))
     train_step = make_train_step(config, mesh)
     heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
-    claim = claimed(run_dir.local)
+    claim = claimed(run_dir.shared)
     messages.agree_on("claim", lambda: stack.enter_context(claim), "claim the run directory", LOOK_S)
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
@@ -241,14 +241,14 @@ def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
     return sum(int(np.sum(batch.latent_mask)) for batch in batches) * jax.process_count()
 
 
-def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
+def check_facts(saved: Facts, given: Facts, data: str) -> None:
     """ValueError where a run is resumed on latents of another codec or with another tokenizer."""
-    before, now = saved["codec"]["weights_hash"], given["codec"]["weights_hash"]
+    before, now = saved.codec.weights_hash, given.codec.weights_hash
     if before != now:
         raise ValueError(f"{data}: latents of the codec with hash {now}, the run was trained on those of {before}")
-    if saved["tokenizer"] != given["tokenizer"]:
+    if saved.tokenizer != given.tokenizer:
         raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
-    if saved.get(FACT) != given.get(FACT):
+    if saved.latent_scale != given.latent_scale:
         raise ValueError(
             f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data "
             "it was trained on, or another --run_dir"

@@ -209,7 +209,7 @@ def test_the_flags_of_train_default_to_the_presets(flag: str):
 def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path):
     required = ["--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(tmp_path / "a.pth")]
     for flags, words in (
-        (["--frames", "1"], "under the longest spectrum's window"),
+        (["--frames", "1"], "shorter than the longest spectral window"),
         (["--loss.floor", "0"], "floor must be above 0"),
         (["--preset", "tiny"], "preset"),
         (["--output", "a.pkl"], r"\.safetensors or \.pth"),
@@ -222,6 +222,7 @@ def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path
 def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Path, tmp_path: Path):
     latent = tmp_path / "z.npy"
     np.save(latent, np.zeros((3, 7), np.float32))
+    np.savez(tmp_path / "z.npz", latents=np.zeros((1, 3, 7), np.float32))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "empty").mkdir()
     output = tmp_path / "out.wav"
@@ -231,11 +232,13 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (UsageError, "name a folder", {"name": "encode", "input": recordings, "output": latent}),
         (ValueError, "7 channels", {"name": "decode", "input": latent, "output": output}),
         (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decode", "input": tmp_path / "z.npz", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decompress", "input": tmp_path / "z.npz", "output": output}),
         (UsageError, "16 bits", {"name": "decode", "input": latent, "output": output, "watermark": "102"}),
         (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
         (
             ValueError,
-            "codes of DAC only",
+            "DAC codes only",
             {"name": "encode", "input": recordings / "a.wav", "output": tmp_path / "a.dac"},
         ),
         (ValueError, "no codebooks", {"name": "encode", "input": recordings, "output": tmp_path, "n_quantizers": 2}),

@@ -56,7 +56,7 @@ def evaluate(argv: list[str]) -> int:
         for condition in arguments.conditions:
             rows = results.setdefault((spec, condition), [])
             for number, (name, clip) in enumerate(clips):
-                listen = listener.hear if listener is not None else None
+                listen = listener.recognise if listener is not None else None
                 row, before, after = round_trip(codec, name, clip, condition, listen)
                 rows.append(row)
                 if number < arguments.played:
@@ -80,7 +80,7 @@ def evaluate(argv: list[str]) -> int:
 class Listener:
     """Counts word errors before and after the codec, and compares the speaker."""
 
-    ear: Any
+    recogniser: Any
     voices: Any
     texts: Mapping[str, str]
 
@@ -90,21 +90,21 @@ class Listener:
         if arguments.asr == "none":
             return None
         from echotts.data.prepare.recordings import list_recordings
-        from echotts.evaluation.ear import load_ear
+        from echotts.evaluation.asr import load_recogniser
         from echotts.evaluation.voices import VoiceEncoder
 
         try:
             texts = {
                 one.origin: str(one.meta["text"]) for one in list_recordings(arguments.data) if one.meta.get("text")
             }
-            ear = load_ear("base" if arguments.asr == "auto" else arguments.asr)
-            return Listener(ear, VoiceEncoder(), texts)
+            recogniser = load_recogniser("base" if arguments.asr == "auto" else arguments.asr)
+            return Listener(recogniser, VoiceEncoder(), texts)
         except (ModuleNotFoundError, ValueError, FileNotFoundError):
             if arguments.asr != "auto":
                 raise
             return None
 
-    def hear(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
+    def recognise(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
         """Words said, wrong in the recording and after the codec, and the similarity of the two voices."""
         first, second = self.voices.embed([(before, rate), (after, rate)])
         figures = {"similarity": float(first @ second)}
@@ -115,7 +115,10 @@ class Listener:
         return figures
 
     def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[float, float]:
-        from echotts.evaluation.ear import count_errors
+        from echotts.evaluation.asr import count_errors
 
-        errors = count_errors(self.ear.normalise(self.texts[clip]), self.ear.normalise(self.ear.hear(samples, rate)))
+        errors = count_errors(
+            self.recogniser.normalise(self.texts[clip]),
+            self.recogniser.normalise(self.recogniser.recognise(samples, rate)),
+        )
         return float(errors.words), float(errors.words_wrong)

@@ -116,7 +116,6 @@ def decode(argv: list[str]) -> int:
 
     from echotts.audio import check_mp3_rate, write_audio
     from echotts.codec.sound import write_sound
-    from echotts.codec.tokens import load_encoded
     from echotts.codec.transcode import decoded_blocks
 
     check_mp3_rate(arguments.mp3_rate)
@@ -124,7 +123,7 @@ def decode(argv: list[str]) -> int:
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         if source.suffix in TOKEN_SUFFIXES:
-            encoded = load_encoded(source)
+            encoded = _read_tokens(codec, source)
             blocks = _reported(decoded_blocks(codec, encoded, arguments.n_quantizers, message), codec, report)
             samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
         else:
@@ -141,13 +140,12 @@ def decompress(argv: list[str]) -> int:
     """Tokens to the recordings they were; gives the exit code."""
     arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
     from echotts.audio import check_mp3_rate
-    from echotts.codec.tokens import load_encoded
     from echotts.codec.transcode import restore_to_file
 
     check_mp3_rate(arguments.mp3_rate)
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
-        encoded = load_encoded(source)
+        encoded = _read_tokens(codec, source)
         samples = restore_to_file(codec, encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
         rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
         return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
@@ -227,6 +225,19 @@ def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: Enco
         np.save(file, latent)
     seconds = len(audio) / codec.sample_rate
     return f"{target}: {len(latent)} frames of {codec.latent_channels} channels, {seconds:.2f} s"
+
+
+def _read_tokens(codec: "Codec", path: Path) -> Any:
+    """The tokens in a file, which ValueError names if they are another codec's."""
+    from echotts.codec.tokens import load_encoded
+    from echotts.codec.transcode import check_tokens
+
+    encoded = load_encoded(path)
+    try:
+        check_tokens(codec, encoded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return encoded
 
 
 def _reported(blocks: Any, codec: "Codec", report: Report) -> Any:

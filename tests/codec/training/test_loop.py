@@ -217,7 +217,7 @@ def test_a_decoder_trained_alone_leaves_latents_and_watermark_as_they_are_bit_by
 
 def test_steps_that_are_not_finite_change_nothing_and_end_the_run_when_they_do_not_end(tmp_path: Path):
     plain = dataclasses.replace(TRAINING, crops=CropConfig(loudness=None), steps=6)
-    step = jax.jit(make_step(plain, judged=False))
+    step = jax.jit(make_step(plain, adversarial=False))
     state = initial_state(plain)
     bad, numbers = step(state, jnp.full((2, plain.crop_samples), jnp.nan), np.float32(np.inf))
     assert not numbers["good"] and int(bad.step) == 1
@@ -240,7 +240,7 @@ from tests.codec.training.test_loop import TRAINING
 assert jax.device_count() == 2
 training = dataclasses.replace(TRAINING, optim=CodecOptim(b1=0.0))  # Adam's first moment is the gradient
 audio = 0.1 * np.random.default_rng(0).standard_normal((2, training.crop_samples)).astype(np.float32)
-step = jax.jit(make_step(training, judged=True))
+step = jax.jit(make_step(training, adversarial=True))
 mesh = make_mesh()
 places = [(jax.devices()[0], jax.devices()[0]), (replicated(mesh), batch_sharding(mesh))]
 results = []

@@ -1,18 +1,46 @@
-"""Latents as the model sees them: the codec's, or with mean and standard deviation taken out.
+"""Latents: what is needed of the codec that makes them, and how the model sees them.
 
-The statistics are those of the training data. They travel with the weights, in checkpoints and exports: who speaks
-undoes them before decoding, and applies them to references.
+The model's are the codec's, or have mean and standard deviation taken out. The statistics are those of the training
+data. They travel with the weights, in checkpoints and exports: who speaks undoes them before decoding, and applies
+them to references.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
 FACT = "latent_scale"  # its name among the facts of a checkpoint and in the header of an export
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """What data preparation and speaking need of a codec (echotts.codec.Codec, without loading jax)."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def codec_id(self) -> str: ...
+
+    @cached_property
+    def weights_hash(self) -> str: ...
+
+    def encode(self, audio: Any, /) -> Any: ...
+
+    def decode(self, latents: Any, /) -> Any: ...
+
+    def silence_latent(self, frames: int) -> Any: ...
 
 
 class ScaleJson(TypedDict):

@@ -40,6 +40,9 @@ def convert(argv: list[str]) -> int:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.input)
     from echotts.codec import load_codec, save_codec
     from echotts.codec.publish import write_published
     from echotts.codec.registry import cache_folder
@@ -65,6 +68,9 @@ def convert(argv: list[str]) -> int:
 def info(argv: list[str]) -> int:
     """Print what a codec is; gives the exit code."""
     arguments = parse(InfoArguments, argv, prog="echotts codec info")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.codec)
     import jax
 
     from echotts.codec import load_codec

@@ -85,6 +85,11 @@ def list_recordings(source: str, speaker: str | None = None, language: str | Non
     ]
 
 
+def check_source(source: str) -> None:
+    """Raises what `list_recordings` raises for a source that is not there, without reading any of it."""
+    _recordings(source)
+
+
 class RecordingReader:
     """Reads clips from files and tars; a few tars stay open. Safe to use from several threads."""
 

@@ -94,7 +94,7 @@ def test_wrong_sound_is_one_line(tmp_path: Path):
     soundfile.write(tmp_path / "nan.wav", broken, 8000, subtype="FLOAT")
     soundfile.write(tmp_path / "empty.wav", broken[:0], 8000)
     cases = {
-        "1 samples from 0 on are not finite": lambda: list(SoundFile(tmp_path / "nan.wav").blocks()),
+        "1 samples from sample 0 on are not finite": lambda: list(SoundFile(tmp_path / "nan.wav").blocks()),
         "empty": lambda: list(SoundFile(tmp_path / "empty.wav").blocks()),
         "MP3 cannot hold 16000 Hz, 8 channels": lambda: write_sound(tmp_path / "x.mp3", [speech_like(8, 9)], 16000, 8),
         "no samples": lambda: write_sound(tmp_path / "x.wav", [], 16000, 1),

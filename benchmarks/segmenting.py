@@ -1,9 +1,9 @@
-"""How well `data segment` finds and writes down speech: `python -m benchmarks.segmenting --clips english/train`.
+"""How well `data segment` finds and transcribes speech: `python -m benchmarks.segmenting --clips english/train`.
 
-Glues known clips into one long recording, with silence, noise or music between them, and compares what is found with
-where they are: the share of the speech that is found, how far the boundaries are off, and the ear's errors in the
-found clips beside its errors in the clips themselves. A share of the clips lies over music, is noisy or clipped, and
-ought to be rejected.
+Joins known clips into one long recording, with silence, noise or music between them, and compares the result with the
+truth: the share of the speech found, the error of the boundaries, and the word errors in the found clips beside those
+of the recogniser on the clips themselves. Some of the clips lie over music, are noisy or clipped, and should be
+rejected.
 """
 
 import argparse
@@ -18,9 +18,9 @@ import soundfile
 
 from echotts.audio import Samples, read_audio, trim_silence
 from echotts.data.teachers.rooms import music, noise
-from echotts.evaluation.ear import Whisper, count_errors
-from echotts.segment.judge import Limits
+from echotts.evaluation.asr import Whisper, count_errors
 from echotts.segment.pieces import find_pieces
+from echotts.segment.quality import Limits
 from echotts.segment.run import Settings, segment
 
 RATE_HZ = 24000
@@ -68,7 +68,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True, help="folder with metadata.jsonl (`data speak`)")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--asr", default="base")
-    parser.add_argument("--only_find", action="store_true", help="leave out the ear")
+    parser.add_argument("--only_find", action="store_true", help="leave out the recogniser")
     arguments = parser.parse_args()
     samples, places = glue(arguments.clips, 60 * arguments.minutes, np.random.default_rng(0))
     began = time.process_time()
@@ -79,7 +79,7 @@ def main() -> None:
         print(f"found {len(spans)} pieces for {len(places)} clips in {time.process_time() - began:.0f} CPU seconds")
         compare(spans, places)
         if not arguments.only_find:
-            judge(Path(folder), places, Whisper(arguments.asr))
+            score_clips(Path(folder), places, Whisper(arguments.asr))
 
 
 def compare(spans: list[tuple[float, float]], places: list[dict]) -> None:
@@ -98,9 +98,9 @@ def compare(spans: list[tuple[float, float]], places: list[dict]) -> None:
     print(f"median {np.median(off):.3f} s, 95 % within {np.percentile(off, 95):.3f} s")
 
 
-def judge(folder: Path, places: list[dict], ear: Whisper) -> None:
-    """What `data segment` makes of it: rejections by kind of clip, errors in its texts beside the ear's own."""
-    summary = segment(folder / "talk.flac", folder / "clips", ear, Settings())
+def score_clips(folder: Path, places: list[dict], recogniser: Whisper) -> None:
+    """What `data segment` makes of it: rejections by kind of clip, errors in its texts beside the recogniser's own."""
+    summary = segment(folder / "talk.flac", folder / "clips", recogniser, Settings())
     print(f"{summary.clips} clips, {summary.seconds / 60:.1f} min; rejected {dict(summary.rejected)}")
     counts: dict[str, Counter[str]] = {}
     wrong = np.zeros((2, 2), int)
@@ -111,10 +111,10 @@ def judge(folder: Path, places: list[dict], ear: Whisper) -> None:
             for place in inside:
                 counts.setdefault(place["kind"], Counter())[row.get("cause", "kept")] += 1
             if len(inside) == 1 and "cause" not in row:
-                said = ear.normalise(inside[0]["text"])
-                alone = ear.hear(inside[0]["samples"].astype(np.float32), RATE_HZ)
+                said = recogniser.normalise(inside[0]["text"])
+                alone = recogniser.recognise(inside[0]["samples"].astype(np.float32), RATE_HZ)
                 for number, text in enumerate((row["text"], alone)):
-                    errors = count_errors(said, ear.normalise(text))
+                    errors = count_errors(said, recogniser.normalise(text))
                     wrong[number] += errors.words_wrong, errors.words
     for kind, causes in counts.items():
         print(f"{kind}: {dict(causes)}")

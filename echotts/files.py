@@ -4,15 +4,22 @@ Text files are read as UTF-8 whatever the locale.
 """
 
 import codecs
+import functools
 import hashlib
+import itertools
 import os
+import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"  # what the package brings: corpus, codec and model of the demo
+
+SEARCHED = 1000  # names in a folder, for what killed writers left there
+LEFT_S = 3600.0  # after which a half-written file of another machine counts as left
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
@@ -53,8 +60,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, flushed and named `path` on success, removed on failure.
 
-    Makes the folder. Raises OSError that names `path` and the reason when nothing can be written there, or when `path`
-    is a folder, device, pipe or socket.
+    Makes the folder, and removes what killed writers of the same file left there. Raises OSError that names `path` and
+    the reason when nothing can be written there, or when `path` is a folder, device, pipe or socket.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -71,7 +78,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of what is not UTF-8."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return _decoded(path, path.read_bytes())
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -80,6 +91,18 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}, line {line}, byte {column} (0x{data[error.start]:02x}): not UTF-8: save the file as UTF-8"
         ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, which end at line feeds only; none where there is no such file.
+
+    What follows the last line feed is left out: a program was stopped while it wrote that. ValueError as `read_text`.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _decoded(path, data[: data.rfind(b"\n") + 1]).split("\n")[:-1]
 
 
 def cache_root() -> Path:
@@ -93,6 +116,11 @@ def cache_root() -> Path:
         return Path(tempfile.gettempdir()) / f"echotts-{os.getuid()}"
 
 
+def plain(name: str) -> str:
+    """A name of the file system as UTF-8 can hold it, on one line: other bytes and line feeds as escapes."""
+    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with Path(path).open("rb") as file:
@@ -101,17 +129,40 @@ def sha256_file(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     """An empty file beside `path`, by which it can be replaced."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial") if path.name else path
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial") if path.name else path
     try:
         if os.path.lexists(path) and not path.is_file() and (kind := _kind(path)):
             raise OSError(None, f"it is {kind}: name a file")
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         temporary.touch()
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(f"{path}: cannot be written: {reason}") from error
     return temporary
+
+
+def _remove_left(path: Path) -> None:
+    """Removes what writers of this file that are no more have left half written."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.(\d+)\.partial")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in itertools.islice(entries, SEARCHED):
+            if found := left.fullmatch(entry.name):
+                machine, pid = found.groups()
+                with suppress(FileNotFoundError):
+                    old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_S
+                    if (machine == _machine() and not os.path.exists(f"/proc/{pid}")) or (
+                        machine != _machine() and old
+                    ):
+                        os.unlink(entry.path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Tells process ids of this machine, since it was started and in this container, from others."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return hashlib.sha256(boot + os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:8]
 
 
 def _kind(path: Path) -> str | None:

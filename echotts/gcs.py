@@ -70,13 +70,13 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def plainly(place: object) -> Iterator[None]:
-    """In here failures in a bucket are OSError of one line that names `place`; FileNotFoundError stays what it is."""
+    """In here failures in a bucket are OSError of one line that names `place`; that something is there or not stays."""
     if not is_bucket(place):
         yield
         return
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except failures() as error:
         raise OSError(f"{place}: {describe(error)}") from error

@@ -1,18 +1,53 @@
-"""Latents as the model sees them: the codec's, or with mean and standard deviation taken out.
+"""Latents: what is needed of the codec that makes them, and how the model sees them.
 
-The statistics are those of the training data. They travel with the weights, in checkpoints and exports: who speaks
-undoes them before decoding, and applies them to references.
+The model's are the codec's, or have mean and standard deviation taken out. The statistics are those of the training
+data. They travel with the weights, in checkpoints and exports: who speaks undoes them before decoding, and applies
+them to references.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
 FACT = "latent_scale"  # its name among the facts of a checkpoint and in the header of an export
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """What data preparation and speaking need of a codec (echotts.codec.Codec, without loading jax)."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def codec_id(self) -> str: ...
+
+    @cached_property
+    def weights_hash(self) -> str: ...
+
+    def encode(self, audio: Any, /) -> Any: ...
+
+    def decode(self, latents: Any, /) -> Any: ...
+
+    def silence_latent(self, frames: int) -> Any: ...
+
+
+class ScaleJson(TypedDict):
+    """A scale as checkpoints and exports carry it."""
+
+    mean: list[float]
+    std: list[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,19 +83,23 @@ class LatentScale:
         return cls.of([centre], [np.sqrt(max(square - centre**2, 0.0))])
 
     @classmethod
-    def from_json(cls, value: Any, channels: int) -> "LatentScale":
+    def from_json(cls, value: ScaleJson | None, channels: int) -> "LatentScale":
         """What `to_json` gave; None is no scale. ValueError where it is not for so many channels."""
         if value is None:
             return UNSCALED
-        try:
-            scale = cls.of(value["mean"], value["std"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{FACT} is {str(value)[:60]}: {error}") from None
+        scale = cls.of(value["mean"], value["std"])
         if len(scale.mean) not in (1, channels):
             raise ValueError(f"{FACT} has {len(scale.mean)} channels, the latents have {channels}")
         return scale
 
-    def to_json(self) -> Mapping[str, list[float]] | None:
+    @property
+    def name(self) -> ScaleName:
+        """The name of the scaling, as passed to `measured`."""
+        if self is UNSCALED:
+            return "none"
+        return "scalar" if len(self.mean) == 1 else "channel"
+
+    def to_json(self) -> ScaleJson | None:
         """None where nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}
 

@@ -12,7 +12,7 @@ from echotts.checkpoint.export import load_weights
 from echotts.checkpoint.interop import save_export, save_published
 from echotts.data.format.info import DatasetInfo
 from echotts.data.remote.dataset import open_dataset
-from echotts.latents import FACT, UNSCALED, LatentScale
+from echotts.latents import FACT, UNSCALED, LatentScale, ScaleJson
 from echotts.training.inputs import open_inputs
 from echotts.training.run import check_facts
 from echotts.training.samples import Heldout
@@ -52,10 +52,10 @@ def test_scalar_is_the_statistic_of_all_values_and_channel_that_of_each() -> Non
 
 @pytest.mark.parametrize(
     "value",
-    [{"mean": [1.0]}, {"mean": [1.0], "std": [0.0]}, {"mean": [1.0] * 3, "std": [1.0] * 3}, {"mean": ["x"], "std": [1]},
-     {"mean": [float("inf")], "std": [1.0]}, [1.0], {"mean": [], "std": []}, {"mean": [1.0], "std": [1.0, 2.0]}],
+    [{"mean": [1.0], "std": [0.0]}, {"mean": [1.0] * 3, "std": [1.0] * 3}, {"mean": [float("inf")], "std": [1.0]},
+     {"mean": [], "std": []}, {"mean": [1.0], "std": [1.0, 2.0]}],
 )  # fmt: skip
-def test_a_scale_in_a_file_that_does_not_fit_is_refused(value: object) -> None:
+def test_a_scale_in_a_file_that_does_not_fit_is_refused(value: ScaleJson) -> None:
     with pytest.raises(ValueError, match=FACT):
         LatentScale.from_json(value, CHANNELS)
 
@@ -82,8 +82,8 @@ def test_training_sees_scaled_latents_references_and_silence(data: Path, name: s
     np.testing.assert_allclose(batch.latent, scale.normalise(raw.latent), atol=1e-6)
     heard = raw.speaker_mask[..., None]
     np.testing.assert_allclose(batch.speaker_latent, np.where(heard, scale.normalise(raw.speaker_latent), 0), atol=1e-6)
-    assert inputs.facts == plain.facts | {FACT: scale.to_json()}
-    assert FACT not in plain.facts
+    assert inputs.facts == dataclasses.replace(plain.facts, latent_scale=scale.to_json())
+    assert FACT not in plain.facts.to_dict()
     check_facts(inputs.facts, inputs.facts, "data")
     with pytest.raises(ValueError, match="mean and standard deviation of the latents are not those"):
         check_facts(inputs.facts, plain.facts, "data")
@@ -129,13 +129,13 @@ def test_statistics_of_several_folders_are_pooled_by_their_hours(tmp_path: Path)
 @pytest.mark.parametrize("suffix", [".safetensors", ".pkl"])
 def test_the_scale_is_in_every_export_and_speaking_undoes_it(tmp_path: Path, suffix: str) -> None:
     params, config = tiny_speaker.random_params(), tiny_speaker.CONFIG
-    about = {FACT: PUBLISHED.to_json()}
+    facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=PUBLISHED.to_json())
     path = tmp_path / f"model{suffix}"
     if suffix == ".pkl":
-        save_published(path, params, step=1, samples_seen=1, latent_scale=about[FACT])
+        save_published(path, params, step=1, samples_seen=1, latent_scale=facts.latent_scale)
     else:
-        save_export(path, params, config, tiny_speaker.METADATA | about)
-    metadata = tiny_speaker.METADATA | {FACT: load_weights(path).metadata[FACT]}
+        save_export(path, params, config, facts)
+    assert load_weights(path).facts.latent_scale == facts.latent_scale
 
     class Scaled(tiny_speaker.LinearCodec):
         """The codec of a model that was trained on latents which are scaled already."""
@@ -152,7 +152,7 @@ def test_the_scale_is_in_every_export_and_speaking_undoes_it(tmp_path: Path, suf
     voice = (np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 8000)
     spoken = [
         tiny_speaker.EchoTTS(params, config, about, codec).synthesize("one two", voice, seed=3, steps=2)
-        for about, codec in ((metadata, tiny_speaker.LinearCodec()), (tiny_speaker.METADATA, Scaled()))
+        for about, codec in ((facts, tiny_speaker.LinearCodec()), (tiny_speaker.FACTS, Scaled()))
     ]
     np.testing.assert_allclose(spoken[0].latents, PUBLISHED.restore(spoken[1].latents), atol=1e-4)
     np.testing.assert_allclose(spoken[0].samples, spoken[1].samples, atol=1e-5)

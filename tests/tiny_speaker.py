@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.synthesis import EchoTTS
@@ -21,12 +22,12 @@ CONFIG = ModelConfig(
     adaln_rank=8,
     compute_dtype="float32",
 )
-METADATA = {
-    "buckets": {"frames": FRAMES, "tokens": TOKENS, "reference_frames": REFERENCE_FRAMES},
-    "tokenizer": {"kind": "byte"},
-    "weights": "ema",
-    "step": 7,
-}
+FACTS = Facts(
+    buckets=Limits(frames=FRAMES, tokens=TOKENS, reference_frames=REFERENCE_FRAMES),
+    tokenizer={"kind": "byte"},
+    weights="ema",
+    step=7,
+)
 
 
 class LinearCodec:
@@ -36,6 +37,7 @@ class LinearCodec:
     hop_length = 320
     latent_channels = CHANNELS
     codec_id = "linear"
+    weights_hash = "00" * 32
 
     def __init__(self, channels: int = CHANNELS) -> None:
         self.latent_channels = channels
@@ -67,4 +69,4 @@ def random_params(config: ModelConfig = CONFIG):
 
 
 def tiny_tts() -> EchoTTS:
-    return EchoTTS(random_params(), CONFIG, METADATA, LinearCodec())
+    return EchoTTS(random_params(), CONFIG, FACTS, LinearCodec())

@@ -1,4 +1,4 @@
-"""Sound in and out of the system: read, resample, loudness, write. Mono float32, full scale is 1."""
+"""Audio input and output: reading, resampling, loudness, writing. Mono float32 with full scale 1."""
 
 from echotts.audio.levels import (
     HEADROOM_PEAK,
@@ -8,10 +8,12 @@ from echotts.audio.levels import (
     SILENT_PEAK,
     OutputStrategy,
     Samples,
+    clipped_share,
     loudness_normalise,
     measure_loudness,
     normalise_output,
     resample,
+    sound_span,
     trim_silence,
 )
 from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
@@ -31,12 +33,14 @@ __all__ = [
     "TooLong",
     "check_mp3_rate",
     "check_suffix",
+    "clipped_share",
     "loudness_normalise",
     "measure_loudness",
     "normalise_output",
     "open_recording",
     "read_audio",
     "resample",
+    "sound_span",
     "trim_silence",
     "write_audio",
 ]

@@ -1,8 +1,9 @@
-"""The formats behind `read_audio`. Each opens a recording as `Sound`, whose length is known only where a header says.
+"""The file formats behind `read_audio`. Each opener returns a `Sound`; its length is known only if a header gives it.
 
-libsndfile decodes wav, flac, ogg, opus, mp3, aiff and more; PyAV (FFmpeg), where it is installed, m4a, aac and webm.
-Three kinds of file of which libsndfile alone would drop or invent sound are prepared here: flac of unknown length,
-chained ogg (RFC 3533), and mp3 without a Xing header, whose length libsndfile estimates.
+libsndfile decodes wav, flac, ogg, opus, mp3, aiff and NIST; PyAV (FFmpeg), if installed, m4a, aac and webm. Some kinds
+of file need special care because libsndfile alone drops or invents samples: flac of unknown length, truncated or
+chained ogg (RFC 3533), truncated NIST, and mp3 without a Xing header, whose length libsndfile only estimates. Its other
+formats store no length, so a truncated file could not be detected: they are refused.
 """
 
 import os
@@ -10,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -18,15 +19,20 @@ import numpy as np
 import soundfile
 
 BLOCK_FRAMES = 1 << 16
-UNKNOWN_FRAMES = 1 << 36  # what a flac that does not know its length claims is more
-STREAMED_BYTES = 0x7FFFF000  # a wav written to a pipe claims 2 GiB (SoX) or 4 GiB (FFmpeg)
+UNKNOWN_FRAMES = 1 << 36  # a flac of unknown length reports more
+STREAMED_BYTES = 0x7FFFF000  # header length of a wav written to a pipe: 2 GiB (SoX) or 4 GiB (FFmpeg)
 PCM_SLACK_S = 0.02
-CODED_SLACK_S = 0.25  # encoder delay and padding, which players trim or keep
-SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")  # write nothing to standard error
+CODED_SLACK_S = 0.25  # encoder delay and padding, which decoders may trim or keep
+# formats whose decoders write nothing to stderr
+SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
 LEAST_JOINED_BYTES = 1 << 13
+OPUS_HZ = 48000  # unit of the positions in Opus pages, whatever the sample rate
+KINDS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST")  # libsndfile's names
+ACCEPTED = "give wav, flac, ogg, opus, mp3 or m4a"
+NIST_HEADER_BYTES = 1024
 
 File = BytesIO | BufferedReader
-Source = str | File  # a path, or an open file that can seek
+Source = str | File  # a path, or an open seekable file
 Block = np.ndarray  # (frames, channels) float32
 
 _STDERR_LOCK = threading.Lock()
@@ -34,9 +40,9 @@ _STDERR_LOCK = threading.Lock()
 
 @dataclass(frozen=True)
 class Sound:
-    """A recording that is open. `frames` is what its header promises, None where it does not know.
+    """An open recording. `frames` is the length given by its header, None if unknown.
 
-    `blocks` decodes from the start at each call. It raises ValueError where the sound breaks off.
+    `blocks` decodes from the start at each call. It raises ValueError if the data cannot be decoded further.
     """
 
     rate: int
@@ -47,7 +53,7 @@ class Sound:
 
 
 def open_sound(source: Source, name: str) -> Sound:
-    """The recording in a regular file, or in an open one that can seek. ValueError that begins with `name`."""
+    """Opens the recording in a regular file or an open seekable file. ValueError messages begin with `name`."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             return _open(file, source, name)
@@ -63,18 +69,22 @@ def _open(file: File, source: Source, name: str) -> Sound:
         return _by_pyav(source, name)
     if head.startswith(b"OggS"):
         return _ogg(file, name)
+    if head.startswith(b"NIST"):
+        counted = re.search(rb"\nsample_count -i (\d{1,15})\s", head + file.read(NIST_HEADER_BYTES))
+        sound = _by_libsndfile(source, name)
+        return replace(sound, frames=int(counted[1])) if counted else sound
     mpeg = _Mpeg.find(file)
     if mpeg is None:
         return _by_libsndfile(source, name, loud=not head.startswith(SILENT_DECODERS))
     if not mpeg.tagged:
         return _by_libsndfile(_Bytes(mpeg.endless(file)), name, loud=True, counted=False)
     if mpeg.is_followed(file):
-        raise ValueError(f"{name}: holds more sound than its mp3 header says: join mp3 files by encoding them again")
+        raise ValueError(f"{name}: has more audio than its mp3 header says: re-encode concatenated mp3 files")
     return _by_libsndfile(source, name, loud=True)
 
 
 class _Bytes(BytesIO):
-    """A damaged header can make libsndfile seek before the start: an exception there is printed, and lost."""
+    """A BytesIO that ignores seeks before the start, which libsndfile does for damaged headers."""
 
     def seek(self, offset: int, whence: int = 0, /) -> int:
         try:
@@ -84,29 +94,33 @@ class _Bytes(BytesIO):
 
 
 class _Stream(soundfile.SoundFile):
-    """Reads straight on: soundfile seeks after every read otherwise, which fails where the length is not known."""
+    """Reads sequentially: soundfile otherwise seeks after every read, which fails if the length is unknown."""
 
     def seekable(self) -> bool:
         return False
 
 
-def _stream(source: Source, name: str, loud: bool) -> _Stream:
-    if not isinstance(source, str):
-        source.seek(0)
-    try:
-        with _quiet(loud):
-            return _Stream(source)
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise ValueError(
-            f"{name}: cannot be read as a recording ({_reason(error)}): give wav, flac, ogg, opus, mp3 or m4a"
-        ) from error
+@contextmanager
+def _stream(source: Source, name: str, loud: bool) -> Iterator[_Stream]:
+    """A path is opened here: libsndfile takes no name that is not UTF-8, but an open file by its descriptor."""
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        file.seek(0)
+        try:
+            with _quiet(loud):
+                stream = _Stream(file.fileno() if isinstance(source, str) else file, closefd=False)
+        except (soundfile.SoundFileError, TypeError) as error:
+            raise ValueError(f"{name}: cannot be read as a recording ({_reason(error)}): {ACCEPTED}") from error
+        with stream:
+            yield stream
 
 
 def _by_libsndfile(source: Source, name: str, *, loud: bool = False, counted: bool = True) -> Sound:
-    """What libsndfile opens; `counted`: the frames it tells come from a header; `loud`: it may write to stderr."""
+    """Opens with libsndfile. `counted`: its frame count is from a header; `loud`: the decoder may write to stderr."""
     with _stream(source, name, loud) as stream:
         rate, channels, kind, frames = stream.samplerate, stream.channels, stream.format, stream.frames
         share = _share_of_claimed(stream.extra_info)
+    if kind not in KINDS:
+        raise ValueError(f"{name}: cannot be read as a recording (of the kind {kind}): {ACCEPTED}")
 
     def blocks() -> Iterator[Block]:
         with _stream(source, name, loud) as stream:
@@ -123,13 +137,14 @@ def _read(stream: _Stream, name: str, loud: bool) -> Block:
         with _quiet(loud):
             return stream.read(BLOCK_FRAMES, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise ValueError(f"{name}: the sound breaks off and cannot be decoded ({_reason(error)})") from error
+        raise ValueError(f"{name}: decoding fails part-way ({_reason(error)})") from error
 
 
 def _share_of_claimed(log: str) -> float:
-    """How many times the sound that is there a header claims; libsndfile shortens the length and only logs it.
+    """Ratio of the length claimed by the header to the actual one: libsndfile shortens the length and only logs it.
 
-    Its lines: "data : 64000 (should be 29956)" (wav), "SSND : ..." (aiff), "Data Size : ..." (au), "riff" (w64, rf64).
+    Its log lines: "data : 64000 (should be 29956)" (wav), "SSND : ..." (aiff), "Data Size : ..." (au), "riff" (w64,
+    rf64).
     """
     line = r"(?m)^ *(?:data|SSND|Data Size|riff|Riff size) *: (\d+) \(should be (\d+)\)"
     for claimed, there in re.findall(line, log):
@@ -139,38 +154,74 @@ def _share_of_claimed(log: str) -> float:
 
 
 def _ogg(file: File, name: str) -> Sound:
-    """An Ogg file, whose streams may follow each other (a chain): libsndfile stops after the first.
+    """Opens an Ogg file, which may be a chain of streams: libsndfile stops after the first.
 
-    Its header says no length: the last page numbers its frames from wherever the stream began.
+    Ogg headers give no length: the last page's frame number counts from the start of its stream.
     """
     file.seek(0)
     data = file.read()
-    starts, continues = [], True
-    for page in re.finditer(rb"OggS\0([\0-\x07])", data):
-        begins = bool(page[1][0] & 2)
-        if begins and continues:
-            starts.append(page.start())
-        continues = not begins
-    starts = starts or [0]  # damaged: libsndfile says how
-    links = [
-        _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
-        for start, end in zip(starts, [*starts[1:], len(data)], strict=True)
-    ]
-    if len({(link.rate, link.channels) for link in links}) > 1:
+    pages = list(_ogg_pages(data))
+    starts = [page.start for page, before in zip(pages, [None, *pages], strict=False) if page.begins_after(before)]
+    if not pages or not pages[-1].ends or pages[-1].end > len(data):
+        raise ValueError(f"{name}: breaks off: the end of its Ogg stream is missing")
+    starts = starts or [0]  # damaged: libsndfile reports the reason
+    links = []
+    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+        link = _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
+        numbered = [page.position for page in pages if start <= page.start < end and 0 < page.position < 1 << 62]
+        hz = OPUS_HZ if b"OpusHead" in data[start : start + 64] else link.rate
+        links.append((link, (numbered[-1] - numbered[0]) / hz if numbered else 0.0))
+    if len({(link.rate, link.channels) for link, _ in links}) > 1:
         raise ValueError(f"{name}: a chain of Ogg streams of different rates or channels: encode it again as one")
 
     def blocks() -> Iterator[Block]:
-        for link in links:
-            yield from link.blocks()
+        for link, least_s in links:
+            count = 0
+            for block in link.blocks():
+                count += len(block)
+                yield block
+            if count < (least_s - CODED_SLACK_S) * link.rate:
+                raise ValueError(
+                    f"{name}: {count / link.rate:.2f} s can be decoded, by its pages {least_s:.2f} s or more"
+                )
 
-    return Sound(links[0].rate, links[0].channels, None, CODED_SLACK_S, blocks)
+    first = links[0][0]
+    return Sound(first.rate, first.channels, None, CODED_SLACK_S, blocks)
+
+
+@dataclass(frozen=True)
+class _OggPage:
+    """The header of a page (RFC 3533). `position`: the frames until its end, from wherever the stream began."""
+
+    start: int
+    end: int
+    flags: int
+    position: int
+
+    @property
+    def ends(self) -> bool:
+        return bool(self.flags & 4)
+
+    def begins_after(self, before: "_OggPage | None") -> bool:
+        """Whether it is the first page of the file or of a link; several streams may begin in a row."""
+        return bool(self.flags & 2) and (before is None or not before.flags & 2)
+
+
+def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
+    """The pages one after another; bytes between them, of damage, are passed over."""
+    at = 0
+    while (at := data.find(b"OggS\0", at)) >= 0 and at + 27 <= len(data):
+        sizes = data[at + 27 : at + 27 + data[at + 26]]
+        end = at + 27 + data[at + 26] + sum(sizes)
+        yield _OggPage(at, end, data[at + 5], int.from_bytes(data[at + 6 : at + 14], "little"))
+        at = end
 
 
 @dataclass(frozen=True)
 class _Mpeg:
-    """The first frame of an mp3 (ISO 11172-3): where it is, its first 4 bytes, and what its Xing header says.
+    """The first frame of an mp3 (ISO 11172-3): its position, its first 4 bytes, and the facts of its Xing header.
 
-    `end`: where the sound ends by that header, None where it does not say.
+    `end`: the end of the audio by that header, None if it does not say.
     """
 
     start: int
@@ -180,7 +231,7 @@ class _Mpeg:
 
     @classmethod
     def find(cls, file: File, position: int = 0) -> "_Mpeg | None":
-        """The frame at `position`, or behind an ID3v2 tag there; None where there is none."""
+        """The frame at `position`, or after an ID3v2 tag there; None if there is none."""
         file.seek(position)
         tag = file.read(10)
         if tag.startswith(b"ID3") and len(tag) == 10:
@@ -197,7 +248,7 @@ class _Mpeg:
         else:
             fields = head[found.end() : found.end() + 12]
             flags, *counts = (int.from_bytes(fields[at : at + 4], "big") for at in (0, 4, 8))
-            size = counts[flags & 1] if flags & 2 else 0  # the frames come first where they are told
+            size = counts[flags & 1] if flags & 2 else 0  # the frame count, if present, comes first
         return cls(position, head[:4], True, position + size if size else None)
 
     def is_followed(self, file: File) -> bool:
@@ -207,7 +258,7 @@ class _Mpeg:
         return _Mpeg.find(file, self.end) is not None
 
     def endless(self, file: File) -> bytes:
-        """The file with a Xing header in front that claims far more frames than there are, so that all are read."""
+        """The file behind a Xing header that claims far too many frames, so that all existing ones are read."""
         _, second, third, fourth = self.head
         first_version = second & 0x08
         rates = {0x18: (44100, 48000, 32000), 0x10: (22050, 24000, 16000), 0x00: (11025, 12000, 8000)}[second & 0x18]
@@ -223,7 +274,7 @@ class _Mpeg:
 
 
 def _by_pyav(source: Source, name: str) -> Sound:
-    """m4a, aac and webm through FFmpeg, which reads the open file and can open no other."""
+    """Opens m4a, aac and webm with FFmpeg, which reads the open file and cannot open any other."""
     try:
         import av
         from av.error import FFmpegError
@@ -237,14 +288,14 @@ def _by_pyav(source: Source, name: str) -> Sound:
             file.seek(0)
             with av.open(file, metadata_errors="ignore") as container:
                 if not container.streams.audio or container.streams.audio[0].codec_context is None:
-                    raise ValueError("no sound in it that FFmpeg can decode")
+                    raise ValueError("no audio that FFmpeg can decode")
                 yield container, container.streams.audio[0]
 
     try:
         with opened() as (container, stream):
             rate, channels, layout = stream.rate, stream.channels, stream.layout
             length_s = float(stream.duration * stream.time_base if stream.duration else (container.duration or 0) / 1e6)
-            counted = length_s > 0 and container.format.name != "aac"  # raw aac has no header: an estimate
+            counted = length_s > 0 and container.format.name != "aac"  # raw aac has no header: only an estimate
     except failures as error:
         raise ValueError(f"{name}: cannot be read as a recording ({_reason(error)})") from error
 
@@ -255,14 +306,14 @@ def _by_pyav(source: Source, name: str) -> Sound:
                 for frame in container.decode(stream):
                     yield from (piece.to_ndarray().T for piece in planes.resample(frame))
         except failures as error:
-            raise ValueError(f"{name}: the sound breaks off and cannot be decoded ({_reason(error)})") from error
+            raise ValueError(f"{name}: decoding fails part-way ({_reason(error)})") from error
 
     return Sound(rate, channels, round(length_s * rate) if counted else None, CODED_SLACK_S, blocks)
 
 
 @contextmanager
 def _quiet(loud: bool) -> Iterator[None]:
-    """Hides what the MPEG decoder inside libsndfile writes to standard error; what it means is raised."""
+    """Suppresses what libsndfile's MPEG decoder writes to stderr; errors are raised anyway."""
     if not loud:
         yield
         return
@@ -278,6 +329,6 @@ def _quiet(loud: bool) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The library's own words without the path and the full stop."""
+    """The library's message without path and full stop."""
     text = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
     return " ".join(text.split()).removeprefix("Error : ").rstrip(".")

@@ -1,6 +1,6 @@
-"""Levels: resampling, loudness, the level of a finished recording, silence at the ends.
+"""Resampling, loudness, output levels, trimming of silence.
 
-Facts about the loudness and output strategies come from ITU-R BS.1770 and from audiocraft's `audio_write`.
+The loudness measure is ITU-R BS.1770; the output strategies are those of audiocraft's `audio_write`.
 """
 
 from typing import Literal, get_args
@@ -9,27 +9,28 @@ import numpy as np
 import soxr
 from jaxtyping import Float
 
-Samples = Float[np.ndarray, " _n"]  # mono; lengths are free, also within one call
+Samples = Float[np.ndarray, " _n"]  # mono; `_`: lengths may differ within one call
 OutputStrategy = Literal["peak", "rms", "clip", "loudness", "none"]
 
 OUTPUT_STRATEGIES: tuple[str, ...] = get_args(OutputStrategy)
 OUTPUT_LOUDNESS_LUFS = -14.0
 HEADROOM_PEAK = 10.0 ** (-1.0 / 20.0)  # 1 dB below full scale
 OUTPUT_RMS = 10.0 ** (-18.0 / 20.0)
-SILENT_PEAK = 1e-4  # -80 dB: no strategy lifts what is quieter
-SILENT_RMS = 2e-3  # below it a loudness figure means nothing
+SILENT_PEAK = 1e-4  # -80 dB: quieter signals are not amplified
+FLAT_TOP_SAMPLES = 3  # consecutive samples at the extreme value: a natural peak has one
+SILENT_RMS = 2e-3  # below this, loudness is meaningless
 
 
 def resample(samples: Samples, rate: int, new_rate: int) -> Samples:
-    """Band-limited conversion from `rate` to `new_rate` (Hz); the same array when they are equal."""
+    """Band-limited resampling from `rate` to `new_rate` (Hz); returns the same array if they are equal."""
     if rate == new_rate:
         return samples
     return soxr.resample(samples, rate, new_rate).astype(np.float32, copy=False)
 
 
 def measure_loudness(samples: Samples, rate: int) -> float:
-    """Integrated loudness in LUFS (BS.1770-4), -inf for silence; what is shorter than a block of 0.4 s is repeated."""
-    import pyloudnorm  # here, not above: it loads scipy.signal, which most callers never need
+    """Integrated loudness in LUFS (BS.1770-4), -inf for silence; audio under 0.4 s (one block) is repeated."""
+    import pyloudnorm  # imported lazily: it loads scipy.signal, which most callers never need
 
     meter = pyloudnorm.Meter(rate)
     block = int(np.ceil(meter.block_size * rate))
@@ -42,7 +43,7 @@ def measure_loudness(samples: Samples, rate: int) -> float:
 
 
 def loudness_normalise(samples: Samples, rate: int, target: float = -16.0) -> Samples:
-    """Scaled to `target` LUFS, then down again if the peak would pass 1. Silence comes back unchanged."""
+    """Scales to `target` LUFS, or to a peak of 1 if the peak would exceed it. Silence is returned unchanged."""
     measured = measure_loudness(samples, rate)
     if not np.isfinite(measured):
         return samples
@@ -52,10 +53,10 @@ def loudness_normalise(samples: Samples, rate: int, target: float = -16.0) -> Sa
 def normalise_output(
     samples: Samples, rate: int, strategy: str = "peak", *, loudness_lufs: float = OUTPUT_LOUDNESS_LUFS
 ) -> Samples:
-    """The level of a finished recording.
+    """Scales a finished recording by a strategy.
 
-    peak: the largest sample at -1 dB. rms: RMS at -18 dB. clip: cut at -1 dB. loudness: `loudness_lufs` (BS.1770).
-    none: untouched. rms and loudness lower the gain rather than cut peaks above 1. What is silent stays silent.
+    peak: maximum at -1 dB. rms: RMS at -18 dB. clip: clipped at -1 dB. loudness: `loudness_lufs` (BS.1770).
+    none: unchanged. rms and loudness reduce the gain instead of clipping peaks above 1. Silence stays silence.
     """
     if strategy not in OUTPUT_STRATEGIES:
         raise ValueError(f"unknown output normalisation {strategy!r}: choose one of {', '.join(OUTPUT_STRATEGIES)}")
@@ -75,17 +76,32 @@ def normalise_output(
 
 
 def trim_silence(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> Samples:
-    """Without the start and the end where no window's RMS is within `threshold_db` of the loudest window's.
+    """Removes the start and end where no window's RMS is within `threshold_db` of the loudest window's.
 
-    What is silent throughout comes back empty.
+    A silent recording becomes empty.
     """
+    start, end = sound_span(samples, rate, threshold_db=threshold_db, window_s=window_s)
+    return samples[start:end]
+
+
+def sound_span(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> tuple[int, int]:
+    """First sample of what `trim_silence` keeps, and the one after its last; 0, 0 for a silent recording."""
     window = max(1, round(window_s * rate))
     padded = np.pad(samples, (0, -len(samples) % window)).astype(np.float64)
     power = np.mean(np.square(padded).reshape(-1, window), axis=1)
     if not len(power) or power.max() < SILENT_PEAK**2:
-        return samples[:0]
+        return 0, 0
     loud = np.flatnonzero(power > power.max() * 10.0 ** (threshold_db / 10.0))
-    return samples[loud[0] * window : (loud[-1] + 1) * window]
+    return int(loud[0]) * window, min((int(loud[-1]) + 1) * window, len(samples))
+
+
+def clipped_share(samples: Samples) -> float:
+    """Share of the samples in runs of FLAT_TOP_SAMPLES or more within 0.1 % of the extreme value."""
+    level = np.abs(samples)
+    top = np.concatenate([[False], level >= 0.999 * level.max(), [False]])
+    edges = np.flatnonzero(np.diff(top.astype(np.int8)))
+    runs = edges[1::2] - edges[::2]
+    return float(runs[runs >= FLAT_TOP_SAMPLES].sum() / len(samples))
 
 
 def _scaled(samples: Samples, gain: float) -> Samples:

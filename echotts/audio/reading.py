@@ -1,4 +1,4 @@
-"""Recordings of any origin as mono float32. Limits are checked before the work they bound."""
+"""Reads recordings of any format as mono float32. Limits are checked before the work they bound."""
 
 import logging
 import stat
@@ -10,17 +10,20 @@ import numpy as np
 from echotts.audio.formats import Sound, open_sound
 from echotts.audio.levels import Samples, resample
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".webm"),
+    *(".aif", ".aiff", ".au", ".caf", ".w64", ".sph"),
+)
 LEAST_RATE_HZ, MOST_RATE_HZ = 4_000, 384_000
 MOST_CHANNELS = 32
 LONGEST_S = 4 * 3600.0
-CANCELLED_SHARE = 0.2  # of the power that unrelated channels leave in their mean: below it they cancel each other
+CANCELLED_SHARE = 0.2  # of the power of the mean of uncorrelated channels: below it, channels cancel
 
 logger = logging.getLogger(__name__)
 
 
 class TooLong(ValueError):
-    """A recording that is longer than asked."""
+    """The recording is longer than allowed."""
 
 
 def read_audio(
@@ -32,16 +35,16 @@ def read_audio(
     max_s: float = LONGEST_S,
     name: str = "",
 ) -> Samples:
-    """A recording as mono float32 at `sample_rate`: wav, flac, ogg, opus, mp3, m4a; 4 to 384 kHz, up to 32 channels.
+    """Reads a recording as mono float32 at `sample_rate`: wav, flac, ogg, opus, mp3, m4a; 4 to 384 kHz, 32 channels.
 
-    Channels are averaged; where they cancel each other the loudest is used, which is logged. With `limit_s` only so
-    many seconds are read, from `start_s` on (what is before is decoded and dropped); without it, a recording longer
-    than `max_s` raises TooLong, before it is decoded where its header tells. `name` stands in for the path in messages
-    when `source` is an open file.
+    Channels are averaged; if they cancel, the loudest one is used and a warning logged. `limit_s` limits the seconds
+    read, from `start_s` on (what precedes is decoded and dropped); without it, a recording longer than `max_s` raises
+    TooLong, before decoding if its header gives the length. `name` replaces the path in messages when `source` is an
+    open file.
 
-    Memory: 8 bytes for each frame at the file's rate and 4 for each sample of the result. Raises FileNotFoundError, or
-    ValueError when the recording cannot be decoded, ends before the length its header promises, is empty or holds
-    values that are not finite, or when `source` is a folder, pipe, socket or device.
+    Memory: 8 bytes per frame at the file's rate and 4 per sample of the result. Raises FileNotFoundError, or ValueError
+    if the recording cannot be decoded, is shorter than its header says, is empty or has non-finite values, or if
+    `source` is a folder, pipe, socket or device.
     """
     name = name or (str(source) if isinstance(source, str | Path) else "recording")
     sound = open_recording(source, None if limit_s is not None else max_s, name)
@@ -50,16 +53,16 @@ def read_audio(
     mono, powers = _mono(sound, name, most, cut=limit_s is not None, skip=skip)
     if _cancel(mono, powers):
         channel = int(np.argmax(powers))
-        logger.warning("%s: its channels cancel each other: only channel %d is used", name, channel + 1)
+        logger.warning("%s: channels cancel each other, using only channel %d", name, channel + 1)
         mono, _ = _mono(sound, name, most, cut=limit_s is not None, skip=skip, channel=channel)
     return resample(mono, sound.rate, sample_rate)
 
 
 def open_recording(source: str | Path | BytesIO | BufferedReader, max_s: float | None = None, name: str = "") -> Sound:
-    """A recording to be decoded block by block, once its rate, channels and length are within the limits.
+    """Opens a recording for decoding block by block, and checks its rate, number of channels and length.
 
-    `max_s` None: any length. Errors as `read_audio`; those of the samples themselves (breaking off: see `check_whole`,
-    values that are not finite) are the caller's to find.
+    `max_s` None allows any length. Errors as in `read_audio`; the caller checks the samples themselves (truncation with
+    `check_whole`, and non-finite values).
     """
     name = name or (str(source) if isinstance(source, str | Path) else "recording")
     if isinstance(source, str | Path):
@@ -71,7 +74,7 @@ def open_recording(source: str | Path | BytesIO | BufferedReader, max_s: float |
 
 
 def _check_is_file(path: Path, name: str) -> None:
-    """Opening a pipe or a device could wait for ever."""
+    """Rejects pipes and devices, whose opening could block forever."""
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -86,11 +89,11 @@ def _check_is_file(path: Path, name: str) -> None:
 
 def _check_limits(sound: Sound, name: str, max_s: float | None) -> None:
     if not LEAST_RATE_HZ <= sound.rate <= MOST_RATE_HZ:
-        raise ValueError(f"{name}: a rate of {sound.rate} Hz, {LEAST_RATE_HZ} to {MOST_RATE_HZ} are read")
+        raise ValueError(f"{name}: sample rate {sound.rate} Hz is outside of {LEAST_RATE_HZ} to {MOST_RATE_HZ}")
     if not 1 <= sound.channels <= MOST_CHANNELS:
-        raise ValueError(f"{name}: {sound.channels} channels, at most {MOST_CHANNELS} are read")
+        raise ValueError(f"{name}: {sound.channels} channels, at most {MOST_CHANNELS} are supported")
     if max_s is not None and sound.frames is not None and sound.frames > max_s * sound.rate:
-        raise TooLong(f"{name}: {sound.frames / sound.rate:.2f} s by its header, at most {max_s:g} s are asked")
+        raise TooLong(f"{name}: {sound.frames / sound.rate:.2f} s by its header, at most {max_s:g} s are allowed")
 
 
 def _mono(
@@ -98,7 +101,7 @@ def _mono(
 ) -> tuple[Samples, np.ndarray]:
     """The mean of the channels, or one of them, and each channel's power, after the first `skip` frames.
 
-    Beyond `most` frames: cut, or TooLong.
+    Frames beyond `most` are cut, or raise TooLong.
     """
     pieces: list[np.ndarray] = []
     powers = np.zeros(sound.channels)
@@ -116,7 +119,7 @@ def _mono(
         if cut and count >= most:
             break
         if count > most:
-            raise TooLong(f"{name}: longer than {most / sound.rate:g} s, the most that is asked")
+            raise TooLong(f"{name}: longer than the {most / sound.rate:g} s allowed")
     else:
         check_whole(sound, name, skipped + count)
     if not count:
@@ -129,19 +132,19 @@ def _mono(
 def _downmixed(block: np.ndarray, channel: int | None) -> Samples:
     if channel is not None or block.shape[1] == 1:
         return block[:, channel or 0].copy()
-    # The sum runs in double precision so that huge finite values do not overflow into infinite ones.
+    # Sum in double precision, so that huge finite values do not overflow to infinity.
     with np.errstate(invalid="ignore", over="ignore"):
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
 
 
 def check_whole(sound: Sound, name: str, count: int) -> None:
-    """ValueError where fewer frames were decoded than the header promises."""
+    """Raises ValueError if fewer frames were decoded than the header promises."""
     if sound.frames is not None and count < sound.frames - sound.slack_s * sound.rate:
         there_s, promised_s = count / sound.rate, sound.frames / sound.rate
-        raise ValueError(f"{name}: breaks off: {there_s:.2f} s of the {promised_s:.2f} s that its header promises")
+        raise ValueError(f"{name}: truncated: {there_s:.2f} s of the {promised_s:.2f} s that its header promises")
 
 
 def _cancel(mono: Samples, powers: np.ndarray) -> bool:
-    """Unrelated channels of n leave 1/n of their power in the mean, equal ones all of it, opposite ones nothing."""
+    """Whether channels cancel: n uncorrelated channels leave 1/n of their power in the mean, opposite ones nothing."""
     power = float(np.dot(mono, mono))
     return power < float(CANCELLED_SHARE * powers.mean() / len(powers))

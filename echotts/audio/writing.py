@@ -1,4 +1,4 @@
-"""Recordings into files: wav, flac, ogg (Vorbis) and mp3, the same bytes for the same samples."""
+"""Writes wav, flac, ogg (Vorbis) and mp3 files; equal samples give equal bytes."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ FORMATS: dict[str, dict[str, Any]] = {
     ".ogg": {"format": "OGG", "subtype": "VORBIS"},
     ".mp3": {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "CONSTANT"},
 }
-_MP3_RATES = (  # from this sample rate on: kbit/s (MPEG 1, 2 and 2.5, layer III)
+_MP3_RATES = (  # minimum sample rate -> bit rates in kbit/s (MPEG 1, 2 and 2.5, layer III)
     (32_000, (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)),
     (16_000, (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
     (0, (8, 16, 24, 32, 40, 48, 56, 64)),
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_suffix(path: str | Path) -> Path:
-    """The path, whose suffix names a format that can be written; ValueError lists those."""
+    """The path, if its suffix names a writable format; otherwise a ValueError that lists the formats."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"{path}: unknown suffix {path.suffix!r}: write one of {', '.join(FORMATS)}")
@@ -38,10 +38,10 @@ def check_suffix(path: str | Path) -> Path:
 
 
 def check_mp3_rate(kbps: int) -> int:
-    """A bit rate that mp3 knows; ValueError lists them. Below 32 kHz it ends at 160, below 16 kHz at 64 kbit/s."""
+    """The bit rate, if mp3 has it, else a ValueError. The maximum is 160 kbit/s below 32 kHz, 64 below 16 kHz."""
     known = sorted({rate for _, rates in _MP3_RATES for rate in rates})
     if kbps not in known:
-        raise ValueError(f"mp3_rate {kbps} kbit/s: mp3 knows {', '.join(map(str, known))}")
+        raise ValueError(f"mp3_rate {kbps} kbit/s: choose one of {', '.join(map(str, known))}")
     return kbps
 
 
@@ -54,21 +54,21 @@ def write_audio(
     loudness_lufs: float = OUTPUT_LOUDNESS_LUFS,
     mp3_rate: int = MP3_RATE_KBPS,
 ) -> None:
-    """Writes mono samples as .wav, .flac (16 bit), .ogg (Vorbis) or .mp3; the same samples give the same bytes.
+    """Writes mono samples as .wav, .flac (16 bit), .ogg (Vorbis) or .mp3; equal samples give equal bytes.
 
-    `mp3_rate` is the constant bit rate of an .mp3 in kbit/s (see `check_mp3_rate`). A missing folder is made; the file
-    appears whole or not at all. Raises ValueError for an unknown suffix or bit rate, for no samples or for samples that
-    are not finite, OSError when the file cannot be written there.
+    `mp3_rate` is the constant bit rate of an .mp3 in kbit/s (see `check_mp3_rate`). Missing folders are created; the
+    file appears only once it is complete. Raises ValueError for an unknown suffix or bit rate, no samples or non-finite
+    samples, OSError if the file cannot be written.
     """
     path = check_suffix(path)
     if not len(samples):
-        raise ValueError(f"{path}: there are no samples to write")
+        raise ValueError(f"{path}: no samples to write")
     bad = int(np.count_nonzero(~np.isfinite(samples)))
     if bad:
         raise ValueError(f"{path}: {bad} of {len(samples)} samples are not finite (NaN or infinite): nothing written")
     finished = normalise_output(samples, rate, strategy, loudness_lufs=loudness_lufs)
     if np.abs(finished).max() > 1.0:
-        logger.warning("%s: the peak is %.2f and is cut at 1", path, np.abs(finished).max())
+        logger.warning("%s: clipped at 1, the peak is %.2f", path, np.abs(finished).max())
     write_whole(path, _encode(path, np.clip(finished, -1.0, 1.0), rate, mp3_rate))
 
 
@@ -86,7 +86,7 @@ def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
 
 
 def mp3_level(mp3_rate: int, rate: int) -> float:
-    """libsndfile's compression level for a bit rate: 0 is the largest that the sample rate allows, 1 the least."""
+    """libsndfile's compression level for a bit rate: 0 is the highest that the sample rate allows, 1 the lowest."""
     check_mp3_rate(mp3_rate)
     allowed = next(rates for from_hz, rates in _MP3_RATES if rate >= from_hz)
     chosen = max((one for one in allowed if one <= mp3_rate), default=allowed[0])
@@ -94,7 +94,7 @@ def mp3_level(mp3_rate: int, rate: int) -> float:
 
 
 def _with_fixed_serial(stream: bytes) -> bytes:
-    """An Ogg stream with serial number 0: libsndfile draws it from the clock, so equal sound gave unequal files.
+    """An Ogg stream with serial number 0: libsndfile takes it from the clock, so equal audio would differ in bytes.
 
     Page layout (RFC 3533): serial at byte 14, checksum at 22, segment count at 26, then the segment lengths.
     """

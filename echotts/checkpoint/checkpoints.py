@@ -112,7 +112,7 @@ class Checkpoints:
         self._last_save_s = began
         if agree_on("save", lambda: self._is_there(meta.step, arrays), "make room for a checkpoint", SAVE_TIMEOUT_S):
             return 0.0
-        about = dataclasses.asdict(meta)
+        about = meta.to_dict()
         digests = Digests(json_digest(about), self._digests(arrays))
         items = {name: ocp.args.StandardSave(arrays[name]) for name in CHECKPOINT_ARRAYS}
         items |= {"meta": ocp.args.JsonSave(about), "digests": ocp.args.JsonSave(dataclasses.asdict(digests))}

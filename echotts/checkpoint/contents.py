@@ -22,6 +22,7 @@ from orbax.checkpoint._src.multihost import multihost  # how processes meet has 
 
 from echotts import gcs
 from echotts.checkpoint.digests import json_digest
+from echotts.checkpoint.facts import Facts
 from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, COMMITTED, STEP
 from echotts.rundir.leases import lease
 from echotts.rundir.location import RunPath, read_whole
@@ -46,16 +47,20 @@ class CheckpointError(OSError):
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says beside its arrays; JSON-ready."""
+    """What a checkpoint says beside its arrays."""
 
     step: int
     samples_seen: int
     stream: dict[str, Any]
     config: dict[str, Any]
-    facts: dict[str, Any]  # codec, tokenizer, silence, latent_scale: what an export tells inference
+    facts: Facts = dataclasses.field(default_factory=Facts)  # of the data; a codec training has none
     format: int = FORMAT
     frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
     guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, as `read_meta` reads it."""
+        return dataclasses.asdict(self) | {"facts": self.facts.to_dict()}
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from echotts.checkpoint.contents import (
     stored_shapes,
 )
 from echotts.checkpoint.digests import array_digests
+from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import ModelConfig, read_model_config
 from echotts.files import ASSETS
 from echotts.latents import FACT
@@ -53,11 +54,11 @@ class Adam:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters (float32), the model they belong to, and what inference needs to know (as `interop.load_export`)."""
+    """Parameters (float32), the model they belong to, and what inference needs to know of them."""
 
     params: Params
     config: ModelConfig
-    metadata: dict[str, Any]
+    facts: Facts
     adam: Adam | None = None
 
 
@@ -74,10 +75,9 @@ def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimize
         return Weights(*interop.load_export(path))
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
-        about = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
-        if published.latent_scale is not None:
-            about[FACT] = published.latent_scale
-        return Weights(published.params, published.config, about, _published_adam(path, published, with_optimizer))
+        fields = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
+        facts = Facts.from_dict(fields | {FACT: published.latent_scale}, path)
+        return Weights(published.params, published.config, facts, _published_adam(path, published, with_optimizer))
     if path.is_dir():
         return load_run(path, weights)
     raise FileNotFoundError(
@@ -103,8 +103,8 @@ def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool =
 
 def export(
     run: str | Path, output: Path, weights: WeightsName | None = None, storage: StorageName = "float32"
-) -> dict[str, Any]:
-    """Writes the weights of a run (or of one of its checkpoints) as one file; returns their metadata.
+) -> Facts:
+    """Writes the weights of a run (or of one of its checkpoints) as one file; returns what is known of them.
 
     `.safetensors` is what inference loads, the EMA unless `weights` says otherwise. `.pkl` is the published layout,
     always float32: the weights as trained with the optimizer state that belongs to them, or the EMA without it.
@@ -114,7 +114,7 @@ def export(
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
     loaded = load_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
-    params, metadata = jax.device_get(loaded.params), loaded.metadata
+    params, facts = jax.device_get(loaded.params), loaded.facts
     output.parent.mkdir(parents=True, exist_ok=True)
     if published:
         adam = jax.device_get(loaded.adam)
@@ -122,31 +122,21 @@ def export(
         interop.save_published(
             output,
             params,
-            step=metadata["step"],
-            samples_seen=metadata["samples_seen"],
+            step=facts.step or 0,
+            samples_seen=facts.samples_seen or 0,
             opt_state=opt_state,
-            latent_scale=metadata.get(FACT),
+            latent_scale=facts.latent_scale,
         )
     else:
-        interop.save_export(output, params, loaded.config, metadata, storage)
-    return metadata
+        interop.save_export(output, params, loaded.config, facts, storage)
+    return facts
 
 
 def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsName) -> Weights:
     """Parameters with what a checkpoint says of them, as an export carries it."""
-    data = meta.config["data"]
-    metadata = meta.facts | {
-        "silence": np.asarray(meta.facts["silence"], np.float32),
-        "weights": weights,
-        "step": meta.step,
-        "samples_seen": meta.samples_seen,
-        "buckets": {
-            "frames": max(bucket["frames"] for bucket in data["buckets"]),
-            "tokens": max(bucket["tokens"] for bucket in data["buckets"]),
-            "reference_frames": data["reference_frames"],
-        },
-    }
-    return Weights(params, config, metadata)
+    about = {"weights": weights, "step": meta.step, "samples_seen": meta.samples_seen}
+    facts = dataclasses.replace(meta.facts, **about, buckets=Limits.of(meta.config["data"]))
+    return Weights(params, config, facts)
 
 
 def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Weights:

@@ -11,76 +11,27 @@ import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired, Required, TypedDict
+from typing import Any, Literal
 
 import jax
 import numpy as np
 import optax
-from msgspec import Meta
 from safetensors.numpy import save_file
 
-from echotts.config import MAX_SIZE, DtypeName, EncoderConfig, ModelConfig, read_model_config, to_dict
+from echotts.checkpoint.facts import Facts
+from echotts.config import DtypeName, EncoderConfig, ModelConfig, read_model_config, to_dict
 from echotts.files import atomic_write
-from echotts.latents import FACT
+from echotts.latents import FACT, ScaleJson
 from echotts.model.dit import BlockDiT
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
 from echotts.pickles import read_pickle
-from echotts.strict_json import check_type, load_json
+from echotts.strict_json import load_json
 from echotts.strict_tensors import open_tensors
 
 EXPORT_FORMAT = "echotts 1"
 SILENCE = "silence"
 PUBLISHED_PICKLE_PROTOCOL = 4
 HEADER_BYTES = 1 << 21  # of one field of an export's header; a SentencePiece tokenizer is the largest
-
-Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
-Count = Annotated[int, Meta(ge=0)]
-
-
-class CodecFacts(TypedDict, total=False):
-    """Which codec the latents are of."""
-
-    id: str | None
-    weights_hash: str | None
-    sample_rate: Size | None  # a bare list of shards does not say
-    hop: Size | None
-    channels: Size
-
-
-class TokenizerFacts(TypedDict):
-    """As `echotts.text.tokenizer_to_json` writes it; `model` is base64."""
-
-    kind: str
-    model: NotRequired[str]
-
-
-class BucketFacts(TypedDict):
-    """The largest sizes of training."""
-
-    frames: Size
-    tokens: Size
-    reference_frames: Size
-
-
-class ScaleFacts(TypedDict):
-    """As `echotts.latents.LatentScale.to_json` writes it."""
-
-    mean: list[float]
-    std: list[float]
-
-
-class ExportHeader(TypedDict, total=False):
-    """Fields of an export's header that are checked on entry; others pass as they are."""
-
-    config: Required[dict[str, Any]]
-    weights: str
-    codec: CodecFacts | None
-    tokenizer: TokenizerFacts
-    buckets: BucketFacts
-    latent_scale: ScaleFacts | None
-    step: Count
-    samples_seen: Count
-
 
 # stacked prefix (ours) -> prefix of the numbered blocks (published)
 STACKS = {
@@ -225,7 +176,7 @@ def save_published(
     step: int,
     samples_seen: int,
     opt_state: Any = None,
-    latent_scale: Mapping[str, list[float]] | None = None,
+    latent_scale: ScaleJson | None = None,
 ) -> None:
     """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`.
 
@@ -270,50 +221,51 @@ def save_export(
     path: str | Path,
     params: Params,
     config: ModelConfig,
-    metadata: Mapping[str, Any],
+    facts: Facts,
     storage: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
     """Writes the file that inference loads: one safetensors, parameters under our stacked names.
 
-    `metadata` is JSON-ready (weights, codec, tokenizer, step, buckets, ...) and goes to the header beside `config`;
-    its optional entry "silence", the codec's silence latent (1, c), becomes a float32 tensor.
+    The facts go to the header beside `config`, but for the silence, which becomes a float32 tensor.
     """
     tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(params).items()}
-    header = {name: value for name, value in metadata.items() if name != SILENCE}
-    if SILENCE in metadata:
-        tensors[SILENCE] = np.ascontiguousarray(metadata[SILENCE], np.float32)
+    header = facts.to_dict()
+    if silence := header.pop(SILENCE, None):
+        tensors[SILENCE] = np.asarray(silence, np.float32)
     header |= {"format": EXPORT_FORMAT, "config": to_dict(config)}
     with atomic_write(Path(path)) as temporary:
         save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
 
 
-def load_export(path: str | Path) -> tuple[Params, ModelConfig, dict[str, Any]]:
-    """(params as float32 numpy arrays, config, metadata with "silence" where present) of an export.
+def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
+    """(params as float32 numpy arrays, config, facts) of an export.
 
     Raises FileNotFoundError, and ValueError for a file that is cut, no export, whose header is not of the right types,
     or whose tensors do not fit its config or are not finite.
     """
     path = Path(path)
     with open_tensors(path) as file:
-        header = _checked_header(file.header, path)
-        config = read_model_config(header.pop("config"), f"{path}: config in the header")
+        header = _parsed_header(file.header, path)
+        facts = Facts.from_dict(header, f"{path}: header")
+        if "config" not in header:
+            raise ValueError(f"{path}: header: missing required field config")
+        config = read_model_config(header["config"], f"{path}: config in the header")
         params = {name: file.read(name, leaf.shape) for name, leaf in _expected_shapes(config, path).items()}
         if SILENCE in file.names:
-            header[SILENCE] = file.read(SILENCE, (1, config.latent_channels))
-    return unflatten(params), config, header
+            silence = file.read(SILENCE, (1, config.latent_channels)).tolist()
+            facts = dataclasses.replace(facts, silence=silence)
+    return unflatten(params), config, facts
 
 
-def _checked_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The header's fields, each one JSON, those that are known of the right type; without the format."""
+def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
+    """The header's fields, each one JSON; without the format."""
     if header.get("format") != json.dumps(EXPORT_FORMAT):
         raise ValueError(f"{path}: no export of echotts (its header does not say {EXPORT_FORMAT!r})")
-    fields = {
+    return {
         name: load_json(text, f"{path}: {name[:60]!r} in the header", max_bytes=HEADER_BYTES)
         for name, text in header.items()
         if name != "format"
     }
-    check_type(fields, f"{path}: header", ExportHeader)
-    return fields
 
 
 def _expected_shapes(config: ModelConfig, path: Path) -> dict[str, Any]:

@@ -45,8 +45,10 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, cut, say what is there; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.evaluation.ear import Whisper
-    from echotts.segment.judge import Limits
+    if not arguments.source.exists():
+        raise FileNotFoundError(f"{arguments.source}: no such recording or folder")
+    from echotts.evaluation.asr import Whisper
+    from echotts.segment.quality import Limits
     from echotts.segment.run import Settings, segment
 
     try:
@@ -57,10 +59,10 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--text {arguments.text}: goes with one recording, and --source {arguments.source} is none")
     text = None if arguments.text is None else arguments.text.read_text("utf-8")
     settings = Settings(language=arguments.language, speakers=arguments.speakers, limits=limits, text=text)
-    ear = Whisper(arguments.asr, arguments.language)
+    recogniser = Whisper(arguments.asr, arguments.language)
     progress = Progress()
     try:
-        summary = segment(arguments.source, arguments.output, ear, settings, progress)
+        summary = segment(arguments.source, arguments.output, recogniser, settings, progress)
     finally:
         progress.close()
     print(f"{arguments.output}: {summary.clips} clips, {summary.seconds / 60:.1f} minutes")

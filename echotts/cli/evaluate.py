@@ -46,7 +46,7 @@ class Arguments:
     data: Path | None = None
     """What is spoken: a folder of audio shards with splits train, heldout and reference, a table of recordings
     (metadata.jsonl of `data speak`), or a list in the layout of seed-tts-eval (.lst). None: the built-in digits."""
-    count: int = 100
+    count: int = 150
     """How many held-out texts are spoken."""
     seed: int = 0
     """The first text's seed; each next one counts up."""
@@ -84,10 +84,16 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
+    from echotts.synthesis.locate import locate_checkpoint
+
+    if arguments.data is not None and not arguments.data.exists():
+        raise FileNotFoundError(f"{arguments.data}: no such file or folder")
+    for checkpoint in (arguments.checkpoint, arguments.against):
+        locate_checkpoint(checkpoint)
     from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
+    from echotts.evaluation.asr import load_recogniser
     from echotts.evaluation.clips import read_tasks
-    from echotts.evaluation.ear import load_ear
     from echotts.evaluation.page import write_report
     from echotts.files import check_outputs, write_whole
 
@@ -95,16 +101,16 @@ def main(argv: list[str]) -> int:
     check_outputs(filter(None, [arguments.output, *folders]))
     data = arguments.data or corpus_path()
     tasks, enrolment = read_tasks(data, arguments.count)
-    meter = report.Meter(load_ear(arguments.asr, arguments.language), enrolment)
+    evaluator = report.Evaluator(load_recogniser(arguments.asr, arguments.language), enrolment)
     for task in tasks:
-        meter.ear.normalise(task.text)  # raises for a text that cannot be judged, before anything is spoken
+        evaluator.recogniser.normalise(task.text)  # raises for a text that cannot be judged, before anything is spoken
     said, tts, about = speak_all(arguments.checkpoint, tasks, arguments, data)
     spoken = {arguments.checkpoint or "demo model": said}
-    about["asr"] = meter.ear.name
+    about["asr"] = evaluator.recogniser.name
     if arguments.against is not None:
         spoken[arguments.against], _, about["against"] = speak_all(arguments.against, tasks, arguments, data)
     decoded = [(tts.round_trip(task.recording.samples, RATE_HZ), tts.sample_rate) for task in tasks]
-    scores = report.measure(spoken, decoded, tasks, meter)
+    scores = report.measure(spoken, decoded, tasks, evaluator)
     print(report.format_table(scores))
     if arguments.against is not None:
         change, (low, high) = report.difference(*scores[:2])
@@ -164,8 +170,8 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
     """What was measured and how, JSON-ready."""
     return {
         "checkpoint": checkpoint or "demo",
-        "step": tts.metadata.get("step"),
-        "weights": tts.metadata.get("weights"),
+        "step": tts.facts.step,
+        "weights": tts.facts.weights,
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,

@@ -27,11 +27,15 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.checkpoint.export import export
     from echotts.files import check_outputs
+    from echotts.gcs import is_bucket
 
+    if not is_bucket(arguments.run_dir) and not Path(arguments.run_dir).expanduser().exists():
+        raise FileNotFoundError(f"{arguments.run_dir}: no such run directory")
     check_outputs([arguments.output])
-    metadata = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
+    from echotts.checkpoint.export import export
+
+    facts = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
-    print(f"{arguments.output}: {metadata['weights']} weights of step {metadata['step']}, {size_mb:.1f} MB")
+    print(f"{arguments.output}: {facts.weights} weights of step {facts.step}, {size_mb:.1f} MB")
     return 0

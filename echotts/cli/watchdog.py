@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     settings = default_settings() if arguments.config is None else load_settings(arguments.config)
     for run_dir in arguments.run_dir:
         settings = with_run(settings, run_dir)
-    watchdog = Watchdog(settings, dry_run=arguments.dry_run, say=say_planned if arguments.dry_run else say_done)
+    watchdog = Watchdog(settings, dry_run=arguments.dry_run, on_action=say_planned if arguments.dry_run else say_done)
 
     def look_for_runs() -> None:
         if arguments.config is None:

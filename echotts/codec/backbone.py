@@ -1,10 +1,10 @@
-"""The network that DACVAE and DAC share: audio to features, features to audio, between them one of two bottlenecks.
+"""The network shared by DACVAE and DAC: an encoder, one of two bottlenecks, and a decoder.
 
-DACVAE (facebookresearch/dacvae) has a Gaussian bottleneck: a latent is its mean, or a sample. DAC
-(descriptinc/descript-audio-codec, arXiv 2306.06546) has a residual vector quantizer: a latent is the sum of the
-quantized vectors (see quantizer.py). Everything else is the same. Functions are pure, over nested dictionaries of
-folded float32 parameters; sizes come from a CodecConfig that is read from the weights file. DACVAE's watermark is in
-watermark.py.
+DACVAE (facebookresearch/dacvae) has a Gaussian bottleneck: a latent is the posterior mean, or a sample of the
+posterior. DAC (descriptinc/descript-audio-codec, arXiv 2306.06546) has a residual vector quantizer: a latent is the sum
+of the quantized vectors (see quantizer.py). Everything else is identical. The functions are pure and take nested
+dictionaries of float32 parameters with weight norm folded in. Sizes come from a CodecConfig read from the weights file.
+DACVAE's watermark is in watermark.py.
 """
 
 import math
@@ -21,10 +21,11 @@ from echotts.codec.layers import Params, snake
 
 @dataclass(frozen=True, kw_only=True)
 class CodecConfig:
-    """Sizes of a codec. Widths are in channels; the decoder's rates are the encoder's reversed.
+    """Sizes of a codec. Widths are in channels.
 
-    `n_codebooks` 0 is a Gaussian bottleneck of `codebook_dim` channels (DACVAE). More is a residual vector quantizer
-    of so many codebooks, each of `codebook_size` vectors of `codebook_dim` channels (DAC).
+    `n_codebooks == 0` selects a Gaussian bottleneck with `codebook_dim` channels (DACVAE). Otherwise the bottleneck is
+    a residual vector quantizer with that many codebooks, each of `codebook_size` vectors of `codebook_dim` channels
+    (DAC).
     """
 
     encoder_dim: int = 64
@@ -41,9 +42,11 @@ class CodecConfig:
         if math.prod(self.encoder_rates) != math.prod(self.decoder_rates):
             raise ValueError(f"encoder_rates {self.encoder_rates} and decoder_rates {self.decoder_rates} differ in hop")
         if self.decoder_dim % 2 ** len(self.decoder_rates):
-            raise ValueError(f"decoder_dim {self.decoder_dim} does not halve {len(self.decoder_rates)} times")
+            raise ValueError(
+                f"decoder_dim {self.decoder_dim} must halve {len(self.decoder_rates)} times, once per block"
+            )
         if self.codebook_size > 1 << 16:
-            raise ValueError(f"codebook_size {self.codebook_size} does not fit codes of 16 bits")
+            raise ValueError(f"codebook_size {self.codebook_size} does not fit 16-bit codes")
 
     @property
     def quantized(self) -> bool:
@@ -62,24 +65,19 @@ class CodecConfig:
 
     @property
     def latent_channels(self) -> int:
-        """Channels of what `decode_frames` takes: of a Gaussian latent, or of the sum of quantized vectors."""
+        """Channels of the input of `decode_frames`: of a Gaussian latent, or of the sum of quantized vectors."""
         return self.latent_dim if self.quantized else self.codebook_dim
 
-    @property
-    def output_channels(self) -> int:
-        """Channels that reach the audio head."""
-        return self.decoder_dim // 2 ** len(self.decoder_rates)
-
     def left_padding(self, stride: int) -> int:
-        """Zeros before a strided convolution. The families differ where the stride is odd."""
+        """Zeros padded before a strided convolution. DACVAE and DAC differ where the stride is odd."""
         return (stride + 1) // 2 if self.quantized else stride // 2
 
     def trim(self, stride: int) -> int:
-        """Samples that a transposed convolution lacks to `stride` times its input: DAC's loses one if that is odd."""
+        """Samples that a transposed convolution's output lacks to stride * input: one for DAC and odd strides."""
         return stride % 2 if self.quantized else 0
 
     def output_samples(self, frames: int) -> int:
-        """Samples that `frames` decode to: frames * hop_length, less 8 for DAC at 16 and 24 kHz."""
+        """Samples decoded from `frames`: frames * hop_length, minus 8 for DAC at 16 and 24 kHz."""
         for stride in self.decoder_rates:
             frames = frames * stride - self.trim(stride)
         return max(frames, 0)
@@ -90,7 +88,8 @@ def encode_features(
 ) -> Float[Array, "b t d"]:
     """The encoder up to the bottleneck; n must be a multiple of the hop.
 
-    `ops` has conv, downsample, upsample and residual_units: layers.py for a whole signal, a chunking.Window for a part.
+    `ops` provides conv, downsample, upsample and residual_units: layers.py for a whole signal, a chunking.Window for
+    one window of it.
     """
     encoder = params["encoder"]
     x = ops.conv(audio[:, :, None], encoder["stem"])
@@ -103,7 +102,7 @@ def encode_features(
 def encode_frames(
     params: Params, config: CodecConfig, audio: Float[Array, "b n"], ops: Any = layers
 ) -> tuple[Float[Array, "b t c"], Float[Array, "b t c"]]:
-    """DACVAE: posterior mean and standard deviation; n must be a multiple of the hop. `ops`: see `encode_features`."""
+    """Posterior mean and standard deviation (DACVAE); n must be a multiple of the hop. `ops`: see `encode_features`."""
     features = encode_features(params, config, audio, ops)
     mean, scale = jnp.split(ops.conv(features, params["bottleneck"]["in"]), 2, axis=-1)
     return mean, jax.nn.softplus(scale) + 1e-4
@@ -112,7 +111,7 @@ def encode_frames(
 def decode_frames(
     params: Params, config: CodecConfig, latent: Float[Array, "b t c"], ops: Any = layers
 ) -> Float[Array, "b n"]:
-    """Clean audio in -1..1 of latents (DAC: the sum of quantized vectors), n = config.output_samples(t).
+    """Clean audio in -1..1 from latents (DAC: from the sum of quantized vectors); n = config.output_samples(t).
 
     `ops`: see `encode_features`.
     """
@@ -126,7 +125,7 @@ def decode_frames(
 
 
 def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:
-    """Random parameters for training: normal kernels of unit gain, quieter residual branches and audio head."""
+    """Random initial parameters: normal kernels with unit gain, smaller in residual branches and the output layer."""
     keys = iter(jax.random.split(key, 256 + 3 * config.n_codebooks))
 
     def kernel(k: int, inputs: int, outputs: int, gain: float = 1.0, fan: int | None = None) -> Params:
@@ -159,7 +158,7 @@ def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:
     decoder_blocks = []
     width = config.decoder_dim
     for stride in config.decoder_rates:
-        up = kernel(2 * stride, width, width // 2, fan=2 * width)  # an output sample sees two inputs
+        up = kernel(2 * stride, width, width // 2, fan=2 * width)  # each output sample depends on two inputs
         decoder_blocks.append({"snake": jnp.ones(width), "up": up, "units": units(width // 2)})
         width //= 2
     decoder = {
@@ -179,7 +178,7 @@ def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:
 
 
 def _quantizer(config: CodecConfig, kernel: Any, key: PRNGKeyArray) -> Params:
-    """One stage: projections into and out of the codebook's channels, and unit normal codebook vectors."""
+    """One stage: projections into and out of the codebook space, and codebook vectors from a unit normal."""
     return {
         "in": kernel(1, config.latent_dim, config.codebook_dim),
         "codebook": jax.random.normal(key, (config.codebook_size, config.codebook_dim)),

@@ -1,11 +1,11 @@
-"""Networks over signals that come in pieces: windows of a few compiled shapes, equal to the whole signal at once.
+"""Running a convolutional network over a signal window by window, with exactly the result of a single pass.
 
-A window does not repeat its neighbours' work. Every convolution remembers the last inputs of the window before (as
-many as its kernel reaches) and answers for as many outputs as the window brings inputs, later by the half of the
-kernel that looks ahead. Positions before the start and past the end are zeroed at each layer's input, which is the
-zero padding that a whole signal gets there: so the result is the same for every window width and every length, no
-padding leaks in, nothing is cross-faded, and the memory needed does not depend on the length. Rows of a batch may
-have lengths of their own.
+Windows have a few fixed widths, so that only a few shapes are compiled. A window does not recompute its neighbours'
+work: every convolution keeps the last inputs of the previous window (as many as its kernel spans) and produces as many
+outputs as the window has inputs, delayed by the half of the kernel that looks ahead. Positions before the start and
+past the end of the signal are zeroed at each layer's input, which reproduces the zero padding of a single pass. The
+result is therefore the same for every window width and every signal length, without cross-fading, and memory use does
+not depend on the length. Rows of a batch may have different lengths.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,45 +21,45 @@ from echotts.codec import layers
 from echotts.codec.backbone import CodecConfig, init_params
 from echotts.codec.layers import Params
 
-Memory = list[Array]
+Carry = list[Array]
 Pieces = tuple[np.ndarray, ...]
 
-# What lies further before or after a window than any kernel reaches is not told apart, so that positions fit 32 bits
-# in signals of any length.
+# Distances beyond the start or end of a window are clipped here, which is further than any kernel spans: positions
+# then fit 32 bits in signals of any length.
 _FAR_UNITS = 4096
 
 
 class Past:
-    """What layers that stream keep from one window to the next, in the order in which they ask for it.
+    """What streaming layers carry from one window to the next, in the order in which the layers ask for it.
 
-    `memory` is what the window before left in its own `memory`; None stands for zeros of whatever shape is asked.
+    `carry` is what the previous window left in its own `carry`; None stands for zeros of whatever shape is requested.
     """
 
-    def __init__(self, memory: Memory | None) -> None:
-        self.memory: Memory = []
-        self._remembered: Iterator[Array] | None = None if memory is None else iter(memory)
+    def __init__(self, carry: Carry | None) -> None:
+        self.carry: Carry = []
+        self._remembered: Iterator[Array] | None = None if carry is None else iter(carry)
 
     def recall(self, shape: tuple[int, ...]) -> Array:
-        """The next remembered array."""
+        """The next array carried over from the previous window."""
         return jnp.zeros(shape) if self._remembered is None else next(self._remembered)
 
     def before(self, x: Float[Array, "b t c"], count: int) -> Float[Array, "b u c"]:
-        """x after the `count` values that came before it; the last `count` of both are remembered."""
+        """x with the `count` preceding values prepended; the last `count` of the result are carried over."""
         joined = jnp.concatenate([self.recall((x.shape[0], count, x.shape[2])), x], axis=1)
-        self.memory.append(joined[:, x.shape[1] :])
+        self.carry.append(joined[:, x.shape[1] :])
         return joined
 
 
 class Window:
     """The layers of layers.py over one window of a longer signal, with the same names and arguments.
 
-    `offset`, how far the current positions lag behind the window's (zero or negative), and the lengths of what is
-    remembered are constants of the network; `before` and `left` may change from call to call of a compiled function.
+    `offset` (zero or negative) is how far the current positions lag behind the window's. It and the lengths of the
+    carried arrays are constants of the network; `before` and `left` may change between calls of a compiled function.
 
     Args:
-        past: what the window before left; its `memory` is for the next.
-        before: positions of the network's input that came before this window.
-        left: positions from the window's start to the end of each row's signal; 0 or negative past the end.
+        past: what the previous window left; its `carry` goes to the next window.
+        before: number of input positions before this window.
+        left: number of positions from the window's start to the end of each row's signal; 0 or negative past the end.
     """
 
     def __init__(self, past: Past, before: Int[Array, ""], left: Int[Array, " b"]) -> None:
@@ -74,8 +74,8 @@ class Window:
         return layers.conv(x, params, dilation, padding=(0, 0))
 
     def downsample(self, x: Float[Array, "b t i"], params: Params, stride: int, left: int) -> Float[Array, "b u o"]:
-        # Output o reads inputs from o * stride - left on, 2 * stride of them. The first new output is the first
-        # whose inputs did not all come before this window.
+        # Output o reads 2 * stride inputs, from o * stride - left on. The first new output is the first one that
+        # reads at least one input of this window.
         first = (self.offset - 2 * stride + left) // stride + 1
         past = self.offset - (first * stride - left)
         joined = self._past.before(self._inside(x), past)
@@ -101,33 +101,33 @@ class Window:
         return x
 
     def _inside(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
-        """Zeros outside of the signal."""
+        """Zeroes the positions outside the signal."""
         position = self.offset + jnp.arange(x.shape[1])
         inside = (position >= -self._before) & (position < self._left[:, None])
         return jnp.where(inside[:, :, None], x, 0)
 
 
 class Stream:
-    """A signal on its way through a network: pieces in, and out what they and all before them determine.
+    """A signal passing through a network piece by piece; each call returns the outputs that are fully determined.
 
-    The outputs of `push` and `finish`, joined, are those of the whole signal. Arrays are (rows, time, ...).
+    The concatenated outputs of `push` and `finish` equal those of a single pass. Arrays are (rows, time, ...).
 
     Args:
-        step: runs one window: (input, memory, before, left) -> (outputs, memory); see `Window` for the last two,
-            which are in inputs. Each width is compiled once.
-        memory: what `step` finds before the first window.
-        widths: of windows, in units of `inputs`. Input waits until it fills the smallest.
-        inputs, outputs: positions of the input and of the outputs in a unit.
-        delay: by how many positions the outputs are late.
-        output_length: outputs of a signal of so many units.
-        empty: outputs of no input, which give their shapes and dtypes.
-        lengths: of each row, in units, where they are known and differ.
+        step: runs one window: (input, carry, before, left) -> (outputs, carry); see `Window` for the last two,
+            which count inputs. Each width is compiled once.
+        carry: passed to `step` with the first window.
+        widths: window widths, in units of `inputs`. Input is buffered until it fills the smallest.
+        inputs, outputs: number of input and of output positions per unit.
+        delay: number of positions by which the outputs lag.
+        output_length: maps a signal's length in units to its number of outputs.
+        empty: outputs for no input, which define shapes and dtypes.
+        lengths: length of each row, in units, where the lengths are known and differ.
     """
 
     def __init__(
         self,
-        step: Callable[[Any, Memory, Any, Any], tuple[tuple[Array, ...], Memory]],
-        memory: Memory,
+        step: Callable[[Any, Carry, Any, Any], tuple[tuple[Array, ...], Carry]],
+        carry: Carry,
         *,
         widths: Sequence[int],
         inputs: int,
@@ -137,18 +137,18 @@ class Stream:
         empty: Pieces,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        self._step, self._memory, self._widths, self._empty = step, memory, sorted(widths), empty
+        self._step, self._carry, self._widths, self._empty = step, carry, sorted(widths), empty
         self._inputs, self._outputs, self._delay, self._output_length = inputs, outputs, delay, output_length
         self._lengths = None if lengths is None else np.asarray(lengths, np.int64)
         self._far = _FAR_UNITS + self._widths[-1]
-        self._start = 0  # units that went into the network
+        self._start = 0  # units consumed so far
         self._pending: np.ndarray | None = None
         self._finished = False
 
     def push(self, piece: np.ndarray) -> Pieces:
-        """The outputs that are determined now; they may be empty. ValueError after `finish`."""
+        """The newly determined outputs, possibly empty. Raises ValueError after `finish`."""
         if self._finished:
-            raise ValueError("the stream is finished: make another one")
+            raise ValueError("the stream is finished: create a new one")
         waiting = self._pending
         pending = piece if waiting is None or not waiting.shape[1] else np.concatenate([waiting, piece], axis=1)
         position, pieces = 0, []
@@ -160,7 +160,7 @@ class Stream:
         return self._joined(pieces)
 
     def finish(self) -> Pieces:
-        """The outputs that waited for more input; the input must have come in whole units."""
+        """The remaining outputs. The total input must be a whole number of units."""
         self._finished = True
         if self._pending is None:
             return self._empty
@@ -178,14 +178,14 @@ class Stream:
         return self._joined(pieces)
 
     def _run(self, window: np.ndarray, total: int | None) -> Pieces:
-        """One window's outputs inside of the signal, which ends at `total` units where that is known."""
+        """One window's outputs, cropped to the signal, which ends at `total` units where that is known."""
         if self._lengths is not None:
             ends = self._lengths
         else:
             ends = np.full(len(window), self._start + self._far if total is None else total)
         left = np.clip(ends - self._start, -self._far, self._far) * self._inputs
         before = min(self._start, self._far) * self._inputs
-        outputs, self._memory = self._step(window, self._memory, np.int32(before), left.astype(np.int32))
+        outputs, self._carry = self._step(window, self._carry, np.int32(before), left.astype(np.int32))
         first = self._start * self._outputs - self._delay
         self._start += window.shape[1] // self._inputs
         last = first + outputs[0].shape[1] if total is None else self._output_length(total)
@@ -197,13 +197,13 @@ class Stream:
         return tuple(np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
 
 
-def plan(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, ...]) -> tuple[Memory, int]:
-    """The empty memory before the first window of this input shape, and by how many positions the output is late.
+def plan(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, ...]) -> tuple[Carry, int]:
+    """Zeroed carry for the first window of this input shape, and the number of positions by which the output lags.
 
-    `network` is called as network(params, config, x, window), such as backbone.decode_frames.
+    `network` is called as network(params, config, x, window); backbone.decode_frames is an example.
     """
     shapes, delay = _trace(network, config, shape)
-    # made by NumPy: jnp.zeros would compile a program for each shape
+    # NumPy, because jnp.zeros would compile a program for each shape
     return jax.device_put([np.zeros(entry.shape, entry.dtype) for entry in shapes]), delay
 
 
@@ -211,13 +211,13 @@ def plan(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, ...
 def _trace(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, ...]) -> tuple[Any, int]:
     offset = 0
 
-    def run(params: Params, x: Array, before: Array, left: Array) -> Memory:
+    def run(params: Params, x: Array, before: Array, left: Array) -> Carry:
         nonlocal offset
         past = Past(None)
         window = Window(past, before, left)
         network(params, config, x, window)
         offset = window.offset
-        return past.memory
+        return past.carry
 
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     before, left = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)

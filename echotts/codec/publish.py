@@ -1,7 +1,8 @@
-"""A codec as the published .pth: {"state_dict", "metadata": {"kwargs"}}, weight norm as gain and direction.
+"""Writes a codec in the published .pth layout: {"state_dict", "metadata": {"kwargs"}}, with weight norm.
 
-The layout is the one that published.py reads: the same walk over the modules, which here gives names, not tensors.
-The reference implementations open the file with `torch.load(path, weights_only=True)`.
+The layout is the one that published.py reads. The same traversal of the modules is used, with functions that write
+tensors in place of functions that read them. The reference implementations open the file with
+`torch.load(path, weights_only=True)`.
 """
 
 from collections.abc import Callable
@@ -19,9 +20,10 @@ from echotts.pickles.torch_writer import write_torch_zip
 
 
 def write_published(path: str | Path, params: Params, config: CodecConfig) -> None:
-    """Writes folded parameters, the watermark's too if there, under the names of the reference implementation.
+    """Writes folded parameters, including any watermark, under the names of the reference implementation.
 
-    The convolutions of the main path get their weight norm back; with the watermark two LSTM biases, one of them zero.
+    Convolutions of the main path are split back into weight-norm gain and direction. Each watermark LSTM gets two
+    biases, one of them zero.
     """
     names = Names(normed=True)
     tree = published.main_path(names, config)
@@ -31,13 +33,13 @@ def write_published(path: str | Path, params: Params, config: CodecConfig) -> No
     for write, value in zip(jax.tree.leaves(tree), jax.tree.leaves(dict(params)), strict=True):
         state |= write(np.asarray(value, np.float32))
     kwargs = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(config).items()}
-    if not config.quantized:  # the original's constructor has them, and does not use them
+    if not config.quantized:  # the original's constructor accepts these and ignores them
         kwargs |= {"n_codebooks": 16, "quantizer_dropout": False}
     write_torch_zip(path, {"state_dict": state, "metadata": {"kwargs": kwargs}})
 
 
 class Names(published.Tensors):
-    """Stands in for a file's tensors: where those are read, it gives functions from an array to the file's tensors."""
+    """Takes the place of a file's tensors: methods return functions from an array to the named tensors to write."""
 
     def __init__(self, *, normed: bool) -> None:
         self._normed = normed

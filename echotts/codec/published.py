@@ -1,10 +1,10 @@
-"""Weights as others publish them, DACVAE's and DAC's, weight norm folded on the way.
+"""Reads published DACVAE and DAC weights, folding weight norm.
 
-`torch.save({"state_dict": ..., "metadata": {"kwargs": ...}})` is what both families' code writes; sizes come from the
-kwargs. On the Hub, DAC is a safetensors file and a config.json: with the same tensor names under a prefix
-(hance-ai/descript-audio-codec-*, parler-tts/dac_*), or with those of transformers' DacModel (descript/dac_*). There
-sizes are read off the tensors, and the sample rate off the config.json. Every tensor is looked for by name and held
-against the shape its sizes give, so a file of another architecture is told by the first tensor that differs.
+Both families' code writes `torch.save({"state_dict": ..., "metadata": {"kwargs": ...}})`; sizes come from the kwargs.
+On the Hub, DAC is a safetensors file with a config.json, either with the same tensor names under a prefix
+(hance-ai/descript-audio-codec-*, parler-tts/dac_*) or with those of transformers' DacModel (descript/dac_*). There the
+sizes are inferred from the tensors, and the sample rate is read from config.json. Every tensor is looked up by name and
+its shape compared with the sizes, so a file of another architecture is rejected at the first tensor that differs.
 Names and layouts: facebookresearch/dacvae, descriptinc/descript-audio-codec, huggingface/transformers.
 """
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 _SIZES = ("encoder_dim", "latent_dim", "decoder_dim", "codebook_dim", "sample_rate", "n_codebooks", "codebook_size")
 _RATES = ("encoder_rates", "decoder_rates")
 _LARGEST = 1 << 20
-_DAC: dict[str, Any] = {  # what descript-audio-codec's class has where the kwargs say nothing
+_DAC: dict[str, Any] = {  # defaults of descript-audio-codec's class
     "encoder_rates": (2, 4, 8, 8),
     "decoder_rates": (8, 8, 4, 2),
     "codebook_dim": 8,
@@ -38,9 +38,9 @@ _HUB_RATES = {"44khz": 44100, "24khz": 24000, "16khz": 16000}
 
 
 def read_published(path: str | Path) -> tuple[Params, CodecConfig]:
-    """Folded parameters of a .pth as numpy arrays, with the entry "watermark" where the file has one, and the sizes.
+    """Folded parameters of a .pth as NumPy arrays, with an entry "watermark" if the file has one, and the sizes.
 
-    Raises ValueError for a file that is malformed, hostile, or of another codec; the message names the first tensor.
+    Raises ValueError if the file is malformed, hostile or not such a codec; the message names the first bad tensor.
     """
     content = read_torch_zip(path)
     if not isinstance(content, dict):
@@ -48,16 +48,16 @@ def read_published(path: str | Path) -> tuple[Params, CodecConfig]:
     state, metadata = content.get("state_dict", content), content.get("metadata", {})
     kwargs = metadata.get("kwargs", {}) if isinstance(metadata, dict) else {}
     if not isinstance(state, dict) or not isinstance(kwargs, dict):
-        raise ValueError(f"{path}: state_dict or metadata.kwargs is not a dict: is it a codec's weights.pth?")
+        raise ValueError(f"{path}: state_dict or metadata.kwargs is not a dict: is it the weights.pth of a codec?")
     quantized = any(str(key).startswith("quantizer.quantizers.") for key in state)
     config = config_from_kwargs(_dac_kwargs(kwargs, path) if quantized else kwargs | {"n_codebooks": 0}, path)
     return _params(state, config, path), config
 
 
 def read_hub_layout(path: str | Path) -> tuple[Params, CodecConfig]:
-    """Folded parameters and sizes of DAC as model.safetensors beside a config.json, as repositories on the Hub hold it.
+    """Folded parameters and sizes of a DAC stored as model.safetensors beside a config.json, as on the Hub.
 
-    Raises ValueError for files that are damaged or of something else.
+    Raises ValueError if the files are damaged or not a DAC.
     """
     config_path = Path(path).parent / "config.json"
     about = load_json(config_path.read_bytes(), config_path, dict[str, Any])
@@ -73,7 +73,7 @@ def read_hub_layout(path: str | Path) -> tuple[Params, CodecConfig]:
 
 
 def config_from_kwargs(kwargs: dict[str, Any], source: str | Path) -> CodecConfig:
-    """Sizes from constructor arguments; what is missing is as in the published DACVAE at 48 kHz."""
+    """Sizes from constructor arguments; missing ones default to the published DACVAE at 48 kHz."""
     sizes: dict[str, Any] = {}
     for name in _SIZES:
         if (value := kwargs.get(name)) is not None:
@@ -96,12 +96,12 @@ def _size(value: Any, name: str, source: str | Path, least: int = 1) -> int:
 
 
 def _dac_kwargs(kwargs: dict[str, Any], source: str | Path) -> dict[str, Any]:
-    """DAC's own defaults where the kwargs say nothing; `codebook_dim` may be a list of one number for each codebook."""
+    """The kwargs with DAC's defaults filled in; `codebook_dim` may be a list with one number per codebook."""
     sizes = _DAC | {name: value for name, value in kwargs.items() if value is not None}
     dims = sizes["codebook_dim"]
     if isinstance(dims, list | tuple):
         if not dims or any(dim != dims[0] for dim in dims):
-            raise ValueError(f"{source}: codebook_dim differs between codebooks: one number for all is read")
+            raise ValueError(f"{source}: codebook_dim differs between codebooks, which is not supported")
         sizes["codebook_dim"] = dims[0]
     if "latent_dim" not in sizes:
         rates = sizes["encoder_rates"]
@@ -111,7 +111,7 @@ def _dac_kwargs(kwargs: dict[str, Any], source: str | Path) -> dict[str, Any]:
 
 
 def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors under descript-audio-codec's own names: without a prefix, and not as transformers names them."""
+    """The tensors under descript-audio-codec's own names, without prefix and converted from transformers' names."""
     state = {
         re.sub(r"^(dac|model)\.(?=(encoder|decoder|quantizer)\.)", "", name): value for name, value in state.items()
     }
@@ -120,7 +120,7 @@ def _renamed(state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _from_transformers(name: str, blocks: int) -> str:
-    """transformers' DacModel counts blocks from 0 and units from 1, and names layers; the original numbers modules."""
+    """Maps a name of transformers' DacModel, which names layers and counts units from 1, to the original's."""
     side, _, rest = name.partition(".")
     if side not in ("encoder", "decoder"):
         return name
@@ -139,7 +139,7 @@ def _from_transformers(name: str, blocks: int) -> str:
 
 
 def _sizes_of(state: dict[str, np.ndarray], path: str | Path) -> dict[str, Any]:
-    """Constructor arguments read off the tensors of a DAC."""
+    """Constructor arguments inferred from the tensors of a DAC."""
 
     def shape(key: str, dimensions: int = 3) -> tuple[int, ...] | None:
         names = (f"{key}.weight", f"{key}.weight_v", f"{key}.{_NEW}.original1")
@@ -153,7 +153,7 @@ def _sizes_of(state: dict[str, np.ndarray], path: str | Path) -> dict[str, Any]:
     first, last = shape("encoder.block.0"), shape("decoder.model.0")
     book = shape("quantizer.quantizers.0.codebook", 2)
     if first is None or last is None or book is None:
-        raise ValueError(f"{path}: not a codec of echotts, nor a DAC: its encoder, decoder or codebooks are missing")
+        raise ValueError(f"{path}: not an echotts codec and not a DAC: it lacks an encoder, decoder or codebooks")
     books = sum(bool(re.fullmatch(r"quantizer\.quantizers\.\d{1,4}\.codebook\.weight", name)) for name in state)
     return {
         "encoder_dim": first[0],
@@ -168,7 +168,7 @@ def _sizes_of(state: dict[str, np.ndarray], path: str | Path) -> dict[str, Any]:
 
 
 class Tensors:
-    """The tensors of a file, each held against the shape it must have (PyTorch's layouts)."""
+    """The tensors of a file; each is checked against its expected shape (PyTorch's layouts) when it is taken."""
 
     def __init__(self, state: dict[Any, Any], path: str | Path) -> None:
         self._path = path
@@ -180,16 +180,16 @@ class Tensors:
 
     def take(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
         if key not in self._left:
-            raise ValueError(f"{self._path}: tensor {key} is missing: of another codec, or cut down")
+            raise ValueError(f"{self._path}: tensor {key} is missing: the file is incomplete or of another codec")
         tensor = self._left.pop(key)
         if tensor.shape != shape:
-            raise ValueError(f"{self._path}: tensor {key} has shape {tensor.shape}, its kwargs make it {shape}")
+            raise ValueError(f"{self._path}: tensor {key} has shape {tensor.shape}, but the sizes require {shape}")
         if tensor.dtype.kind in "cb" or not np.isfinite(tensor).all():
             raise ValueError(f"{self._path}: tensor {key} is not made of finite numbers")
         return tensor.astype(np.float32)
 
     def weight(self, key: str, shape: tuple[int, ...]) -> np.ndarray:
-        """A kernel in PyTorch's layout, folded if it is weight-normed in the old or the new way."""
+        """A kernel in PyTorch's layout, folded if it is weight-normed (old or new parametrization)."""
         gain_shape = (shape[0], *(1 for _ in shape[1:]))
         for gain, direction in (("weight_g", "weight_v"), (f"{_NEW}.original0", f"{_NEW}.original1")):
             if f"{key}.{direction}" in self._left:
@@ -237,10 +237,10 @@ _NEW = "parametrizations.weight"
 
 
 def fold(gain: np.ndarray, direction: np.ndarray) -> np.ndarray:
-    """gain * direction / norm, the norm over all but the first axis; the same bits on every machine.
+    """gain * direction / norm, with the norm over all but the first axis; bitwise reproducible on every machine.
 
-    The squares of float32 numbers are exact in float64, and they are added in a fixed order (halves onto halves), so
-    that the weights' hash does not depend on how a library orders a sum.
+    Squares of float32 numbers are exact in float64 and are added in a fixed order (pairwise halving), so the weights
+    hash does not depend on a library's order of summation.
     """
     v = direction.astype(np.float64)
     squares = np.square(v).reshape(len(v), -1)
@@ -259,7 +259,7 @@ def _params(state: dict[Any, Any], config: CodecConfig, path: str | Path) -> Par
     if not config.quantized and "decoder.wm_model.msg_processor.msg_processor.weight" in state:
         params["watermark"] = watermark_path(tensors, config)
     if tensors.unused:
-        log.warning("%s: %d tensors are not used, %s first", path, len(tensors.unused), tensors.unused[0])
+        log.warning("%s: %d tensors are unused, the first is %s", path, len(tensors.unused), tensors.unused[0])
     return params
 
 
@@ -279,7 +279,7 @@ def main_path(tensors: Tensors, config: CodecConfig) -> Params:
     encoder["head"] = tensors.conv(f"encoder.block.{last + 2}", width, config.latent_dim, 3)
 
     width = config.decoder_dim
-    numbers = (2, 3, 4) if config.quantized else (4, 5, 8)  # DACVAE's watermark has the modules between
+    numbers = (2, 3, 4) if config.quantized else (4, 5, 8)  # DACVAE's watermark has the numbers between
     decoder: Params = {"stem": tensors.conv("decoder.model.0", config.latent_dim, width, 7), "blocks": []}
     for number, stride in enumerate(config.decoder_rates, 1):
         key = f"decoder.model.{number}.block"
@@ -311,7 +311,7 @@ def _bottleneck(tensors: Tensors, config: CodecConfig) -> Params:
 
 
 def watermark_path(tensors: Tensors, config: CodecConfig) -> Params:
-    """The watermark's sizes are not in kwargs: they are those of the published model."""
+    """Reads the watermark. Its sizes are not in kwargs; they are those of the published model."""
     head, tail = "decoder.wm_model.encoder_block", "decoder.wm_model.decoder_block"
     inner, message = CHANNELS[-1], 128
     blocks = len(config.decoder_rates)

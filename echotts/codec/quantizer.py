@@ -1,6 +1,6 @@
 """DAC's bottleneck: residual vector quantization (arXiv 2107.03312) with factorized, l2-normalised codes (2110.04627).
 
-Each stage projects what the stages before left over into a few channels, takes the codebook vector of the nearest
+Each stage projects the residual of the previous stages to a few channels, selects the codebook vector with the nearest
 direction, and subtracts that vector, projected back. Layout of a stage: {"in": 1x1 convolution, "codebook": (size,
 channels), "out": 1x1 convolution}; params["bottleneck"]["quantizers"] is the list of stages.
 """
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from echotts.codec.layers import Params
 
-_TINY = 1e-12  # the norm is clamped here, as torch.nn.functional.normalize clamps it
+_TINY = 1e-12  # lower bound of the norm, as in torch.nn.functional.normalize
 
 
 class Quantized(NamedTuple):
-    """What training needs of the quantizer. The losses are means over the batch, summed over the stages."""
+    """Quantizer outputs for training. The losses are means over the batch, summed over the stages."""
 
     embeddings: Float[Array, "b t d"]
     codes: Int[Array, "b q t"]
@@ -28,7 +28,7 @@ class Quantized(NamedTuple):
 def quantize(
     params: Params, features: Float[Array, "b t d"], n_quantizers: int | None = None
 ) -> tuple[Float[Array, "b t d"], Int[Array, "b q t"]]:
-    """Sum of the quantized vectors, and codes, by the first `n_quantizers` codebooks (all unless given)."""
+    """Sum of the quantized vectors, and the codes, from the first `n_quantizers` codebooks (default: all)."""
 
     def stage(carry: tuple[Array, Array], stage_params: Params) -> tuple[tuple[Array, Array], Array]:
         total, residual = carry
@@ -42,7 +42,7 @@ def quantize(
 
 
 def embed(params: Params, codes: Int[Array, "b q t"]) -> Float[Array, "b t d"]:
-    """Sum of the vectors that the codes stand for; q may be less than the number of codebooks."""
+    """Sum of the codebook vectors that the codes select; q may be less than the number of codebooks."""
 
     def stage(total: Array, inputs: tuple[Params, Array]) -> tuple[Array, None]:
         stage_params, stage_codes = inputs
@@ -57,11 +57,11 @@ def embed(params: Params, codes: Int[Array, "b q t"]) -> Float[Array, "b t d"]:
 def quantize_for_training(
     params: Params, features: Float[Array, "b t d"], key: PRNGKeyArray, dropout: float = 0.5
 ) -> Quantized:
-    """Quantizes with straight-through gradients, quantizer dropout, and the losses of DAC's training.
+    """Quantizes with straight-through gradients and quantizer dropout; returns the losses of DAC's training as well.
 
-    The first `dropout` share of the batch is quantized by the first n codebooks only, n uniform in 1..n_codebooks.
-    The commitment loss pulls features to their codebook vectors, the codebook loss the vectors to the features: mean
-    squares over channels and time in the codebook's space, without the stages that a row drops.
+    The first `dropout` fraction of the batch uses only the first n codebooks, with n uniform in 1..n_codebooks.
+    The commitment loss pulls features towards their codebook vectors, the codebook loss pulls vectors towards the
+    features. Both are mean squares over channels and time in the codebook's space, without the stages a row drops.
     """
     stages = _stages(params, None)
     batch, count = features.shape[0], stages["codebook"].shape[0]
@@ -87,7 +87,7 @@ def quantize_for_training(
 
 
 def nearest(projected: Float[Array, "b t k"], codebook: Float[Array, "s k"]) -> Int[Array, "b t"]:
-    """Index of the codebook vector whose direction is nearest; the first where several are."""
+    """Index of the codebook vector with the nearest direction; the first one on a tie."""
     return jnp.argmax(_unit(projected) @ _unit(codebook).T, axis=-1)
 
 
@@ -100,5 +100,5 @@ def _project(x: Float[Array, "b t i"], params: Params) -> Float[Array, "b t o"]:
 
 
 def _stages(params: Params, count: int | None) -> Params:
-    """The first `count` stages stacked, to be scanned over."""
+    """The first `count` stages, stacked for a scan."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *params["bottleneck"]["quantizers"][:count])

@@ -1,73 +1,69 @@
-"""Where codecs are found: the built-in one, files and folders, the local cache, the Hugging Face Hub.
+"""Finding codecs: the built-in one, files and folders, the local cache, the Hugging Face Hub.
 
-Checkpoints and data sets name a codec by id and weights hash (`find_codec`); people name one by `load_codec`'s spec.
+Checkpoints and datasets identify a codec by id and weights hash (`find_codec`); users give a spec (`load_codec`).
 """
 
 import contextlib
 import logging
-import re
 import zipfile
 from pathlib import Path
 
 from echotts.codec.codec import Codec
+from echotts.codec.location import BUILT_IN, HUB_ID, locate_codec
 from echotts.codec.published import read_hub_layout, read_published
 from echotts.codec.weights import is_own_format, read_codec
-from echotts.files import ASSETS, cache_root
+from echotts.files import cache_root
+from echotts.rundir.layout import CHECKPOINTS, STEP
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
-NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # in a folder, best first
-_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # tried in this order
 
 
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
-    """The codec that `spec` names: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
+    """Loads the codec named by `spec`: a built-in one, a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    DACVAE and DAC are told apart by the file. A Hub id is ORG/NAME or ORG/NAME@REVISION, such as descript/dac_44khz,
-    hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; the files are kept in the Hub's own cache. The
-    codec's id is the spec for built-in and Hub codecs, what the header says for .safetensors, the file's stem for
-    .pth. Raises FileNotFoundError where there is no such thing, ValueError for a file that is damaged, hostile or of
-    another codec.
+    DACVAE and DAC are told apart by the file's contents. A codec training's run directory, or one of its step_*
+    folders, gives the EMA weights of its newest checkpoint. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
+    descript/dac_44khz, hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; files are kept in the Hub's
+    own cache. The codec id is the spec for built-in and Hub codecs, the id in the header for .safetensors, and the
+    file's stem for .pth. Raises FileNotFoundError if nothing matches, ValueError if the file is damaged, hostile or not
+    a supported codec.
     """
-    if spec in BUILT_IN:
-        return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _load_file(_in_folder(path), window_frames)
-    if path.exists():
-        return _load_file(path, window_frames)
-    match = _HUB_ID.fullmatch(str(spec))
-    if not match or path.suffix in (".pth", ".pt", ".safetensors"):
-        raise FileNotFoundError(
-            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'demo'"
-        )
-    repository, revision = match.groups()
-    return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+    found = locate_codec(spec)
+    if isinstance(found, tuple):
+        repository, revision = found
+        return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+    if found.is_dir() and ((found / CHECKPOINTS).is_dir() or STEP.fullmatch(found.name)):
+        from echotts.codec.training.checkpointed import read_run
+
+        return Codec(*read_run(found), found.resolve().name, window_frames)
+    codec_id = str(spec) if spec in BUILT_IN else None
+    return _load_file(_in_folder(found) if found.is_dir() else found, window_frames, codec_id)
 
 
 def find_codec(
     codec_id: str | None, weights_hash: str | None, override: str | Path | None = None, window_frames: int | None = None
 ) -> Codec:
-    """The codec that a checkpoint or data set was made with, found by the hash of its weights.
+    """Finds the codec that a checkpoint or dataset was made with, and verifies it by the hash of its weights.
 
-    Looked for among the built-in ones, in the local cache and, if the id is a Hub id, on the Hub; another one is
-    refused. `override` names one to use whatever its hash: a differing one is logged as a warning. Raises
-    FileNotFoundError when it is nowhere, ValueError when what has its name has other weights.
+    Searches the built-in codecs, the local cache and, if the id is a Hub id, the Hub. `override` names a codec to use
+    regardless of its hash; a mismatch is logged as a warning. Raises FileNotFoundError if the codec is nowhere to be
+    found, ValueError if a codec of that name has different weights.
     """
     if override is not None:
         codec = load_codec(override, window_frames)
         if weights_hash and codec.weights_hash != weights_hash:
-            log.warning("codec %s is not the one this was made with (%s): it may sound wrong", override, codec_id)
+            log.warning("codec %s is not the recorded one (%s): output may sound wrong", override, codec_id)
         return codec
     if weights_hash and (path := cache_folder() / f"{weights_hash}.safetensors").exists():
         codec = _load_file(path, window_frames)
         if codec.weights_hash == weights_hash:
             return codec
-        raise ValueError(f"{path}: its weights are not what its name says: delete it")
+        raise ValueError(f"{path}: its weights do not match the hash in its name: delete it")
     if not codec_id:
-        raise FileNotFoundError("the codec is not named: say which with --codec")
-    if codec_id not in BUILT_IN and not _HUB_ID.fullmatch(codec_id):
+        raise FileNotFoundError("no codec is recorded: name one with --codec")
+    if codec_id not in BUILT_IN and not HUB_ID.fullmatch(codec_id):
         raise FileNotFoundError(
             f"codec {codec_id} ({_short(weights_hash)}) is neither built in nor in {cache_folder()}: name its file "
             "with --codec, or install it with `echotts codec convert FILE --install`"
@@ -75,14 +71,14 @@ def find_codec(
     codec = load_codec(codec_id, window_frames)
     if weights_hash and codec.weights_hash != weights_hash:
         raise ValueError(
-            f"codec {codec_id} has weights {_short(codec.weights_hash)}, this was made with {_short(weights_hash)}: "
-            "name the right one with --codec"
+            f"codec {codec_id} has weights {_short(codec.weights_hash)}, but {_short(weights_hash)} is required: "
+            "name the right codec with --codec"
         )
     return codec
 
 
 def cache_folder() -> Path:
-    """Codecs of this user: {weights hash}.safetensors, and folders ORG--NAME that stand for Hub ids."""
+    """The user's codec cache: {weights hash}.safetensors, and folders ORG--NAME that replace downloads from the Hub."""
     return cache_root() / "codecs"
 
 
@@ -102,11 +98,11 @@ def _load_file(path: Path, window_frames: int | None, codec_id: str | None = Non
 def _in_folder(folder: Path) -> Path:
     if name := _choose([path.name for path in folder.iterdir() if path.is_file()]):
         return folder / name
-    raise FileNotFoundError(f"{folder}: no codec in this folder: it needs a codec.safetensors or a weights.pth")
+    raise FileNotFoundError(f"{folder}: no codec in this folder: add a codec.safetensors or a weights.pth")
 
 
 def _choose(names: list[str]) -> str | None:
-    """The codec among file names: a usual name, or the only file of a usual kind."""
+    """The codec among these file names: one with a known name, or the only file with a known suffix."""
     for name in NAMES:
         if name in names:
             return name
@@ -118,9 +114,9 @@ def _choose(names: list[str]) -> str | None:
 
 
 def _from_hub(repository: str, revision: str | None) -> Path:
-    """The codec's file in the Hub's cache, fetched if needed; without a connection, what the cache has.
+    """The codec's file in the Hub's cache, downloaded if needed; without a connection, the cached one.
 
-    A folder ORG--NAME in `cache_folder` comes first: where the Hub is out of reach, the file is put there by hand.
+    A folder ORG--NAME in `cache_folder` takes precedence: without access to the Hub, a user can put the file there.
     """
     by_hand = cache_folder() / repository.replace("/", "--")
     if by_hand.is_dir():
@@ -133,23 +129,23 @@ def _from_hub(repository: str, revision: str | None) -> Path:
 
     failure: Exception | None = None
     for name in NAMES:
-        offline = isinstance(failure, LocalEntryNotFoundError)  # found out once: it takes many seconds
+        offline = isinstance(failure, LocalEntryNotFoundError)  # tried once: failing takes many seconds
         try:
             path = download(name, offline)
             if path.suffix == ".safetensors" and not is_own_format(path):
                 with contextlib.suppress(EntryNotFoundError):
-                    download("config.json", offline)  # beside it, for its sample rate
+                    download("config.json", offline)  # config.json holds the sample rate
             return path
-        except LocalEntryNotFoundError as error:  # the Hub is out of reach, and this name is not in the cache
+        except LocalEntryNotFoundError as error:  # the Hub is unreachable and this file is not cached
             failure = failure or error
         except EntryNotFoundError:
             continue
         except HfHubHTTPError as error:
             failure = error
             break
-    reason = str(failure).strip().splitlines()[0] if failure else f"it has none of {', '.join(NAMES)}"
+    reason = str(failure).strip().splitlines()[0] if failure else f"the repository has none of {', '.join(NAMES)}"
     message = (
-        f"codec {repository}: not on this machine, and the Hub did not give it ({reason}): put its weights.pth into "
+        f"codec {repository}: not cached, and the download from the Hub failed ({reason}): put its weights.pth into "
         f"{by_hand}, or name the file with --codec"
     )
     raise FileNotFoundError(message) from failure

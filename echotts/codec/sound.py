@@ -1,9 +1,11 @@
-"""Recordings of any length in pieces: read at another rate, measured, written; nothing is held whole.
+"""Recordings of any length as streams of blocks: reading with resampling, measuring loudness, writing.
 
 Arrays are (channels, samples), float32, full scale 1. Loudness: ITU-R BS.1770-4, integrated, over all channels.
 """
 
 import logging
+import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,33 +25,33 @@ log = logging.getLogger(__name__)
 
 Block = Float[np.ndarray, "c n"]
 
-SILENT_LUFS = -70.0  # BS.1770's absolute gate: quieter sound has no loudness
+SILENT_LUFS = -70.0  # BS.1770's absolute gate: quieter blocks do not count
 _LARGEST_WAV_BYTES = 4_000_000_000
-_CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 1.41, 1.41)  # left, right, centre, surrounds; further channels count once
+_CHANNEL_WEIGHTS = (1.0, 1.0, 1.0, 1.41, 1.41)  # left, right, centre, surrounds; further channels have weight 1
 
 
 class SoundFile:
-    """A recording on disk that is read in blocks, at its own rate or another one.
+    """A recording on disk, read in blocks at its own rate or resampled.
 
-    Raises FileNotFoundError and ValueError as audio.read_audio does; any length is read.
+    Raises FileNotFoundError and ValueError like audio.read_audio, but accepts any length.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._sound = open_recording(self.path)
         self.sample_rate, self.channels = self._sound.rate, self._sound.channels
-        self.samples = self._sound.frames  # of a channel, by the header; None where it does not say, exact once read
+        self.samples = self._sound.frames  # per channel, from the header; None if unknown; exact once read
 
     def blocks(self, rate: int | None = None) -> Iterator[Block]:
-        """All of it, about a second at a time, at `rate` Hz (its own unless given).
+        """The whole recording in blocks of about a second, at `rate` Hz (default: its own rate).
 
-        Raises ValueError where it is empty, breaks off or has values that are not finite.
+        Raises ValueError if it is empty, truncated or contains values that are not finite.
         """
         resampler = Resampler(self.sample_rate, rate or self.sample_rate, self.channels)
         count = 0
         for block in self._sound.blocks():
             if bad := int(np.count_nonzero(~np.isfinite(block).all(axis=1))):
-                raise ValueError(f"{self.path}: {bad} samples from {count} on are not finite (NaN or infinite)")
+                raise ValueError(f"{self.path}: {bad} samples from sample {count} on are not finite (NaN or infinite)")
             count += len(block)
             yield resampler.push(block.T)
         check_whole(self._sound, str(self.path), count)
@@ -60,7 +62,7 @@ class SoundFile:
 
 
 class Resampler:
-    """Band-limited conversion of blocks; what `push` and `finish` give is the whole, converted."""
+    """Band-limited resampling of a stream of blocks; the concatenated outputs are the resampled signal."""
 
     def __init__(self, rate: int, new_rate: int, channels: int) -> None:
         self._channels = channels
@@ -76,14 +78,14 @@ class Resampler:
 
 
 class LoudnessMeter:
-    """Integrated loudness (BS.1770-4) and peak of blocks. Sound under 0.4 s is measured as if it were repeated."""
+    """Integrated loudness (BS.1770-4) and peak of a stream of blocks. Audio under 0.4 s is measured as if repeated."""
 
     def __init__(self, rate: int, channels: int) -> None:
         self._filters = _k_weighting(rate)
         self._states = [np.zeros((channels, 2)) for _ in self._filters]
         self._step = round(0.1 * rate)  # gating blocks of 0.4 s overlap by three quarters
         self._pending = np.zeros((channels, 0))
-        self._powers: list[np.ndarray] = []  # of each channel in each step
+        self._powers: list[np.ndarray] = []  # per channel and step
         self._first = np.zeros((channels, 0), np.float32)
         self.peak = 0.0
 
@@ -103,7 +105,7 @@ class LoudnessMeter:
         self._pending = weighted[:, steps * self._step :]
 
     def loudness(self) -> float:
-        """LUFS; SILENT_LUFS where nothing is above the absolute gate."""
+        """Integrated loudness in LUFS; SILENT_LUFS if nothing is above the absolute gate."""
         powers = np.concatenate(self._powers, axis=1) if self._powers else np.zeros((1, 0))
         if powers.shape[1] < 4:
             return self._of_short_sound()
@@ -125,6 +127,37 @@ class LoudnessMeter:
         return meter.loudness()
 
 
+def measured_loudness(blocks: Iterator[Block], rate: int, channels: int) -> LoudnessMeter:
+    """A meter that has measured all blocks."""
+    meter = LoudnessMeter(rate, channels)
+    for block in blocks:
+        meter.push(block)
+    return meter
+
+
+class Spool:
+    """Arrays (c, n, ...) that differ only in n, collected on disk and read back concatenated."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  stays open as long as the array is used
+        self._like: np.ndarray | None = None
+        self.count = 0
+
+    def append(self, piece: np.ndarray) -> None:
+        self._like, self.count = piece[:, :0], self.count + piece.shape[1]
+        self._file.write(np.ascontiguousarray(piece.swapaxes(0, 1)).data)
+
+    def array(self) -> np.ndarray:
+        """The concatenated array, memory-mapped."""
+        if self._like is None:
+            raise ValueError("nothing was collected")
+        shape = (self.count, len(self._like), *self._like.shape[2:])
+        if not math.prod(shape):
+            return self._like
+        self._file.flush()
+        return np.memmap(self._file, self._like.dtype, "r", shape=shape).swapaxes(0, 1)
+
+
 def write_sound(
     path: str | Path,
     blocks: Iterable[Block],
@@ -133,22 +166,28 @@ def write_sound(
     expected: int = 0,
     mp3_rate: int = MP3_RATE_KBPS,
 ) -> int:
-    """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, samples beyond full scale cut; gives the samples written.
+    """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, clipped at full scale; returns the number of samples.
 
-    The file appears whole or not at all. A .wav of which more than 4 GB are `expected` (samples of a channel) is
-    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3, kbit/s.
-    Raises ValueError for an unknown suffix, for no samples, or a rate or number of channels the format cannot hold.
+    The file appears only once it is complete. A .wav with an `expected` size (samples per channel) above 4 GB is
+    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3 in kbit/s.
+    Raises ValueError for an unknown suffix, no samples, or a rate or number of channels the format cannot hold.
     """
     path = check_suffix(path)
-    options: dict[str, Any] = FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = dict(FORMATS[path.suffix.lower()])
     if path.suffix.lower() == ".mp3":
         options = options | {"compression_level": mp3_level(mp3_rate, rate)}
     if path.suffix.lower() == ".wav" and 2 * channels * expected > _LARGEST_WAV_BYTES:
         options = options | {"format": "RF64"}
     written, peak = 0, 0.0
-    with atomic_write(path) as temporary:
+    options |= {"samplerate": rate, "channels": channels, "closefd": False}
+    with atomic_write(path) as temporary, temporary.open("wb") as opened:
         try:
-            with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=channels, **options) as file:
+            file = soundfile.SoundFile(opened.fileno(), "w", **options)
+        except soundfile.SoundFileError as error:
+            what = f"{rate} Hz, {channels} channels"
+            raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
+        try:
+            with file:
                 for block in blocks:
                     for start in range(0, block.shape[1], BLOCK_FRAMES):
                         part = block[:, start : start + BLOCK_FRAMES]
@@ -156,12 +195,11 @@ def write_sound(
                         file.write(np.clip(part, -1.0, 1.0).T)
                         written += part.shape[1]
         except soundfile.SoundFileError as error:
-            what = f"{rate} Hz, {channels} channels"
-            raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
+            raise OSError(f"{path}: cannot be written ({str(error).strip()}): is the disk full?") from error
         if not written:
             raise ValueError(f"{path}: there are no samples to write")
     if peak > 1.0:
-        log.warning("%s: the peak is %.2f and is cut at 1", path, peak)
+        log.warning("%s: clipped at 1, the peak is %.2f", path, peak)
     return written
 
 
@@ -170,7 +208,7 @@ def _lufs(power: Any) -> Any:
 
 
 def _k_weighting(rate: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The two filters of BS.1770 at any rate: a high shelf of 4 dB at 1.5 kHz, a high pass at 38 Hz (as pyloudnorm)."""
+    """The two filters of BS.1770 at any rate (as in pyloudnorm): a 4 dB high shelf at 1.5 kHz, a high pass at 38 Hz."""
     filters = []
     for gain_db, quality, frequency, shelf in ((4.0, 0.5**0.5, 1500.0, True), (0.0, 0.5, 38.0, False)):
         amplitude = 10.0 ** (gain_db / 40.0)

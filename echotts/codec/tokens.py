@@ -1,8 +1,8 @@
-"""Encoded recordings as files: .npz and .safetensors for both families, .dac as descript-audio-codec writes it.
+"""Files of encoded recordings: .npz and .safetensors for both families, .dac as descript-audio-codec writes it.
 
-.npz and .safetensors hold "codes" (channels, codebooks, frames) as uint16, or "latents" (channels, frames, values) as
-float32, and what is needed to restore the recording: `Encoded`'s other fields, in .npz as arrays of no dimensions,
-in .safetensors in the header. `.dac` is a NumPy file of one pickled dictionary; pickles are read as data only.
+.npz and .safetensors hold "codes" (channels, codebooks, frames) as uint16 or "latents" (channels, frames, values) as
+float32, and what is needed to restore the recording: the other fields of `Encoded`, as 0-d arrays in .npz and in the
+header in .safetensors. `.dac` is a NumPy file with one pickled dictionary; the pickle is read as data only.
 """
 
 import tokenize
@@ -21,7 +21,7 @@ from echotts.files import atomic_write
 from echotts.pickles import read_npy_pickle
 
 TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
-MOST_PACKED = 8  # how far an .npz may be compressed; codes and latents hardly are
+MOST_PACKED = 8  # maximum compression ratio of an .npz; codes and latents hardly compress
 _DAC_VERSION = "1.0.0"
 _DAMAGED = (
     ValueError,
@@ -30,7 +30,7 @@ _DAMAGED = (
     OSError,
     MemoryError,
     SyntaxError,
-    tokenize.TokenError,  # NumPy's reader of headers
+    tokenize.TokenError,  # raised by NumPy's header parser
     KeyError,
     zipfile.BadZipFile,
     NotImplementedError,
@@ -40,23 +40,23 @@ _DAMAGED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """A recording as a codec's tokens, with what brings it back as it was. Rows of `tokens` are its channels.
+    """A recording as codec tokens, with what is needed to restore it. Rows of `tokens` are its channels.
 
-    Raises ValueError where a number is impossible.
+    Raises ValueError for values out of range.
     """
 
     tokens: np.ndarray
-    """Codes (c, q, t) of whole numbers, or latents (c, t, values) of floats."""
+    """Integer codes (c, q, t), or float latents (c, t, values)."""
     sample_rate: int | None = None
-    """Hz, of the recording; None: the codec's."""
+    """Of the recording, in Hz; None: the codec's rate."""
     original_length: int | None = None
-    """Samples of a channel at that rate; None: all that is decoded."""
+    """Samples per channel at that rate; None: keep everything decoded."""
     loudness_lufs: float | None = None
-    """To which the decoded sound is brought; None: its level is left as it is."""
+    """Level to restore after decoding; None: leave the level unchanged."""
     codec_id: str | None = None
     weights_hash: str | None = None
     chunk_length: int | None = None
-    """Frames that descript-audio-codec encoded at a time without padding; None: the whole, as here."""
+    """Frames per chunk that descript-audio-codec encoded without padding; None: encoded as a whole, as echotts does."""
 
     def __post_init__(self) -> None:
         codes = self.tokens.dtype.kind in "iu"
@@ -69,9 +69,9 @@ class Encoded:
         for name, largest in limits.items():
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and 0 < value <= largest):
-                raise ValueError(f"{name} must be a whole number from 1 to {largest}, not {value!r}")
+                raise ValueError(f"{name} must be an integer from 1 to {largest}, not {value!r}")
         if not all(isinstance(name, str | None) for name in (self.codec_id, self.weights_hash)):
-            raise ValueError("codec_id and weights_hash must be texts")
+            raise ValueError("codec_id and weights_hash must be strings")
         if self.loudness_lufs is not None and not -200 < self.loudness_lufs < 100:
             raise ValueError(f"loudness_lufs {self.loudness_lufs} must be in -200..100")
 
@@ -85,7 +85,7 @@ class Encoded:
 
 
 def save_encoded(path: str | Path, encoded: Encoded) -> None:
-    """Writes .npz, .safetensors or .dac; the file appears whole or not at all. ValueError for another suffix."""
+    """Writes .npz, .safetensors or .dac; the file appears only once it is complete. ValueError for another suffix."""
     path = check_token_path(path, encoded.are_codes)
     key, dtype = ("codes", np.uint16) if encoded.are_codes else ("latents", np.float32)
     tokens = encoded.tokens.astype(dtype, copy=False)
@@ -104,7 +104,7 @@ def save_encoded(path: str | Path, encoded: Encoded) -> None:
 
 
 def load_encoded(path: str | Path) -> Encoded:
-    """What `save_encoded` or descript-audio-codec wrote. Raises FileNotFoundError, and ValueError in one line."""
+    """Reads a file of `save_encoded` or descript-audio-codec. Raises FileNotFoundError, or ValueError if damaged."""
     path = check_token_path(path, codes=True)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -119,12 +119,12 @@ def load_encoded(path: str | Path) -> Encoded:
 
 
 def check_token_path(path: str | Path, codes: bool) -> Path:
-    """The path if its suffix is one of tokens."""
+    """The path, if its suffix is that of a token file; ValueError otherwise."""
     path = Path(path)
     if path.suffix not in TOKEN_SUFFIXES:
-        raise ValueError(f"{path}: unknown suffix {path.suffix!r}: tokens are {', '.join(TOKEN_SUFFIXES)}")
+        raise ValueError(f"{path}: unknown suffix {path.suffix!r}: use one of {', '.join(TOKEN_SUFFIXES)}")
     if path.suffix == ".dac" and not codes:
-        raise ValueError(f"{path}: .dac holds codes of DAC only: write latents as .npz or .safetensors")
+        raise ValueError(f"{path}: .dac holds DAC codes only: write latents as .npz or .safetensors")
     return path
 
 
@@ -139,7 +139,7 @@ def _load_npz(path: Path) -> Encoded:
             raise ValueError(f"it unpacks to {unpacked} bytes, more than {MOST_PACKED} times its size")
     with np.load(path, allow_pickle=False) as file:
         if not isinstance(file, np.lib.npyio.NpzFile):
-            raise ValueError("no zip of arrays")
+            raise ValueError("not a zip of arrays")
         key = _token_key(file.files)
         about = {name: file[name].item() for name in file.files if name in _FIELDS and file[name].ndim == 0}
         return Encoded(tokens=_finite(file[key]), **about)
@@ -177,7 +177,7 @@ def _finite(tokens: np.ndarray) -> np.ndarray:
 
 
 def _dac_contents(encoded: Encoded, codes: np.ndarray) -> dict[str, Any]:
-    """What descript-audio-codec's DACFile stores; "padding" means that the whole was encoded at once."""
+    """The dictionary of descript-audio-codec's DACFile; "padding" means that the recording was encoded as a whole."""
     if encoded.sample_rate is None or encoded.original_length is None:
         raise ValueError("a .dac file needs the recording's sample_rate and original_length: give them, or write .npz")
     return {
@@ -199,12 +199,12 @@ def _load_dac(path: Path) -> Encoded:
     metadata = contents.get("metadata") if isinstance(contents, dict) else None
     codes = contents.get("codes") if isinstance(metadata, dict) else None
     if not isinstance(codes, np.ndarray) or not isinstance(metadata, dict):
-        raise ValueError("it has no codes and metadata")
+        raise ValueError("it lacks codes or metadata")
     if metadata.get("dac_version") != _DAC_VERSION:
-        raise ValueError(f"dac_version {metadata.get('dac_version')!r}, only {_DAC_VERSION} is known")
+        raise ValueError(f"dac_version {metadata.get('dac_version')!r}, only {_DAC_VERSION} is supported")
     channels = metadata["channels"]
     if channels != len(codes):
-        raise ValueError(f"it says {channels} channels, and its codes are of {len(codes)}")
+        raise ValueError(f"the metadata gives {channels} channels, the codes have {len(codes)}")
     return Encoded(
         tokens=codes,
         sample_rate=index(metadata["sample_rate"]),

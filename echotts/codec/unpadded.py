@@ -1,7 +1,8 @@
 """DAC without padding, as descript-audio-codec runs it over the chunks of a long recording.
 
-Every layer answers where its kernel lies inside of its input, so audio is shorter than its frames; chunks are decoded
-one by one and joined. Only .dac files of that package are read this way: here a recording is encoded whole.
+Every layer computes only outputs whose kernel lies fully inside the input, so the audio is shorter than its frames.
+Chunks are decoded separately and concatenated. This is used only for .dac files of that package; echotts encodes a
+recording as a whole.
 """
 
 from functools import partial
@@ -18,7 +19,7 @@ from echotts.codec.quantizer import embed
 
 
 class _Unpadded:
-    """layers.py with the names and arguments that a decoder uses."""
+    """The layers of layers.py that a decoder uses, with the same names and arguments."""
 
     @staticmethod
     def conv(x: Float[Array, "b t i"], params: Params, dilation: int = 1) -> Float[Array, "b u o"]:
@@ -26,7 +27,7 @@ class _Unpadded:
 
     @staticmethod
     def upsample(x: Float[Array, "b t i"], params: Params, stride: int, trim: int) -> Float[Array, "b u o"]:
-        del trim  # nothing is cut: (t + 1) * stride samples
+        del trim  # the output is not cropped: (t + 1) * stride samples
         return layers.upsample_pairs(jnp.pad(x, ((0, 0), (1, 1), (0, 0))), params, stride)
 
     @classmethod
@@ -47,7 +48,7 @@ def _decode(params: Params, config: CodecConfig, codes: Int[Array, "b q t"]) -> 
 
 
 def decode_chunk(params: Params, config: CodecConfig, codes: Int[Any, "b q t"]) -> Float[Array, "b n"]:
-    """Audio of one chunk. ValueError where it is too short for the kernels."""
+    """Audio of one chunk. ValueError if it is too short for the kernels."""
     samples = codes.shape[2] - 6
     for stride in config.decoder_rates:
         samples = (samples + 1) * stride - 6 * sum(layers.DILATIONS)

@@ -1,8 +1,8 @@
-"""DACVAE's watermark: a 16-bit message laid under clean audio (facebookresearch/dacvae, AudioSeal's layers).
+"""DACVAE's watermark: embeds a 16-bit message in clean audio (facebookresearch/dacvae, with AudioSeal's layers).
 
-Everything in it is causal and works on blocks of 320 samples (the product of its rates), so it runs over the clean
-audio window by window: convolutions and LSTMs remember the window before, and the result equals the whole.
-Parameters: see `init_watermark`. Strides are read off the kernels, which are twice as wide.
+The whole network is causal and works on blocks of 320 samples (the product of its rates), so it runs over the clean
+audio window by window: convolutions and LSTMs carry state from the previous window, and the result equals a single
+pass. Parameters: see `init_watermark`. Strides are half the kernel widths.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from echotts.codec.chunking import Memory, Past, Stream
+from echotts.codec.chunking import Carry, Past, Stream
 from echotts.codec.layers import Params, conv, downsample_pairs, upsample_pairs
 
 MESSAGE_BITS = 16
@@ -25,17 +25,17 @@ RATES = (2, 4, 5, 8)
 
 
 class WatermarkStream:
-    """Lays a message (bits 0 or 1 for each row) under clean audio that comes in pieces; see chunking.Stream.
+    """Embeds a message (bits 0 or 1 for each row) in clean audio that arrives in pieces; see chunking.Stream.
 
-    Audio leaves in whole blocks (see `block_length`), not clipped to -1..1. `widths` are of windows, in blocks.
+    Audio is returned in whole blocks (see `block_length`), not clipped to -1..1. `widths` are window widths in blocks.
     """
 
     def __init__(self, params: Params, message: Int[np.ndarray, "b bits"], widths: Sequence[int]) -> None:
         block = block_length(params)
 
-        def step(audio: Any, memory: Memory, before: Any, left: Any) -> tuple[tuple[Array, ...], Memory]:
-            marked, memory = _mark_window(params, audio, message, memory)
-            return (marked,), memory
+        def step(audio: Any, carry: Carry, before: Any, left: Any) -> tuple[tuple[Array, ...], Carry]:
+            marked, carry = _mark_window(params, audio, message, carry)
+            return (marked,), carry
 
         shapes = jax.eval_shape(partial(_first_window, width=block), params, message)
         self._stream = Stream(
@@ -56,7 +56,7 @@ class WatermarkStream:
         return self._stream.push(audio)[0]
 
     def finish(self) -> Float[np.ndarray, "b n"]:
-        """The rest; a last block that is not whole is filled with zeros for the network and cut again."""
+        """The remaining audio; an incomplete last block is zero-padded for the network and cropped again."""
         missing = -self._samples % self._block
         (first,) = self._stream.push(np.zeros((len(self._message), missing), np.float32))
         marked = np.concatenate([first, *self._stream.finish()], axis=1)
@@ -64,12 +64,12 @@ class WatermarkStream:
 
 
 def block_length(params: Params) -> int:
-    """Samples that one step of the LSTMs stands for."""
+    """Samples per LSTM step."""
     return math.prod(block["down"]["kernel"].shape[0] // 2 for block in params["down"])
 
 
 def mark(params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], past: Past) -> Float[Array, "b n"]:
-    """One window; n must be a multiple of the block length."""
+    """Embeds the message in one window; n must be a multiple of the block length."""
     x = _causal(audio[:, :, None], params["stem"], past)
     for block in params["down"]:
         x = _unit(x, block["unit"], past)
@@ -77,7 +77,7 @@ def mark(params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits
         x = downsample_pairs(past.before(jax.nn.elu(x), stride), block["down"], stride)
     x = x + _lstm(x, params["lstm_in"], past)
     x = _causal(jax.nn.elu(x), params["squeeze"], past)
-    rows = 2 * jnp.arange(message.shape[1]) + message  # row 2 i + bit of the table for bit i
+    rows = 2 * jnp.arange(message.shape[1]) + message  # bit i selects row 2 i + bit of the table
     x = x + params["message"][rows].sum(axis=1)[:, None, :]
     x = _causal(x, params["expand"], past)
     x = x + _lstm(x, params["lstm_out"], past)
@@ -88,19 +88,19 @@ def mark(params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits
     return audio + STRENGTH * _causal(jax.nn.elu(x), params["head"], past)[:, :, 0]
 
 
-@partial(jax.jit, donate_argnames="memory")
+@partial(jax.jit, donate_argnames="carry")
 def _mark_window(
-    params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], memory: Memory
-) -> tuple[Float[Array, "b n"], Memory]:
-    past = Past(memory)
+    params: Params, audio: Float[Array, "b n"], message: Int[Array, "b bits"], carry: Carry
+) -> tuple[Float[Array, "b n"], Carry]:
+    past = Past(carry)
     with jax.default_matmul_precision("highest"):
-        return mark(params, audio, message, past), past.memory
+        return mark(params, audio, message, past), past.carry
 
 
-def _first_window(params: Params, message: Int[Array, "b bits"], width: int) -> Memory:
+def _first_window(params: Params, message: Int[Array, "b bits"], width: int) -> Carry:
     past = Past(None)
     mark(params, jnp.zeros((message.shape[0], width)), message, past)
-    return past.memory
+    return past.carry
 
 
 def _causal(x: Float[Array, "b t i"], params: Params, past: Past) -> Float[Array, "b t o"]:
@@ -128,7 +128,7 @@ def _lstm(x: Float[Array, "b t c"], layers: list[Params], past: Past) -> Float[A
             return (hidden, cell), hidden
 
         end, y = jax.lax.scan(step, (start[0], start[1]), jnp.moveaxis(gates, 1, 0))
-        past.memory.append(jnp.stack(end))
+        past.carry.append(jnp.stack(end))
         x = jnp.moveaxis(y, 0, 1)
     return x
 
@@ -140,7 +140,7 @@ def init_watermark(
     message_channels: int = 128,
     bits: int = MESSAGE_BITS,
 ) -> Params:
-    """Random parameters; `channels` and `rates` from the waveform inwards."""
+    """Random initial parameters; `channels` and `rates` are ordered from the waveform inwards."""
     keys = iter(jax.random.split(key, 256))
 
     def kernel(k: int, inputs: int, outputs: int, gain: float = 1.0) -> Params:

@@ -1,7 +1,7 @@
-"""A codec's weights as safetensors with the sizes in the header, and their hash.
+"""A codec's weights as a safetensors file with the sizes in its header, and their hash.
 
-Parameters are folded and named by their place in the tree, "decoder.blocks.0.up.kernel". float16 may be stored;
-what is loaded, used and hashed is float32.
+Parameters are folded and named by their path in the tree, for example "decoder.blocks.0.up.kernel". They may be stored
+as float16; they are loaded, used and hashed as float32.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ def save_codec(
     codec_id: str,
     dtype: Literal["float32", "float16"] = "float32",
 ) -> None:
-    """Writes the folded parameters (the watermark's too, if there) under their names, sizes and id in the header."""
+    """Writes the folded parameters, including any watermark, with the sizes and the codec id in the header."""
     header = {"format": FORMAT, "kind": config.kind, "id": codec_id, "config": json.dumps(asdict(config))}
     tensors = {name: np.ascontiguousarray(tensor.astype(dtype)) for name, tensor in flatten(params)}
     with atomic_write(Path(path)) as temporary:
@@ -41,9 +41,9 @@ def save_codec(
 
 
 def read_codec(path: str | Path) -> tuple[Params, CodecConfig, str]:
-    """Parameters as float32 numpy arrays, sizes and id of what `save_codec` wrote.
+    """Parameters as float32 NumPy arrays, sizes and id from a file of `save_codec`.
 
-    Raises ValueError for a file that is damaged, no codec, or whose tensors are not those its sizes ask for.
+    Raises ValueError if the file is damaged, is not a codec, or its tensors do not match its sizes.
     """
     with open_tensors(path) as file:
         header = file.header
@@ -54,7 +54,7 @@ def read_codec(path: str | Path) -> tuple[Params, CodecConfig, str]:
 
 
 def hash_weights(params: Params) -> str:
-    """SHA-256 over names, shapes and float32 values in the order of the names: the same for any file they came from."""
+    """SHA-256 over names, shapes and float32 values, sorted by name: independent of the file format."""
     digest = hashlib.sha256()
     for name, tensor in sorted(flatten(params)):
         digest.update(f"{name} {tensor.shape}\n".encode())
@@ -63,7 +63,7 @@ def hash_weights(params: Params) -> str:
 
 
 def flatten(params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Dotted names and arrays of a tree of dicts and lists."""
+    """Dotted names and arrays of a tree of dicts and lists, in order."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), np.asarray(leaf)
 
@@ -89,20 +89,20 @@ def _lists(node: Any) -> Any:
 
 def _config(header: dict[str, str], path: str | Path) -> CodecConfig:
     if header.get("format") != FORMAT or header.get("kind") not in ("dacvae", "dac"):
-        raise ValueError(f"{path}: no codec of echotts: convert weights with `echotts codec convert`")
+        raise ValueError(f"{path}: not an echotts codec: convert the weights with `echotts codec convert`")
     if "config" not in header:
         raise ValueError(f"{path}: no config in the header: convert the weights again")
     kwargs = load_json(header["config"], f"{path}: config in the header", dict[str, Any])
     config = config_from_kwargs(kwargs, path)
     if config.kind != header["kind"]:
         raise ValueError(
-            f"{path}: the header says {header['kind']}, its config {config.kind}: convert the weights again"
+            f"{path}: the header names {header['kind']}, but its config is for {config.kind}: convert the weights again"
         )
     return config
 
 
 def is_own_format(path: str | Path) -> bool:
-    """Whether the header of a safetensors file says that `save_codec` wrote it; False for a damaged one."""
+    """Whether a safetensors file was written by `save_codec`, by its header; False for a damaged file."""
     try:
         with open_tensors(path) as file:
             return file.header.get("format") == FORMAT
@@ -111,30 +111,30 @@ def is_own_format(path: str | Path) -> bool:
 
 
 def _check(tensors: dict[str, np.ndarray], config: CodecConfig, path: str | Path) -> None:
-    """Every tensor that the sizes ask for, in its shape, and no other; the watermark whole or not at all."""
+    """Checks that exactly the expected tensors are present with the right shapes; the watermark is all or nothing."""
     try:
         expected = dict(_shapes(lambda: init_params(config, jax.random.key(0))))
-    except (TypeError, OverflowError) as error:  # sizes whose product is beyond what an array can have
-        raise ValueError(f"{path}: the sizes in its config are those of no codec") from error
+    except (TypeError, OverflowError) as error:  # the sizes multiply to more than an array can hold
+        raise ValueError(f"{path}: the sizes in its config are impossible") from error
     if any(name.startswith("watermark.") for name in tensors):
         expected |= {f"watermark.{name}": shape for name, shape in _watermark_shapes(tensors, path)}
     for name, shape in expected.items():
         if name not in tensors:
-            raise ValueError(f"{path}: tensor {name} is missing: fetch the file again")
+            raise ValueError(f"{path}: tensor {name} is missing: download the file again")
         if tensors[name].shape != shape:
-            raise ValueError(f"{path}: tensor {name} has shape {tensors[name].shape}, its config makes it {shape}")
+            raise ValueError(f"{path}: tensor {name} has shape {tensors[name].shape}, but its config requires {shape}")
     if more := sorted(tensors.keys() - expected.keys()):
-        raise ValueError(f"{path}: unknown tensor {more[0]}: is it a codec?")
+        raise ValueError(f"{path}: unknown tensor {more[0]}: is this a codec file?")
 
 
 def _watermark_shapes(tensors: dict[str, np.ndarray], path: str | Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Shapes of a watermark as deep as the file's: widths and rates are read off its own down-sampling kernels."""
+    """Shapes of a watermark as deep as the file's; widths and rates are inferred from its downsampling kernels."""
     kernels = []
     while (name := f"watermark.down.{len(kernels)}.down.kernel") in tensors:
         kernels.append(tensors[name].shape)
     message = tensors.get("watermark.message", np.zeros(0)).shape
     if not kernels or any(len(shape) != 3 for shape in kernels) or len(message) != 2:
-        raise ValueError(f"{path}: its watermark is incomplete: fetch the file again")
+        raise ValueError(f"{path}: its watermark is incomplete: download the file again")
     channels = (kernels[0][1], *(shape[2] for shape in kernels))
     rates = tuple(shape[0] // 2 for shape in kernels)
     make = init_watermark
@@ -147,5 +147,5 @@ def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 
 def to_device(params: Params, device: Any = None) -> Params:
-    """The tree as JAX arrays, on that device if one is given."""
+    """The tree as JAX arrays, on `device` if given."""
     return jax.device_put(params, device, may_alias=False)

@@ -1,4 +1,4 @@
-"""Encoding and decoding in windows: whole signals, batches of unequal lengths, and signals that come in pieces."""
+"""Windowed encoding and decoding of whole signals, batches of unequal lengths, and signals that arrive in pieces."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
 from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames, init_params
-from echotts.codec.chunking import Memory, Past, Pieces, Stream, Window, plan
+from echotts.codec.chunking import Carry, Past, Pieces, Stream, Window, plan
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed, quantize
 from echotts.codec.watermark import WatermarkStream, block_length
@@ -20,14 +20,14 @@ EncoderOutputs = tuple[np.ndarray, np.ndarray]
 
 
 def powers_of_two(largest: int) -> tuple[int, ...]:
-    """1, 2, 4, ... up to `largest`: window widths that make up any length in few windows."""
+    """1, 2, 4, ... up to `largest`: window widths that cover any length with few windows."""
     return tuple(1 << n for n in range(largest.bit_length()))
 
 
 class EncoderStream:
-    """Audio in as it comes, latents out as early as the receptive field allows; together they equal the whole's.
+    """Encodes audio as it arrives; latents come out as early as the receptive field allows and equal a single pass.
 
-    `push` takes (b, n) at the codec's rate, any n. `push` and `finish` give `EncoderOutputs`.
+    `push` takes (b, n) at the codec's rate, any n. `push` and `finish` return `EncoderOutputs`.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class EncoderStream:
         lengths: Sequence[int] | None = None,
     ) -> None:
         hop = config.hop_length
-        memory, delay = plan(encode_features, config, (batch, max(widths) * hop))
+        carry, delay = plan(encode_features, config, (batch, max(widths) * hop))
 
-        def step(audio: Any, memory: Memory, before: Any, left: Any) -> tuple[tuple[Array, ...], Memory]:
-            return _encode_window(params, config, audio, memory, before, left, n_quantizers)
+        def step(audio: Any, carry: Carry, before: Any, left: Any) -> tuple[tuple[Array, ...], Carry]:
+            return _encode_window(params, config, audio, carry, before, left, n_quantizers)
 
         empty = np.zeros((batch, 0, config.latent_channels), np.float32)
         no_codes = np.zeros((batch, 0, n_quantizers or config.n_codebooks), np.int32)
         self._stream = Stream(
             step,
-            memory,
+            carry,
             widths=widths,
             inputs=hop,
             outputs=1,
@@ -59,7 +59,7 @@ class EncoderStream:
             lengths=lengths,
         )
         self._config = config
-        self._tail = np.zeros((batch, 0), np.float32)  # the last samples: what the end may be filled with
+        self._tail = np.zeros((batch, 0), np.float32)  # the last samples, from which the last frame may be filled
         self._samples = 0
 
     def push(self, audio: Float[np.ndarray, "b n"]) -> EncoderOutputs:
@@ -69,7 +69,7 @@ class EncoderStream:
         return self._outputs(self._stream.push(audio))
 
     def finish(self) -> EncoderOutputs:
-        """The rest, once the last frame is filled (see `fill`)."""
+        """The remaining outputs, after filling the last frame (see `fill`)."""
         missing = -self._samples % self._config.hop_length
         first = self._stream.push(fill(self._tail, missing, reflect=not self._config.quantized))
         rest = self._stream.finish()
@@ -80,11 +80,11 @@ class EncoderStream:
 
 
 class DecoderStream:
-    """Latents in as they come, audio out as early as the receptive field allows; together they equal the whole's.
+    """Decodes latents as they arrive; audio comes out as early as the receptive field allows and equals a single pass.
 
-    `push` takes latents (b, t, c), or codes (b, q, t) of DAC, any t, and gives the samples (b, n) that are determined:
-    after each frame of DACVAE at 48 kHz all but the last 0.287 s. `finish` gives the rest. With a `message` (b, bits)
-    the watermark goes along, in whole blocks of 320 samples; its LSTMs and convolutions remember what came before.
+    `push` takes latents (b, t, c) or DAC codes (b, q, t), any t, and returns the samples (b, n) that are determined so
+    far: for DACVAE at 48 kHz, all but the last 0.287 s. `finish` returns the rest. With a `message` (b, bits) the audio
+    is watermarked in whole blocks of 320 samples; the watermark's state carries over between calls.
     """
 
     def __init__(
@@ -96,15 +96,15 @@ class DecoderStream:
         message: Int[np.ndarray, "b bits"] | None = None,
         lengths: Sequence[int] | None = None,
     ) -> None:
-        memory, delay = plan(decode_frames, config, (batch, max(widths), config.latent_channels))
+        carry, delay = plan(decode_frames, config, (batch, max(widths), config.latent_channels))
 
-        def step(latent: Any, memory: Memory, before: Any, left: Any) -> tuple[tuple[Array, ...], Memory]:
-            return _decode_window(params, config, latent, memory, before, left)
+        def step(latent: Any, carry: Carry, before: Any, left: Any) -> tuple[tuple[Array, ...], Carry]:
+            return _decode_window(params, config, latent, carry, before, left)
 
         hop = config.hop_length
         self._stream = Stream(
             step,
-            memory,
+            carry,
             widths=widths,
             inputs=1,
             outputs=hop,
@@ -140,9 +140,9 @@ def encode_windows(
     n_quantizers: int | None = None,
     lengths: Sequence[int] | None = None,
 ) -> Iterator[EncoderOutputs]:
-    """Latents of audio of any length, `frames` at a time, piece by piece; ceil(n / hop) frames in all.
+    """Latents of audio of any length, `frames` at a time, as a sequence of pieces; ceil(n / hop) frames in total.
 
-    `lengths` are the rows' own, in samples: a row's latents are what they are alone, with zeros behind.
+    `lengths` gives the length of each row in samples: a row's latents are those of encoding it alone, then zeros.
     """
     hop = config.hop_length
     rows = None
@@ -165,7 +165,7 @@ def decode_windows(
 ) -> Float[np.ndarray, "b n"]:
     """Audio of latents or codes of any length, `frames` at a time; n = config.output_samples(t).
 
-    `lengths` are the rows' own, in frames: a row's audio is what it is alone, with zeros behind.
+    `lengths` gives the length of each row in frames: a row's audio is that of decoding it alone, then zeros.
     """
     total = latent.shape[-1] if latent.dtype.kind in "iu" else latent.shape[1]
     audio = np.zeros((len(latent), config.output_samples(total)), np.float32)
@@ -180,10 +180,10 @@ def decode_windows(
 
 
 def fill(end: Float[np.ndarray, "b n"], missing: int, reflect: bool) -> Float[np.ndarray, "b m"]:
-    """What must follow audio to fill its last frame, of its last samples: DAC's zeros, or DACVAE's reflection.
+    """The samples that fill up the last frame of audio, given its end: zeros for DAC, a reflection for DACVAE.
 
-    A reflection needs more samples than it adds. Audio of half a frame or less has too few (there PyTorch raises):
-    it is followed by zeros instead.
+    A reflection needs more samples than it adds. Audio of half a frame or less has too few (PyTorch raises an error
+    then) and is followed by zeros instead.
     """
     samples = end.shape[1]
     if not reflect or missing >= samples:
@@ -192,7 +192,7 @@ def fill(end: Float[np.ndarray, "b n"], missing: int, reflect: bool) -> Float[np
 
 
 def frame_noise(key: PRNGKeyArray, batch: int, frames: int, channels: int) -> Float[np.ndarray, "b t c"]:
-    """Unit normal noise, a function of the key and the frame's number only: the same in windows as in the whole."""
+    """Unit normal noise that depends only on the key and the frame number, so it is the same for every windowing."""
     blocks = [np.asarray(_noise_block(key, start, batch, channels)) for start in range(0, frames, _NOISE_BLOCK)]
     return np.concatenate(blocks, axis=1)[:, :frames]
 
@@ -207,53 +207,53 @@ def _noise_block(key: PRNGKeyArray, start: Any, batch: int, channels: int) -> Fl
     return draw(numbers)
 
 
-@partial(jax.jit, static_argnames="config", donate_argnames="memory")
+@partial(jax.jit, static_argnames="config", donate_argnames="carry")
 def _decode_window(
-    params: Params, config: CodecConfig, latent: Array, memory: Memory, before: Any, left: Any
-) -> tuple[tuple[Float[Array, "b n"]], Memory]:
-    """`latent` is (b, t, c), or codes as (b, t, q)."""
-    past = Past(memory)
+    params: Params, config: CodecConfig, latent: Array, carry: Carry, before: Any, left: Any
+) -> tuple[tuple[Float[Array, "b n"]], Carry]:
+    """Decodes one window; `latent` is (b, t, c), or codes as (b, t, q)."""
+    past = Past(carry)
     with jax.default_matmul_precision("highest"):
         if jnp.issubdtype(latent.dtype, jnp.integer):
             latent = embed(params, latent.swapaxes(1, 2))
-        return (decode_frames(params, config, latent, Window(past, before, left)),), past.memory
+        return (decode_frames(params, config, latent, Window(past, before, left)),), past.carry
 
 
 def lower_decode_window(config: CodecConfig, frames: int, place: Any) -> tuple[Any, int]:
-    """The program that decodes one window, for the sharding of a device that may be absent, and its delay."""
+    """The lowered program that decodes one window, for a sharding whose device may be absent, and its delay."""
     shape = (1, frames, config.latent_channels)
-    memory, delay = plan(decode_frames, config, shape)
+    carry, delay = plan(decode_frames, config, shape)
     params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
     before, left = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    params, latent, memory, before, left = jax.tree.map(
+    params, latent, carry, before, left = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
-        (params, jax.ShapeDtypeStruct(shape, jnp.float32), memory, before, left),
+        (params, jax.ShapeDtypeStruct(shape, jnp.float32), carry, before, left),
     )
-    return _decode_window.lower(params, config, latent, memory, before, left), delay
+    return _decode_window.lower(params, config, latent, carry, before, left), delay
 
 
-@partial(jax.jit, static_argnames=("config", "n_quantizers"), donate_argnames="memory")
+@partial(jax.jit, static_argnames=("config", "n_quantizers"), donate_argnames="carry")
 def _encode_window(
     params: Params,
     config: CodecConfig,
     audio: Float[Array, "b n"],
-    memory: Memory,
+    carry: Carry,
     before: Any,
     left: Any,
     n_quantizers: int | None,
-) -> tuple[tuple[Array, Array], Memory]:
-    """The second output of DAC is codes as (b, t, q)."""
-    past = Past(memory)
+) -> tuple[tuple[Array, Array], Carry]:
+    """Encodes one window; for DAC the second output is the codes as (b, t, q)."""
+    past = Past(carry)
     window = Window(past, before, left)
     with jax.default_matmul_precision("highest"):
         if not config.quantized:
-            return encode_frames(params, config, audio, window), past.memory
+            return encode_frames(params, config, audio, window), past.carry
         embeddings, codes = quantize(params, encode_features(params, config, audio, window), n_quantizers)
-        return (embeddings, codes.swapaxes(1, 2)), past.memory
+        return (embeddings, codes.swapaxes(1, 2)), past.carry
 
 
 def _pushed(stream: Any, signal: np.ndarray, width: int) -> Iterator[Any]:
-    """What a stream gives for a whole signal; codes have their time last."""
+    """Yields a stream's outputs for a whole signal; the time axis of codes is the last one."""
     codes = signal.dtype.kind in "iu"
     for start in range(0, signal.shape[-1 if codes else 1], width):
         part = np.s_[start : start + width]
@@ -262,7 +262,7 @@ def _pushed(stream: Any, signal: np.ndarray, width: int) -> Iterator[Any]:
 
 
 def _silenced(piece: EncoderOutputs, ends: Sequence[int], config: CodecConfig) -> EncoderOutputs:
-    """Zeros behind each row's end."""
+    """Zeroes what follows each row's end."""
     first, second = np.array(piece[0]), np.array(piece[1])
     for row, end in enumerate(ends):
         first[row, end:] = 0
@@ -273,7 +273,7 @@ def _silenced(piece: EncoderOutputs, ends: Sequence[int], config: CodecConfig) -
 def _filled_rows(
     audio: Float[np.ndarray, "b n"], lengths: Sequence[int], config: CodecConfig
 ) -> Float[np.ndarray, "b m"]:
-    """Each row's last frame filled where the row ends, zeros behind."""
+    """The rows with each last frame filled at the row's own end, then zeros."""
     hop = config.hop_length
     filled = np.zeros((len(audio), -(-max(lengths) // hop) * hop), np.float32)
     for row, samples, length in zip(filled, audio, lengths, strict=True):

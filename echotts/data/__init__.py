@@ -1,1 +1,1 @@
-"""Shards of latents: the format, its reader, the endless stream, batches, and their preparation from recordings."""
+"""Training data: the shard format and its reader, remote shards, the sample stream, preparation from recordings."""

@@ -1,6 +1,7 @@
-"""Unused revisions in a Hugging Face cache, by the Hub's own scan and deletion: its layout is its own affair.
+"""Unused revisions in a Hugging Face cache, found and deleted with huggingface_hub, which owns the layout.
 
-Downloads that were cut off are partial files like others (`hub_partials`): the Hub's scan does not delete them.
+Interrupted downloads are handled like other partial files (`hub_partials`), because the Hub's scan does not delete
+them.
 """
 
 import contextlib
@@ -26,23 +27,23 @@ INNER = ("snapshots", "blobs", "refs")
 
 @dataclass(frozen=True)
 class Revision:
-    """One revision of a cached repository that may go."""
+    """A revision of a cached repository that may be deleted."""
 
     repo: str
     commit: str
     when: float  # last used, Unix seconds
-    size_bytes: int  # that its deletion frees
-    detached: bool  # no branch or tag points to it
+    size_bytes: int  # freed by its deletion
+    detached: bool  # no branch or tag refers to it
 
     @property
     def why(self) -> str:
-        """For people."""
+        """A description for the log."""
         days = max(time.time() - self.when, 0.0) / 86400
         return f"{'detached ' if self.detached else ''}revision of {self.repo}, unused for {days:.1f} days"
 
 
 def hub_partials(root: OpenRoot, min_age_s: float, in_use: OpenFiles) -> Iterator[Found]:
-    """Downloads below `*/blobs/` that nobody goes on with."""
+    """Abandoned downloads below `*/blobs/`."""
     for name in os.listdir(root.descriptor):
         with opened(root.descriptor, (name, "blobs")) as blobs:
             if blobs is not None:
@@ -51,7 +52,7 @@ def hub_partials(root: OpenRoot, min_age_s: float, in_use: OpenFiles) -> Iterato
 
 
 def unused_revisions(root: OpenRoot, rule: Root) -> list[Revision]:
-    """Revisions that nobody has read since `min_age`, those without a name first, then the longest unused."""
+    """Revisions not read for `min_age`: first those without a branch or tag, then the least recently used."""
     scan = _scan(root)
     before = time.time() - rule.min_age_s
     found = []
@@ -68,8 +69,8 @@ def unused_revisions(root: OpenRoot, rule: Root) -> list[Revision]:
 
 
 def remove_revision(root: OpenRoot, rule: Root, revision: Revision, in_use: OpenFiles) -> int:
-    """Deletes it and returns the bytes that freed. Raises KeptError where it is leased, open, or used since."""
-    scan = _scan(root)  # what was removed before changes what this one frees
+    """Deletes a revision and returns the bytes freed. Raises KeptError if it is leased, open, or used meanwhile."""
+    scan = _scan(root)  # earlier deletions change what this one frees
     matching = [
         (repo, known)
         for repo in scan.repos
@@ -77,15 +78,15 @@ def remove_revision(root: OpenRoot, rule: Root, revision: Revision, in_use: Open
         if repo.repo_id == revision.repo and known.commit_hash == revision.commit
     ]
     if len(matching) != 1:
-        raise KeptError("is gone")
+        raise KeptError("no longer exists")
     repo, known = matching[0]
     strategy = scan.delete_revisions(revision.commit)
     if not _is_plain(root, repo) or not _all_inside(strategy, repo) or _last_use(known) > revision.when:
-        raise KeptError("used again, or not what it was")
+        raise KeptError("was used or changed meanwhile")
     check_no_mount_below(root.descriptor, repo.repo_path.name)
     with opened(root.descriptor, (repo.repo_path.name,)) as folder:
         if folder is None or not lock_alone(folder):
-            raise KeptError("leased")
+            raise KeptError("is leased")
         for file in known.files:
             _check_blob(file.blob_path, in_use)
         strategy.execute()
@@ -93,22 +94,22 @@ def remove_revision(root: OpenRoot, rule: Root, revision: Revision, in_use: Open
 
 
 def _scan(root: OpenRoot) -> "HFCacheInfo":
-    from huggingface_hub import scan_cache_dir  # a quarter of a second, and memory, that other roots do not need
+    from huggingface_hub import scan_cache_dir  # takes 0.25 s and memory that other roots do not need
 
     about, own = os.stat(root.path, follow_symlinks=False), os.fstat(root.descriptor)
     if not os.path.samestat(about, own):
-        raise KeptError(f"{root.path} is another folder by now")
+        raise KeptError(f"{root.path} was replaced by another folder")
     return scan_cache_dir(root.path)
 
 
 def _last_use(revision: "CachedRevisionInfo") -> float:
-    """When it was downloaded, or one of its files read, as far as the filesystem notes that."""
+    """When it was downloaded or one of its files last read, as far as the file system records that."""
     read = [max(file.blob_last_accessed, file.blob_last_modified) for file in revision.files]
     return max([revision.last_modified, *read])
 
 
 def _is_plain(root: OpenRoot, repo: "CachedRepoInfo") -> bool:
-    """Whether the repository's folders are folders right there: the Hub's deletion would follow a link's path."""
+    """Whether the repository's folders are real folders: the Hub's deletion would follow symlinks."""
     with opened(root.descriptor, (repo.repo_path.name,)) as folder:
         if folder is None or repo.repo_path.parent != root.path:
             return False
@@ -120,13 +121,13 @@ def _is_plain(root: OpenRoot, repo: "CachedRepoInfo") -> bool:
 
 
 def _all_inside(strategy: object, repo: "CachedRepoInfo") -> bool:
-    """Whether a deletion touches this repository alone: a commit may be in two, and is deleted by its hash."""
-    places = [place for kind in ("repos", "snapshots", "refs", "blobs") for place in getattr(strategy, kind)]
-    return bool(places) and all(place.is_relative_to(repo.repo_path) for place in places)
+    """Whether the deletion affects only this repository: two repositories may share a commit hash."""
+    paths = [path for kind in ("repos", "snapshots", "refs", "blobs") for path in getattr(strategy, kind)]
+    return bool(paths) and all(path.is_relative_to(repo.repo_path) for path in paths)
 
 
 def _check_blob(blob: Path, in_use: OpenFiles) -> None:
-    """KeptError where a file is leased or open."""
+    """Raises KeptError if a file is leased or open."""
     try:
         descriptor = os.open(blob, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -134,6 +135,6 @@ def _check_blob(blob: Path, in_use: OpenFiles) -> None:
     try:
         about = os.fstat(descriptor)
         if (about.st_dev, about.st_ino) in in_use or not lock_alone(descriptor):
-            raise KeptError("leased or open")
+            raise KeptError("is leased or open")
     finally:
         os.close(descriptor)

@@ -1,6 +1,6 @@
 """The watchdog's lines in a run's metrics: `metrics/<hostname>.watchdog.jsonl`, beside the trainer's own.
 
-Their names are listed in rundir/metrics.py.
+The metric and event names are listed in rundir/metrics.py.
 """
 
 import json
@@ -12,12 +12,12 @@ from pathlib import Path
 
 from echotts.rundir.free_space import Space
 
-NOT_TRAINING = -1  # the process of lines that no training process wrote
+NOT_TRAINING = -1  # the process index in lines not written by a training process
 LOGGER = logging.getLogger(__name__)
 
 
 def write_event(run_dir: Path, event: str, step: int, message: str, space: Space, freed_bytes: int) -> None:
-    """One line, by one system call. A disk that is full loses the line, not the watchdog."""
+    """Appends one line with one system call. On a full disk the line is lost, and a warning is logged."""
     line = {
         "time": round(time.time(), 3),
         "step": step,
@@ -37,4 +37,4 @@ def write_event(run_dir: Path, event: str, step: int, message: str, space: Space
         finally:
             os.close(descriptor)
     except OSError as error:
-        LOGGER.warning("%s: the line is lost: %s", path, error.strerror)
+        LOGGER.warning("%s: a metrics line was lost: %s", path, error.strerror)

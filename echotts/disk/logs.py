@@ -1,16 +1,16 @@
-"""Logs that may take only so much: beyond it the oldest go; what is being written loses its beginning."""
+"""Size caps for logs: the oldest closed files are deleted first; open ones are truncated at the beginning."""
 
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from echotts.disk import scan
-from echotts.disk.candidates import Place
+from echotts.disk.candidates import Target
 
-KEPT_BYTES = 1 << 20  # of a log that is being written: its end, where what went wrong stands
+KEPT_BYTES = 1 << 20  # kept at the end of an open log, where errors are
 
 
 class Excess(NamedTuple):
-    """A log, and how to free so many bytes of it."""
+    """A log, and how to free some or all of it."""
 
     found: scan.Found
     size_bytes: int
@@ -18,16 +18,16 @@ class Excess(NamedTuple):
     remove: Callable[[], int]
 
 
-def beyond_cap(place: Place, in_use: scan.OpenFiles) -> Iterator[Excess]:
-    """What has to go for a root of logs to keep to its `max_gib`, in order.
+def beyond_cap(target: Target, in_use: scan.OpenFiles) -> Iterator[Excess]:
+    """What to delete, in order, to keep a root of logs below its `max_gib`.
 
-    Closed files go first, the oldest of them before the others; open ones, the largest first, are shortened.
+    Closed files come first, oldest first; then open ones, largest first, which are shortened.
     """
-    root, cap_bytes = place.root, int(place.rule.max_gib * 2**30)
-    reason = f"log beyond max_gib = {place.rule.max_gib:g}"
-    if place.rule.kind != "logs" or not cap_bytes:
+    root, cap_bytes = target.root, int(target.rule.max_gib * 2**30)
+    reason = f"log beyond max_gib = {target.rule.max_gib:g}"
+    if target.rule.kind != "logs" or not cap_bytes:
         return
-    every = scan.matching_files(root.descriptor, place.rule.patterns, 0.0, frozenset(), reason, reading_counts=False)
+    every = scan.matching_files(root.descriptor, target.rule.patterns, 0.0, frozenset(), reason, reading_counts=False)
     found = sorted(every)
     excess = sum(one.size_bytes for one in found) - cap_bytes
     being_written = [one for one in found if (one.device, one.inode) in in_use]
@@ -42,5 +42,5 @@ def beyond_cap(place: Place, in_use: scan.OpenFiles) -> Iterator[Excess]:
         if part <= 0:
             return
         excess -= part
-        why = f"{reason}, open: its beginning"
+        why = f"{reason}, truncating the beginning of an open file"
         yield Excess(one, part, why, lambda one=one, part=part: root.shorten(one, part, KEPT_BYTES))

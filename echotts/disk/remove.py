@@ -1,8 +1,8 @@
-"""How something goes: through descriptors of its folders, by device and inode, never through a symlink or a lease.
+"""Safe deletion: through descriptors of the folders, by device and inode, never through a symlink or a lease.
 
-Each folder on the way is opened without following links and locked while something in it is deleted. The thing itself
-is opened, compared with what the scan saw, locked, renamed to a name of ours, compared once more, and only then
-deleted; if another thing took its place in between, that one gets its name back.
+Each folder on the way is opened without following links and locked while something in it is deleted. The entry itself
+is opened, compared with what the scan saw, locked, renamed to a private name, compared again, and only then deleted. If
+another entry took its name in between, that one gets its name back.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ _COUNTER = itertools.count()
 
 
 class OpenRoot:
-    """A root, held open: what is found below `descriptor` is deleted below it, wherever its path leads by then."""
+    """A root held open: entries found below `descriptor` are deleted below it, even if its path changes meanwhile."""
 
     def __init__(self, path: Path):
-        """OSError where the path is not a folder, or leads through a symlink."""
+        """Raises OSError if the path is not a folder or contains a symlink."""
         self.path = path
         with contextlib.ExitStack() as stack:
             parent = _open_path(path.parent)
@@ -43,14 +43,14 @@ class OpenRoot:
         self._closing.callback(os.close, self.descriptor)
         self.device = os.fstat(self.descriptor).st_dev
         self.mount = mount_id(self.descriptor)
-        self._way: list[tuple[str, int]] = []  # the folders last gone into, locked
+        self._way: list[tuple[str, int]] = []  # the folders currently entered, locked
 
     def path_of(self, found: Found) -> Path:
-        """For people; nothing is opened by it."""
+        """A path for messages; it is not used to open anything."""
         return self.path.joinpath(*found.folder, found.name)
 
     def lock(self, wait_s: float = 0.0) -> bool:
-        """Keeps other passes, and leases of the whole root, out until `close`; False where they were there first."""
+        """Excludes other passes and leases of the whole root until `close`; False if they already hold it."""
         if self._way:
             return True
         deadline = time.monotonic() + wait_s
@@ -65,9 +65,9 @@ class OpenRoot:
                 return True
 
     def remove(self, found: Found, in_use: OpenFiles = frozenset(), still: Callable[[], bool] = lambda: True) -> int:
-        """Deletes it and returns the bytes it had on the disk. Raises KeptError where it stays.
+        """Deletes an entry and returns the bytes it occupied on disk. Raises KeptError if it must stay.
 
-        `still` is asked once nobody else can take a lease: whether it may go even now.
+        `still` is called once no one else can take a lease, to check that it may still be deleted.
         """
         try:
             folder = self._enter(found.folder)
@@ -82,10 +82,10 @@ class OpenRoot:
             os.close(descriptor)
 
     def shorten(self, found: Found, freed_bytes: int, kept_bytes: int) -> int:
-        """Frees so much of a file that somebody may be writing, the oldest of it, but never its last `kept_bytes`.
+        """Frees the beginning of a file that may be open for writing, but never its last `kept_bytes`.
 
-        A hole takes the place of what is freed: the file keeps its length and its writer its place in it. Returns the
-        bytes that are free again. Raises KeptError where nothing can be freed.
+        The freed part becomes a hole: the file keeps its length, and its writer its position. Returns the bytes freed.
+        Raises KeptError if nothing can be freed.
         """
         try:
             folder = self._enter(found.folder)
@@ -95,13 +95,13 @@ class OpenRoot:
         try:
             about = os.fstat(descriptor)
             if (about.st_dev, about.st_ino) != (found.device, found.inode) or not stat.S_ISREG(about.st_mode):
-                raise KeptError("another file has its name by now")
+                raise KeptError("was replaced by another file")
             if not lock_alone(descriptor) or found.name in live_names(folder):
-                raise KeptError("leased")
-            start = os.lseek(descriptor, 0, os.SEEK_DATA)  # behind the holes of earlier passes
+                raise KeptError("is leased")
+            start = os.lseek(descriptor, 0, os.SEEK_DATA)  # after the holes of earlier passes
             length = min(freed_bytes, about.st_size - kept_bytes - start)
             if length <= 0:
-                raise KeptError("there is no more of it that may go")
+                raise KeptError("nothing more of it may be freed")
             punch_hole(descriptor, start, length)
             return max(about.st_blocks - os.fstat(descriptor).st_blocks, 0) * 512
         except OSError as error:
@@ -110,7 +110,7 @@ class OpenRoot:
             os.close(descriptor)
 
     def leave(self) -> None:
-        """Unlocks the folders that were gone into, but not the root."""
+        """Unlocks the entered folders, but not the root."""
         while len(self._way) > 1:
             os.close(self._way.pop()[1])
 
@@ -129,7 +129,7 @@ class OpenRoot:
         self.close()
 
     def _enter(self, folder: Folder) -> int:
-        """The open, locked folder below this root; stays locked until another is gone into."""
+        """Opens and locks a folder below this root; it stays locked until another one is entered."""
         if not self.lock() or self.path.name in live_names(self._parent):
             raise KeptError(f"the root {self.path} is leased")
         names = [name for name, _ in self._way[1:]]
@@ -154,7 +154,7 @@ class OpenRoot:
 
 
 def punch_hole(descriptor: int, start: int, length: int) -> None:
-    """Frees a part of a file, which then reads as zeros; see fallocate(2). OSError where the filesystem cannot."""
+    """Deallocates a range of a file, which then reads as zeros; see fallocate(2). OSError if unsupported."""
     if LIBC.fallocate(descriptor, KEEP_SIZE | PUNCH_HOLE, ctypes.c_int64(start), ctypes.c_int64(length)):
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -163,24 +163,24 @@ def punch_hole(descriptor: int, start: int, length: int) -> None:
 def _remove(folder: int, found: Found, descriptor: int, in_use: OpenFiles, still: Callable[[], bool]) -> int:
     about = os.fstat(descriptor)
     if (about.st_dev, about.st_ino) != (found.device, found.inode):
-        raise KeptError("another file has its name by now")
+        raise KeptError("was replaced by another file")
     if not lock_alone(descriptor) or found.name in live_names(folder):
-        raise KeptError("leased")
+        raise KeptError("is leased")
     if not still():
-        raise KeptError("needed by now")
+        raise KeptError("is needed again")
     check_no_mount_below(folder, found.name)
     is_folder = stat.S_ISDIR(about.st_mode)
     if is_folder:
         _check_inside(descriptor, found, in_use)
     elif not stat.S_ISREG(about.st_mode) or about.st_mtime > found.when:
-        raise KeptError("written again")
+        raise KeptError("was written again")
     with _taken_away(folder, found) as trash:
         if found.name in live_names(folder):
-            raise KeptError("leased")
+            raise KeptError("is leased")
         if is_folder:
             _check_inside(descriptor, found, in_use)
     if is_folder:
-        shutil.rmtree(trash, dir_fd=folder)  # which goes by descriptors and follows no link either
+        shutil.rmtree(trash, dir_fd=folder)  # rmtree works with descriptors and follows no links either
         return found.size_bytes
     os.unlink(trash, dir_fd=folder)
     return about.st_blocks * 512
@@ -188,7 +188,7 @@ def _remove(folder: int, found: Found, descriptor: int, in_use: OpenFiles, still
 
 @contextmanager
 def _taken_away(folder: int, found: Found) -> Iterator[str]:
-    """Under a name of ours while it is looked at again, and after; with its own name back if that raises KeptError."""
+    """Renames an entry to a private name while it is checked again; restores the name if that raises."""
     trash = f".watchdog-{os.getpid()}-{next(_COUNTER)}.trash"
     os.rename(found.name, trash, src_dir_fd=folder, dst_dir_fd=folder)
     try:
@@ -199,18 +199,18 @@ def _taken_away(folder: int, found: Found) -> Iterator[str]:
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.stat(found.name, dir_fd=folder, follow_symlinks=False)
-            raise KeptError(f"another file took its name; what had it is {trash} now") from None
+            raise KeptError(f"another file took its name; it is now called {trash}") from None
         os.rename(trash, found.name, src_dir_fd=folder, dst_dir_fd=folder)
         raise
 
 
 def _check_inside(descriptor: int, found: Found, in_use: OpenFiles) -> None:
-    """KeptError where anything in this folder is leased, open, newer than the scan, in another mount or too deep."""
+    """KeptError if anything in this folder is leased, open, newer than the scan, on another mount or too deep."""
     for here, name, about in tree(descriptor):
         if name == FOLDER_NAME and live_names(here):
             raise KeptError("something in it is leased")
         if about.st_mtime > found.when:
-            raise KeptError("written again")
+            raise KeptError("was written again")
         if (about.st_dev, about.st_ino) in in_use:
             raise KeptError("something in it is open")
         if stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode):
@@ -227,7 +227,7 @@ def _check_unlocked(name: str, folder: int) -> None:
 
 
 def _open_path(path: Path) -> int:
-    """A folder by its absolute path, opened part by part so that no symlink is followed."""
+    """Opens a folder by its absolute path, component by component, so that no symlink is followed."""
     descriptor = os.open("/", OPEN_FOLDER)
     for name in path.parts[1:]:
         try:

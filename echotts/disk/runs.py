@@ -1,8 +1,8 @@
-"""Run directories: which are there, who writes them, which of their checkpoints may go.
+"""Run directories: finding them, their writers, and the checkpoints that may be deleted.
 
-Kept whatever happens: the newest whole checkpoint and all that is newer, the newest one that was read back whole
-(`verified.json`, by the trainer that resumed from it), the newest `keep_last`, each multiple of `keep_every`.
-Where the run's own configuration cannot be read, which says what to keep, all stay.
+Always kept: the newest complete checkpoint and everything newer, the newest one verified by a restore (`verified.json`,
+written by the trainer that resumed from it), the newest `keep_last`, and each multiple of `keep_every`. If the run's
+configuration, which says what to keep, cannot be read, all checkpoints are kept.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ from echotts.rundir.layout import (
 from echotts.rundir.leases import is_leased
 from echotts.strict_json import MAX_BYTES, load_json
 
-PARTIAL_PLACES: tuple[Folder, ...] = ((), (CHECKPOINTS,), (SAMPLES,))
+PARTIAL_FOLDERS: tuple[Folder, ...] = ((), (CHECKPOINTS,), (SAMPLES,))
 
 
 def run_folders(root: int) -> list[Folder]:
-    """The run directories at or right below an open folder."""
+    """The run directories at, or directly below, an open folder."""
     if _is_run(root, "."):
         return [()]
     return [(name,) for name in sorted(os.listdir(root)) if _is_run(root, name)]
 
 
 def is_written(root: int, run: Folder) -> bool:
-    """Whether a trainer writes this run now."""
+    """Whether a trainer is writing to this run."""
     with opened(root, run) as here:
         return here is not None and is_leased(here, WRITER)
 
 
 def newest_step(root: int, run: Folder) -> int:
-    """The step of the newest whole checkpoint; 0 where there is none."""
+    """The step of the newest complete checkpoint; 0 if there is none."""
     with opened(root, (*run, CHECKPOINTS)) as here:
         if here is None:
             return 0
@@ -53,18 +53,18 @@ def newest_step(root: int, run: Folder) -> int:
 
 
 def run_partials(root: int, run: Folder, min_age_s: float, in_use: OpenFiles) -> Iterator[Found]:
-    """Half-written files and folders of a run that nobody writes."""
+    """Partial files and folders of a run without a live writer."""
     if is_written(root, run):
         return
-    for place in PARTIAL_PLACES:
-        with opened(root, (*run, *place)) as here:
+    for folder in PARTIAL_FOLDERS:
+        with opened(root, (*run, *folder)) as here:
             if here is not None:
                 for found in partial_files(here, PARTIAL_NAMES, min_age_s, in_use, depth=1):
-                    yield found._replace(folder=(*run, *place))
+                    yield found._replace(folder=(*run, *folder))
 
 
 def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[Found]:
-    """The checkpoints of a run that are beyond what is kept and were written before then, the lowest step first."""
+    """Checkpoints that need not be kept and were written before the time `before`, in order of steps."""
     keep_last, keep_every = keep_policy(root, run, rule)
     folder = (*run, CHECKPOINTS)
     with opened(root, folder) as here:
@@ -77,11 +77,11 @@ def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[F
         kept = set(whole[-keep_last:]) | {verified_step(root, run)}
         kept |= {step for step, _ in steps if step >= whole[-1] or any(step % every == 0 for every in keep_every)}
         old = [
-            (name, f"checkpoint beyond the newest {keep_last}" if step in whole else "checkpoint that is not whole")
+            (name, f"checkpoint beyond the newest {keep_last}" if step in whole else "incomplete checkpoint")
             for step, name in steps
             if step not in kept
         ]
-        old += [(name, "checkpoint that could not be read") for name in os.listdir(here) if BROKEN.fullmatch(name)]
+        old += [(name, "unreadable checkpoint") for name in os.listdir(here) if BROKEN.fullmatch(name)]
         found = []
         for name, reason in old:
             about = os.stat(name, dir_fd=here, follow_symlinks=False)
@@ -98,7 +98,7 @@ def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[F
 
 
 def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...]]:
-    """(newest whole checkpoints that stay, multiples that stay); 0 of the first: the run does not say, so all do."""
+    """(number of newest complete checkpoints to keep, multiples to keep); the first is 0 if unknown: keep all."""
     own = _read_json(root, (*run, CONFIG)).get("run")
     keep_last, keep_every = (own.get("keep_last"), own.get("keep_every")) if isinstance(own, dict) else (None, None)
     if not isinstance(keep_last, int) or not isinstance(keep_every, int):
@@ -107,7 +107,7 @@ def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...
 
 
 def verified_step(root: int, run: Folder) -> int | None:
-    """The step that the trainer noted last as read back whole."""
+    """The step of the checkpoint that the trainer last verified by a restore."""
     step = _read_json(root, (*run, VERIFIED)).get("step")
     return step if isinstance(step, int) else None
 
@@ -121,7 +121,7 @@ def _is_run(root: int, name: str) -> bool:
 
 
 def _steps(checkpoints: int) -> dict[int, str]:
-    """Step -> folder name, of all that have the name of a checkpoint."""
+    """Step -> folder name of all folders named like a checkpoint."""
     return {int(found[1]): name for name in os.listdir(checkpoints) if (found := STEP.fullmatch(name))}
 
 
@@ -137,14 +137,14 @@ def _is_whole(checkpoints: int, step: int, name: str) -> bool:
         return filled and _read_json(here, tuple(CHECKPOINT_METADATA.split("/"))).get("step") == step
 
 
-def _read_json(root: int, place: Folder) -> dict[str, Any]:
-    """The object in a JSON file below an open folder; empty where there is none that can be read."""
-    with opened(root, place[:-1]) as here:
+def _read_json(root: int, file: Folder) -> dict[str, Any]:
+    """The object in a JSON file below an open folder; empty if it cannot be read."""
+    with opened(root, file[:-1]) as here:
         if here is None:
             return {}
         try:
-            descriptor = os.open(place[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
-            with open(descriptor, "rb") as file:
-                return load_json(file.read(MAX_BYTES + 1), "/".join(place), dict[str, Any])
+            descriptor = os.open(file[-1], os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=here)
+            with open(descriptor, "rb") as opened_file:
+                return load_json(opened_file.read(MAX_BYTES + 1), "/".join(file), dict[str, Any])
         except (OSError, ValueError):
             return {}

@@ -1,4 +1,4 @@
-"""Candidates for deletion in a folder: partial files, consumed shards, old logs; oldest first. Opens no file."""
+"""Candidates for deletion in a folder, oldest first: partial files, consumed shards, old logs. Opens no file."""
 
 import contextlib
 import logging
@@ -17,14 +17,14 @@ from echotts.rundir.layout import WRITER
 from echotts.rundir.leases import process_start
 
 LOGGER = logging.getLogger(__name__)
-TRASH = re.compile(r"\.watchdog-\d+-\d+\.trash")  # what a pass that was killed had begun to delete
-WRITER_PID = re.compile(r"\.(\d+)\.partial")  # files.atomic_write puts its process id there
+TRASH = re.compile(r"\.watchdog-\d+-\d+\.trash")  # left by a pass that was killed while deleting
+WRITER_PID = re.compile(r"\.(\d+)\.partial")  # files.atomic_write puts its process id into the name
 
 
 class Found(NamedTuple):
-    """A file or folder that may go, by its place below a root."""
+    """A file or folder that may be deleted, by its position below a root."""
 
-    when: float  # last written, or read where that counts; Unix seconds
+    when: float  # time of the last write (or read, if that counts), Unix seconds
     folder: Folder
     name: str
     size_bytes: int  # on the disk
@@ -34,7 +34,7 @@ class Found(NamedTuple):
 
     @property
     def why(self) -> str:
-        """For people: what it is, and how long nobody has touched it."""
+        """A description for the log: what it is, and how long it has been untouched."""
         hours = max(time.time() - self.when, 0.0) / 3600
         return f"{self.reason}, untouched for {f'{hours:.1f} h' if hours < 100 else f'{hours / 24:.0f} days'}"
 
@@ -44,7 +44,7 @@ _WARNED: set[tuple[str, str]] = set()
 
 
 def open_files() -> OpenFiles:
-    """(device, inode) of every file that a process has open, as far as this one may see."""
+    """(device, inode) of every file that a process has open, as far as this process may see."""
     found: set[tuple[int, int]] = set()
     for descriptor in _descriptors():
         with contextlib.suppress(OSError):  # closed since
@@ -54,7 +54,7 @@ def open_files() -> OpenFiles:
 
 
 def live_runs() -> list[Path]:
-    """Run directories that a trainer of this host holds by their writer.lock, as far as this process may see."""
+    """Run directories whose writer.lock a trainer on this host has open, as far as this process may see."""
     found: set[Path] = set()
     for descriptor in _descriptors():
         with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def _descriptors() -> Iterator[str]:
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             descriptors = os.listdir(f"/proc/{pid}/fd")
-        except OSError:  # it has ended, or belongs to somebody else
+        except OSError:  # the process has ended, or belongs to another user
             continue
         yield from (f"/proc/{pid}/fd/{descriptor}" for descriptor in descriptors)
 
@@ -76,7 +76,7 @@ def _descriptors() -> Iterator[str]:
 def partial_files(
     root: int, patterns: tuple[str, ...], min_age_s: float, in_use: OpenFiles, *, depth: int = MAX_DEPTH
 ) -> Iterator[Found]:
-    """Unfinished files and folders without a living writer, below the open folder `root`."""
+    """Partial files and folders without a live writer, below the open folder `root`."""
     before = time.time() - min_age_s
 
     def wanted(name: str) -> bool:
@@ -100,12 +100,12 @@ def partial_files(
         elif entry.stat.st_nlink != 1 or (entry.stat.st_dev, entry.stat.st_ino) in in_use:
             continue
         if (is_trash or newest <= before) and not is_being_written(root, entry.folder):
-            reason = "left by a cleaning pass that was cut off" if is_trash else "partial, no living writer"
+            reason = "left by an interrupted cleaning pass" if is_trash else "partial, no living writer"
             yield _found(entry, newest, size_bytes, reason)
 
 
 def warn_once(root: int, entry: Entry, error: Exception) -> None:
-    """Says once for each place why it stays, where that would otherwise never be known."""
+    """Logs once per entry why it is kept, for reasons that would otherwise go unnoticed."""
     path = os.path.join(os.readlink(f"/proc/self/fd/{root}"), *entry.folder, entry.name)
     if isinstance(error, UnusualError) and (path, str(error)) not in _WARNED:
         _WARNED.add((path, str(error)))
@@ -115,9 +115,9 @@ def warn_once(root: int, entry: Entry, error: Exception) -> None:
 def matching_files(
     root: int, patterns: tuple[str, ...], min_age_s: float, in_use: OpenFiles, reason: str, *, reading_counts: bool
 ) -> Iterator[Found]:
-    """Regular files that nobody has open and nobody has written (`reading_counts`: or read) for so long.
+    """Regular files that are not open and have not been written (or, if `reading_counts`, read) for `min_age_s`.
 
-    A file of several names is left: deleting one of them frees nothing.
+    Files with several hard links are skipped: deleting one name frees nothing.
     """
     before = time.time() - min_age_s
     for entry in walk(root):

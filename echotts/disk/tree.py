@@ -1,6 +1,7 @@
-"""Folders below a root: walked through descriptors, never into another mount or deeper than MAX_DEPTH.
+"""Walks folders below a root through descriptors, never into another mount or deeper than MAX_DEPTH.
 
-A mount is told by its id (/proc/self/fdinfo), since a bind mount of the same filesystem has the same device number.
+Mounts are distinguished by id (/proc/self/fdinfo), since a bind mount of the same file system has the same device
+number.
 """
 
 import contextlib
@@ -20,15 +21,15 @@ Folder = tuple[str, ...]
 
 
 class KeptError(Exception):
-    """Something was not deleted; says why."""
+    """Something was not deleted; the message says why."""
 
 
 class UnusualError(KeptError):
-    """A tree that is left whole because of what is in it: worth a warning, since it would stay forever."""
+    """A folder was kept because of its contents. It would stay forever, so this is worth a warning."""
 
 
 class Entry(NamedTuple):
-    """One entry of a folder, not followed where it is a symlink."""
+    """One entry of a folder; symlinks are not followed."""
 
     folder: Folder
     name: str
@@ -36,38 +37,38 @@ class Entry(NamedTuple):
 
 
 def mount_id(descriptor: int) -> int:
-    """The mount that an open file or folder is in; see proc_pid_fdinfo(5)."""
+    """The mount id of an open file or folder; see proc_pid_fdinfo(5)."""
     with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("mnt_id:"))
 
 
 def check_no_mount_below(folder: int, name: str) -> None:
-    """UnusualError where something is mounted on `name` in an open folder, or below it: a folder or a single file."""
+    """UnusualError if `name` in an open folder, or anything below it, is a mount point."""
     path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), name)
     for line in MOUNTS.read_bytes().splitlines():
         mounted = os.fsdecode(line.split()[4].decode("unicode_escape").encode("latin-1"))
         if mounted == path or mounted.startswith(f"{path}/"):
-            raise UnusualError(f"{mounted} is a mount point: left whole")
+            raise UnusualError(f"not deleted: {mounted} is a mount point")
 
 
 def walk(root: int, *, depth: int = MAX_DEPTH, take_folder: Callable[[str], bool] | None = None) -> Iterator[Entry]:
-    """Every entry below an open folder but folders, in its mount; a folder that `take_folder` names is one too.
+    """Every non-folder below an open folder, on its mount, and the folders selected by `take_folder`.
 
-    Symlinks are seen, never followed; folders of leases, other mounts and what is deeper are passed over.
+    Symlinks are yielded but never followed; lease folders, other mounts and deeper levels are skipped.
     """
     yield from _walk(root, (), mount_id(root), depth, take_folder)
 
 
 def tree(descriptor: int) -> Iterator[tuple[int, str, os.stat_result]]:
-    """(open folder, name, stat) of all that is below an open folder.
+    """(open folder, name, stat) of everything below an open folder.
 
-    UnusualError where something is in another mount or deeper than MAX_DEPTH; OSError where it changes meanwhile.
+    UnusualError if something is on another mount or deeper than MAX_DEPTH; OSError if it changes meanwhile.
     """
     yield from _tree(descriptor, mount_id(descriptor), MAX_DEPTH)
 
 
 def measure_folder(root: int, entry: Entry) -> tuple[int, float]:
-    """(bytes on the disk, when anything in it was last written) of a folder and all below it. Raises as `tree`."""
+    """(bytes on disk, time of the last write) of a folder and everything below it. Raises like `tree`."""
     size_bytes, newest = entry.stat.st_blocks * 512, entry.stat.st_mtime
     descriptor = os.open("/".join((*entry.folder, entry.name)), OPEN_FOLDER, dir_fd=root)
     try:
@@ -80,7 +81,7 @@ def measure_folder(root: int, entry: Entry) -> tuple[int, float]:
 
 @contextlib.contextmanager
 def opened(root: int, folder: Folder) -> Iterator[int | None]:
-    """A folder below an open one, reached through no link and in no other mount; None where there is none."""
+    """Opens a folder below an open one, not through links and not on another mount; None if there is none."""
     here = os.dup(root)
     try:
         mount = mount_id(root)
@@ -89,7 +90,7 @@ def opened(root: int, folder: Folder) -> Iterator[int | None]:
             os.close(here)
             here = inner
         if folder and mount_id(here) != mount:
-            raise NotADirectoryError(f"{'/'.join(folder)} is in another mount")
+            raise NotADirectoryError(f"{'/'.join(folder)} is on another mount")
     except OSError:
         os.close(here)
         yield None
@@ -101,8 +102,9 @@ def opened(root: int, folder: Folder) -> Iterator[int | None]:
 
 
 def is_being_written(root: int, folder: Folder) -> bool:
-    """Whether `folder` below an open root lies in a run directory that a trainer writes now, the root's own parents
-    included: what is half written there is not stale, however old."""
+    """Whether `folder` below an open root, or the root's parent, belongs to a run directory with a live trainer.
+
+    Partial files there are not stale, however old."""
     for length in range(len(folder) + 1):
         with opened(root, folder[:length]) as here:
             if here is not None and is_leased(here, WRITER):
@@ -123,7 +125,7 @@ def _walk(
         for entry in entries:
             try:
                 about = entry.stat(follow_symlinks=False)
-            except OSError:  # gone since
+            except OSError:  # deleted meanwhile
                 continue
             if entry.name == FOLDER_NAME:
                 continue
@@ -143,7 +145,7 @@ def _walk(
 
 def _tree(here: int, mount: int, depth: int) -> Iterator[tuple[int, str, os.stat_result]]:
     if depth < 1:
-        raise UnusualError(f"folders are nested more than {MAX_DEPTH} deep: left whole")
+        raise UnusualError(f"not deleted: folders are nested more than {MAX_DEPTH} deep")
     for name in os.listdir(here):
         about = os.stat(name, dir_fd=here, follow_symlinks=False)
         yield here, name, about
@@ -151,7 +153,7 @@ def _tree(here: int, mount: int, depth: int) -> Iterator[tuple[int, str, os.stat
             inner = os.open(name, OPEN_FOLDER, dir_fd=here)
             try:
                 if mount_id(inner) != mount:
-                    raise UnusualError(f"{name} is a mount point: left whole")
+                    raise UnusualError(f"not deleted: {name} is a mount point")
                 yield from _tree(inner, mount, depth - 1)
             finally:
                 os.close(inner)

@@ -1,1 +1,1 @@
-"""The meter: what a recogniser hears and whose voice it is, for any system that speaks digit strings."""
+"""Evaluation of speech synthesis: word errors by a speech recogniser, and similarity of voices."""

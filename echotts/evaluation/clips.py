@@ -1,10 +1,10 @@
-"""Clips whose words and voice are known, and the tasks made of them: a text to be spoken, in whose voice.
+"""Clips with known texts and speakers, and the evaluation tasks made of them: a text to speak in a given voice.
 
 | data | layout |
 |---|---|
-| audio shards | a folder with dataset.json, whose splits are heldout, reference and train (the built-in corpus) |
+| audio shards | a folder with dataset.json and the splits heldout, reference and train (the built-in corpus) |
 | a table | .csv, .tsv or .jsonl, or a folder with metadata.jsonl (`data speak`): audio, text, speaker; the first clips are spoken, each in the voice of another clip of its speaker |
-| seed-tts-eval | .lst: `key|reference text|reference recording|text`, and perhaps `|recording of the text`; paths from the list's folder |
+| seed-tts-eval | .lst: `key|reference text|reference recording|text`, optionally `|recording of the text`; paths are relative to the list's folder |
 """  # noqa: E501
 
 import io
@@ -16,24 +16,25 @@ from typing import Any, TypedDict
 from echotts.audio import Samples, read_audio
 from echotts.data.format.tars import TarFile
 from echotts.data.prepare.recordings import RecordingReader, list_recordings
+from echotts.files import read_text
 from echotts.strict_json import load_json
 
 RATE_HZ = 16000
 MEMBER_LIMIT_BYTES = 64 << 20
 INDEX_BYTES = 8 << 20
-ENROLMENT_CLIPS = 200  # a voice is known by the mean of about 40 clips: with 8 the recordings themselves match to 81 %
+ENROLMENT_CLIPS = 200  # about 40 per speaker: with 8, only 81 % of the recordings match their own speaker
 TABLES = (".csv", ".tsv", ".jsonl")
 LIST = ".lst"
 
 
 class DatasetIndex(TypedDict):
-    """What is needed of a folder's dataset.json."""
+    """The part of a folder's dataset.json that is read."""
 
     shards: list[dict[str, Any]]
 
 
 class ClipFacts(TypedDict):
-    """What is needed of a clip's json."""
+    """The part of a clip's JSON that is read."""
 
     text: str
     speaker: str
@@ -41,7 +42,7 @@ class ClipFacts(TypedDict):
 
 @dataclass(frozen=True)
 class Clip:
-    """One recording. `samples` at RATE_HZ."""
+    """One recording. `samples` are at RATE_HZ."""
 
     key: str
     text: str
@@ -53,7 +54,7 @@ class Clip:
 class Task:
     """A text to be spoken in the voice of `reference`.
 
-    `recording` shows what can be reached: a person saying the text, or, where there is none, the reference itself.
+    `recording` gives the upper bound: a human recording of the text or, if there is none, the reference itself.
     """
 
     key: str
@@ -71,9 +72,9 @@ class Task:
 
 
 def read_tasks(data: Path, count: int) -> tuple[list[Task], list[Clip]]:
-    """The first `count` tasks of `data`, and the clips by which its voices are known.
+    """The first `count` tasks of `data`, and the clips from which its voices are enrolled.
 
-    Raises FileNotFoundError, or ValueError that names the place, for what is not of one of the layouts.
+    Raises FileNotFoundError, or ValueError naming the place, if `data` has none of the layouts.
     """
     if data.suffix == LIST:
         tasks = _read_list(data, count)
@@ -86,7 +87,7 @@ def read_tasks(data: Path, count: int) -> tuple[list[Task], list[Clip]]:
 
 
 def choose_references(clips: Sequence[Clip], pool: Sequence[Clip]) -> list[Clip]:
-    """For each clip another of the same speaker from `pool`, in turns; ValueError for a speaker that is not in it."""
+    """Another clip of the same speaker from `pool` for each clip, round-robin; ValueError if the pool has none."""
     by_speaker: dict[str, list[Clip]] = {}
     for clip in pool:
         by_speaker.setdefault(clip.speaker, []).append(clip)
@@ -102,14 +103,14 @@ def choose_references(clips: Sequence[Clip], pool: Sequence[Clip]) -> list[Clip]
 
 
 def read_clips(folder: Path, split: str, count: int | None = None) -> list[Clip]:
-    """The first `count` clips of a split: members {key}.<audio> and {key}.json of the shards dataset.json lists for it.
+    """The first `count` clips of a split, from members {key}.<audio> and {key}.json of its shards in dataset.json.
 
-    Raises FileNotFoundError without a dataset.json, ValueError where the split or a member is missing.
+    Raises FileNotFoundError without a dataset.json, ValueError if the split or a member is missing.
     """
     index = folder / "dataset.json"
     if not index.is_file():
         raise FileNotFoundError(
-            f"{index}: no such file: the data are a folder of audio shards with a dataset.json, a table "
+            f"{index}: no such file: --data takes a folder of audio shards with a dataset.json, a table "
             f"({', '.join(TABLES)}) or a list ({LIST})"
         )
     shards = [
@@ -118,7 +119,7 @@ def read_clips(folder: Path, split: str, count: int | None = None) -> list[Clip]
         if entry.get("split") == split
     ]
     if not shards:
-        raise ValueError(f"{index}: lists no shard of the split {split!r}")
+        raise ValueError(f"{index}: lists no shards of the split {split!r}")
     clips = []
     for shard in shards:
         for clip in _read_shard(shard):
@@ -133,7 +134,7 @@ def _tasks(clips: Sequence[Clip], references: Sequence[Clip]) -> list[Task]:
 
 
 def _read_table(data: Path, count: int) -> tuple[list[Task], list[Clip]]:
-    """The first clips of a table, and those after them to know the voices by."""
+    """Tasks from the first clips of a table; the clips after them serve to enrol the voices."""
     found = list_recordings(str(data), speaker="one speaker")[: count + ENROLMENT_CLIPS]
     with RecordingReader() as reader:
         clips = [
@@ -150,21 +151,21 @@ def _read_table(data: Path, count: int) -> tuple[list[Task], list[Clip]]:
 
 def _read_list(path: Path, count: int) -> list[Task]:
     tasks = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or len(tasks) == count:
             continue
         fields = line.split("|")
         if len(fields) not in (4, 5):
             raise ValueError(
-                f"{path}, line {number}: has {len(fields)} fields: key|reference text|reference recording|text, "
-                "and perhaps |recording of the text"
+                f"{path}, line {number}: {len(fields)} fields; expected key|reference text|reference recording|text, "
+                "optionally followed by |recording of the text"
             )
         key, said, prompt, text, *recorded = (field.strip() for field in fields)
         reference = Clip(key, said, prompt, read_audio(path.parent / prompt, RATE_HZ))
         recording = Clip(key, text, prompt, read_audio(path.parent / recorded[0], RATE_HZ)) if recorded else reference
         tasks.append(Task(key, text, reference, recording))
     if not tasks:
-        raise ValueError(f"{path}: has no lines: key|reference text|reference recording|text")
+        raise ValueError(f"{path}: is empty; expected lines key|reference text|reference recording|text")
     return tasks
 
 
@@ -176,7 +177,7 @@ def _read_shard(path: Path) -> Iterator[Clip]:
             sounds = sorted(set(entry.members) - {"json"})
             if entry.fault or len(sounds) != 1 or "json" not in entry.members:
                 raise ValueError(
-                    f"{path}/{entry.key}: is not one recording and one json: it has {sorted(entry.members)}"
+                    f"{path}/{entry.key}: expected one recording and one json, found {sorted(entry.members)}"
                 )
             about = load_json(tar.read(entry, "json", MEMBER_LIMIT_BYTES), f"{path}/{entry.key}.json", ClipFacts)
             recording = io.BytesIO(tar.read(entry, sounds[0], MEMBER_LIMIT_BYTES))

@@ -1,4 +1,4 @@
-"""A folder with a measurement: results.jsonl, table.json, what was said, and a page to read and listen by."""
+"""Writes the report folder of an evaluation: results.jsonl, table.json, the recordings, and an HTML page."""
 
 import html
 import json
@@ -30,7 +30,7 @@ def write_report(
     sounds: Mapping[str, Sequence[Recording]],
     about: Mapping[str, Any],
 ) -> None:
-    """`sounds`: for each system that is to be heard what it said for each task; references and recordings are added."""
+    """`sounds`: recordings of each system, one per task; references and human recordings are added to the page."""
     heard = {
         "reference": [(task.reference.samples, RATE_HZ) for task in tasks],
         "recordings": [(task.recording.samples, RATE_HZ) for task in tasks],
@@ -44,7 +44,7 @@ def write_report(
 
 
 def _save(folder: Path, system: str, tasks: Sequence[Task], recordings: Sequence[Recording]) -> list[Path | None]:
-    """Where each recording is, below `folder`; None for one that is empty."""
+    """Writes recordings below `folder` and returns their relative paths; None for an empty one."""
     places: list[Path | None] = []
     for number, (task, (samples, rate)) in enumerate(zip(tasks, recordings, strict=True)):
         place = Path("audio") / _plain(system) / f"{number:04d}_{_plain(task.key)}.flac"

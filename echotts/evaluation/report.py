@@ -1,8 +1,7 @@
-"""The table: a system beside the recordings, the codec's round trip and two controls that must fail.
+"""The results table: a system beside human recordings, the codec's round trip and two negative controls.
 
-A figure can be believed when the rows around it are where they belong: the recordings say what the ear itself gets
-wrong, the round trip what the codec costs, outputs judged by another output's text and voice what chance gives, noise
-what the recogniser makes up.
+The other rows tell how to read a system's score: the recordings show the recogniser's own error rate, the round trip
+the loss by the codec, shuffled texts and voices the chance level, and noise what the recogniser invents.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,14 +12,16 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import Samples
+from echotts.evaluation.asr import Errors, Recogniser, count_errors
 from echotts.evaluation.clips import RATE_HZ, Clip, Task
-from echotts.evaluation.ear import Ear, Errors, count_errors
 from echotts.evaluation.voices import Embedding, VoiceEncoder, centroids, nearest_voice
 
 SEED = 0
 NOISE_LEVEL = 0.1
-FAILURE = 0.5  # a clip with more word errors than this is a failure: the rate is also given without those
-DRAWS = 1000  # of the bootstrap
+SHORT_WORDS = 2  # texts of at most this many words also get a row of their own: models of longer texts may fail there
+CONTROLS = ("shuffled text and voice", "noise")
+FAILURE = 0.5  # a clip with a higher word error rate is a failure; the rate is also given without failures
+DRAWS = 1000  # bootstrap resamples
 
 Recording = tuple[Samples, int]  # samples, rate in Hz
 Interval = tuple[float, float]
@@ -28,7 +29,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Result:
-    """What was found in one clip. `similarity` to the reference: None for silence, and for the reference itself."""
+    """Scores of one clip. `similarity` to the reference: None for silence, and for the reference itself."""
 
     system: str
     key: str
@@ -41,7 +42,7 @@ class Result:
     duration_s: float
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, a line of results.jsonl."""
+        """JSON-serialisable, a line of results.jsonl."""
         fields = asdict(self)
         errors = fields.pop("errors")
         return fields | errors | {"duration_s": round(self.duration_s, 3)}
@@ -49,7 +50,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Score:
-    """What was found in one system's clips. Intervals hold 95 % of a bootstrap over clips."""
+    """Scores of one system's clips. Intervals are 95 % bootstrap intervals over clips."""
 
     system: str
     results: tuple[Result, ...]
@@ -64,12 +65,12 @@ class Score:
 
     @property
     def whole(self) -> int:
-        """Clips with every word right."""
+        """Number of clips without a word error."""
         return sum(one.errors.words_wrong == 0 for one in self.results)
 
     @property
     def matched(self) -> int:
-        """Clips whose nearest voice is the wanted one."""
+        """Number of clips whose nearest voice is the intended one."""
         return sum(one.nearest == one.speaker for one in self.results)
 
     @property
@@ -100,7 +101,7 @@ class Score:
 
     @property
     def similarity(self) -> float | None:
-        """Mean cosine to the reference's embedding; None where no clip has one."""
+        """Mean cosine similarity to the reference's embedding; None if no clip has one."""
         return _similarity(self.results)
 
     @property
@@ -108,7 +109,7 @@ class Score:
         return tuple(one for one in self.results if one.errors.words_wrong <= FAILURE * one.errors.words)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: shares and the counts behind them."""
+        """JSON-serialisable: rates and the counts behind them."""
         similarity = self.similarity
         return {
             "system": self.system,
@@ -128,11 +129,11 @@ class Score:
         }
 
 
-class Meter:
-    """An ear and a memory for voices. `enrolment` are the clips from which the voices are known."""
+class Evaluator:
+    """A speech recogniser and a voice encoder. The known voices are those of the clips `enrolment`."""
 
-    def __init__(self, ear: Ear, enrolment: Sequence[Clip]) -> None:
-        self.ear = ear
+    def __init__(self, recogniser: Recogniser, enrolment: Sequence[Clip]) -> None:
+        self.recogniser = recogniser
         self._encoder = VoiceEncoder()
         embeddings = self.embed([(clip.samples, RATE_HZ) for clip in enrolment])
         self._known: dict[str, Embedding] = centroids(embeddings, [clip.speaker for clip in enrolment])
@@ -141,11 +142,11 @@ class Meter:
     def voices(self) -> list[str]:
         return list(self._known)
 
-    def hear(self, recordings: Sequence[Recording]) -> list[str]:
-        return [self.ear.hear(samples, rate) for samples, rate in recordings]
+    def recognise(self, recordings: Sequence[Recording]) -> list[str]:
+        return [self.recogniser.recognise(samples, rate) for samples, rate in recordings]
 
     def embed(self, recordings: Sequence[Recording]) -> Float[np.ndarray, "b e"]:
-        """The voice of each recording; zeros for silence."""
+        """The voice embedding of each recording; zeros for silence."""
         return self._encoder.embed(recordings)
 
     def nearest(self, embedding: Embedding) -> str | None:
@@ -153,8 +154,8 @@ class Meter:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a clip is judged by. `voice`: the reference's embedding, None where the clip is the reference."""
+class Target:
+    """What a clip is compared with. `voice`: the reference's embedding, None if the clip is the reference."""
 
     key: str
     text: str
@@ -163,62 +164,71 @@ class Wanted:
 
 
 def measure(
-    spoken: Mapping[str, Sequence[Recording]], round_trip: Sequence[Recording], tasks: Sequence[Task], meter: Meter
+    spoken: Mapping[str, Sequence[Recording]],
+    round_trip: Sequence[Recording],
+    tasks: Sequence[Task],
+    evaluator: Evaluator,
 ) -> list[Score]:
-    """The whole table for what each system said for each task, and for what the codec made of each recording.
+    """The whole table, from the recordings of each system (one per task) and the codec's round trips of recordings.
 
-    The two controls that must fail are made of the first system.
+    The negative controls are made from the first system's recordings.
     """
     for task in tasks:
-        if task.speaker not in meter.voices:
-            raise ValueError(f"{task.key}: the voice {task.speaker!r} has no clip to be known by")
-    voices = meter.embed([(task.reference.samples, RATE_HZ) for task in tasks])
-    wanted = [Wanted(task.key, task.text, task.speaker, voice) for task, voice in zip(tasks, voices, strict=True)]
+        if task.speaker not in evaluator.voices:
+            raise ValueError(f"{task.key}: the voice {task.speaker!r} has no enrolment clip")
+    voices = evaluator.embed([(task.reference.samples, RATE_HZ) for task in tasks])
+    targets = [Target(task.key, task.text, task.speaker, voice) for task, voice in zip(tasks, voices, strict=True)]
     recorded = [
-        Wanted(task.key, task.recording.text, task.speaker, voice if task.recorded else None)
+        Target(task.key, task.recording.text, task.speaker, voice if task.recorded else None)
         for task, voice in zip(tasks, voices, strict=True)
     ]
     recordings = [(task.recording.samples, RATE_HZ) for task in tasks]
     rng = np.random.default_rng(SEED)
     noise = [(NOISE_LEVEL * rng.standard_normal(len(one)).astype(np.float32), rate) for one, rate in recordings]
-    heard = {system: _listen(said, meter) for system, said in spoken.items()}
-    others = [wanted[other] for other in shuffled(len(wanted))]
+    heard = {system: _listen(said, evaluator) for system, said in spoken.items()}
+    others = [targets[other] for other in shuffled(len(targets))]
     return [
-        *(judge(system, wanted, *heard[system], meter) for system in spoken),
-        judge("recordings", recorded, *_listen(recordings, meter), meter),
-        judge("codec round trip", recorded, *_listen(round_trip, meter), meter),
-        judge("shuffled text and voice", others, *heard[next(iter(spoken))], meter),
-        judge("noise", wanted, *_listen(noise, meter), meter),
+        *(score(system, targets, *heard[system], evaluator) for system in spoken),
+        score("recordings", recorded, *_listen(recordings, evaluator), evaluator),
+        score("codec round trip", recorded, *_listen(round_trip, evaluator), evaluator),
+        score(CONTROLS[0], others, *heard[next(iter(spoken))], evaluator),
+        score(CONTROLS[1], targets, *_listen(noise, evaluator), evaluator),
     ]
 
 
-Listened = tuple[list[str], Float[np.ndarray, "b e"], list[float]]  # texts, voices, seconds
+Listened = tuple[
+    list[str], Float[np.ndarray, "b e"], list[float]
+]  # transcripts, voice embeddings, durations in seconds
 
 
-def _listen(recordings: Sequence[Recording], meter: Meter) -> Listened:
-    return meter.hear(recordings), meter.embed(recordings), [len(samples) / rate for samples, rate in recordings]
+def _listen(recordings: Sequence[Recording], evaluator: Evaluator) -> Listened:
+    return (
+        evaluator.recognise(recordings),
+        evaluator.embed(recordings),
+        [len(samples) / rate for samples, rate in recordings],
+    )
 
 
-def judge(
+def score(
     system: str,
-    wanted: Sequence[Wanted],
+    targets: Sequence[Target],
     heard: Sequence[str],
     voices: Float[np.ndarray, "b e"],
     seconds: Sequence[float],
-    meter: Meter,
+    evaluator: Evaluator,
 ) -> Score:
-    """Compares what was heard, and whose voice it was, with what was wanted."""
+    """Compares transcripts and voices with the targets."""
     results = []
-    for one, text, voice, duration_s in zip(wanted, heard, voices, seconds, strict=True):
+    for one, text, voice, duration_s in zip(targets, heard, voices, seconds, strict=True):
         alike = float(voice @ one.voice) if one.voice is not None and voice.any() else None
-        errors = count_errors(meter.ear.normalise(one.text), meter.ear.normalise(text))
-        nearest = meter.nearest(voice)
+        errors = count_errors(evaluator.recogniser.normalise(one.text), evaluator.recogniser.normalise(text))
+        nearest = evaluator.nearest(voice)
         results.append(Result(system, one.key, one.text, text, errors, alike, one.speaker, nearest, duration_s))
     return Score(system, tuple(results))
 
 
 def difference(first: Score, second: Score) -> tuple[float, Interval]:
-    """Word error rate of the second less that of the first, on the same clips; and its interval, clips paired."""
+    """Word error rate of the second minus the first on the same clips, and its paired bootstrap interval."""
     pairs = list(zip(first.results, second.results, strict=True))
 
     def less(chosen: Sequence[tuple[Result, Result]]) -> float:
@@ -228,7 +238,7 @@ def difference(first: Score, second: Score) -> tuple[float, Interval]:
 
 
 def interval(results: Sequence[Any], figure: Callable[[Sequence[Any]], float | None]) -> Interval:
-    """Between which 95 % of the figure lie when clips are drawn anew, as many as there are, DRAWS times."""
+    """The 95 % bootstrap interval of a statistic of the results."""
     rng = np.random.default_rng(SEED)
     draws = [figure([results[i] for i in rng.integers(0, len(results), len(results))]) for _ in range(DRAWS)]
     low, high = np.percentile([draw for draw in draws if draw is not None], [2.5, 97.5])
@@ -236,7 +246,7 @@ def interval(results: Sequence[Any], figure: Callable[[Sequence[Any]], float | N
 
 
 def shuffled(count: int) -> list[int]:
-    """A random order, of a fixed seed, in which no place keeps its own number (but for a count of 1)."""
+    """A random permutation with a fixed seed and without fixed points (unless count is 1)."""
     ring = np.random.default_rng(SEED).permutation(count)
     order = np.empty(count, int)
     order[ring] = np.roll(ring, 1)
@@ -249,10 +259,21 @@ COLUMNS = (
 )
 
 
-def table_rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
-    """The cells under COLUMNS, counts beside each share."""
+def with_short_texts(scores: Sequence[Score]) -> list[Score]:
+    """Each score, followed by that of its short texts if it has both short and longer ones."""
     rows = []
     for one in scores:
+        rows.append(one)
+        short = tuple(result for result in one.results if result.errors.words <= SHORT_WORDS)
+        if one.system not in CONTROLS and 0 < len(short) < one.clips:
+            rows.append(Score(f"{one.system}, texts of 1 or {SHORT_WORDS} words", short))
+    return rows
+
+
+def table_rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
+    """The cells under COLUMNS, with counts beside each rate."""
+    rows = []
+    for one in with_short_texts(scores):
         low, high = interval(one.results, _word_rate)
         rows.append(
             (
@@ -260,7 +281,7 @@ def table_rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
                 f"{one.word_error_rate:.1%}",
                 f"{low:.1%} to {high:.1%}",
                 f"{one.errors}/{one.words}",
-                f"{one.word_error_rate_without_failures:.1%} ({one.failures} left out)",
+                f"{one.word_error_rate_without_failures:.1%} ({one.failures} excluded)",
                 f"{one.character_error_rate:.1%}",
                 f"{one.whole}/{one.clips}",
                 "-" if one.similarity is None else f"{one.similarity:.3f}",
@@ -272,10 +293,10 @@ def table_rows(scores: Sequence[Score]) -> list[tuple[str, ...]]:
 
 
 def format_table(scores: Sequence[Score]) -> str:
-    """The scores as aligned text."""
+    """The scores as an aligned text table."""
     rows = [COLUMNS, *table_rows(scores)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    widths[0] *= -1  # to the left
+    widths[0] *= -1  # left-aligned
     return "\n".join(
         "  ".join(f"{cell:{'<' if width < 0 else '>'}{abs(width)}}" for cell, width in zip(row, widths, strict=True))
         for row in rows
@@ -283,8 +304,8 @@ def format_table(scores: Sequence[Score]) -> str:
 
 
 def to_report(scores: Sequence[Score], about: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON-ready: what was measured and how."""
-    return {**about, "scores": [one.to_dict() for one in scores]}
+    """JSON-serialisable: scores and how they were measured."""
+    return {**about, "scores": [one.to_dict() for one in with_short_texts(scores)]}
 
 
 def _word_rate(results: Sequence[Result]) -> float:

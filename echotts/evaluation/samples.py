@@ -1,4 +1,4 @@
-"""Speech samples of a running training: what speaks the configured sentences with the weights of the moment."""
+"""Speech samples during training: synthesises the configured sentences with the current weights."""
 
 import functools
 from collections.abc import Callable
@@ -13,17 +13,17 @@ from echotts.codec import Codec, find_codec, load_codec
 from echotts.config import HELDOUT_VOICES, Config
 from echotts.data.remote.dataset import open_dataset
 from echotts.data.remote.sources import scheme_of, split_parts
-from echotts.evaluation.ear import Heard, listen, load_ear
+from echotts.evaluation.asr import Heard, listen, load_recogniser
 from echotts.synthesis import EchoTTS, Speech
 from echotts.synthesis.references import check_recording
 
 Voice = Path | np.ndarray
-"""A recording, or the (m, c) latent of one."""
+"""A path to a recording, or its (m, c) latent."""
 
 
 @dataclass(frozen=True)
 class Spoken:
-    """A sentence as speech, the voice that it was given, if any, as the model hears it, and what an ear made of it."""
+    """A sentence as speech, its reference voice (if any) as the model gets it, and the recogniser's result (if any)."""
 
     speech: Speech
     reference: Speech | None = None
@@ -31,22 +31,22 @@ class Spoken:
 
 
 def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], Spoken] | None:
-    """What speaks `run.sentences` during training; None where there are none.
+    """A function that synthesises `run.sentences` during training; None if there are none.
 
-    The codec is the data's: `run.codec` if it has its weights, else found by id and hash. For local data it is looked
-    up here, so that a run does not fail at its first sample; remote data are opened once, by the run. The recordings
-    of `run.sample_references` are checked here, too, and the recogniser `run.eval_asr` is loaded. Raises OSError,
-    ValueError or ModuleNotFoundError.
+    The codec is the one of the data: `run.codec` if its weights match, otherwise found by id and hash. For local data
+    it is looked up here, so that a run does not fail at its first sample; remote data are opened only by the run
+    itself. The recordings in `run.sample_references` are checked and the recogniser `run.eval_asr` is loaded here, too.
+    Raises OSError, ValueError or ModuleNotFoundError.
     """
     if not config.run.sentences:
         return None
     if config.run.sample_references != (HELDOUT_VOICES,):
         for path in config.run.sample_references:
             check_recording(path)
-    ear = load_ear(config.run.eval_asr) if config.run.eval_asr else None
-    if ear is not None:
+    recogniser = load_recogniser(config.run.eval_asr) if config.run.eval_asr else None
+    if recogniser is not None:
         for sentence in config.run.sentences:
-            ear.normalise(sentence)  # raises for one that this ear cannot judge
+            recogniser.normalise(sentence)  # raises for a sentence that this recogniser cannot score
     named = load_codec(config.run.codec) if config.run.codec else None
 
     @functools.cache
@@ -60,11 +60,11 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
         codec_of(info.codec_id or config.run.codec or None, info.weights_hash)
 
     def speak(weights: Weights, sentence: str, seed: int, voice: Voice | None) -> Spoken:
-        about = weights.metadata.get("codec", {})
-        codec = codec_of(about.get("id"), about.get("weights_hash"))
-        tts = EchoTTS(weights.params, weights.config, weights.metadata, codec)
+        trained = weights.facts.codec
+        codec = codec_of(trained.id, trained.weights_hash)
+        tts = EchoTTS(weights.params, weights.config, weights.facts, codec)
         speech = tts.synthesize(sentence, voice, seed=seed)
-        heard = listen(ear, sentence, speech.samples, speech.sample_rate) if ear else None
+        heard = listen(recogniser, sentence, speech.samples, speech.sample_rate) if recogniser else None
         if voice is None:
             return Spoken(speech, heard=heard)
         latent = tts.encode_reference(voice)

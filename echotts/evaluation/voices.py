@@ -1,8 +1,8 @@
-"""Whose voice it is: Resemblyzer's speaker embedding.
+"""Speaker embeddings of Resemblyzer, to compare voices.
 
-The network (three LSTM layers over a mel spectrogram, resemble-ai/Resemblyzer, Apache-2.0) is written out here, so
-only the weights inside its wheel are needed and none of what it imports: no torch, librosa or webrtcvad. They are a
-torch file of the old kind; it must be the one of version 0.1.4, and is read without a way to call anything.
+The network (three LSTM layers over a mel spectrogram, resemble-ai/Resemblyzer, Apache-2.0) is reimplemented here, so
+that only the weights inside its wheel are needed and none of its dependencies (torch, librosa, webrtcvad). The weights
+are a legacy torch file; only that of version 0.1.4 is accepted, and nothing in it can be executed.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ RATE_HZ = 16000
 MELS = 40
 WINDOW_SAMPLES = 400  # 25 ms
 STEP_SAMPLES = 160  # 10 ms
-PART_FRAMES = 160  # the network reads 1.6 s at a time
+PART_FRAMES = 160  # 1.6 s, the network's input length
 PARTS_PER_SECOND = 1.3
 MIN_COVERAGE = 0.75
 LEVEL_DB = -30.0
@@ -38,14 +38,14 @@ Embedding = Float[np.ndarray, " e"]
 
 
 class VoiceEncoder:
-    """Recordings to unit vectors; the cosine of two is near 0.9 for one voice and 0.4 to 0.8 for two."""
+    """Maps recordings to unit vectors. Cosine similarity is about 0.9 for the same voice, 0.4 to 0.8 for two."""
 
     def __init__(self, weights: Path | None = None) -> None:
         self._weights = read_legacy_weights(weights or find_weights())
         self._filters = mel_filters()
 
     def embed(self, recordings: Sequence[tuple[Samples, int]]) -> Float[np.ndarray, "b e"]:
-        """One embedding for each (samples, rate); all zeros for silence."""
+        """One embedding per (samples, rate); all zeros for silence."""
         parts, owners = [], []
         for owner, (samples, rate) in enumerate(recordings):
             speech = trim_silence(resample(samples, rate, RATE_HZ), RATE_HZ)
@@ -60,7 +60,7 @@ class VoiceEncoder:
         return _unit(sums)
 
     def _parts(self, speech: Samples) -> Float[np.ndarray, "p f m"]:
-        """Overlapping stretches of the mel spectrogram, cut as Resemblyzer cuts them."""
+        """Overlapping parts of the mel spectrogram, cut as Resemblyzer does."""
         frames = -(-(len(speech) + 1) // STEP_SAMPLES)
         step = round(RATE_HZ / PARTS_PER_SECOND / STEP_SAMPLES)
         starts = list(range(0, max(1, frames - PART_FRAMES + step + 1), step))
@@ -72,7 +72,7 @@ class VoiceEncoder:
         return np.stack([mel[start : start + PART_FRAMES] for start in starts])
 
     def _embed_parts(self, mels: Float[np.ndarray, "p f m"]) -> Float[np.ndarray, "p e"]:
-        """The network over BATCH parts at a time: one compiled shape."""
+        """Runs the network in batches of BATCH parts, so that one shape is compiled."""
         padded = np.pad(mels, ((0, -len(mels) % BATCH), (0, 0), (0, 0)))
         batches = [run_network(self._weights, padded[start : start + BATCH]) for start in range(0, len(padded), BATCH)]
         return np.concatenate([np.asarray(batch) for batch in batches])[: len(mels)]
@@ -80,8 +80,8 @@ class VoiceEncoder:
 
 @jax.jit
 def run_network(weights: dict[str, Array], mels: Float[Array, "p f m"]) -> Float[Array, "p e"]:
-    """Three LSTM layers, then the last state through a linear layer and ReLU, at unit length."""
-    sequence = jnp.swapaxes(mels, 0, 1)  # frame first: what the scan runs over
+    """Three LSTM layers, then the last state through a linear layer and ReLU, scaled to unit length."""
+    sequence = jnp.swapaxes(mels, 0, 1)  # frames first, for the scan
     for layer in range(LAYERS):
         sequence = _lstm(weights, layer, sequence)
     embedded = jax.nn.relu(sequence[-1] @ weights["linear.weight"].T + weights["linear.bias"])
@@ -89,7 +89,7 @@ def run_network(weights: dict[str, Array], mels: Float[Array, "p f m"]) -> Float
 
 
 def _lstm(weights: dict[str, Array], layer: int, sequence: Float[Array, "f p i"]) -> Float[Array, "f p h"]:
-    """Gates in torch's order: input, forget, candidate, output; two bias vectors, summed."""
+    """One layer. Gates are in torch's order: input, forget, candidate, output; the two bias vectors are summed."""
     recurrent = weights[f"lstm.weight_hh_l{layer}"].T
     bias = weights[f"lstm.bias_ih_l{layer}"] + weights[f"lstm.bias_hh_l{layer}"]
     start = jnp.zeros((sequence.shape[1], len(recurrent)))
@@ -106,7 +106,7 @@ def _lstm(weights: dict[str, Array], layer: int, sequence: Float[Array, "f p i"]
 
 
 def centroids(embeddings: Float[np.ndarray, "b e"], voices: Sequence[str]) -> dict[str, Embedding]:
-    """The unit mean of each voice's embeddings."""
+    """The mean of each voice's embeddings, scaled to unit length."""
     return {
         voice: _unit(embeddings[[i for i, name in enumerate(voices) if name == voice]].mean(axis=0))
         for voice in sorted(set(voices))
@@ -114,14 +114,14 @@ def centroids(embeddings: Float[np.ndarray, "b e"], voices: Sequence[str]) -> di
 
 
 def nearest_voice(embedding: Embedding, known: Mapping[str, Embedding]) -> str | None:
-    """The known voice with the largest cosine; None for the zero embedding of silence."""
+    """The known voice with the highest cosine similarity; None for silence (the zero embedding)."""
     if not embedding.any():
         return None
     return max(known, key=lambda voice: float(embedding @ known[voice]))
 
 
 def mel_filters() -> Float[np.ndarray, "m k"]:
-    """Slaney's mel filters, each of unit area, up to half the rate: linear to 1 kHz, logarithmic above."""
+    """Slaney's mel filters, each of unit area, up to half the sample rate: linear to 1 kHz, logarithmic above."""
     linear_hz, knee_hz, log_step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
     knee = knee_hz / linear_hz
     top = knee + np.log(RATE_HZ / 2 / knee_hz) / log_step
@@ -134,7 +134,7 @@ def mel_filters() -> Float[np.ndarray, "m k"]:
 
 
 def mel_spectrogram(speech: Samples, filters: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "f m"]:
-    """Power mel spectrogram (not logarithmic), one row every 10 ms, windows centred on their row."""
+    """Power mel spectrogram (not logarithmic), one row per 10 ms, with windows centred on their row."""
     padded = np.pad(speech, WINDOW_SAMPLES // 2)
     window = np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[::STEP_SAMPLES] * window
@@ -143,19 +143,19 @@ def mel_spectrogram(speech: Samples, filters: Float[np.ndarray, "m k"]) -> Float
 
 
 def find_weights() -> Path:
-    """The weights in the installed Resemblyzer package, which is not imported; ModuleNotFoundError without it."""
+    """The weights file in the installed Resemblyzer package, without importing it; ModuleNotFoundError without it."""
     package = importlib.util.find_spec("resemblyzer")
     if package is None or package.origin is None:
         raise ModuleNotFoundError(
-            f"the voice meter needs the weights in Resemblyzer (nothing else of it): {INSTALL_HINT}"
+            f"voice similarity needs the weights in the Resemblyzer package (nothing else of it): {INSTALL_HINT}"
         )
     return Path(package.origin).with_name("pretrained.pt")
 
 
 def read_legacy_weights(path: Path) -> dict[str, np.ndarray]:
-    """`model_state` of a torch file of the old kind: five pickles, then each storage as a count and raw float32."""
+    """`model_state` of a legacy torch file: five pickles, then each storage as a count and raw float32."""
     if sha256_file(path) != WEIGHTS_SHA256:
-        raise ValueError(f"{path}: is not the weights file of Resemblyzer 0.1.4: {INSTALL_HINT}")
+        raise ValueError(f"{path}: not the weights file of Resemblyzer 0.1.4: {INSTALL_HINT}")
     with path.open("rb") as file:
         for _ in ("magic number", "protocol", "word sizes"):
             _next_pickle(file)
@@ -171,7 +171,7 @@ def read_legacy_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Tensors(pickle.Unpickler):
-    """Knows ordered dictionaries and float tensors, and refuses every other name."""
+    """Unpickles ordered dictionaries and float tensors, and refuses every other class."""
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = {
@@ -180,7 +180,7 @@ class _Tensors(pickle.Unpickler):
             ("torch._utils", "_rebuild_tensor_v2"): lambda key, offset, shape, *_: (key, offset, shape),
         }
         if (module, name) not in allowed:
-            raise ValueError(f"the weights ask for {module}.{name}, which is not needed and was not loaded")
+            raise ValueError(f"the weights file refers to {module}.{name}, which is refused")
         return allowed[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
@@ -188,12 +188,12 @@ class _Tensors(pickle.Unpickler):
 
 
 def _next_pickle(file: BinaryIO) -> Any:
-    """The next pickle in a file of several."""
+    """Reads the next pickle of a file with several."""
     return _Tensors(file).load()
 
 
 def _at_level(speech: Samples) -> Samples:
-    """Lifted to -30 dB RMS; louder speech stays."""
+    """Amplified to -30 dB RMS; louder speech is unchanged."""
     rms = np.sqrt(np.mean(np.square(speech, dtype=np.float64)))
     return (speech * max(1.0, 10.0 ** (LEVEL_DB / 20.0) / rms)).astype(np.float32)
 

@@ -80,7 +80,11 @@ class Access:
         return hmac.digest((self.token or "").encode(), b"echotts dashboard cookie", hashlib.sha256).hex()
 
     def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server. A name that a stranger's DNS leads here is refused."""
+        """Whether a Host header names this server. A name that a stranger's DNS leads here is refused.
+
+        Not Starlette's TrustedHostMiddleware: its patterns are names, and cannot say "any address", by which a server
+        on 0.0.0.0 is called.
+        """
         name = host_name(header)
         if name is None:
             return False

@@ -1,7 +1,7 @@
-"""Messages between the processes of a run through the coordinator's key-value store: JSON or text, under a topic.
+"""Messages between the processes of a run, through the coordinator's key-value store: JSON or text under a topic.
 
-Nothing here touches a device. Every wait has a limit, and its error says who waited for whom, for what, for how long.
-What all tell all goes through process 0, so the coordinator answers a few requests a process, not one for each pair.
+Nothing here uses a device. Every wait has a timeout, and its error says who waited for whom, for what and how long.
+All-to-all exchanges go through process 0, so that the coordinator serves a few requests per process, not one per pair.
 """
 
 import contextlib
@@ -11,47 +11,47 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from jax._src import distributed  # the coordinator's key-value store has no public name; all use of it is in here
+from jax._src import distributed  # the coordinator's key-value store has no public API; it is used only in this module
 from jax.errors import JaxRuntimeError
 
-RETRY_S = 0.5  # between two requests that fail
-WAIT_S = 300.0  # how long a process waits for a message of another
-PART = 1_000_000  # characters of one request; gRPC takes 4 MB, and a character may be four bytes
+RETRY_S = 0.5  # between failed requests
+WAIT_S = 300.0  # maximum wait for a message from another process
+PART = 1_000_000  # characters per request; gRPC's limit is 4 MB, and a character can take four bytes
 
-_rounds: Counter[str] = Counter()  # how often `all_gather` was called with each topic; the same in all processes
+_rounds: Counter[str] = Counter()  # number of `reduce` calls per topic; the same in all processes
 
 
 class ProcessesError(RuntimeError):
-    """The processes of a run did not find each other, differ, or waited in vain for one of them."""
+    """The processes of a run did not connect, differ from each other, or one of them did not answer in time."""
 
 
 def process_place() -> tuple[int, int]:
-    """(index of this process, number of processes); (0, 1) where no others were joined."""
+    """(index of this process, number of processes); (0, 1) if no processes were joined."""
     state = distributed.global_state
     return state.process_id or 0, state.num_processes or 1
 
 
 def put(topic: str, value: str) -> None:
-    """Stores a message for the other processes, once for each topic; a long one in parts."""
+    """Stores a message for the other processes; a topic can be used once. A long message is stored in parts."""
     parts = [value[start : start + PART] for start in range(0, len(value), PART)] or [""]
     for number, part in enumerate(parts[1:], 1):
         _client().key_value_set(f"echotts/{topic}/part{number}", part)
-    _client().key_value_set(f"echotts/{topic}", f"{len(parts)} {parts[0]}")  # last: then all parts are there
+    _client().key_value_set(f"echotts/{topic}", f"{len(parts)} {parts[0]}")  # written last, when all parts are stored
 
 
 def wait_for(topic: str, whom: str, limit_s: float = WAIT_S) -> str:
-    """The message under a topic. ProcessesError where there is none within the limit: waited for `whom` ..."""
+    """Waits for the message under a topic and returns it. `whom` names the sender in the ProcessesError on timeout."""
     count, _, first = _blocking_get(topic, whom, limit_s).partition(" ")
     return first + "".join(_blocking_get(f"{topic}/part{number}", whom, limit_s) for number in range(1, int(count)))
 
 
 def announce(topic: str, text: str) -> None:
-    """Stores a short message for all processes, replacing the one before. ProcessesError where that fails."""
+    """Stores a short message for all processes, replacing the previous one. ProcessesError if that fails."""
     _retried(lambda: _client().key_value_set(f"echotts/{topic}", text, allow_overwrite=True), topic)
 
 
 def announced(topic: str) -> str | None:
-    """What was announced under a topic, None while nothing was. ProcessesError without an answer."""
+    """The message announced under a topic, or None. ProcessesError if the coordinator does not answer."""
 
     def read() -> str | None:
         try:
@@ -65,13 +65,13 @@ def announced(topic: str) -> str | None:
 
 
 def post(topic: str, text: str) -> None:
-    """As `announce`, for what is of use only now: nothing happens where it fails."""
+    """Like `announce`, for messages that matter only now: a failure is ignored."""
     with contextlib.suppress(JaxRuntimeError):
         _client().key_value_set(f"echotts/{topic}", text, allow_overwrite=True)
 
 
 def get_below(topic: str) -> list[str]:
-    """What was posted under all topics below this one; nothing where it is unavailable. Waits for nobody."""
+    """The messages posted under all topics below this one, without waiting; an empty list on failure."""
     try:
         return [text for _, text in _client().key_value_dir_get(f"echotts/{topic}/")]
     except JaxRuntimeError:
@@ -79,9 +79,9 @@ def get_below(topic: str) -> list[str]:
 
 
 def gather(topic: str, value: Any) -> list[Any]:
-    """The values of all processes, JSON-ready, in order, on process 0; on the others nothing.
+    """The JSON-serialisable values of all processes, in order, on process 0; an empty list on the others.
 
-    All call it together; a topic is used again only when process 0 is known to have gone on.
+    Collective: all processes call it. A topic may be reused only when process 0 is known to have read the last values.
     """
     index, count = process_place()
     if count == 1:
@@ -90,26 +90,26 @@ def gather(topic: str, value: Any) -> list[Any]:
         put(f"{topic}/{index}", json.dumps(value))
         return []
     others = [json.loads(wait_for(f"{topic}/{other}", f"process {other} ({topic})")) for other in range(1, count)]
-    _client().key_value_delete(f"echotts/{topic}")  # weeks of them would pile up
+    _client().key_value_delete(f"echotts/{topic}")  # they would accumulate over weeks
     return [value, *others]
 
 
 def all_gather(topic: str, value: Any) -> list[Any]:
-    """The values of all processes, JSON-ready, in order, on all of them. All call it together, any number of times."""
+    """The JSON-serialisable values of all processes, in order, on all of them. Collective; may be called repeatedly."""
     return reduce(topic, value, lambda values: values)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set on any process. All call it together."""
+    """Whether the flag is set on any process. Collective."""
     return reduce("any", flag, any)
 
 
 def agree_on(topic: str, decide: Callable[[], Any], what: str, limit_s: float = 0.0) -> Any:
-    """What `decide` returns on process 0, JSON-ready, on all processes. All call it together, any number of times.
+    """The JSON-serialisable result of `decide` on process 0, on all processes. Collective; may be called repeatedly.
 
-    For what depends on a clock, a disk or a listing, which other hosts may see differently. The others wait for process
-    0 to do `what` for `limit_s` and WAIT_S more. An OSError or ValueError there is raised there as it is, and on the
-    others as a ValueError with the same message.
+    For decisions that depend on a clock, a disk or a listing, which other hosts may see differently. The other
+    processes wait `limit_s` plus WAIT_S for process 0 to do `what`. An OSError or ValueError is re-raised as it is on
+    process 0, and as a ValueError with the same message on the others.
     """
     failed: list[OSError | ValueError] = []
 
@@ -131,9 +131,9 @@ def agree_on(topic: str, decide: Callable[[], Any], what: str, limit_s: float = 
 def reduce(
     topic: str, value: Any, combine: Callable[[list[Any]], Any], whom: str = "process 0", limit_s: float = 0.0
 ) -> Any:
-    """What `combine` makes of the values of all processes, JSON-ready, on process 0, on all of them.
+    """Combines the JSON-serialisable values of all processes on process 0 and returns the result on all of them.
 
-    All call it together, any number of times; it takes two messages a process.
+    Collective; may be called repeatedly. It takes two messages per process.
     """
     index, count = process_place()
     if count == 1:
@@ -145,7 +145,7 @@ def reduce(
         put(f"{here}/{index}", json.dumps(value))
         return json.loads(wait_for(f"{here}/answer", f"{whom} ({topic})", limit_s + WAIT_S))
     others = [json.loads(wait_for(f"{here}/{other}", f"process {other} ({topic})")) for other in range(1, count)]
-    if turn:  # whoever takes part in this turn has had the answer of the one before
+    if turn:  # every process in this turn has read the previous answer
         _client().key_value_delete(f"echotts/{topic}/{turn - 1}")
     answer = combine([value, *others])
     put(f"{here}/answer", json.dumps(answer))
@@ -153,7 +153,7 @@ def reduce(
 
 
 def _retried(request: Callable[[], Any], topic: str) -> Any:
-    """The result of a request to the coordinator, which is repeated for WAIT_S where the network fails."""
+    """The result of a request to the coordinator, retried for up to WAIT_S on network errors."""
     end = time.monotonic() + WAIT_S
     while True:
         try:

@@ -1,7 +1,7 @@
-"""The processes of one run: how they find each other, and that they are alike before anything is computed.
+"""The processes of one run: connecting them, and checking that they are identical before anything is computed.
 
-Process index is not the worker number: on a TPU it comes from the slice and changes at a restart. Data and files go by
-process index, logs by host name.
+The process index is not gcloud's worker number: on a TPU it comes from the slice and may change at a restart. Data and
+files are identified by process index, logs by host name.
 """
 
 import contextlib
@@ -32,34 +32,34 @@ from echotts.rundir.location import RunPath, read_whole, write_whole
 LOGGER = logging.getLogger(__name__)
 
 AUTO = "auto"
-SHUTDOWN_S = 60  # how long a process that is done waits for the others
-LAST_WORDS_S = 1.0  # in which the others say what went wrong, often the same
+SHUTDOWN_S = 60  # how long a finished process waits for the others
+LAST_WORDS_S = 1.0  # for the other processes to log their errors before the coordinator goes away
 SHARED_S = 30  # how long a network file system may take to show a new file
 SHARED_NAME = ".shared"
 LIBRARIES = ("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy")
-OWN_KEYS = ("process_index",)  # of the run section: what may differ between processes
-WORKER = re.compile(r"-w-(\d+)$")  # how Google Cloud ends the host names of a slice
+OWN_KEYS = ("process_index",)  # keys of the run section that may differ between processes
+WORKER = re.compile(r"-w-(\d+)$")  # suffix of Google Cloud's host names in a slice
 
 
 @runtime_checkable
 class HasRun(Protocol):
-    """A configuration, of a model's or a codec's training, with the section that says who runs."""
+    """A configuration (of a TTS or codec training) with a section `run` that describes the processes."""
 
     @property
     def run(self) -> RunConfig: ...
 
 
 def join(config: HasRun) -> None:
-    """Joins the run's processes, where `run.coordinator` names one; before any use of a device.
+    """Connects this process to the others if `run.coordinator` is set; must precede any use of a device.
 
-    Logs who this is. ProcessesError where others do not come in time, or run other code, another configuration or
-    other library versions.
+    Logs this process's identity. Raises ProcessesError if others do not connect in time, or run different code, another
+    configuration or other library versions.
     """
     run = config.run
     if not run.coordinator:
         return
     began = time.monotonic()
-    # JAX can end the process itself when the time is up, without an exception: then this line is what tells why
+    # On a timeout JAX can end the process without an exception; then this warning is the only explanation in the log.
     warning = threading.Timer(run.join_timeout_s / 2, _say_waiting, [run])
     warning.daemon = True
     warning.start()
@@ -69,15 +69,15 @@ def join(config: HasRun) -> None:
         waited_s = time.monotonic() - began
         raise ProcessesError(
             f"{_name(run)} on {socket.gethostname()} waited {waited_s:.0f} s for the others at {run.coordinator} "
-            f"(join_timeout_s {run.join_timeout_s}); do all run, and reach that address? {str(error).splitlines()[0]}"
+            f"(join_timeout_s {run.join_timeout_s}): are all running and able to reach it? {str(error).splitlines()[0]}"
         ) from error
     finally:
         warning.cancel()
     mine = identity(config)
     check_alike(all_gather("identity", {**mine, "host": socket.gethostname()}))
     if jax.default_backend() == "cpu":
-        # There process 0 alone finds again what was compiled before, and two that differ in that have been seen to wait
-        # for each other in a collective of step 2 without end.
+        # Only process 0 would use the cache, and processes of which one compiles and another does not have been seen to
+        # wait for each other forever in a collective of step 2.
         jax.config.update("jax_enable_compilation_cache", False)
     _meet()
     worker = WORKER.search(socket.gethostname())
@@ -95,34 +95,34 @@ def join(config: HasRun) -> None:
 
 
 def first_host() -> str:
-    """The host of process 0: the run's own metrics and samples are there. All processes call it together."""
+    """The host name of process 0, where the run's metrics and samples are written. Collective."""
     return agree_on("first host", socket.gethostname, "name its host")
 
 
 @contextlib.contextmanager
 def all_end_at_once() -> Iterator[None]:
-    """What goes wrong in here ends this process at once, where it is one of several.
+    """Exits this process immediately on an error inside, if it is one of several.
 
-    An ordinary exit would wait for the others, and the others for this one in their next collective.
+    A regular exit would wait for the other processes, which in turn wait for this one in their next collective.
     """
     try:
         yield
     except BaseException as error:
         if jax.process_count() == 1:
             raise
-        LOGGER.error("process %d ends: %s", jax.process_index(), error, exc_info=True)
+        LOGGER.error("process %d exits: %s", jax.process_index(), error, exc_info=True)
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        if jax.process_index() == 0:  # which has the coordinator: without it the others end in mid-sentence
+        if jax.process_index() == 0:  # it runs the coordinator, whose loss kills the others before they can log
             time.sleep(LAST_WORDS_S)
         os._exit(1)
 
 
 def check_shared(run_dir: RunPath) -> None:
-    """ProcessesError where a process does not see what process 0 writes into the run directory.
+    """Raises ProcessesError if a process cannot see what process 0 writes to the run directory.
 
-    A checkpoint is written in parts by all; on a disk of each host's own it would never be whole.
+    All processes write parts of a checkpoint; on disks that are not shared it would never be complete.
     """
     if process_place()[1] == 1:
         return
@@ -136,7 +136,7 @@ def check_shared(run_dir: RunPath) -> None:
     nonce = agree_on("shared", write, "write into the run directory")
     end = time.monotonic() + SHARED_S
     while not (seen := _reads(path, nonce)) and time.monotonic() < end:
-        time.sleep(0.5)  # a network file system may show it later
+        time.sleep(0.5)  # a network file system may show it with a delay
     answers = all_gather("shared seen", [seen, socket.gethostname()])
     blind = [f"process {other} ({host})" for other, (sees, host) in enumerate(answers) if not sees]
     if blind:
@@ -147,13 +147,13 @@ def check_shared(run_dir: RunPath) -> None:
 
 
 def check_same(what: str, value: str) -> None:
-    """ProcessesError where a value that each process read from its own disk (a digest, say) is not the same on all."""
+    """Raises ProcessesError if a value that each process read from its own disk (such as a digest) differs."""
     if process_place()[1] > 1:
         check_alike(all_gather("same", {what: value, "host": socket.gethostname()}))
 
 
 def identity(config: HasRun) -> dict[str, str]:
-    """What has to be the same in all processes, in words that can be shown."""
+    """Name and value of everything that must be identical in all processes."""
     versions = {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -162,7 +162,7 @@ def identity(config: HasRun) -> dict[str, str]:
 
 
 def code_hash() -> str:
-    """A hash of the package's modules: told apart are also copies without git, and with changes."""
+    """A hash of the package's modules, which also distinguishes copies without git and uncommitted changes."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -172,14 +172,14 @@ def code_hash() -> str:
 
 
 def config_hash(config: HasRun) -> str:
-    """A hash of the configuration without what is a process's own."""
+    """A hash of the configuration without the keys that may differ between processes."""
     values = to_dict(config)
     values["run"] = {key: value for key, value in values["run"].items() if key not in OWN_KEYS}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def check_alike(identities: Sequence[Mapping[str, str]]) -> None:
-    """ProcessesError that names each difference from process 0."""
+    """Raises ProcessesError naming each difference from process 0."""
     lines = []
     for process, other in enumerate(identities):
         for key in sorted(identities[0].keys() | other.keys()):
@@ -188,7 +188,7 @@ def check_alike(identities: Sequence[Mapping[str, str]]) -> None:
                 lines.append(f"{key} {given} in process {process} ({other['host']}), {first} in process 0")
     different = [line for line in lines if not line.startswith("host ")]
     if different:
-        raise ProcessesError(f"the processes are not alike: {'; '.join(different)}; give all of them the same")
+        raise ProcessesError(f"the processes differ: {'; '.join(different)}; make them identical")
 
 
 def _initialize(run: RunConfig) -> None:
@@ -205,10 +205,10 @@ def _initialize(run: RunConfig) -> None:
 
 
 def _meet() -> None:
-    """A first sum over all devices, now that all processes are known to be here.
+    """A first all-reduce over all devices, once all processes are known to have connected.
 
-    Gloo, which connects CPUs, gives the others 30 s from the first collective on; later ones may come far apart, since
-    each process compiles by itself.
+    Gloo, which connects CPUs, has a timeout of 30 s for the first collective only; later ones may be further apart,
+    since each process compiles on its own.
     """
     multihost_utils.sync_global_devices("joined")
 
@@ -222,7 +222,7 @@ def _reads(path: RunPath, text: str) -> bool:
 
 def _say_waiting(run: RunConfig) -> None:
     LOGGER.warning(
-        "%s on %s has waited %d s for the others at %s, and gives up after %d s (join_timeout_s): do all run?",
+        "%s on %s has waited %d s for the others at %s and gives up after %d s (join_timeout_s): are all running?",
         _name(run),
         socket.gethostname(),
         run.join_timeout_s // 2,

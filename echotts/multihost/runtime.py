@@ -1,4 +1,4 @@
-"""What this process is, and when it has been asked to stop."""
+"""This process's role in the run, decisions that all processes take at the same step, and stopping together."""
 
 import logging
 import os
@@ -16,32 +16,32 @@ LOGGER = logging.getLogger(__name__)
 
 
 def is_primary() -> bool:
-    """True on the one process that writes what only one may write. Never branch on it around communication."""
+    """True on the process that writes what only one may write. Never branch on it around communication."""
     return jax.process_index() == 0
 
 
 def whole(tree: Any) -> Any:
-    """The same tree with each array whole on this machine; of several processes all call it together."""
+    """The tree with each array gathered on this host. Collective if there are several processes."""
     return tree if jax.process_count() == 1 else multihost_utils.process_allgather(tree, tiled=True)
 
 
 class Announcements:
-    """Steps after which all processes do what process 0 alone decides, by a clock or by a file that it looks for.
+    """Makes all processes act at the same step on a decision of process 0, which depends on its clock or a file.
 
-    Each process settles the numbers of a step before it launches the next but one, and those need all processes. So
-    what process 0 announces after a step is known everywhere two looks later, and nobody waits for anybody.
+    Each process reads the metrics of a step before it launches the next but one, and a step needs all processes. So an
+    announcement by process 0 is known everywhere two checks later, without anyone waiting.
     """
 
     def __init__(self, topic: str, every: int = 1):
-        """Looks once in `every` steps."""
+        """Checks every `every` steps."""
         self._topic = topic
         self._every = every
         self._next = 0
 
     def due(self, step: int, wanted: Callable[[], bool]) -> bool:
-        """Whether it is done after this step. All processes ask after each step; `wanted` is asked on process 0.
+        """Whether to act after this step. All processes call it after each step; only process 0 evaluates `wanted`.
 
-        One process alone does it at once. ProcessesError where the coordinator does not answer.
+        A single process acts at once. ProcessesError if the coordinator does not answer.
         """
         if step % self._every:
             return False
@@ -55,15 +55,15 @@ class Announcements:
 
 
 class StopSignal:
-    """Within `with StopSignal() as stop:` SIGINT and SIGTERM ask for a stop instead of ending the process.
+    """Within `with StopSignal() as stop:`, SIGINT and SIGTERM request a stop instead of ending the process.
 
-    The loop asks `agreed` after each step, saves and leaves. A second SIGINT interrupts at once. Of several processes
-    JAX's own notice of SIGTERM is used, which makes all of them stop after the same question.
+    The loop calls `agreed` after each step, then saves and exits. A second SIGINT interrupts at once. With several
+    processes, JAX's preemption notice for SIGTERM is used, which makes all of them stop after the same call.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._asked = 0  # also in pauses, where no step is done
+        self._asked = 0  # number of calls, including those during pauses without a step
         self._agreed = False
         self._previous: dict[int, object] = {}
 
@@ -74,7 +74,7 @@ class StopSignal:
         return self
 
     def agreed(self) -> bool:
-        """Whether the run leaves now. All processes ask together, after each step, and get the same answer."""
+        """Whether the run stops now. Collective: all processes call it after each step and get the same answer."""
         if jax.process_count() == 1:
             return self.requested
         self._asked += 1
@@ -92,7 +92,7 @@ class StopSignal:
             raise KeyboardInterrupt
         self.requested = True
         if jax.process_count() > 1:
-            os.kill(os.getpid(), signal.SIGTERM)  # which the others hear of, too
+            os.kill(os.getpid(), signal.SIGTERM)  # JAX forwards it to the other processes
         LOGGER.warning(
-            "%s: finishing this step, then saving; interrupt again to stop at once", signal.Signals(number).name
+            "%s: stopping after this step and a save; interrupt again to stop at once", signal.Signals(number).name
         )

@@ -1,1 +1,1 @@
-"""A run directory: its layout, metrics, leases, free space and the spool of a run in a bucket. Imports no jax."""
+"""Run directories: layout, metrics, leases, free space, and the spool of a run in a bucket. Does not import jax."""

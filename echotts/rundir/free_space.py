@@ -1,14 +1,14 @@
-"""How full a filesystem is, by statvfs: an open file frees nothing until it is closed, so sizes are not summed."""
+"""Usage of a file system, by statvfs: deleted files that are still open free nothing, so sizes are not summed."""
 
 import os
 from dataclasses import dataclass, replace
 
-NO_INODE_LIMIT = 2**63  # filesystems that make inodes as they go report none at all
+NO_INODE_LIMIT = 2**63  # file systems that create inodes on demand report none at all
 
 
 @dataclass(frozen=True)
 class Space:
-    """Bytes and inodes of one filesystem, as an ordinary process may use them (root's reserve is not free)."""
+    """Bytes and inodes of one file system, as available to an ordinary user (without root's reserve)."""
 
     used_bytes: int
     free_bytes: int
@@ -17,13 +17,13 @@ class Space:
 
     @property
     def used_share(self) -> float:
-        """0 to 1, of bytes or of inodes, whichever is closer to the end."""
+        """Used share of bytes or of inodes, whichever is larger; 0 to 1."""
         of_bytes = self.used_bytes / max(self.used_bytes + self.free_bytes, 1)
         of_inodes = self.used_inodes / max(self.used_inodes + self.free_inodes, 1)
         return max(of_bytes, of_inodes)
 
     def after_freeing(self, freed_bytes: int, freed_inodes: int) -> "Space":
-        """What it would be without so many bytes and inodes."""
+        """The usage after freeing so many bytes and inodes."""
         return replace(
             self,
             used_bytes=self.used_bytes - freed_bytes,
@@ -37,7 +37,7 @@ class Space:
 
 
 def measure(place: int | str | os.PathLike[str]) -> Space:
-    """The filesystem of a path or an open descriptor. OSError where there is none."""
+    """Usage of the file system of a path or open descriptor. OSError if there is none."""
     found = os.statvfs(place)
     counts_inodes = found.f_files > 0
     return Space(

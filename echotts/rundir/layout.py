@@ -1,8 +1,8 @@
-"""The names in a run directory, listed once: the trainer writes them, inference, dashboard and watchdog read them.
+"""The names in a run directory: the trainer writes them; inference, dashboard and watchdog read them.
 
 config.json                                resolved configuration
 data.json                                  pinned lists of shards
-checkpoints/step_00001500/                 one checkpoint (CHECKPOINT_PARTS); `.broken` behind the name: unreadable
+checkpoints/step_00001500/                 one checkpoint (CHECKPOINT_PARTS); with suffix `.broken`: unreadable
 metrics/<hostname>.jsonl                   metrics.py
 samples/step_00001500/                     speech samples
 writer.lock, trainer.lock, verified.json, pause.<hostname>.json
@@ -29,17 +29,17 @@ PROFILE = "profile"
 WRITER = "writer.lock"
 TRAINER = "trainer.lock"  # claim.py
 VERIFIED = "verified.json"
-SENTENCES = "sentences.json"  # in a folder of speech samples: which file says what
+SENTENCES = "sentences.json"  # in a folder of speech samples: the text of each file
 
 STEP_PREFIX, STEP_DIGITS = "step", 8
 STEP = re.compile(rf"{STEP_PREFIX}_(\d{{{STEP_DIGITS},}})")
 BROKEN_SUFFIX = ".broken"
 BROKEN = re.compile(STEP.pattern + re.escape(BROKEN_SUFFIX))
-COMMITTED = "commit_success.txt"  # written last: without it a checkpoint in a bucket is not whole
+COMMITTED = "commit_success.txt"  # written last: without it a checkpoint in a bucket is incomplete
 CHECKPOINT_METADATA = "meta/metadata"
-CHECKPOINT_DIGESTS = "digests/metadata"  # absent in checkpoints of older programs
+CHECKPOINT_DIGESTS = "digests/metadata"  # absent in checkpoints of older versions
 CHECKPOINT_ARRAYS = ("params", "ema", "opt_state")
-CHECKPOINT_PARTS = (  # files that a whole checkpoint holds, the commit marker last; none of them is empty
+CHECKPOINT_PARTS = (  # files of a complete checkpoint, none of them empty; the commit marker is last
     CHECKPOINT_METADATA,
     *(f"{arrays}/{name}" for arrays in CHECKPOINT_ARRAYS for name in ("_METADATA", "manifest.ocdbt")),
     COMMITTED,
@@ -47,13 +47,13 @@ CHECKPOINT_PARTS = (  # files that a whole checkpoint holds, the commit marker l
 
 
 def step_name(step: int) -> str:
-    """The name of a step's folder of a checkpoint or of speech samples: step_00001500."""
+    """The folder name of a step, for checkpoints and speech samples: step_00001500."""
     return f"{STEP_PREFIX}_{step:0{STEP_DIGITS}d}"
 
 
 @contextmanager
 def writing(run_dir: Path) -> Iterator[None]:
-    """Leases the run directory for its trainer: while it lasts, no half-written file there counts as stale."""
+    """Leases the run directory for its trainer; meanwhile no partial file in it counts as stale."""
     marker = run_dir / WRITER
     run_dir.mkdir(parents=True, exist_ok=True)
     marker.touch()
@@ -62,12 +62,12 @@ def writing(run_dir: Path) -> Iterator[None]:
 
 
 def note_verified(run_dir: Path, step: int) -> None:
-    """Notes that the checkpoint of this step was read back whole: the watchdog keeps it until a newer one was.
+    """Records that the checkpoint of this step was restored successfully; the watchdog keeps it until a newer one was.
 
-    Only logs a warning where the run directory cannot be written: restoring does not depend on the note.
+    Only logs a warning if the run directory cannot be written: restoring does not depend on the record.
     """
     try:
         with atomic_write(run_dir / VERIFIED) as path:
             path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
     except OSError as error:
-        LOGGER.warning("step %d was read back whole, but %s could not be written: %s", step, VERIFIED, error)
+        LOGGER.warning("step %d was restored, but %s could not be written: %s", step, VERIFIED, error)

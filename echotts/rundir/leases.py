@@ -1,15 +1,16 @@
-"""Leases: what is leased is not deleted, nor what lies below it.
+"""Leases: something leased, and everything below it, is not deleted.
 
     with lease(run_dir / "checkpoints" / "step_00001500"):
         ...  # read it
 
-A lease is a shared flock on the file or folder itself, which no crash outlives, and a record beside it,
-`.leases/<name>.<random>.json`: host, process id, when that process started, and a heartbeat (the record's time). The
-lock speaks for processes of this machine, the record for those of others that see the same folder. Where no record
-can be written (a read-only folder, a full disk, the Hub's cache, which is the Hub's to lay out) the lock stands alone.
+A lease is a shared flock on the file or folder itself, which is released even by a crash, and a record beside it,
+`.leases/<name>.<random>.json`, with host, process id, the process's start time, and a heartbeat (the modification
+time). The lock is visible to processes on this machine, the record to other machines that share the folder. If no
+record can be written (read-only folder, full disk, or the Hub's cache, whose layout is not ours) there is only the
+lock.
 
-Who deletes takes the lock alone (`lock_alone`), holds it until the thing is gone, and skips what another has locked.
-A lease is given out only for what still has its name once it is locked: nobody is left holding a lease on a ghost.
+Deletion takes the exclusive lock (`lock_alone`), holds it until the thing is gone, and skips what others have locked. A
+lease is granted only if the path still refers to the locked file, so no one holds a lease on something deleted.
 """
 
 import contextlib
@@ -33,9 +34,9 @@ from echotts.strict_json import load_json
 FOLDER_NAME = ".leases"
 RECORD_BYTES = 4096
 HEARTBEAT_S = 20.0
-STALE_S = 600.0  # a record of another machine without a heartbeat for so long is dead; clocks may differ by minutes
-WAIT_S = 10.0  # for a cleaning pass that holds the lock, until it has looked or deleted
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # filesystems that know no flock
+STALE_S = 600.0  # a record of another machine is dead without a heartbeat for this long; clocks may differ by minutes
+WAIT_S = 10.0  # maximum wait for a cleaning pass that holds the lock
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # file systems without flock
 HUB_REPO = re.compile(r"(models|datasets|spaces|kernels)--.+")
 
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -43,7 +44,7 @@ OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(frozen=True)
 class _Record:
-    """What a lease's file says."""
+    """The content of a lease's record."""
 
     name: str
     pid: int
@@ -53,24 +54,24 @@ class _Record:
     namespace: str
 
     def is_ours(self) -> bool:
-        """Whether it is of a process that we could see."""
+        """Whether it belongs to a process visible from here."""
         return all(getattr(self, key) == value for key, value in this_machine().items())
 
     def runs(self) -> bool:
-        """Whether its process runs: the same id, started at the same time."""
+        """Whether its process is running: same id, same start time."""
         start = process_start(self.pid)
         return start is not None and start == self.started
 
 
 class LeaseError(OSError):
-    """What was to be read is being deleted."""
+    """What should be read is being deleted."""
 
 
 @contextmanager
 def lease(path: str | Path) -> Iterator[None]:
-    """Within it, `path` (a file or folder) is not deleted by a watchdog. Shared: any number may lease the same.
+    """Protects `path` (a file or folder) from deletion by a watchdog. Shared: there may be any number of leases.
 
-    Raises FileNotFoundError where it is gone, LeaseError where it is just being deleted.
+    Raises FileNotFoundError if it does not exist, LeaseError if it is being deleted.
     """
     absolute = Path(path).absolute()
     repo = hub_repo(absolute)
@@ -84,7 +85,7 @@ def lease(path: str | Path) -> Iterator[None]:
 
 @contextmanager
 def beating(file: Path) -> Iterator[None]:
-    """Within it this process touches the file every HEARTBEAT_S."""
+    """Touches the file every HEARTBEAT_S from this process."""
     _HEARTBEAT.add(file)
     try:
         yield
@@ -93,7 +94,7 @@ def beating(file: Path) -> Iterator[None]:
 
 
 def hub_repo(path: Path) -> Path | None:
-    """The repository's folder in a Hub cache that `path` lies in; all its revisions are leased as one."""
+    """The folder of the repository in a Hub cache that contains `path`; its revisions are leased together."""
     for folder in path.parents:
         if HUB_REPO.fullmatch(folder.name) and (folder / "snapshots").is_dir():
             return folder
@@ -101,7 +102,7 @@ def hub_repo(path: Path) -> Path | None:
 
 
 def lock_alone(descriptor: int) -> bool:
-    """Takes the exclusive lock; False where somebody has a lease, or where nobody can know."""
+    """Takes the exclusive lock; False if there is a lease, or if locks are unsupported."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -110,7 +111,7 @@ def lock_alone(descriptor: int) -> bool:
 
 
 def live_names(folder: int) -> set[str]:
-    """The names in this folder (an open descriptor) that have a live record."""
+    """The names in this folder (an open descriptor) with a live record."""
     try:
         records = os.open(FOLDER_NAME, OPEN_FOLDER, dir_fd=folder)
     except OSError:
@@ -126,7 +127,7 @@ def live_names(folder: int) -> set[str]:
 
 
 def is_leased(folder: int, name: str) -> bool:
-    """Whether the file or folder of this name in an open folder has a lease. False where there is no such name."""
+    """Whether the file or folder of this name in an open folder is leased. False if it does not exist."""
     if name in live_names(folder):
         return True
     try:
@@ -140,7 +141,7 @@ def is_leased(folder: int, name: str) -> bool:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process of this machine started, in clock ticks since boot; None where there is none (any more)."""
+    """Start time of a process on this machine in clock ticks since boot; None if it does not exist (any more)."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
@@ -151,7 +152,7 @@ def process_start(pid: int) -> int | None:
 
 @functools.cache
 def this_machine() -> dict[str, str]:
-    """What tells whether a process id in a record is one of ours: host, boot and process namespace."""
+    """Identifies the process id namespace of a record: host, boot and namespace."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return {"host": socket.gethostname(), "boot": boot, "namespace": os.readlink("/proc/self/ns/pid")}
 
@@ -168,7 +169,7 @@ def _lock_shared(path: Path) -> int:
             raise
         os.close(descriptor)
         if time.monotonic() > deadline:
-            raise LeaseError(f"{path}: is being deleted to make room on the disk; read a newer one")
+            raise LeaseError(f"{path}: is being deleted to free disk space; read a newer one")
         time.sleep(0.01)
 
 
@@ -185,7 +186,7 @@ def _try_shared(descriptor: int) -> bool:
 
 @contextmanager
 def _record(path: Path) -> Iterator[None]:
-    """The record of a lease, kept fresh by a thread of this process; nothing where it cannot be written."""
+    """Writes the record of a lease and keeps it fresh; does nothing if it cannot be written."""
     file = path.parent / FOLDER_NAME / f"{path.name[:200]}.{secrets.token_hex(6)}.json"
     if not _write_record(file, path.name):
         yield
@@ -201,11 +202,11 @@ def _record(path: Path) -> Iterator[None]:
 
 def _write_record(file: Path, name: str) -> bool:
     record = _Record(name, os.getpid(), process_start(os.getpid()), **this_machine())
-    for _ in range(3):  # another's last lease may take the folder away between these lines
+    for _ in range(3):  # the end of another lease may remove the folder between these lines
         try:
             file.parent.mkdir(exist_ok=True)
             _clear_dead(file.parent)
-            unfinished = file.with_suffix(".tmp")  # who is killed here leaves no record that nobody can read
+            unfinished = file.with_suffix(".tmp")  # a process killed here leaves no unreadable record
             unfinished.write_text(json.dumps(asdict(record)) + "\n", encoding="utf-8")
             unfinished.rename(file)
         except FileNotFoundError:
@@ -219,7 +220,7 @@ def _write_record(file: Path, name: str) -> bool:
 
 
 def _clear_dead(folder: Path) -> None:
-    """Records of processes of this machine that are no more, and what was to become one long ago."""
+    """Removes records of dead processes of this machine, and old temporary files."""
     for file in folder.glob("*.tmp"):
         with contextlib.suppress(OSError):
             if time.time() - file.stat().st_mtime > STALE_S:
@@ -232,7 +233,7 @@ def _clear_dead(folder: Path) -> None:
 
 
 def _leased_by(records: int, file: str) -> str | None:
-    """The name that a record holds, if it is live. One that cannot be read counts while it is fresh."""
+    """The name in a record, if the record is live. An unreadable one counts while it is fresh."""
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=records)
     except OSError:
@@ -247,7 +248,7 @@ def _leased_by(records: int, file: str) -> str | None:
 
 
 class _Heartbeat:
-    """Touches the records of this process's leases; its thread lives while there are any."""
+    """Touches the records of this process's leases; its thread runs while there are any."""
 
     def __init__(self) -> None:
         self._files: set[Path] = set()

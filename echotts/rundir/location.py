@@ -1,12 +1,12 @@
-"""Where a run lives: a directory of this machine (or one that all machines mount), or a place in a bucket.
+"""The location of a run: a directory on this machine (or one that all machines mount), or a path in a bucket.
 
     with open_run_dir("gs://bucket/run") as run_dir:
-        run_dir.shared / "checkpoints"      # what all processes and later runs see
-        run_dir.local / "metrics"           # what this process writes, piece by piece
+        run_dir.shared / "checkpoints"      # seen by all processes and by later runs
+        run_dir.local / "metrics"           # written incrementally by this process
 
-On a disk both are the same directory. Of a run in a bucket `local` is a folder of this machine whose files are brought
-there behind (spool.py), so that who writes metrics or samples need not know; what a resumed run depends on goes to
-`shared` at once, where a file appears whole or not at all.
+On a disk both are the same directory. For a run in a bucket, `local` is a folder on this machine whose files are
+uploaded in the background (spool.py), so that writers of metrics and samples need not care. What a resumed run depends
+on goes directly to `shared`, where a file appears only once it is complete.
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from echotts.files import atomic_write
 from echotts.rundir.spool import Spool
 
 RunPath = Path | epath.Path
-"""A path of this machine, or one in a bucket (Orbax's own kind of path)."""
+"""A path on this machine, or one in a bucket (Orbax's path type)."""
 
 
 def run_path(spec: str | RunPath) -> RunPath:
-    """What a run directory's name means. ValueError where nothing here writes such a place."""
+    """The path of a run directory from its name. ValueError for an unsupported URL scheme."""
     name = os.fspath(spec)
     if gcs.is_bucket(name):
         gcs.open_bucket(name)
         return epath.Path(name)
     if "://" in name:
-        raise ValueError(f"{name}: runs live in directories of this machine or in gs://bucket/run; give one of these")
+        raise ValueError(f"{name}: a run directory must be a local directory or gs://bucket/run")
     return Path(name).expanduser().absolute()
 
 
 def check_run_dir(spec: str) -> None:
-    """Before anything that takes long: ValueError or OSError where nothing can be written there."""
+    """Checks early that the run directory can be written; ValueError or OSError if not."""
     if not spec:
-        raise ValueError("no run directory: say where checkpoints and metrics go with --run_dir")
+        raise ValueError("no run directory: set one with --run_dir, for checkpoints and metrics")
     if gcs.is_bucket(run_path(spec)):
         gcs.check(spec)
 
@@ -54,7 +54,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def sent_if_it_fails(self) -> Iterator[None]:
-        """What was written before something in here failed goes to the bucket before the program ends of it."""
+        """Uploads what was written if an error occurs inside, before the error propagates."""
         try:
             yield
         except BaseException:
@@ -62,18 +62,18 @@ class RunDir:
             raise
 
     def send(self) -> None:
-        """Waits until what was written by now is in the bucket, but not for long (spool.FLUSH_S)."""
+        """Waits, at most spool.FLUSH_S, until everything written so far is in the bucket."""
         if self.spool is not None:
             self.spool.flush()
 
     def shown(self, path: Path) -> RunPath:
-        """A path below `local`, as the user knows it."""
+        """The path in the run directory that corresponds to a path below `local`, for messages."""
         return self.shared / path.relative_to(self.local)
 
 
 @contextlib.contextmanager
 def open_run_dir(spec: str, *, create: bool = True) -> Iterator[RunDir]:
-    """The run directory; `create` makes a missing one (of several processes one does). OSError where that fails."""
+    """Opens the run directory; `create` creates it if missing (one of several processes does). OSError on failure."""
     shared = run_path(spec)
     if isinstance(shared, Path):
         if create:
@@ -85,7 +85,7 @@ def open_run_dir(spec: str, *, create: bool = True) -> Iterator[RunDir]:
 
 
 def write_whole(path: RunPath, text: str) -> None:
-    """A small file that is there whole or not at all."""
+    """Writes a small file atomically."""
     if isinstance(path, Path):
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8")
@@ -96,7 +96,7 @@ def write_whole(path: RunPath, text: str) -> None:
 
 
 def read_whole(path: RunPath) -> str | None:
-    """Its text; None where there is no such file."""
+    """The text of a file; None if it does not exist."""
     try:
         with gcs.plainly(path):
             return path.read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Asking a trainer to save and wait: `pause.<hostname>.json` in its run directory, until there is room again.
+"""Requests to a trainer to save and wait: `pause.<hostname>.json` in its run directory, until space is free again.
 
-The watchdog of a host writes it when a disk is nearly full and nothing more may be deleted, and takes it away when
-there is room; the host's trainer looks for it after each step. It can be empty, for want of room to write it. Hosts
-that share a run directory have a file each, since nobody else can tell how full a host's disks are.
+The watchdog of a host writes the file when a disk is nearly full and nothing more can be deleted, and removes it when
+space is free again; the host's trainer checks for it after each step. It may be empty, if there was no space to write
+it. Hosts that share a run directory have a file each, since only a host itself knows how full its disks are.
 """
 
 import contextlib
@@ -14,8 +14,8 @@ from pathlib import Path
 from echotts.rundir.free_space import Space, measure
 from echotts.strict_json import load_json
 
-LOOK_S = 1.0
-RESUME_SHARE = 0.95  # used share of a disk below which a trainer goes on, where the watchdog names no other
+LOOK_S = 1.0  # interval between checks while waiting
+RESUME_SHARE = 0.95  # default used share of a disk below which a trainer continues
 
 
 @dataclass(frozen=True)
@@ -23,36 +23,36 @@ class Request:
     """Why to wait, and until when."""
 
     place: str
-    """A path on the disk that is full."""
+    """A path on the full disk."""
     below: float = RESUME_SHARE
-    """The used share below which it is over, whether or not the watchdog is still there to say so."""
+    """The used share below which the trainer continues, even if the watchdog no longer runs."""
 
 
 def request_path(run_dir: Path) -> Path:
-    """Where this host's trainers are asked."""
+    """The request file for this host's trainers."""
     return run_dir / f"pause.{socket.gethostname()}.json"
 
 
 def ask(run_dir: Path, request: Request) -> bool:
-    """Leaves the request there; False where it was there already."""
+    """Writes the request; False if there already was one."""
     path = request_path(run_dir)
     try:
         path.touch(exist_ok=False)
     except FileExistsError:
         return False
-    with contextlib.suppress(OSError):  # an empty one asks as well
+    with contextlib.suppress(OSError):  # an empty file is a request, too
         path.write_text(json.dumps(asdict(request)) + "\n", encoding="utf-8")
     return True
 
 
 def withdraw(run_dir: Path) -> None:
-    """Takes the request away."""
+    """Removes the request."""
     with contextlib.suppress(OSError):
         request_path(run_dir).unlink(missing_ok=True)
 
 
 def asked(run_dir: Path) -> Request | None:
-    """What the trainer is asked; None: to go on. One system call where nothing is asked."""
+    """The current request, or None to continue. Takes one system call if there is none."""
     try:
         content = request_path(run_dir).read_bytes()
     except OSError:
@@ -64,16 +64,16 @@ def asked(run_dir: Path) -> Request | None:
 
 
 def full(run_dir: Path) -> Space | None:
-    """The space on the disk for which a pause is asked; None where none is, or where there is room by now.
+    """The usage of the disk for which a pause is requested; None if there is no request or space is free again.
 
-    A request that is over is taken away, in case that who asked is no more.
+    An obsolete request is removed, in case the watchdog that wrote it no longer runs.
     """
     request = asked(run_dir)
     if request is None:
         return None
     try:
         space = measure(request.place)
-    except OSError:  # this host knows no such place, so nothing holds it
+    except OSError:  # the path does not exist on this host
         space = None
     if space is None or space.used_share < request.below:
         withdraw(run_dir)

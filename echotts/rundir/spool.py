@@ -1,12 +1,12 @@
-"""What a run writes beside its checkpoints, on its way to a bucket.
+"""The spool through which a run's files, other than checkpoints, reach a bucket.
 
-Files of the spool, a folder of this machine laid out like a run directory, are sent to the bucket every EVERY_S by a
-thread. Whatever happens there, training does not notice: what could not be sent is sent later, or by the next start of
-the run on this machine, since a spool stays until all of it has arrived.
+The spool is a folder on this machine laid out like a run directory. A thread uploads its files every EVERY_S. Upload
+errors do not affect training: what could not be sent is sent later, or by the next start of the run on this machine,
+since a spool is kept until everything has arrived.
 
-Lines, and TensorBoard's events, are appended: the new ones become an object of their own, which the bucket then joins
-to the file's end (compose). So a run that goes on elsewhere adds to what is there. Every other file is sent whole when
-it has changed.
+Metrics lines and TensorBoard events are appended: new ones become a separate object that the bucket then joins to the
+end of the file (compose), so a run that is resumed elsewhere adds to the file. Every other file is uploaded as a whole
+when it has changed.
 
     ~/.cache/echotts/runs/<run>-<hash>.<start>/owner      locked while a process owns the spool
                                               /.sent.json what has arrived of each file
@@ -27,23 +27,25 @@ from types import TracebackType
 
 from echotts import gcs
 from echotts.files import atomic_write, cache_root
+from echotts.rundir.layout import CHECKPOINTS, PROFILE, WRITER
+from echotts.strict_json import load_json
 
 LOGGER = logging.getLogger(__name__)
 
 EVERY_S = 30.0
-FLUSH_S = 15.0  # that a failing run waits for its last lines
-CLOSE_S = 45.0  # that a run waits at its end; below what the processes of a run wait for each other then
-TRIES = 20  # to be the next who appends to a file
+FLUSH_S = 15.0  # how long a failing run waits for its last lines
+CLOSE_S = 45.0  # how long a finishing run waits; less than its processes wait for each other
+MAX_APPENDS = 20  # attempts to append to a file that others append to as well
 OWNER, STATE = "owner", ".sent.json"
-LINES, EVENTS = ".jsonl", "tensorboard/"  # how the names of files end, or begin, that only ever grow
-NEW_LINES = ".new"  # behind the name of the object that is about to be joined to a file
-HERE_ONLY = (
+STATE_BYTES = 64 << 20
+LINES, EVENTS = ".jsonl", "tensorboard/"  # suffix and prefix of the names of append-only files
+NEW_LINES = ".new"  # suffix of the object that is about to be joined to a file
+LOCAL_ONLY = (  # not uploaded, like pause.<host>.json and all names that begin with a dot
     OWNER,
-    "writer.lock",
-    "trainer.lock",
-    "profile",
-)  # of this machine, as are pause.<host>.json and all names that begin with a dot
-LEFT_OPEN = "checkpoints"  # by which the disk watchdog knows a run directory; those of this run are in the bucket
+    WRITER,
+    PROFILE,
+)
+MARKER = CHECKPOINTS  # marks the spool as a run directory for the disk watchdog; it stays empty
 
 
 def default_root() -> Path:
@@ -52,22 +54,22 @@ def default_root() -> Path:
 
 
 class Spool:
-    """The spool of one process; within `with`, its files are on their way to `url`."""
+    """The spool of one process; as a context manager it uploads its files to `url`."""
 
     def __init__(self, url: str, root: Path | None = None) -> None:
-        """Makes the folder. OSError where this machine cannot hold it."""
+        """Creates the folder. OSError if that fails."""
         self.url = url
         name = f"{url.rstrip('/').rpartition('/')[2]}-{hashlib.sha256(url.encode()).hexdigest()[:8]}"
         self._root = root or default_root()
         self.folder = self._root / f"{name}.{time.time_ns() // 1000}"
         try:
             self._owner = _own(self.folder)
-            (self.folder / LEFT_OPEN).mkdir()
+            (self.folder / MARKER).mkdir()
         except OSError as error:
             raise OSError(
-                f"{self.folder}: {error.strerror}: what goes to {url} passes through there; XDG_CACHE_HOME moves it"
+                f"{self.folder}: {error.strerror}: files for {url} are staged there; set XDG_CACHE_HOME to move it"
             ) from error
-        LOGGER.info("%s: lines and samples pass through %s", url, self.folder)
+        LOGGER.info("%s: metrics and samples are staged in %s", url, self.folder)
         self._left = [folder for folder in sorted(self._root.glob(f"{name}.*")) if folder != self.folder]
         self._sender = Sender(self.folder, url)
         self._wake = threading.Event()
@@ -77,10 +79,10 @@ class Spool:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
 
     def flush(self, limit_s: float = FLUSH_S, *, last: bool = False) -> bool:
-        """Sends what there is now; False where that was not done within the limit."""
+        """Uploads everything written so far; False if that was not done within the limit."""
         done = threading.Event()
         self._asked.append(done)
-        self._closing |= last  # after the line above: the thread does not end without an answer
+        self._closing |= last  # set after the line above, so that the thread does not end without answering
         self._wake.set()
         return done.wait(limit_s) and not self._failing
 
@@ -95,8 +97,8 @@ class Spool:
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
             LOGGER.warning(
-                "%s: not all lines and samples have arrived; they are in %s, from where the next start of this run on "
-                "this machine sends them",
+                "%s: not all metrics and samples were uploaded; they are in %s, and the next start of this run on this "
+                "machine uploads them",
                 *(self.url, self.folder),
             )
         os.close(self._owner)
@@ -114,15 +116,15 @@ class Spool:
                 return
 
     def _send(self) -> None:
-        """What earlier starts left first, so that lines stay in order."""
+        """Uploads what earlier starts left behind first, so that lines stay in order."""
         try:
             while self._left:
                 self._send_left(self._left[0])
                 del self._left[0]
             self._sender.send()
-        except (*gcs.failures(), ValueError, RuntimeError) as error:  # the last two: answers it does not understand
+        except (*gcs.failures(), ValueError, RuntimeError) as error:  # the last two: unexpected answers
             if not self._failing:
-                LOGGER.warning("%s: cannot be written, trying on: %s", self.url, gcs.describe(error))
+                LOGGER.warning("%s: cannot be written, retrying: %s", self.url, gcs.describe(error))
             self._failing = True
             return
         if self._failing:
@@ -132,7 +134,7 @@ class Spool:
     def _send_left(self, folder: Path) -> None:
         try:
             owner = _own(folder)
-        except (BlockingIOError, FileNotFoundError):  # it is in use, or another process has just sent it
+        except (BlockingIOError, FileNotFoundError):  # in use, or just uploaded by another process
             return
         try:
             Sender(folder, self.url).send()
@@ -142,7 +144,7 @@ class Spool:
 
 
 class Sender:
-    """Brings the files of a folder below `url`, as far as they are new."""
+    """Uploads new files, and new parts of files, of a folder to `url`."""
 
     def __init__(self, folder: Path, url: str) -> None:
         self._folder = folder
@@ -150,7 +152,7 @@ class Sender:
         self._sent: dict[str, list[int]] = _read_state(folder / STATE)
 
     def send(self) -> None:
-        """All that is new now. Raises one of `gcs.failures`; what was sent by then is known."""
+        """Uploads everything new. Raises one of `gcs.failures`; what was sent by then is recorded."""
         for path in self._files():
             name = path.relative_to(self._folder).as_posix()
             found = path.stat()
@@ -165,31 +167,31 @@ class Sender:
         for path in sorted(self._folder.rglob("*")):
             parts = path.relative_to(self._folder).parts
             hidden = any(part.startswith(".") for part in parts)
-            if not hidden and parts[0] not in HERE_ONLY and not parts[0].startswith("pause.") and path.is_file():
+            if not hidden and parts[0] not in LOCAL_ONLY and not parts[0].startswith("pause.") and path.is_file():
                 yield path
 
     def _append(self, path: Path, name: str, start: int, size: int) -> None:
-        """Appends what there is from byte `start` on, of lines the whole ones."""
+        """Appends everything from byte `start` on; for lines, only complete ones."""
         new = _read(path, start, size - start)
         if name.endswith(LINES):
             new = new[: new.rfind(b"\n") + 1]
         if not new:
             return
         target = f"{self._target}/{name}"
-        for _ in range(TRIES):
+        for _ in range(MAX_APPENDS):
             generation, length = self._there(target)
             try:
                 self._join(target, generation, new)
                 break
-            except FileExistsError:  # it is another by now; by this very request, where only the answer was lost
+            except FileExistsError:  # the object changed, perhaps by this request, if only its answer was lost
                 if self._fs.cat_file(target, start=length, end=length + len(new)) == new:
                     break
         else:
-            raise OSError(f"others wrote to {name} each of {TRIES} times")
+            raise OSError(f"{name} was changed by others in each of {MAX_APPENDS} attempts")
         self._note(name, [start + len(new)])
 
     def _there(self, target: str) -> tuple[str, int]:
-        """(generation, bytes) of an object; ("0", 0) where there is none."""
+        """(generation, bytes) of an object; ("0", 0) if there is none."""
         try:
             found = self._fs.info(target)
         except FileNotFoundError:
@@ -197,7 +199,7 @@ class Sender:
         return found["generation"], found["size"]
 
     def _join(self, target: str, generation: str, new: bytes) -> None:
-        """Makes `new` the end of an object. FileExistsError where it is not this generation: others append as well."""
+        """Appends `new` to an object. FileExistsError if its generation differs, because others append as well."""
         if generation == "0":
             self._fs.pipe_file(target, new, mode="create")
             return
@@ -221,7 +223,7 @@ class Sender:
 
 
 def _own(folder: Path) -> int:
-    """Locks a spool for this process. BlockingIOError where another has it."""
+    """Locks a spool for this process. BlockingIOError if another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     owner = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -240,6 +242,6 @@ def _read(path: Path, start: int, length: int) -> bytes:
 
 def _read_state(path: Path) -> dict[str, list[int]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes(), path, dict[str, list[int]], max_bytes=STATE_BYTES)
     except (OSError, ValueError):
         return {}

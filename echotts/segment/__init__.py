@@ -1,1 +1,1 @@
-"""Raw recordings cut into clips with their texts, to train on: what `echotts data segment` does."""
+"""Cuts raw recordings into clips with transcripts to train on; the implementation of `echotts data segment`."""

@@ -1,22 +1,22 @@
-"""A known text laid over what was heard: each clip gets the words of the text that it says."""
+"""Aligns a known text with recognised clips: each clip gets the words of the text that are spoken in it."""
 
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-LEAST_MATCHED = 0.6  # of the words that were heard in a clip
+LEAST_MATCHED = 0.6  # minimum share of a clip's recognised words found in the text
 
 
 def align(text: str, heard: Sequence[str]) -> list[str | None]:
-    """For each clip, in order, the part of `text` that it says; None where too little of it is in the text.
+    """For each clip, in order, the part of `text` spoken in it; None if too few of its words are in the text.
 
-    Words are compared without case and punctuation. Words at the edges of a clip that were misheard are those of the
-    text at that place, as far as no other clip has them.
+    Words are compared without case and punctuation. Misrecognised words at the edges of a clip are replaced by the
+    words of the text at that position, unless another clip has them.
     """
     written = text.split()
     words = [re.findall(r"\S+", clip) for clip in heard]
     spoken = [_plain(word) for clip in words for word in clip]
-    places: dict[int, int] = {}  # of what was heard -> in the text
+    places: dict[int, int] = {}  # index of a recognised word -> its index in the text
     for start, other, size in SequenceMatcher(
         None, list(map(_plain, written)), spoken, autojunk=False
     ).get_matching_blocks():

@@ -1,6 +1,6 @@
-"""Where somebody speaks in a long recording: silero-vad, block by block, so that memory does not grow with length.
+"""Finds speech in a long recording with silero-vad, block by block, so that memory does not grow with its length.
 
-The model comes inside the faster-whisper wheel (silero-vad 6, MIT), which also has the code around it.
+The model and the code around it come with the faster-whisper wheel (silero-vad 6, MIT).
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from echotts.audio import Samples, resample
 from echotts.audio.reading import check_whole, open_recording
 
 INSTALL_HINT = "pip install 'echotts[asr]'"
-RATE_HZ = 16000  # what silero-vad hears at
-BLOCK_S = 300.0  # looked at together
-JOIN_S = 0.5  # pauses up to this lie inside a piece
-LEAD_S = 0.12  # kept before the speech, or half of the pause: silero-vad is late at both ends
-CARRIED_S = 1.0  # of the end of a block, so that speech which begins there is heard from its beginning
-SPEECH, PAUSE = 0.7, 0.65  # probabilities; lower ones end up to 0.4 s late where music or noise follows (benchmarks/)
+RATE_HZ = 16000  # silero-vad's sample rate
+BLOCK_S = 300.0  # processed together
+JOIN_S = 0.5  # speech is joined across pauses up to this
+LEAD_S = 0.12  # kept before the speech, at most half the pause: silero-vad is late at both ends
+CARRIED_S = 1.0  # overlap of blocks, so that speech starting at the end of one is not cut
+SPEECH, PAUSE = 0.7, 0.65  # thresholds; lower ones end up to 0.4 s late before music or noise (benchmarks/)
 LEAST_SPEECH_MS, LEAST_PAUSE_MS = 250, 200
 
 
@@ -36,15 +36,15 @@ Span = tuple[float, float]  # seconds
 
 
 def find_pieces(path: Path, longest_s: float) -> Iterator[Piece]:
-    """Every stretch of speech in a recording, in order, none longer than `longest_s` and LEAD_S.
+    """Yields every stretch of speech in a recording, in order, none longer than `longest_s` plus LEAD_S.
 
-    Raises ValueError or FileNotFoundError for what cannot be read, ModuleNotFoundError without faster-whisper.
+    Raises ValueError or FileNotFoundError if the file cannot be read, ModuleNotFoundError without faster-whisper.
     """
     sound = open_recording(path)
     waiting, held, offset, count = [], 0, 0, 0
     for block in sound.blocks():
         if not np.isfinite(block).all():
-            raise ValueError(f"{path}: holds values that are not finite, at {count / sound.rate:.1f} s or later")
+            raise ValueError(f"{path}: has values that are not finite, at {count / sound.rate:.1f} s or later")
         mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
         waiting.append(mono)
         held, count = held + len(mono), count + len(mono)
@@ -52,7 +52,7 @@ def find_pieces(path: Path, longest_s: float) -> Iterator[Piece]:
             samples = np.concatenate(waiting)
             *whole, last = [*_pieces(samples, sound.rate, longest_s), None]
             keep = held - round(CARRIED_S * sound.rate)
-            if whole:  # the last one may go on in the next block
+            if whole:  # the last one may continue in the next block
                 last = whole.pop()
                 before_s = max(last.start_s - CARRIED_S, whole[-1].end_s if whole else 0.0)
                 keep = min(keep, round(before_s * sound.rate))
@@ -79,11 +79,11 @@ def _pieces(samples: Samples, rate: int, longest_s: float) -> Iterator[Piece]:
 
 
 def find_speech(samples: Samples, longest_s: float) -> list[Span]:
-    """Seconds between which silero-vad hears speech, at RATE_HZ; speech longer than `longest_s` is cut at a pause."""
+    """(start, end) in seconds of speech found by silero-vad, at RATE_HZ; longer than `longest_s` is cut at a pause."""
     try:
         from faster_whisper.vad import VadOptions, get_speech_timestamps
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"silero-vad comes with faster-whisper: {INSTALL_HINT}") from error
+        raise ModuleNotFoundError(f"silero-vad needs faster-whisper: {INSTALL_HINT}") from error
     options = VadOptions(
         threshold=SPEECH,
         neg_threshold=PAUSE,
@@ -96,7 +96,7 @@ def find_speech(samples: Samples, longest_s: float) -> list[Span]:
 
 
 def join(spans: list[Span], longest_s: float) -> list[Span]:
-    """Neighbours with a pause of at most JOIN_S between them as one, as long as it stays within `longest_s`."""
+    """Joins neighbouring spans with a pause of at most JOIN_S, as long as the result stays within `longest_s`."""
     joined: list[Span] = []
     for start_s, end_s in spans:
         if joined and start_s - joined[-1][1] <= JOIN_S and end_s - joined[-1][0] <= longest_s:

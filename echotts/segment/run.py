@@ -1,8 +1,8 @@
-"""Raw recordings to clips: found, judged by sound, heard, judged by words, written.
+"""Cuts raw recordings into clips: voice activity detection, acoustic checks, recognition, text checks, writing.
 
 Layout: `{output}/{speaker}/{recording}_{number}.flac` and `{output}/metadata.jsonl` (audio, text, speaker, language,
-source, start_s, end_s, snr_db, confidence), which `data prepare` reads; `rejected.jsonl` has the rest with the cause.
-Both grow by whole recordings, whose names are in `done.txt`: a run that was stopped goes on with the next one.
+source, start_s, end_s, snr_db, confidence), which `data prepare` reads; `rejected.jsonl` has the rejected pieces with
+the cause. Both grow by whole recordings, whose names are in `done.txt`: an interrupted run continues after them.
 """
 
 import json
@@ -17,25 +17,26 @@ import numpy as np
 import soundfile
 
 from echotts.audio.reading import AUDIO_SUFFIXES
-from echotts.evaluation.ear import Whisper
+from echotts.evaluation.asr import Whisper
 from echotts.evaluation.voices import VoiceEncoder
-from echotts.files import atomic_write
+from echotts.files import atomic_write, plain, read_lines
 from echotts.segment.align import align
-from echotts.segment.judge import Limits, fault, snr_db
 from echotts.segment.pieces import Piece, find_pieces
+from echotts.segment.quality import Limits, fault, snr_db
+from echotts.strict_json import load_rows
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 TABLE, REJECTED, DONE = "metadata.jsonl", "rejected.jsonl", "done.txt"
 LEAST_CONFIDENCE = -0.8  # mean log probability of Whisper's tokens
 LETTERS_A_SECOND = (3.0, 30.0)
-SAME_SPEAKER = 0.75  # cosine to a cluster's mean
+SAME_SPEAKER = 0.75  # minimum cosine similarity to a cluster's mean
 
-Progress = Callable[[str, int, int, int], None]  # stage, recordings done, all, clips rejected
+Progress = Callable[[str, int, int, int], None]  # message, recordings done, total, clips rejected
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """`speakers`: one for each recording, or clusters of its voices. `text`: what is said, if known."""
+    """`speakers`: one per recording, or clusters of its voices. `text`: the transcript, if known."""
 
     language: str = "en"
     text: str | None = None
@@ -45,45 +46,45 @@ class Settings:
 
 @dataclass
 class Summary:
-    """What is in the output folder. `seconds`: of clips."""
+    """The contents of the output folder. `seconds` is the total duration of the clips."""
 
     clips: int = 0
     seconds: float = 0.0
     rejected: Counter[str] = field(default_factory=Counter)
-    silent: list[str] = field(default_factory=list)  # recordings in which nobody speaks
+    silent: list[str] = field(default_factory=list)  # recordings without speech
 
 
 def segment(
-    source: Path, output: Path, ear: Whisper, settings: Settings, progress: Progress = lambda *_: None
+    source: Path, output: Path, recogniser: Whisper, settings: Settings, progress: Progress = lambda *_: None
 ) -> Summary:
-    """Every recording in `source`, a file or a folder, into `output`; returns what is there now.
+    """Segments every recording in `source` (a file or folder) into `output`; returns a summary of the output folder.
 
-    Raises FileNotFoundError or ValueError for a source without recordings or one that cannot be read.
+    Raises FileNotFoundError or ValueError if the source has no recordings or one cannot be read.
     """
     files = list_files(source)
     output.mkdir(parents=True, exist_ok=True)
-    done = set((output / DONE).read_text().splitlines()) if (output / DONE).is_file() else set()
+    done = set(read_lines(output / DONE))
     for name in (TABLE, REJECTED):
         _keep(output / name, done)
     encoder = VoiceEncoder()
     for number, file in enumerate(files):
-        name = file.name if source.is_file() else file.relative_to(source).as_posix()
+        name = plain(file.name if source.is_file() else file.relative_to(source).as_posix())
         if name not in done:
-            rows, rejected = _one(file, name, output, ear, encoder, settings)
+            rows, rejected = _one(file, name, output, recogniser, encoder, settings)
             _append(output / TABLE, rows)
             _append(output / REJECTED, rejected)
-            with (output / DONE).open("a") as table:
+            with (output / DONE).open("a", encoding="utf-8") as table:
                 table.write(f"{name}\n")
         summary = _summary(output)
         progress(f"{summary.seconds / 60:.1f} min", number + 1, len(files), summary.rejected.total())
     summary = _summary(output)
-    heard = {row["source"] for file in (TABLE, REJECTED) for row in _rows(output / file)}
-    summary.silent = sorted(set((output / DONE).read_text().splitlines()) - heard)
+    heard = {row["source"] for file in (TABLE, REJECTED) for row in load_rows(output / file, ["source"])}
+    summary.silent = sorted(set(read_lines(output / DONE)) - heard)
     return summary
 
 
 def list_files(source: Path) -> list[Path]:
-    """The recordings of a source, in order of their names."""
+    """The recordings of a source, sorted by name."""
     if source.is_file():
         return [source]
     if not source.is_dir():
@@ -91,20 +92,20 @@ def list_files(source: Path) -> list[Path]:
     known = (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES)
     files = sorted(file for file in source.rglob("*") if file.suffix.lower() in known)
     if not files:
-        raise ValueError(f"{source}: no recordings in it ({', '.join(known)})")
+        raise ValueError(f"{source}: contains no recordings ({', '.join(known)})")
     return files
 
 
 def _one(
-    file: Path, name: str, output: Path, ear: Whisper, encoder: VoiceEncoder, settings: Settings
+    file: Path, name: str, output: Path, recogniser: Whisper, encoder: VoiceEncoder, settings: Settings
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """The rows of one recording: clips, which are written, and rejected pieces."""
+    """Processes one recording: writes its clips and returns the rows of clips and of rejected pieces."""
     rows, rejected, kept = [], [], []
     for piece in find_pieces(file, settings.limits.max_s):
         row: dict[str, Any] = {"source": name, "start_s": round(piece.start_s, 3), "end_s": round(piece.end_s, 3)}
         found = fault(piece, settings.limits, encoder)
         if found is None:
-            heard = ear.transcribe(piece.samples, piece.rate)
+            heard = recogniser.transcribe(piece.samples, piece.rate)
             row |= {"text": heard.text, "confidence": round(heard.confidence, 3) if heard.text else None}
             found = _unheard(heard.text, heard.confidence, heard.language, piece, settings.language)
         if found is not None:
@@ -127,27 +128,27 @@ def _one(
         zip(rows, kept, name_speakers(kept, stem, encoder, settings.speakers), strict=True)
     ):
         row |= {"audio": f"{speaker}/{stem}_{number:05d}.flac", "speaker": speaker}
-        with atomic_write(output / row["audio"]) as temporary:
-            soundfile.write(temporary, piece.samples, piece.rate, format="FLAC", subtype="PCM_16")
+        with atomic_write(output / row["audio"]) as temporary, temporary.open("wb") as opened:
+            soundfile.write(opened, piece.samples, piece.rate, format="FLAC", subtype="PCM_16")
     return rows, rejected
 
 
 def _unheard(text: str, confidence: float, spoken: str, piece: Piece, language: str) -> tuple[str, str] | None:
-    """Why what was heard is no transcript; None for a good one."""
+    """(cause, detail) if a transcript must be rejected, else None."""
     pace = len(text) / (piece.end_s - piece.start_s)
     if not re.search(r"\w", text):
-        return "no_words", "nothing was understood"
+        return "no_words", "no words were recognised"
     if spoken != language:
-        return "other_language", f"{spoken}, {language} is asked"
+        return "other_language", f"{spoken}, {language} is required"
     if confidence < LEAST_CONFIDENCE:
         return "unclear", f"mean log probability {confidence:.2f}: two voices at once, mumbling or noise"
     if not LETTERS_A_SECOND[0] <= pace <= LETTERS_A_SECOND[1]:
-        return "unclear", f"{pace:.1f} letters a second"
+        return "unclear", f"{pace:.1f} characters per second"
     return None
 
 
 def name_speakers(pieces: Sequence[Piece], stem: str, encoder: VoiceEncoder, speakers: str) -> list[str]:
-    """The speaker of each piece: the recording's own name, with a letter for each cluster of voices if asked."""
+    """The speaker of each piece: the recording's own name, plus the number of its voice cluster if clustering."""
     if speakers == "file" or not pieces:
         return [stem] * len(pieces)
     sums: list[np.ndarray] = []
@@ -163,24 +164,20 @@ def name_speakers(pieces: Sequence[Piece], stem: str, encoder: VoiceEncoder, spe
 
 
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("a") as table:
+    with path.open("a", encoding="utf-8") as table:
         table.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
-
-
 def _keep(path: Path, done: set[str]) -> None:
-    """Only the rows of recordings that were finished: a run may have been stopped between two of its files."""
+    """Removes rows of unfinished recordings: an earlier run may have been interrupted between writing two files."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    rows = [row for row in load_rows(path, ["source"]) if row["source"] in done]
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(line for line in lines if json.loads(line)["source"] in done))
+        _append(temporary, rows)
 
 
 def _summary(output: Path) -> Summary:
-    rows = _rows(output / TABLE)
-    causes = Counter(row["cause"] for row in _rows(output / REJECTED))
+    rows = load_rows(output / TABLE, ["start_s", "end_s"])
+    causes = Counter(row["cause"] for row in load_rows(output / REJECTED, ["cause"]))
     return Summary(len(rows), sum((row["end_s"] - row["start_s"] for row in rows), 0.0), causes)

@@ -1,30 +1,16 @@
 """Static shapes for utterances: what a model was trained with, sizes rounded up to parts of it, rows padded."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from echotts.config import DataConfig
+SLOW_COMPILE_S = 2.0
 
-
-@dataclass(frozen=True)
-class Limits:
-    """The largest sizes a model was trained with: latent frames, tokens (BOS included), reference frames."""
-
-    frames: int
-    tokens: int
-    reference_frames: int
-
-    @classmethod
-    def of(cls, metadata: Mapping[str, Any]) -> "Limits":
-        """Those of a checkpoint; a published one does not say, then those of published training."""
-        if "buckets" in metadata:
-            return cls(**metadata["buckets"])
-        data = DataConfig()
-        return cls(data.buckets[-1].frames, data.buckets[-1].tokens, data.reference_frames)
+logger = logging.getLogger(__name__)
 
 
 def rounded(size: int, largest: int, parts: int) -> int:
@@ -60,3 +46,24 @@ def padded_references(
 def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"]:
     """Unit noise for one utterance. A longer window begins with the noise of a shorter one."""
     return np.random.default_rng(seed).standard_normal((frames, channels), dtype=np.float32)
+
+
+class CompileNotice:
+    """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+
+    def __init__(self) -> None:
+        self._compiled: set[tuple[int, int, float]] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, rows: int, tokens: int, seconds: float) -> Iterator[None]:
+        shape = (rows, tokens, seconds)
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, *shape))
+        timer.daemon = True
+        if shape not in self._compiled:
+            timer.start()
+        try:
+            yield
+            self._compiled.add(shape)
+        finally:
+            timer.cancel()

@@ -3,13 +3,11 @@
 Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
 """
 
-import contextlib
 import dataclasses
 import logging
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,26 +16,30 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from echotts.audio import Samples
-from echotts.config import DtypeName, ModelConfig
+from echotts.checkpoint.facts import Facts, Limits
+from echotts.config import DataConfig, DtypeName, ModelConfig, to_dict
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
-from echotts.latents import FACT, LatentScale
+from echotts.latents import LatentCodec, LatentScale
 from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention, frame_tile
 from echotts.synthesis import references
-from echotts.synthesis.batch import Limits, make_noise, padded_references, padded_tokens, rounded
-from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
-from echotts.synthesis.demo import demo_text
+from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
+from echotts.synthesis.demo import demo_seconds, demo_text
 from echotts.synthesis.locate import DEMO, locate_checkpoint
-from echotts.synthesis.references import SpeakerReference
+from echotts.synthesis.longform import joined, pieces_of, speak_pieces
+from echotts.synthesis.references import CONTEXT_FRAMES, SpeakerReference, silence_of
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
-from echotts.text import Tokenizer, tokenizer_from_json
+from echotts.synthesis.voices import Voice
+from echotts.text.pace import estimated_seconds, has_sound
+from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
 TEXT_SHAPES, FRAME_SHAPES = 2, 4  # sizes that the largest is cut into; references have one
 PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # what published checkpoints of PUBLISHED_CHANNELS were trained on
 PUBLISHED_CHANNELS = 128
-SLOW_COMPILE_S = 2.0
+FILLED_SHARE = 0.9  # of a window that a piece of a long text may fill, by its estimated duration
+LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not cut for its duration
 MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
@@ -46,38 +48,38 @@ logger = logging.getLogger(__name__)
 class EchoTTS:
     """A model with its codec, ready to speak. Make one with `load`."""
 
-    def __init__(self, params: Params, config: ModelConfig, metadata: Mapping[str, Any], codec: Codec) -> None:
-        """`metadata` as in an export's header; ValueError where the codec or the tokenizer does not fit the model."""
+    def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec) -> None:
+        """ValueError where the codec or the tokenizer does not fit the model."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
                 f"the model makes latents of {config.latent_channels} channels, the codec {codec.codec_id} takes "
                 f"{codec.latent_channels}: give the codec the model was trained with"
             )
-        self.tokenizer: Tokenizer = tokenizer_from_json(metadata.get("tokenizer", {"kind": "byte"}))
+        self.tokenizer: Tokenizer = tokenizer_from_json(facts.tokenizer or {"kind": "byte"})
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ValueError(
                 f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model knows {config.vocabulary}"
             )
         self.config = config
         self.codec = codec
-        self.limits = Limits.of(metadata)
-        self.metadata = dict(metadata)
-        silence = metadata.get("silence")
-        self.silence = np.asarray(silence_of(codec) if silence is None else silence, np.float32)  # (1, c)
-        self.scale = LatentScale.from_json(metadata.get(FACT), config.latent_channels)
+        self.facts = facts
+        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # of published training
+        self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
+        self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
         platform = jax.default_backend()
         hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
-        self._compiled: set[tuple[int, ...]] = set()
+        self._announced = CompileNotice()
         self._readable: Callable[[str], str] = str  # what a text is before it is encoded
+        self._seconds: Callable[[str], float] = estimated_seconds
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
         return (
             f"EchoTTS({millions:.1f} M parameters, up to {self.window_s:.1f} s and {self.limits.tokens - 1} bytes of "
-            f"text at once, codec {self.codec.codec_id} at {self.sample_rate} Hz, {self.metadata.get('weights', '?')} "
-            f"weights of step {self.metadata.get('step', '?')})"
+            f"text at once, codec {self.codec.codec_id} at {self.sample_rate} Hz, {self.facts.weights or '?'} "
+            f"weights of step {'?' if self.facts.step is None else self.facts.step})"
         )
 
     @classmethod
@@ -102,8 +104,8 @@ class EchoTTS:
         from echotts.codec.registry import find_codec
 
         loaded = load_weights(path, weights)
-        about = loaded.metadata.get("codec") or {}
-        if codec is None and not about.get("id") and not about.get("weights_hash"):
+        trained = loaded.facts.codec
+        if codec is None and not trained.id and not trained.weights_hash:
             if loaded.config.latent_channels != PUBLISHED_CHANNELS:
                 raise ValueError(
                     f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
@@ -111,15 +113,15 @@ class EchoTTS:
                 )
             logger.info("%s names no codec: using %s (--codec names another)", path, PUBLISHED_CODEC)
             codec = PUBLISHED_CODEC
-        found = find_codec(about.get("id"), about.get("weights_hash"), override=codec)
+        found = find_codec(trained.id, trained.weights_hash, override=codec)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
-            tts = cls(loaded.params, config, loaded.metadata, found)
+            tts = cls(loaded.params, config, loaded.facts, found)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
-            tts._readable = demo_text
+            tts._readable, tts._seconds = demo_text, demo_seconds
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
@@ -163,8 +165,9 @@ class EchoTTS:
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in one made up from the seed. The same seed, the same speech.
 
-        `duration` is the maximum in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
-        Raises ValueError for empty or too long a text and for a reference that is silent, too short or unreadable.
+        A text that does not fit the model's window is spoken in pieces (`stream`) and joined. `duration` is the maximum
+        of a piece in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        Raises ValueError for an empty text and for a reference that is silent, too short or unreadable.
         """
         sampler = SamplerConfig(
             steps=steps,
@@ -175,7 +178,35 @@ class EchoTTS:
             time_scale=time_scale,
             truncation=truncation,
         )
-        return self.synthesize_batch([text], [speaker_ref], seeds=[seed], duration=duration, sampler=sampler)[0]
+        return joined(list(self.stream(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
+
+    def stream(
+        self,
+        text: str,
+        speaker_ref: SpeakerReference | None = None,
+        *,
+        seed: int = 0,
+        duration: float = DEFAULT_DURATION_S,
+        sampler: SamplerConfig | None = None,
+    ) -> Iterator[Speech]:
+        """Speaks a text of any length piece by piece: sentences that fit the window together, in one voice throughout.
+
+        Pieces put one behind the other are `synthesize`'s speech: pauses are at their ends, and their loudness is that
+        of the first. Without a reference the first piece is the voice of the others. Errors come with the first piece.
+        """
+        most, sampler = self._most_frames(duration), sampler or SamplerConfig()
+        _check_seed(seed)
+        _check_text(text)
+        longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
+        pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
+        ids = [self._encode_text(piece.text) for piece in pieces]  # all are checked before the first is spoken
+        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+
+        def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
+            voice = None if voice is None else voice[: self.limits.reference_frames]
+            return self._speak([ids[number]], [voice], [(seed + number) % (MAX_SEED + 1)], most, sampler, rows=1)[0]
+
+        yield from speak_pieces(pieces, voice, speak)
 
     def synthesize_batch(
         self,
@@ -199,8 +230,7 @@ class EchoTTS:
             )
         most = self._most_frames(duration)
         for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")
+            _check_seed(seed)
         ids = [self._encode_text(text) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
@@ -225,7 +255,7 @@ class EchoTTS:
             text = padded_tokens([ids[i] for i in chosen], tokens)
             speaker = padded_references([voices[i] for i in chosen], reference_frames, self.config.latent_channels)
             noise = np.stack([make_noise(seeds[i], frames, self.config.latent_channels) for i in chosen])
-            with self._says_what_is_compiled(rows, tokens, frames):
+            with self._announced(rows, tokens, frames / self.frame_rate_hz):
                 conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
                 latents = self.scale.restore(np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler)))
             speeches += [self._finish(latent[:most]) for latent in latents[: len(ids) - start]]
@@ -242,26 +272,21 @@ class EchoTTS:
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
 
-    @contextlib.contextmanager
-    def _says_what_is_compiled(self, *shape: int) -> Iterator[None]:
-        """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
-        rows, tokens, frames = shape
-        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
-        timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, rows, tokens, frames / self.frame_rate_hz))
-        timer.daemon = True
-        if shape not in self._compiled:
-            timer.start()
-        try:
-            yield
-            self._compiled.add(shape)
-        finally:
-            timer.cancel()
+    def record_voice(self, recordings: Sequence[str | Path]) -> Voice:
+        """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""
+        return references.record_voice(recordings, self.codec, self.limits.reference_frames)
+
+    def _fits(self, text: str, longest_s: float) -> bool:
+        """Whether a text can be said at once: by its tokens, and by an estimate of its duration."""
+        if not has_sound(text):
+            return True
+        readable = self._readable(text)
+        if len(self.tokenizer.encode(readable)) > self.limits.tokens:
+            return False
+        return len(text) <= LEAST_TEXT or self._seconds(readable) <= longest_s
 
     def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
-        if not isinstance(text, str):
-            raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
-        if not text.strip():
-            raise ValueError("the text is empty: there is nothing to say")
+        _check_text(text)
         return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
@@ -281,3 +306,15 @@ class EchoTTS:
         if not known:
             end = energy_end(samples, self.sample_rate, self.codec.hop_length)
         return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end])
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to say")
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")

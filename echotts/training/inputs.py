@@ -10,18 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from echotts.checkpoint.facts import Facts
 from echotts.config import Config
 from echotts.data.remote.dataset import Dataset, from_pin, open_dataset
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.open import open_stream
 from echotts.data.stream.stream import Stream
-from echotts.latents import FACT, UNSCALED, LatentScale
+from echotts.latents import FACT, LatentScale
 from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
 from echotts.strict_json import load_json
-from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
+from echotts.text.tokens import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Inputs:
 
     stream: Stream
     heldout: Callable[[], list[Batch]] | None
-    facts: dict[str, Any]
+    facts: Facts
     pins: dict[str, Any]
 
 
@@ -69,7 +70,7 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs
     return Inputs(
         stream=stream,
         heldout=heldout if held else None,
-        facts=facts(dataset, config, tokenizer, stream.scale),
+        facts=data_facts(dataset, config, tokenizer, stream.scale),
         pins={name: opened.pin for name, opened in datasets.items()},
     )
 
@@ -87,22 +88,23 @@ def open_tokenizer(spec: str) -> Tokenizer:
         raise ValueError(f"tokenizer {spec}: {error}") from error
 
 
-def facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> dict[str, Any]:
-    """What inference must know of the data, JSON-ready: the codec it needs, the tokenizer, one frame of silence.
-
-    The silence is the codec's; `latent_scale`, where there is one, is what the model's latents are scaled by.
-    """
+def data_facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> Facts:
+    """What inference must know of the data: the codec it needs, the tokenizer, one frame of silence, the scale."""
     info = dataset.info
-    codec = {
-        "id": info.codec_id or config.run.codec or None,
-        "weights_hash": info.weights_hash,
-        "sample_rate": info.sample_rate,
-        "hop": info.hop_length,
-        "channels": info.channels,
+    silence = np.median(dataset.silence, axis=0, keepdims=True)  # the edges of a recording are no silence
+    fields = {
+        "codec": {
+            "id": info.codec_id or config.run.codec or None,
+            "weights_hash": info.weights_hash,
+            "sample_rate": info.sample_rate,
+            "hop": info.hop_length,
+            "channels": info.channels,
+        },
+        "tokenizer": tokenizer_to_json(tokenizer),
+        "silence": silence.tolist(),
+        FACT: scale.to_json(),
     }
-    silence = np.median(dataset.silence, axis=0, keepdims=True)  # (1, c): the edges of a recording are no silence
-    known = {"codec": codec, "tokenizer": tokenizer_to_json(tokenizer), "silence": silence.tolist()}
-    return known if scale is UNSCALED else known | {FACT: scale.to_json()}
+    return Facts.from_dict(fields, config.data.data)
 
 
 def store_pins(config: Config, inputs: Inputs) -> None:

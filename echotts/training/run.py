@@ -4,10 +4,8 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,24 +16,24 @@ from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.facts import Facts
 from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker
-from echotts.latents import FACT
 from echotts.multihost import messages, processes, runtime
+from echotts.multihost.hang import HangWatch
 from echotts.multihost.messages import any_process
 from echotts.multihost.runtime import StopSignal
-from echotts.rundir import pause
+from echotts.multihost.waiting import wait_for_space
 from echotts.rundir.claim import LOOK_S, claimed
-from echotts.rundir.free_space import Space, measure
+from echotts.rundir.free_space import Space
 from echotts.rundir.layout import CONFIG, writing
 from echotts.rundir.location import RunDir, RunPath, open_run_dir, write_whole
 from echotts.rundir.metrics import MetricsWriter
 from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.hang import HangWatch
 from echotts.training.inputs import Inputs, open_inputs, store_pins
 from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
@@ -131,37 +129,18 @@ class Run:
         self.reporter.saved(self.step, self.checkpoints.save(self.state.arrays(), meta))
 
 
-def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
-    """The space on the disk for which the watchdog asks to wait, on all processes where one is asked; else None.
-
-    Several processes ask each other every so many steps (`every`, at least 1); one alone looks after each step.
-    """
-    if jax.process_count() > 1 and step % max(every, 1):
-        return None
-    space = pause.full(run_dir)
-    if not any_process(space is not None):
-        return None
-    return space or measure(run_dir)
-
-
-def wait_for_space(run_dir: Path, stop: StopSignal) -> None:
-    """Waits until no process is asked to wait any more, or one is asked to stop."""
-    while any_process(pause.full(run_dir) is not None) and not stop.agreed():
-        time.sleep(pause.LOOK_S)
-
-
 def open_run(config: Config, stack: ExitStack) -> Run:
     """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
     run = config.run
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
     meshes.check_layout(config, mesh, jax.local_device_count())
     inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
-    processes.check_same("tokenizer and codec", json_digest(inputs.facts))
+    processes.check_same("tokenizer and codec", json_digest(inputs.facts.to_dict()))
     train_step = make_train_step(config, mesh)
     heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
-    claim = claimed(run_dir.local)
+    claim = claimed(run_dir.shared)
     messages.agree_on("claim", lambda: stack.enter_context(claim), "claim the run directory", LOOK_S)
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
@@ -262,14 +241,14 @@ def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
     return sum(int(np.sum(batch.latent_mask)) for batch in batches) * jax.process_count()
 
 
-def check_facts(saved: dict[str, Any], given: dict[str, Any], data: str) -> None:
+def check_facts(saved: Facts, given: Facts, data: str) -> None:
     """ValueError where a run is resumed on latents of another codec or with another tokenizer."""
-    before, now = saved["codec"]["weights_hash"], given["codec"]["weights_hash"]
+    before, now = saved.codec.weights_hash, given.codec.weights_hash
     if before != now:
         raise ValueError(f"{data}: latents of the codec with hash {now}, the run was trained on those of {before}")
-    if saved["tokenizer"] != given["tokenizer"]:
+    if saved.tokenizer != given.tokenizer:
         raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
-    if saved.get(FACT) != given.get(FACT):
+    if saved.latent_scale != given.latent_scale:
         raise ValueError(
             f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data "
             "it was trained on, or another --run_dir"

@@ -37,7 +37,7 @@ class Sound(Protocol):
 
 @runtime_checkable
 class Heard(Protocol):
-    """What a recogniser made of a sentence (echotts.evaluation.ear.Heard)."""
+    """What a recogniser made of a sentence (echotts.evaluation.asr.Heard)."""
 
     @property
     def text(self) -> str: ...

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -103,7 +104,7 @@ def test_each_stream_of_a_chained_ogg_is_read():
 
 
 def test_an_mp3_that_breaks_off_is_refused_with_both_lengths():
-    with pytest.raises(ValueError, match=r"trunc_CONSTANT\.mp3: breaks off: 7\.60 s of the 20\.00 s"):
+    with pytest.raises(ValueError, match=r"trunc_CONSTANT\.mp3: truncated: 7\.60 s of the 20\.00 s"):
         audio.read_audio(CASES / "trunc_CONSTANT.mp3", RATE)
     assert len(audio.read_audio(CASES / "trunc_CONSTANT.mp3", RATE, limit_s=2.0)) == 2 * RATE
 
@@ -111,13 +112,44 @@ def test_an_mp3_that_breaks_off_is_refused_with_both_lengths():
 @pytest.mark.parametrize(
     ("kind", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("RF64", "PCM_16"),
-     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("WAV", "IMA_ADPCM")],
+     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("WAV", "IMA_ADPCM"),
+     ("OGG", "VORBIS"), ("OGG", "OPUS"), ("NIST", "PCM_16"), ("NIST", "ULAW")],
 )  # fmt: skip
 def test_a_recording_shorter_than_its_header_says_is_refused(kind, subtype):
     whole = encoded(noise(2 * RATE), format=kind, subtype=subtype)
     assert abs(len(audio.read_audio(io.BytesIO(whole), RATE)) - 2 * RATE) < 0.05 * RATE
     for share in (0.95, 0.6, 0.2) if kind != "MP3" else (0.8, 0.6):
         refusal(whole[: int(share * len(whole))])
+
+
+def ogg_pages(data):
+    starts = [found.start() for found in re.finditer(b"OggS", data)]
+    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_without_its_last_or_a_middle_page_is_refused(subtype):
+    whole = encoded(noise(8 * RATE), format="OGG", subtype=subtype)
+    pages = ogg_pages(whole)
+    assert len(pages) > 4
+    assert "breaks off: the end of its Ogg stream is missing" in refusal(b"".join(pages[:-1]))
+    assert "breaks off" in refusal(whole[:-1])
+    assert "breaks off" in refusal(whole + whole[:-1])
+    assert "s can be decoded, by its pages" in refusal(b"".join(pages[:3] + pages[5:]))
+    assert len(audio.read_audio(io.BytesIO(whole + b"TAG" + bytes(125)), RATE)) == 8 * RATE
+
+
+@pytest.mark.parametrize("kind", ["AVR", "IRCAM", "MAT5", "PAF", "PVF", "SVX", "VOC"])
+def test_formats_without_a_length_are_refused_since_a_cut_one_would_pass(kind):
+    assert f"(of the kind {kind}): give wav" in refusal(encoded(tone(), format=kind, subtype="PCM_16"))
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_name_that_is_not_utf8_and_a_resource_fork_beside_it_change_nothing(kind, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc\xdfe.bin"))
+    path.write_bytes(encoded(tone(), format=kind))
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    assert len(audio.read_audio(path, RATE)) == RATE
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 44])
@@ -153,7 +185,7 @@ def test_an_mp3_without_a_header_is_read_to_its_end_whatever_its_first_bit_rate(
 
 def test_joined_mp3_files_are_refused_because_the_first_header_ends_the_sound():
     whole, _ = mp3_of_two_bit_rates(True)
-    assert "holds more sound than its mp3 header says" in refusal(whole + whole)
+    assert "has more audio than its mp3 header says" in refusal(whole + whole)
     assert len(audio.read_audio(io.BytesIO(whole + b"TAG" + bytes(125)), RATE)) == 20 * RATE
 
 
@@ -161,7 +193,7 @@ def test_channels_that_cancel_give_one_of_them_and_say_so(caplog):
     read = audio.read_audio(CASES / "antiphase.wav", RATE)
     left, right = soundfile.read(CASES / "antiphase.wav", dtype="float32")[0].T
     assert np.array_equal(read, left) or np.array_equal(read, right)
-    assert "antiphase.wav: its channels cancel each other: only channel" in caplog.text
+    assert "antiphase.wav: channels cancel each other, using only channel" in caplog.text
 
 
 def test_channels_that_do_not_cancel_are_averaged(caplog):
@@ -197,11 +229,11 @@ def with_wav_header(data, *, rate=None, channels=None):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (with_flac_header(encoded(np.zeros(2_000_000, "i2"), 48000, format="FLAC"), rate=1), "a rate of 1 Hz"),
+        (with_flac_header(encoded(np.zeros(2_000_000, "i2"), 48000, format="FLAC"), rate=1), "sample rate 1 Hz"),
         (with_flac_header(encoded(np.zeros(500_000, "i2"), 16000, format="FLAC"), frames=2**36 - 1), "promises|most"),
-        (with_wav_header(encoded(tone(), format="WAV"), rate=2**31 - 1), "a rate of 2147483647 Hz"),
-        (with_wav_header(encoded(tone(), format="WAV"), rate=3999), "a rate of 3999 Hz, 4000 to 384000"),
-        (with_wav_header(encoded(tone(), format="WAV"), rate=384001), "a rate of 384001 Hz"),
+        (with_wav_header(encoded(tone(), format="WAV"), rate=2**31 - 1), "sample rate 2147483647 Hz"),
+        (with_wav_header(encoded(tone(), format="WAV"), rate=3999), "sample rate 3999 Hz is outside of 4000 to 384000"),
+        (with_wav_header(encoded(tone(), format="WAV"), rate=384001), "sample rate 384001 Hz"),
         (with_wav_header(encoded(tone(), format="WAV"), channels=33), "33 channels, at most 32"),
         (with_wav_header(encoded(tone(), format="WAV"), channels=30000), "channels"),
     ],
@@ -220,7 +252,7 @@ def test_a_recording_longer_than_asked_is_refused_before_it_is_decoded():
         audio.read_audio(io.BytesIO(silence), RATE, max_s=30.0, name="a.flac")
     assert time.process_time() - began < 0.1
     for unknown in (with_flac_header(silence, frames=0), encoded(noise(40 * RATE, 0.01), format="OGG")):
-        with pytest.raises(audio.TooLong, match="longer than 30 s"):
+        with pytest.raises(audio.TooLong, match="longer than the 30 s allowed"):
             audio.read_audio(io.BytesIO(unknown), RATE, max_s=30.0)
     assert len(audio.read_audio(io.BytesIO(encoded(tone(2.0), format="WAV")), RATE, max_s=2.0)) == 2 * RATE
 

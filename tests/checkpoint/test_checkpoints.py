@@ -18,6 +18,7 @@ from echotts.checkpoint import checkpoints as checkpoints_module
 from echotts.checkpoint.agreement import ConfigDiffersError, check_config
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import CheckpointError, Meta, step_folders
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.config import to_dict
 from echotts.rundir.layout import CHECKPOINTS, VERIFIED
 from tests.tiny_training import TINY, with_sections
@@ -36,7 +37,13 @@ def abstract(tree):
 
 
 def meta(step: int, config=TINY) -> Meta:
-    return Meta(step=step, samples_seen=8 * step, stream={"step": step}, config=to_dict(config), facts={"codec": "x"})
+    return Meta(
+        step=step,
+        samples_seen=8 * step,
+        stream={"step": step},
+        config=to_dict(config),
+        facts=Facts(codec=CodecFacts(id="x")),
+    )
 
 
 def open_run(folder, **run) -> Checkpoints:

@@ -1,5 +1,6 @@
 """Weights out of a run: the file that inference loads, and the published pickle."""
 
+import pickle
 import shutil
 
 import jax.numpy as jnp
@@ -11,18 +12,17 @@ from echotts.checkpoint import interop
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import CheckpointError, Meta
 from echotts.checkpoint.export import export, load_run, load_weights
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.config import to_dict
 from echotts.model.parameters import flatten
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.training import mesh as meshes
 from echotts.training.state import initial_state
+from tests import tiny_speaker
 from tests.tiny_training import TINY
 
-FACTS = {
-    "codec": {"id": "tiny", "weights_hash": "ab", "sample_rate": 16000, "hop": 640, "channels": 8},
-    "tokenizer": {"kind": "byte"},
-    "silence": [[0.125] * 8],
-}
+CODEC = {"id": "tiny", "weights_hash": "ab", "sample_rate": 16000, "hop": 640, "channels": 8}
+FACTS = Facts(codec=CodecFacts(**CODEC), tokenizer={"kind": "byte"}, silence=[[0.125] * 8])
 
 
 @pytest.fixture(scope="module")
@@ -54,30 +54,30 @@ def assert_same(params, expected, **tolerance):
 def test_the_average_of_the_newest_checkpoint_is_what_is_exported(run_dir, tmp_path):
     output = tmp_path / "new" / "model.safetensors"
     told = export(run_dir, output)
-    params, config, metadata = interop.load_export(output)
+    params, config, facts = interop.load_export(output)
     assert config == TINY.model
     assert_same(params, load_run(run_dir, "ema").params)
-    np.testing.assert_array_equal(metadata.pop("silence"), np.full((1, 8), 0.125, np.float32))
-    assert metadata == {
+    assert facts.to_dict() == {
+        "silence": [[0.125] * 8],
         "weights": "ema",
         "step": 6,
         "samples_seen": 48,
-        "codec": FACTS["codec"],
+        "codec": CODEC,
         "tokenizer": {"kind": "byte"},
         "buckets": {"frames": 16, "tokens": 12, "reference_frames": 8},
     }
-    assert {name: value for name, value in told.items() if name != "silence"} == metadata
+    assert told == facts
 
 
 def test_raw_weights_and_the_average_are_told_apart(run_dir):
     raw, average = load_run(run_dir, "raw"), load_run(run_dir, "ema")
-    assert (raw.metadata["weights"], average.metadata["weights"]) == ("raw", "ema")
+    assert (raw.facts.weights, average.facts.weights) == ("raw", "ema")
     assert_same(average.params, _plus_one(raw.params), atol=1e-6)
 
 
 def test_one_checkpoint_can_be_chosen_by_its_folder(run_dir):
-    assert load_weights(run_dir / CHECKPOINTS / "step_00000003").metadata["step"] == 3
-    assert load_weights(run_dir / CHECKPOINTS).metadata["step"] == 6
+    assert load_weights(run_dir / CHECKPOINTS / "step_00000003").facts.step == 3
+    assert load_weights(run_dir / CHECKPOINTS).facts.step == 6
 
 
 @pytest.mark.parametrize(("storage", "size", "rtol"), [("float16", 2, 1e-3), ("bfloat16", 2, 8e-3)])
@@ -108,7 +108,7 @@ def test_the_published_pickle_comes_back_bit_by_bit(run_dir, tmp_path):
 def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, tmp_path):
     copy = shutil.copytree(run_dir, tmp_path / "run")
     shutil.rmtree(copy / CHECKPOINTS / "step_00000006" / "ema")
-    assert load_run(copy).metadata["step"] == 3
+    assert load_run(copy).facts.step == 3
     shutil.rmtree(copy / CHECKPOINTS / "step_00000003")
     with pytest.raises(CheckpointError, match="no checkpoint there can be read"):
         load_run(copy)
@@ -126,8 +126,16 @@ def test_an_export_of_another_name_is_refused_before_anything_is_read(tmp_path):
         export(tmp_path, tmp_path / "model.bin")
 
 
+@pytest.mark.parametrize("scale", [[1.0], {"mean": [1.0]}, {"mean": ["x"], "std": [1.0]}])
+def test_a_pickle_whose_latent_scale_is_none_is_refused(tmp_path, scale):
+    params = interop.params_to_published(tiny_speaker.random_params())
+    (tmp_path / "step_1.pkl").write_bytes(pickle.dumps({"params": params, "latent_scale": scale}))
+    with pytest.raises(ValueError, match=r"step_1\.pkl: latent_scale"):
+        load_weights(tmp_path / "step_1.pkl")
+
+
 def test_weights_trained_on_shards_that_name_no_codec_are_exported_and_loaded(tmp_path):
-    unknown = {"id": None, "weights_hash": None, "sample_rate": None, "hop": None, "channels": 8}
+    facts = Facts(codec=CodecFacts(channels=8), step=1)
     params = initial_state(TINY, meshes.make_mesh()).params
-    interop.save_export(tmp_path / "model.safetensors", params, TINY.model, {"codec": unknown, "step": 1})
-    assert load_weights(tmp_path / "model.safetensors").metadata["codec"] == unknown
+    interop.save_export(tmp_path / "model.safetensors", params, TINY.model, facts)
+    assert load_weights(tmp_path / "model.safetensors").facts == facts

@@ -1,6 +1,7 @@
 """Published checkpoints in and out, and the export file."""
 
 import collections
+import dataclasses
 import json
 import pickle
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ import optax
 import pytest
 from safetensors import safe_open
 
+from echotts.checkpoint.facts import CodecFacts, Facts, Limits
 from echotts.checkpoint.interop import (
     infer_config,
     load_export,
@@ -30,13 +32,13 @@ from echotts.model import Params
 from echotts.model.parameters import flatten
 from tests.blockdit_golden import Golden, assert_golden
 
-METADATA = {
-    "weights": "ema",
-    "codec": {"id": "demo", "weights_hash": "ab" * 32, "sample_rate": 16000, "hop": 640, "channels": 128},
-    "tokenizer": {"kind": "byte"},
-    "step": 1500,
-    "buckets": {"frames": 64, "tokens": 48, "reference_frames": 48},
-}
+FACTS = Facts(
+    weights="ema",
+    codec=CodecFacts(id="demo", weights_hash="ab" * 32, sample_rate=16000, hop=640, channels=128),
+    tokenizer={"kind": "byte"},
+    step=1500,
+    buckets=Limits(frames=64, tokens=48, reference_frames=48),
+)
 
 # like optax's state: named tuples around the trees that matter
 AdamState = collections.namedtuple("AdamState", ["count", "mu", "nu"])
@@ -165,26 +167,27 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path):
 
 def test_an_export_holds_everything_inference_needs(tmp_path: Path, golden: Golden, params: Params):
     path = tmp_path / "model.safetensors"
-    silence = np.arange(128, dtype=np.float32)[None]
-    save_export(path, params, golden.config, METADATA | {"silence": silence})
-    loaded, config, metadata = load_export(path)
+    facts = dataclasses.replace(FACTS, silence=[[float(channel) for channel in range(128)]])
+    save_export(path, params, golden.config, facts)
+    loaded, config, found = load_export(path)
     assert_bitwise(loaded, params)
     assert config == golden.config
-    np.testing.assert_array_equal(metadata.pop("silence"), silence)
-    assert metadata == METADATA
+    assert found == facts
     with safe_open(path, framework="numpy") as file:  # what other tools see
-        assert json.loads(file.metadata()["config"])["width"] == 64
+        header = {name: json.loads(text) for name, text in file.metadata().items()}
+        assert header.pop("config")["width"] == 64
+        assert header == FACTS.to_dict() | {"format": "echotts 1"}
         assert "blocks/attention/wq/kernel" in file.keys()  # noqa: SIM118 - not a dict
 
 
 @pytest.mark.parametrize("storage", ["float16", "bfloat16"])
 def test_a_half_size_export_loads_as_float32(tmp_path: Path, golden: Golden, params: Params, storage: Any):
     whole, half = tmp_path / "whole.safetensors", tmp_path / "half.safetensors"
-    save_export(whole, params, golden.config, METADATA)
-    save_export(half, params, golden.config, METADATA, storage=storage)
+    save_export(whole, params, golden.config, FACTS)
+    save_export(half, params, golden.config, FACTS, storage=storage)
     assert half.stat().st_size < 0.55 * whole.stat().st_size
-    loaded, _, metadata = load_export(half)
-    assert "silence" not in metadata
+    loaded, _, facts = load_export(half)
+    assert facts.silence is None
     assert_bitwise(loaded, jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(storage)).astype(np.float32), params))
 
 
@@ -192,14 +195,14 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
     from safetensors.numpy import save_file
 
     whole = tmp_path / "model.safetensors"
-    save_export(whole, params, golden.config, METADATA)
+    save_export(whole, params, golden.config, FACTS)
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(whole.read_bytes()[:-1000])
     foreign = tmp_path / "foreign.safetensors"
     save_file({"a": np.zeros(3)}, foreign, {"format": "pt"})
     misfit = tmp_path / "misfit.safetensors"
     damaged = {**params, "norm": {"weight": np.zeros(3, np.float32)}}
-    save_export(misfit, damaged, golden.config, METADATA)
+    save_export(misfit, damaged, golden.config, FACTS)
     for path, message in (
         (cut, "damaged, or not a safetensors file"),
         (foreign, "no export of echotts"),
@@ -242,20 +245,20 @@ CONFIG_CHANGES = [
     ({"vocabulary": 1 << 20, "width": 1 << 20, "mlp_width": 1 << 20, "heads": 4}, "has shape"),
 ]
 HEADER_CHANGES = [
-    ({"buckets": 5}, "buckets: Expected object, got int"),
+    ({"buckets": 5}, "buckets: Expected object | null, got int"),
     ({"buckets": {"frames": 0, "tokens": 1, "reference_frames": 1}}, "buckets.frames: Expected int >= 1"),
     ({"buckets": {"frames": 1, "tokens": 1}}, "buckets: Object missing required field reference_frames"),
-    ({"tokenizer": []}, "tokenizer: Expected object, got array"),
+    ({"tokenizer": []}, "tokenizer: Expected object | null, got array"),
     ({"tokenizer": {"kind": 5}}, "tokenizer.kind: Expected str, got int"),
     ({"codec": {"id": 5}}, "codec.id: Expected str"),
     ({"codec": {"sample_rate": "x"}}, "codec.sample_rate: Expected int | null, got str"),
     ({"latent_scale": {"mean": ["x"], "std": [1.0]}}, "latent_scale.mean[0]: Expected float, got str"),
     ({"step": -1}, "step: Expected int >= 0"),
     ({"step": "9" * 5000}, "not valid JSON"),
-    ({"weights": 3}, "weights: Expected str, got int"),
+    ({"weights": 3}, "weights: Expected str | null, got int"),
     ({"step": "[" * 400 + "]" * 400}, "nested more than 32 deep"),
     ({"note": "[" * 40000}, "not valid JSON"),
-    ({"config": "[]"}, "config: Expected object, got array"),
+    ({"config": "[]"}, "config in the header: Expected object, got array"),
     ({"config": None}, "missing required field config"),
     ({"config": "{"}, "'config' in the header: not valid JSON"),
     ({"format": "echotts 9"}, "no export of echotts"),
@@ -270,7 +273,7 @@ def test_a_header_of_other_types_is_refused_by_field(
     tmp_path: Path, golden: Golden, params: Params, header: dict[str, Any], words: str
 ):
     path = tmp_path / "model.safetensors"
-    save_export(path, params, golden.config, METADATA)
+    save_export(path, params, golden.config, FACTS)
     if isinstance(header.get("config"), dict):
         header = {"config": to_dict(golden.config) | header["config"]}
     changed_export(path, header)
@@ -298,7 +301,7 @@ def test_tensors_that_are_no_finite_floats_are_refused_by_name(
     tmp_path: Path, golden: Golden, params: Params, tensors: dict[str, Any], words: str
 ):
     path = tmp_path / "model.safetensors"
-    save_export(path, params, golden.config, METADATA)
+    save_export(path, params, golden.config, FACTS)
     changed_export(path, {}, tensors)
     with pytest.raises(ValueError) as caught:
         load_export(path)
@@ -344,5 +347,5 @@ def test_a_published_pickle_of_absurd_arrays_is_one_line(tmp_path: Path, params:
 
 def test_a_failed_save_leaves_no_file(tmp_path: Path, golden: Golden, params: Params):
     with pytest.raises(TypeError):
-        save_export(tmp_path / "model.safetensors", params, golden.config, {"step": object()})
+        save_export(tmp_path / "model.safetensors", params, golden.config, Facts(weights=object()))  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []

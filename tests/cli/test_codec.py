@@ -110,12 +110,11 @@ def test_files_of_a_folder_are_encoded_on_every_device(weights: Path, recordings
     for name in "cde":
         soundfile.write(recordings / f"{name}.wav", 0.1 * np.random.default_rng(0).standard_normal(900), 8000)
     program = (
-        "import jax, sys; from echotts.cli import codec; from echotts.codec import Codec, codec as module\n"
-        "used = set(); real = module.encode_sound\n"
-        "from echotts.codec import transcode\n"
+        "import jax, sys; from echotts.cli import codec; from echotts.codec import Codec\n"
+        "used = set(); real = Codec.compress\n"
         "def seen(codec, *rest):\n"
         "    used.update(codec.params['encoder']['snake'].devices()); return real(codec, *rest)\n"
-        "transcode.encode_sound = seen\n"
+        "Codec.compress = seen\n"
         "assert not codec.main(sys.argv[1:]); assert len(used) == len(jax.devices()) == 2, used"
     )
     argv = ["encode", str(recordings), str(tmp_path / "two"), "--codec", str(weights), "--format", "npz"]
@@ -209,7 +208,7 @@ def test_the_flags_of_train_default_to_the_presets(flag: str):
 def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path):
     required = ["--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(tmp_path / "a.pth")]
     for flags, words in (
-        (["--frames", "1"], "under the longest spectrum's window"),
+        (["--frames", "1"], "shorter than the longest spectral window"),
         (["--loss.floor", "0"], "floor must be above 0"),
         (["--preset", "tiny"], "preset"),
         (["--output", "a.pkl"], r"\.safetensors or \.pth"),
@@ -222,6 +221,7 @@ def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path
 def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Path, tmp_path: Path):
     latent = tmp_path / "z.npy"
     np.save(latent, np.zeros((3, 7), np.float32))
+    np.savez(tmp_path / "z.npz", latents=np.zeros((1, 3, 7), np.float32))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "empty").mkdir()
     output = tmp_path / "out.wav"
@@ -231,11 +231,13 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (UsageError, "name a folder", {"name": "encode", "input": recordings, "output": latent}),
         (ValueError, "7 channels", {"name": "decode", "input": latent, "output": output}),
         (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decode", "input": tmp_path / "z.npz", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decompress", "input": tmp_path / "z.npz", "output": output}),
         (UsageError, "16 bits", {"name": "decode", "input": latent, "output": output, "watermark": "102"}),
         (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
         (
             ValueError,
-            "codes of DAC only",
+            "DAC codes only",
             {"name": "encode", "input": recordings / "a.wav", "output": tmp_path / "a.dac"},
         ),
         (ValueError, "no codebooks", {"name": "encode", "input": recordings, "output": tmp_path, "n_quantizers": 2}),

@@ -1,5 +1,6 @@
 """`echotts eval`: the table is printed and kept, controls and all, for a model that says nothing yet."""
 
+import dataclasses
 import importlib.util
 import json
 
@@ -8,10 +9,11 @@ import pytest
 import soundfile
 
 from echotts import synthesis
+from echotts.checkpoint.facts import Limits
 from echotts.cli import evaluate
 from echotts.cli.app import run
 from echotts.evaluation import clips
-from tests.tiny_speaker import CONFIG, METADATA, LinearCodec, random_params
+from tests.tiny_speaker import CONFIG, FACTS, LinearCodec, random_params
 
 needs_extra = pytest.mark.skipif(
     not (importlib.util.find_spec("pocketsphinx") and importlib.util.find_spec("resemblyzer")), reason="extra eval"
@@ -20,8 +22,8 @@ needs_extra = pytest.mark.skipif(
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    limits = {"frames": 32, "tokens": 48, "reference_frames": 16}
-    tts = synthesis.EchoTTS(random_params(), CONFIG, METADATA | {"buckets": limits}, LinearCodec())
+    facts = dataclasses.replace(FACTS, buckets=Limits(frames=32, tokens=48, reference_frames=16))
+    tts = synthesis.EchoTTS(random_params(), CONFIG, facts, LinearCodec())
     monkeypatch.setattr(synthesis.EchoTTS, "load", lambda *_, **__: tts)
     monkeypatch.setattr(clips, "ENROLMENT_CLIPS", 10)
 
@@ -64,7 +66,9 @@ def test_the_table_has_every_row_and_the_json_the_same_figures(call, tmp_path):
 
 
 @needs_extra
-def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(call, tmp_path):
+def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
     code, out, err = call("--count", 2, "--steps", 1, "--against", "other", "--report", tmp_path / "page")
     assert code == 0, err
     assert "other against demo model: word errors +0.0% (+0.0% to +0.0%)" in out  # the fixture loads the same twice
@@ -88,16 +92,16 @@ def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digit
     kept = json.loads((tmp_path / "table.json").read_text())
     assert (kept["asr"], kept["scores"][0]["words"]) == ("Whisper tiny.en", 3)
     code, _, err = call(*flags)
-    assert code == 1 and "pocketsphinx hears digits only" in err
+    assert code == 1 and "pocketsphinx recognises digits only" in err
 
 
 @pytest.mark.parametrize(
     ("line", "code", "words"),
     [
-        ("--asr huge", 1, "no recogniser is called 'huge'"),
+        ("--asr huge", 1, "unknown recogniser 'huge'"),
         ("--count 0", 2, "--count 0: at least 1 is needed"),
         ("--seed -3", 2, "--seed -3: it must not be negative"),
-        ("--data /no/such/folder", 1, "/no/such/folder/dataset.json: no such file"),
+        ("--data /no/such/folder", 1, "/no/such/folder: no such file or folder"),
     ],
 )
 def test_bad_input_is_one_line(call, line, code, words):

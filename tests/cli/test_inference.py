@@ -33,7 +33,7 @@ def call(tts, monkeypatch, capfd):
         return tts if checkpoint is None else real_load(checkpoint, codec, **options)
 
     monkeypatch.setattr(synthesis.EchoTTS, "load", load)
-    monkeypatch.setattr("echotts.synthesis.tts.SLOW_COMPILE_S", 600.0)  # however slow this machine is just now
+    monkeypatch.setattr("echotts.synthesis.batch.SLOW_COMPILE_S", 600.0)  # however slow this machine is just now
 
     def run_it(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -146,7 +146,9 @@ def bad_inputs(folder):
         ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: 0.25 s long: a reference needs"),
         ((*text, *output, "--speaker_ref", folder / "noise.mp3"), "noise.mp3: cannot be read as a recording"),
         ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
-        ((*output, "--text", "x" * 99), "text has 99 bytes, at most 23 fit"),
+        ((*output, "--text", "?! ..."), "holds no letter or digit"),
+        ((*output, "--text", "one", "--voice", "nobody"), "voice 'nobody': there is none of that name"),
+        ((*output, "--text", "one", "--voice", "a/b"), "a name has letters"),
         ((*output, "--text_file", folder / "empty.txt"), "empty.txt: is empty"),
         ((*output, "--text_file", folder / "latin.txt"), "latin.txt, line 1, byte 1 (0xe9): not UTF-8"),
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
@@ -187,7 +189,7 @@ def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatc
         (("--output", wav, "--save_latents", wav), "is the same file as"),
         (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: name another"),
         (("--output", wav, "--save_latents", tmp_path / "file" / "z.npy"), "z.npy: cannot be written"),
-        (("--output", tmp_path / "a.mp3", "--mp3_rate", 100), "mp3_rate 100 kbit/s: mp3 knows"),
+        (("--output", tmp_path / "a.mp3", "--mp3_rate", 100), "mp3_rate 100 kbit/s: choose one of"),
     ]:
         code, out, err = call("--text", "one", *arguments)
         assert (code, out, err.count("\n")) == (1, "", 1)

@@ -79,7 +79,7 @@ def test_wrong_arrays_are_refused_in_one_line(tiny: Codec):
     calls = {
         "latents have 7 channels, codec tiny has 5": lambda: tiny.decode(noise(1, 3, 7)),
         "no samples": lambda: tiny.encode(np.zeros((1, 0), np.float32)),
-        "some are not": lambda: tiny.encode(np.full((1, 9), np.nan, np.float32)),
+        "some values are NaN": lambda: tiny.encode(np.full((1, 9), np.nan, np.float32)),
         "codec bare has no watermark": lambda: unmarked.decode(noise(1, 3, 5), watermark=np.zeros((1, 16), int)),
         "of 0 and 1": lambda: tiny.decode(noise(1, 3, 5), watermark=np.full((1, 16), 2)),
         "window_frames 0": lambda: Codec(bare, TINY, "bare", window_frames=0),

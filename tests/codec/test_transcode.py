@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from echotts.codec import Codec, Encoded, Tokens, load_encoded, save_encoded
 from echotts.codec.sound import LoudnessMeter, SoundFile
-from echotts.codec.transcode import encode_sound, restore_to_file
 from echotts.codec.unpadded import decode_chunk
 from tests.codec import descript
 from tests.codec.conftest import TINY_DAC, noise
@@ -58,7 +57,7 @@ def test_decompressing_restores_loudness_rate_length_and_channels(
         if rate == 8000:  # the codec's: no resampler between
             assert abs(loudness(restored, rate) - loudness(audio, rate)) < 0.1
         output = tmp_path / f"out{suffix}.flac"
-        assert restore_to_file(codec, compressed, output) == audio.shape[1]
+        assert codec.decompress_to_file(compressed, output) == audio.shape[1]
         assert SoundFile(output).channels == channels
 
 
@@ -195,7 +194,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         ("dac", dac()[:200], "damaged"),
         ("dac", b"", "empty"),
         ("dac", dac(dac_version="9"), "only 1.0.0"),
-        ("dac", dac(channels=2), "says 2 channels"),
+        ("dac", dac(channels=2), "gives 2 channels"),
         ("dac", dac(original_length=1 << 60), "original_length must be"),
         ("dac", dac(original_length="x"), "cannot be read"),
         ("dac", dac(sample_rate=0), "sample_rate must be"),
@@ -213,7 +212,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
         ("safetensors", b"PK", "cannot be read"),
         ("npz", npz(codes=np.full((1, 4, 3), 16, np.uint16)), "has 4 of 16"),
         ("npz", npz(codes=np.zeros((1, 5, 3), np.uint16)), "5 codebooks"),
-        ("npz", npz(latents=np.zeros((1, 3, 8), np.float32)), "are latents, which codec tiny-dac does not take"),
+        ("npz", npz(latents=np.zeros((1, 3, 8), np.float32)), "are latents, which codec tiny-dac cannot decode"),
     ]
     for suffix, content, words in cases:
         path = tmp_path / f"bad.{suffix}"
@@ -225,13 +224,13 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
     save_file({"codes": np.zeros((1, 4, 3), np.uint16)}, tmp_path / "bad.safetensors", {"sample_rate": "many"})
     with pytest.raises(ValueError, match="cannot be read"):
         load_encoded(tmp_path / "bad.safetensors")
-    with pytest.raises(ValueError, match="are codes, which codec tiny does not take"):
+    with pytest.raises(ValueError, match="are codes, which codec tiny cannot decode"):
         tiny.load_tokens(tmp_path / "good.dac")
     with pytest.raises(FileNotFoundError, match="no such file"):
         load_encoded(tmp_path / "missing.npz")
     with pytest.raises(ValueError, match="unknown suffix"):
         load_encoded(tmp_path / "tokens.pt")
-    with pytest.raises(ValueError, match=r"\.dac holds codes of DAC only"):
+    with pytest.raises(ValueError, match=r"\.dac holds DAC codes only"):
         tiny.save_tokens(tmp_path / "x.dac", noise(1, 3, 5))
     assert not Path("/tmp/owned").exists()
 
@@ -239,7 +238,7 @@ def test_hostile_and_damaged_files_are_one_line(tiny_dac: Codec, tiny: Codec, tm
 def test_tokens_of_other_weights_are_refused(tiny_dac: Codec, tmp_path: Path):
     tiny_dac.save_tokens(tmp_path / "tokens.npz", np.zeros((1, 4, 3), int))
     other = Codec(tiny_dac.params | {"decoder": {**tiny_dac.params["decoder"], "snake": noise(4)}}, TINY_DAC, "other")
-    with pytest.raises(ValueError, match="the tokens are of tiny-dac"):
+    with pytest.raises(ValueError, match="the tokens are from tiny-dac"):
         other.load_tokens(tmp_path / "tokens.npz")
 
 
@@ -277,6 +276,6 @@ def test_memory_does_not_hold_the_recording(tiny: Codec, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(SoundFile, "blocks", watched)
     seconds: list[float] = []
-    encode_sound(tiny, tmp_path / "in.wav", progress=seconds.append)
+    tiny.compress(tmp_path / "in.wav", loudness=None, progress=seconds.append)
     assert largest <= 1 << 16
     assert sum(seconds) == pytest.approx(50)

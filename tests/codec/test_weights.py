@@ -192,11 +192,11 @@ def test_damaged_and_foreign_safetensors_are_refused(tmp_path: Path, tiny: Codec
     bad.write_bytes(b"hello")
     refused("damaged")
     save_file(tensors, bad)
-    refused("no codec of echotts")
+    refused("not an echotts codec")
     save_file(tensors, bad, metadata=header | {"config": "[]"})
     refused("Expected object, got array")
     save_file(tensors, bad, metadata=header)
-    refused("its config makes it")
+    refused("its config requires")
     config = '{"encoder_dim": 4, "encoder_rates": [2, 3, 4], "latent_dim": 8, "decoder_dim": 32, '
     config += '"decoder_rates": [4, 3, 2], "codebook_dim": 5, "sample_rate": 8000}'
     header["config"] = config

@@ -89,10 +89,10 @@ def test_a_resumed_run_keeps_to_its_local_shards_and_says_what_is_new(
     assert open_inputs(settings).pins == first.pins
     store_pins(settings, open_inputs(settings))
     assert (tmp_path / "run" / DATA_PINS).stat().st_ino == written  # not written again
-    assert "it keeps to" not in caplog.text
+    assert "it keeps using" not in caplog.text
     shutil.copy(tmp_path / "shards" / "s-000.tar", tmp_path / "shards" / "s-009.tar")
     again = open_inputs(settings)
-    assert "1 shards are new and 0 gone since the run began: it keeps to the 4" in caplog.text
+    assert "1 shards are new and 0 gone since the run started: it keeps using the 4" in caplog.text
     assert len(again.stream.shards.files) == 4
 
 

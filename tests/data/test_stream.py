@@ -22,7 +22,7 @@ from echotts.data.remote.store import Source
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream, choose_lanes, merge_states
-from echotts.text import SentencePieceTokenizer, Tokenizer
+from echotts.text.tokens import SentencePieceTokenizer, Tokenizer
 from tests.data.corpus import (
     BUCKETS,
     CHANNELS,
@@ -203,7 +203,7 @@ def test_too_long_latents_and_texts_are_counted_and_skipped(tmp_path: Path) -> N
         assert set(stream.rejections.counts) == {"latent_too_long", "text_too_long"}
     with (
         open_stream([tmp_path / "s.tar"], config()) as strict,
-        pytest.raises(ValueError, match=r"more than the allowed share 0\.05.*max_rejected_share"),
+        pytest.raises(ValueError, match=r"more than the maximum share 0\.05.*max_rejected_share"),
     ):
         steps(strict, 20)
 
@@ -239,9 +239,9 @@ def test_one_sample_is_enough_and_none_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch_size": 16}, "batch_size 8 there, 16 here"),
+        ({"batch_size": 16}, "batch_size is 8 in the state, 16 here"),
         ({"buckets": BUCKETS[:2]}, "buckets"),
-        ({"streams": 8, "shuffle_samples": 128}, "virtual_streams 4 there, 8 here"),
+        ({"streams": 8, "shuffle_samples": 128}, "virtual_streams is 4 in the state, 8 here"),
     ],
 )
 def test_a_state_of_other_settings_is_refused_with_the_difference(
@@ -251,9 +251,15 @@ def test_a_state_of_other_settings_is_refused_with_the_difference(
         state = stream.state()
         with pytest.raises(ValueError, match=words):
             other.restore(state)
-    with open_stream(shards[:4], config()) as fewer, pytest.raises(ValueError, match="shards 5 there, 4 here"):
+    with (
+        open_stream(shards[:4], config()) as fewer,
+        pytest.raises(ValueError, match="shards is 5 in the state, 4 here"),
+    ):
         fewer.restore(state)
-    with open_stream(shards, config(), seed=9) as reseeded, pytest.raises(ValueError, match="seed 1 there, 9 here"):
+    with (
+        open_stream(shards, config(), seed=9) as reseeded,
+        pytest.raises(ValueError, match="seed is 1 in the state, 9 here"),
+    ):
         reseeded.restore(state)
 
 
@@ -266,7 +272,7 @@ def test_a_state_of_one_of_several_processes_is_not_enough(shards: list[Path]) -
         whole.restore(half.state())
     with open_stream(shards, config(), 1, 0, 2) as first, open_stream(shards, config(), 1, 1, 2) as second:
         second.next()
-        with pytest.raises(ValueError, match="do not belong together"):
+        with pytest.raises(ValueError, match="are from different steps"):
             merge_states([first.state(), second.state()])
 
 
@@ -353,7 +359,7 @@ def test_interleaved_streams_resume_exactly_on_any_number_of_processes(shards: l
         stream.close()
     with open_stream(shards, config(interleave=1)) as plain:
         assert [names for _, names, _ in steps(plain, 15)] != [names for _, names, _ in first]
-        with pytest.raises(ValueError, match="interleave 3 there, 1 here"):
+        with pytest.raises(ValueError, match="interleave is 3 in the state, 1 here"):
             plain.restore(state)
     with open_stream(shards, config()) as left_open:  # takes what the state says
         left_open.restore(state)

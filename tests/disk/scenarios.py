@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from echotts.disk import watchdog
-from echotts.disk.candidates import candidates, open_place
+from echotts.disk.candidates import candidates, open_target
 from echotts.disk.scan import open_files
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Goal, Watchdog
@@ -327,8 +327,8 @@ def check_room(scene: Scene) -> None:
     if not Goal(scene.settings.limits).too_full(space):
         return
     with contextlib.ExitStack() as stack:
-        places = [place for root in scene.settings.roots if (place := open_place(root, stack))]
-        left = [str(candidate.path) for candidate in candidates(places, open_files(), 10_000)]
+        targets = [target for root in scene.settings.roots if (target := open_target(root, stack))]
+        left = [str(candidate.path) for candidate in candidates(targets, open_files(), 10_000)]
     if left:
         scene.ledger.note("broken", f"{space}, and yet there are {left[:5]}")
     scene.ledger.note("could not be helped")

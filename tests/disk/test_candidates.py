@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import pytest
 
 from echotts.disk import scan
-from echotts.disk.candidates import candidates, open_place
+from echotts.disk.candidates import candidates, open_target
 from echotts.disk.remove import KeptError
 from echotts.disk.settings import Root
 from echotts.rundir.layout import STEP, note_verified, writing
@@ -18,8 +18,8 @@ from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, steps, wr
 def listed(*roots: Root, count: int = 1000) -> list[str]:
     """Names of what may go from these roots, in order; a partial file's with the reason's first word."""
     with ExitStack() as stack:
-        places = [place for root in roots if (place := open_place(root, stack))]
-        return [candidate.path.name for candidate in candidates(places, scan.open_files(), count)]
+        targets = [target for root in roots if (target := open_target(root, stack))]
+        return [candidate.path.name for candidate in candidates(targets, scan.open_files(), count)]
 
 
 def checkpoints_listed(run, **rule) -> list[int]:
@@ -146,14 +146,14 @@ def test_what_a_run_came_to_need_since_it_was_found_stays(tmp_path):
     run = run_dir(tmp_path / "run", 1, 2, 3, keep_last=1)
     write(run / "x.tmp", age_h=5)
     with ExitStack() as stack:
-        place = open_place(Root(kind="runs", path=run), stack)
-        assert place is not None
-        half, first, second = candidates([place], scan.open_files(), 10)
+        target = open_target(Root(kind="runs", path=run), stack)
+        assert target is not None
+        half, first, second = candidates([target], scan.open_files(), 10)
         note_verified(run, 1)
-        with pytest.raises(KeptError, match="needed by now"):
+        with pytest.raises(KeptError, match="is needed again"):
             first.remove()
         second.remove()
-        with writing(run), pytest.raises(KeptError, match="needed by now"):
+        with writing(run), pytest.raises(KeptError, match="is needed again"):
             half.remove()
         half.remove()
     assert steps(run) == [1, 3]

@@ -106,7 +106,7 @@ def test_leased_logs_and_what_lies_behind_links_keep_their_bytes(tmp_path):
 
 
 def test_a_cap_is_for_logs_alone(tmp_path):
-    with pytest.raises(ValueError, match="max_gib is for kind logs, not for shards"):
+    with pytest.raises(ValueError, match="max_gib applies to kind logs, not to shards"):
         Root(kind="shards", path=tmp_path, max_gib=1.0)
     with pytest.raises(ValueError, match="max_gib, keep_last and keep_every must not be negative"):
         Root(kind="logs", path=tmp_path, max_gib=-1.0)

@@ -51,7 +51,7 @@ def test_another_thing_of_that_name_stays(root, is_folder):
     was = found(root, path)
     path.rename(root.path / "old")
     thing(path, is_folder)
-    with pytest.raises(KeptError, match="another file has its name by now"):
+    with pytest.raises(KeptError, match="was replaced by another file"):
         root.remove(was)
     assert path.exists()
 
@@ -198,7 +198,7 @@ def test_a_root_that_is_moved_away_is_still_the_folder_that_was_scanned(root, tm
 @both
 def test_what_is_needed_by_the_time_it_is_locked_stays(root, is_folder):
     path = thing(root.path / "thing", is_folder)
-    with pytest.raises(KeptError, match="needed by now"):
+    with pytest.raises(KeptError, match="is needed again"):
         root.remove(found(root, path), frozenset(), lambda: False)
     assert path.exists()
 

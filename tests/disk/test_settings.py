@@ -35,27 +35,27 @@ def test_limits_are_the_defaults_where_the_file_says_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", r"no root: name at least one \[\[root\]\]"),
-        ("[limits", "is not TOML"),
+        ("", r"no root: give at least one \[\[root\]\]"),
+        ("[limits", "not valid TOML"),
         (
             '[limits]\nstrat = 0.8\n[[root]]\nkind = "logs"\npath = "/x/logs"',
-            "unknown key 'strat'; known are start, stop",
+            "unknown key 'strat'; known keys are start, stop",
         ),
         ('[limits]\nstart = 0.7\n[[root]]\nkind = "logs"\npath = "/x/logs"', "stop 0.75 <= start 0.7"),
         ('[limits]\nresume = 0.98\n[[root]]\nkind = "logs"\npath = "/x/logs"', "resume 0.98 between stop and pause"),
         (
             '[limits]\nstart = "much"\n[[root]]\nkind = "logs"\npath = "/x"',
-            r"start = 'much': a number or text is needed",
+            r"start = 'much': expected a number or string",
         ),
         ('[[root]]\nkind = "logs"', "needs kind and path"),
-        ('[[root]]\nkind = "log"\npath = "/x/logs"', "kind 'log' is none of partial, shards"),
-        ('[[root]]\nkind = "logs"\npath = "logs"', "a root is an absolute path"),
+        ('[[root]]\nkind = "log"\npath = "/x/logs"', "kind 'log' must be one of partial, shards"),
+        ('[[root]]\nkind = "logs"\npath = "logs"', "a root must be an absolute path"),
         ('[[root]]\nkind = "logs"\npath = "/x/../y"', r"without \.\."),
         ('[[root]]\nkind = "logs"\npath = "/"', "/ must not be a root"),
         ('[[root]]\nkind = "logs"\npath = "~"', "must not be a root"),
-        ('[[root]]\nkind = "runs"\npath = "/x/runs"\nnames = ["*"]', "names is for kind partial, shards, logs"),
-        ('[[root]]\nkind = "logs"\npath = "/x/logs"\nkeep_last = 2', "keep_last is for kind runs"),
-        ('[[root]]\nkind = "logs"\npath = "/x/logs"\nnames = ["a/*"]', "without a folder"),
+        ('[[root]]\nkind = "runs"\npath = "/x/runs"\nnames = ["*"]', "names applies to kind partial, shards, logs"),
+        ('[[root]]\nkind = "logs"\npath = "/x/logs"\nkeep_last = 2', "keep_last applies to kind runs"),
+        ('[[root]]\nkind = "logs"\npath = "/x/logs"\nnames = ["a/*"]', "without folders"),
         ('[[root]]\nkind = "logs"\npath = "/x"\n[[root]]\nkind = "runs"\npath = "/x/runs"', "overlaps the root /x"),
     ],
 )
@@ -80,7 +80,7 @@ def test_a_symlink_is_refused_as_a_root_and_so_is_what_lies_behind_one(tmp_path)
     (tmp_path / "real" / "logs").mkdir(parents=True)
     os.symlink(tmp_path / "real", tmp_path / "link")
     for place in (tmp_path / "link", tmp_path / "link" / "logs"):
-        with pytest.raises(ValueError, match=f"reached through a symlink; name the folder itself, {tmp_path}/real"):
+        with pytest.raises(ValueError, match=f"reached through a symlink; give the folder itself, {tmp_path}/real"):
             Root(kind="logs", path=place)
     os.symlink("/", tmp_path / "everything")
     with pytest.raises(ValueError, match="/ must not be a root"):

@@ -172,7 +172,7 @@ def test_at_97_percent_the_trainers_are_asked_to_wait_and_told_when_it_is_over(d
         assert pause.asked(idle) is None
         assert pause.asked(run) == pause.Request(place=str(disk / "runs"), below=0.95)
         assert [line["event"] for line in lines(run)] == ["disk_full"]
-        assert caplog.text.count("nothing more may be deleted") == 1
+        assert caplog.text.count("nothing more can be deleted") == 1
         write(filler, int(0.96 * DISK))
         dog.run_pass()
         assert pause.full(run) is not None

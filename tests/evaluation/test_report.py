@@ -1,4 +1,4 @@
-"""The table: counts, controls and choices, with a meter that needs no extra."""
+"""The table: counts, controls and choices, with an evaluator that needs no extra."""
 
 import json
 import re
@@ -25,13 +25,13 @@ def task(number, text, speaker):
 TASKS = [task(0, "one two three", "us"), task(1, "four five six seven", "f2"), task(2, "eight nine zero", "us")]
 
 
-class Ears(report.Meter):
+class FakeEvaluator(report.Evaluator):
     """Hears what the table says a recording of this level holds; anything else is nothing."""
 
     voices = ("us", "f2")  # pyright: ignore[reportAssignmentType]
 
     def __init__(self):
-        self.ear = self
+        self.recogniser = self
 
     def normalise(self, text):
         return text
@@ -40,7 +40,7 @@ class Ears(report.Meter):
         level = samples[0] if len(samples) else None
         return next((one for one in TASKS if level in (one.recording.samples[0], one.reference.samples[0])), None)
 
-    def hear(self, recordings):
+    def recognise(self, recordings):
         return [told.text if (told := self._told(samples)) else "" for samples, _ in recordings]
 
     def embed(self, recordings):
@@ -57,7 +57,7 @@ RIGHT = [(one.recording.samples, 16000) for one in TASKS]
 
 def test_the_table_counts_each_system_against_the_same_tasks():
     wrong = [RIGHT[0], RIGHT[0], RIGHT[2]]
-    scores = {one.system: one for one in report.measure({"demo": RIGHT}, wrong, TASKS, Ears())}
+    scores = {one.system: one for one in report.measure({"demo": RIGHT}, wrong, TASKS, FakeEvaluator())}
     assert list(scores) == ["demo", "recordings", "codec round trip", "shuffled text and voice", "noise"]
     demo, trip = scores["demo"], scores["codec round trip"]
     assert (demo.errors, demo.words, demo.matched, demo.whole, demo.similarity) == (0, 10, 3, 3, 1.0)
@@ -69,6 +69,18 @@ def test_the_table_counts_each_system_against_the_same_tasks():
     assert scores["noise"].similarity is None
 
 
+def test_texts_of_one_and_two_words_have_a_row_of_their_own_where_there_are_longer_ones():
+    scores = report.measure({"demo": RIGHT}, RIGHT, TASKS, FakeEvaluator())
+    assert len(report.table_rows(scores)) == len(scores)
+    score = scores[0]
+    short = replace(score.results[0], errors=report.count_errors("four two", "four two two"))
+    rows = report.table_rows([replace(score, results=(*score.results, short)), scores[-1]])
+    assert [(row[0], row[3]) for row in rows[:2]] == [("demo", "1/12"), ("demo, texts of 1 or 2 words", "1/2")]
+    assert rows[2][0] == "noise" and len(rows) == 3
+    kept = report.to_report([replace(score, results=(*score.results, short))], {})["scores"]
+    assert [one["word_error_rate"] for one in kept] == [round(1 / 12, 4), 0.5]
+
+
 def test_characters_tell_a_near_miss_from_another_word():
     near = report.count_errors("eight nine", "eighty nine")
     assert (near.words_wrong, near.words, near.characters_wrong, near.characters) == (1, 2, 1, 10)
@@ -76,7 +88,7 @@ def test_characters_tell_a_near_miss_from_another_word():
 
 def test_two_systems_are_compared_on_the_same_clips():
     wrong = [RIGHT[0], RIGHT[0], RIGHT[2]]
-    scores = report.measure({"first": RIGHT, "second": wrong}, RIGHT, TASKS, Ears())
+    scores = report.measure({"first": RIGHT, "second": wrong}, RIGHT, TASKS, FakeEvaluator())
     assert [one.system for one in scores[:2]] == ["first", "second"]
     change, (low, high) = report.difference(scores[0], scores[1])
     assert change == 0.4
@@ -85,7 +97,7 @@ def test_two_systems_are_compared_on_the_same_clips():
 
 
 def test_an_interval_holds_the_figure_and_narrows_with_more_clips():
-    few = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, Ears())[0].results
+    few = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, FakeEvaluator())[0].results
     rate = lambda results: sum(one.errors.words_wrong for one in results) / sum(one.errors.words for one in results)  # noqa: E731
     narrow, wide = report.interval(few * 50, rate), report.interval(few, rate)
     assert wide[0] <= narrow[0] <= 0.4 <= narrow[1] <= wide[1]
@@ -95,15 +107,15 @@ def test_an_interval_holds_the_figure_and_narrows_with_more_clips():
 def test_a_recording_that_is_the_reference_itself_has_no_similarity():
     reference = clip(0, "one two three", "us")
     alone = Task("clip_0", "four five", reference, reference)
-    scores = {one.system: one for one in report.measure({"demo": RIGHT[:1]}, RIGHT[:1], [alone], Ears())}
+    scores = {one.system: one for one in report.measure({"demo": RIGHT[:1]}, RIGHT[:1], [alone], FakeEvaluator())}
     assert scores["recordings"].similarity is None
     assert scores["recordings"].word_error_rate == 0.0  # judged by what the reference says, not by the task's text
     assert scores["demo"].similarity == 1.0
 
 
 def test_a_voice_that_is_not_known_is_said():
-    with pytest.raises(ValueError, match="clip_9: the voice 'new' has no clip"):
-        report.measure({"demo": []}, [], [task(9, "one", "new")], Ears())
+    with pytest.raises(ValueError, match="clip_9: the voice 'new' has no enrolment clip"):
+        report.measure({"demo": []}, [], [task(9, "one", "new")], FakeEvaluator())
 
 
 def test_references_take_turns_within_the_speaker_and_are_never_the_clip_itself():
@@ -125,10 +137,10 @@ def test_shuffling_moves_every_place_and_loses_none(count):
 
 
 def test_the_text_table_is_aligned_and_carries_the_counts():
-    scores = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, Ears())
+    scores = report.measure({"demo": [RIGHT[0], RIGHT[0], RIGHT[2]]}, RIGHT, TASKS, FakeEvaluator())
     lines = report.format_table(scores).splitlines()
     assert len({len(line) for line in lines}) == 1
-    assert all(figure in lines[1] for figure in ("40.0%", "4/10", "0.0% (1 left out)", "67%", "2/3"))
+    assert all(figure in lines[1] for figure in ("40.0%", "4/10", "0.0% (1 excluded)", "67%", "2/3"))
     kept = report.to_report(scores, {"seed": 3})
     assert (kept["seed"], kept["scores"][0]["word_error_rate"], kept["scores"][0]["failures"]) == (3, 0.4, 1)
 
@@ -137,7 +149,7 @@ def test_the_report_has_a_line_and_a_player_for_each_clip_and_shows_text_as_text
     system = "run/<b>1"
     said = {system: [RIGHT[0], (np.zeros(0, np.float32), 16000), RIGHT[2]]}
     tasks = [replace(TASKS[0], key="../up"), *TASKS[1:]]
-    scores = report.measure(said, RIGHT, tasks, Ears())
+    scores = report.measure(said, RIGHT, tasks, FakeEvaluator())
     write_report(tmp_path, scores, tasks, said, {"asr": "ears"})
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 5 * len(TASKS)

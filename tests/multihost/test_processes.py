@@ -181,7 +181,7 @@ def test_processes_with_different_settings_refuse_to_start(tmp_path, flags, shar
     odd = {1: ["--optim.learning_rate=0.5"]}
     with Group(tmp_path, 2, 1, *flags(tmp_path / "run", f"--data={shards}"), each=odd) as pair:
         assert 0 not in pair.codes()
-    said = r"the processes are not alike: configuration \w+ in process 1 \(.*\), \w+ in process 0"
+    said = r"the processes differ: configuration \w+ in process 1 \(.*\), \w+ in process 0"
     assert re.search(said, pair.said()), pair.said()
     assert not (tmp_path / "run").exists()
 

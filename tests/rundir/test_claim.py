@@ -35,7 +35,7 @@ def in_another_process(run_dir) -> str:
 def test_the_second_training_is_told_whose_the_run_directory_is_and_later_gets_it(tmp_path):
     with claimed(tmp_path):
         answer = in_another_process(tmp_path)
-        who = f"{tmp_path}: another training works there: host {socket.gethostname()}, process {os.getpid()}, since 20"
+        who = f"{tmp_path}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
         assert answer.startswith(who) and "\n" not in answer
     assert in_another_process(tmp_path) == "claimed"
 

@@ -160,7 +160,7 @@ def test_what_is_being_deleted_cannot_be_leased(tmp_path, monkeypatch):
     path = write(tmp_path / "thing")
     with folder(path) as descriptor:
         assert lock_alone(descriptor)
-        with pytest.raises(LeaseError, match="thing: is being deleted to make room"), lease(path):
+        with pytest.raises(LeaseError, match="thing: is being deleted to free disk space"), lease(path):
             pass
 
 

@@ -1,21 +1,22 @@
 """From a long recording to clips: where speech is, what is left out and why, and that a second run changes nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from echotts.audio import trim_silence
+from echotts.audio import clipped_share, trim_silence
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
 from echotts.data.teachers import load_teacher
-from echotts.evaluation.ear import Transcript, Whisper, count_errors
+from echotts.evaluation.asr import Transcript, Whisper, count_errors
 from echotts.segment import pieces, run
 from echotts.segment.align import align
-from echotts.segment.judge import clipped_share, flatness
 from echotts.segment.pieces import find_pieces, join
+from echotts.segment.quality import flatness
 from echotts.segment.run import Settings, segment
 
 RATE = 24000
@@ -85,15 +86,15 @@ def test_blocks_of_a_long_recording_give_the_pieces_of_the_whole(
 
 def test_good_sentences_are_written_with_their_texts_and_the_rest_is_counted_by_cause(talk, tmp_path: Path) -> None:
     folder, starts = talk
-    ear = Whisper("tiny.en")
-    summary = segment(folder, tmp_path / "clips", ear, Settings())
+    recogniser = Whisper("tiny.en")
+    summary = segment(folder, tmp_path / "clips", recogniser, Settings())
     rows = [json.loads(line) for line in (tmp_path / "clips" / "metadata.jsonl").read_text().splitlines()]
     assert [row["audio"] for row in rows] == [
         "day-talk-one/day-talk-one_00000.flac",
         "day-talk-one/day-talk-one_00001.flac",
     ]
     for row, text in zip(rows, (FIRST, SECOND), strict=True):
-        assert count_errors(ear.normalise(text), ear.normalise(row["text"])).words_wrong <= 1
+        assert count_errors(recogniser.normalise(text), recogniser.normalise(row["text"])).words_wrong <= 1
         assert (row["source"], row["speaker"]) == ("day/talk one.flac", "day-talk-one")
         assert (tmp_path / "clips" / row["audio"]).is_file()
     assert dict(summary.rejected) == {"low_snr": 1, "music": 1, "clipped": 1}
@@ -102,7 +103,7 @@ def test_good_sentences_are_written_with_their_texts_and_the_rest_is_counted_by_
     assert [round(row["start_s"]) for row in rejected] == [round(start) for start in starts[2:]]
 
 
-class Deaf(Whisper):
+class FakeWhisper(Whisper):
     """Hears what it is told to."""
 
     def __init__(self, *heard: Transcript) -> None:
@@ -114,42 +115,55 @@ class Deaf(Whisper):
 
 
 def test_what_is_not_understood_or_of_another_language_is_left_out(talk, tmp_path: Path) -> None:
-    ear = Deaf(Transcript("Guten Tag und guten Abend.", -0.1, "de"), Transcript("They were there again.", -1.5, "en"))
-    summary = segment(talk[0], tmp_path, ear, Settings())
+    recogniser = FakeWhisper(
+        Transcript("Guten Tag und guten Abend.", -0.1, "de"), Transcript("They were there again.", -1.5, "en")
+    )
+    summary = segment(talk[0], tmp_path, recogniser, Settings())
     assert summary.clips == 0
     assert (summary.rejected["other_language"], summary.rejected["unclear"]) == (1, 1)
 
 
 def test_a_second_run_goes_on_with_recordings_that_were_not_finished(talk, tmp_path: Path) -> None:
-    ear = Deaf(Transcript("They were there again.", -0.1, "en"))
-    first = segment(talk[0], tmp_path, ear, Settings())
-    calls = ear.calls
-    assert segment(talk[0], tmp_path, ear, Settings()) == first and ear.calls == calls
+    recogniser = FakeWhisper(Transcript("They were there again.", -0.1, "en"))
+    first = segment(talk[0], tmp_path, recogniser, Settings())
+    calls = recogniser.calls
+    assert segment(talk[0], tmp_path, recogniser, Settings()) == first and recogniser.calls == calls
     (tmp_path / "done.txt").write_text("")  # stopped after the rows were written, before the name was
-    assert segment(talk[0], tmp_path, ear, Settings()) == first and ear.calls == 2 * calls
+    assert segment(talk[0], tmp_path, recogniser, Settings()) == first and recogniser.calls == 2 * calls
+
+
+def test_names_and_texts_of_any_letters_are_kept_and_a_second_run_goes_on(talk, tmp_path: Path) -> None:
+    recogniser = FakeWhisper(Transcript("They were there\u2028again.", -0.1, "en"))
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    (folder / os.fsdecode(b"gr\xfc\xdfe\n1.flac")).symlink_to(talk[0] / "day" / "talk one.flac")
+    first = segment(folder, tmp_path / "out", recogniser, Settings())
+    assert first.clips > 0 and not first.silent
+    calls = recogniser.calls
+    assert segment(folder, tmp_path / "out", recogniser, Settings()) == first and recogniser.calls == calls
 
 
 def test_a_recording_in_which_nobody_speaks_is_named(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "rain.wav", noise(5.0, 0.05), RATE)
-    summary = segment(tmp_path / "rain.wav", tmp_path / "clips", Deaf(), Settings())
+    summary = segment(tmp_path / "rain.wav", tmp_path / "clips", FakeWhisper(), Settings())
     assert (summary.clips, summary.silent) == (0, ["rain.wav"])
 
 
 def test_voices_of_one_recording_are_told_apart_when_asked(said, tmp_path: Path) -> None:
     gap = noise(1.0, 1e-4)
     soundfile.write(tmp_path / "a.wav", np.concatenate([gap, *(x for text in said for x in (said[text], gap))]), RATE)
-    ear = Deaf(Transcript("They were there again.", -0.1, "en"))
-    segment(tmp_path / "a.wav", tmp_path / "clips", ear, Settings(speakers="cluster"))
+    recogniser = FakeWhisper(Transcript("They were there again.", -0.1, "en"))
+    segment(tmp_path / "a.wav", tmp_path / "clips", recogniser, Settings(speakers="cluster"))
     rows = [json.loads(line) for line in (tmp_path / "clips" / "metadata.jsonl").read_text().splitlines()]
     assert [row["speaker"] for row in rows] == ["a_1", "a_2"]
 
 
 def test_a_known_text_takes_the_place_of_what_was_heard(talk, tmp_path: Path) -> None:
-    ear = Deaf(
+    recogniser = FakeWhisper(
         Transcript("the old men walked along a river", -0.1, "en"), Transcript("sold something else here", -0.1, "en")
     )
     known = Settings(text=f"He said: {FIRST} {SECOND}")
-    summary = segment(talk[0] / "day" / "talk one.flac", tmp_path, ear, known)
+    summary = segment(talk[0] / "day" / "talk one.flac", tmp_path, recogniser, known)
     [row] = map(json.loads, (tmp_path / "metadata.jsonl").read_text().splitlines())
     assert row["text"] == "The old man walked along the river"
     assert summary.rejected["not_in_text"] == 1
@@ -188,7 +202,7 @@ def test_tones_are_less_flat_than_noise_of_any_colour() -> None:
 def test_the_command_says_what_it_made_and_what_was_wrong_with_the_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("echotts.evaluation.ear.Whisper", lambda *_: Deaf())
+    monkeypatch.setattr("echotts.evaluation.asr.Whisper", lambda *_: FakeWhisper())
     soundfile.write(tmp_path / "rain.wav", noise(3.0, 0.05), RATE)
     flags = ["segment", "--source", str(tmp_path / "rain.wav"), "--output", str(tmp_path / "clips")]
     assert command.main(flags) == 0
@@ -198,5 +212,5 @@ def test_the_command_says_what_it_made_and_what_was_wrong_with_the_call(
     with pytest.raises(FileNotFoundError, match="gone: no such recording or folder"):
         run.list_files(tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no recordings in it"):
+    with pytest.raises(ValueError, match="contains no recordings"):
         run.list_files(tmp_path / "empty")

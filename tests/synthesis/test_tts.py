@@ -16,15 +16,17 @@ import pytest
 import soundfile
 
 from echotts import EchoTTS
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
 from echotts.flow import sampling
+from echotts.synthesis import batch
 from echotts.synthesis import tts as tts_module
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
-from tests.tiny_speaker import CHANNELS, CONFIG, FRAMES, METADATA, LinearCodec, random_params, tiny_tts
+from tests.tiny_speaker import CHANNELS, CONFIG, FACTS, FRAMES, LinearCodec, random_params, tiny_tts
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,7 +90,7 @@ def test_after_a_warm_up_nothing_is_compiled():
 
 
 def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
-    monkeypatch.setattr(tts_module, "SLOW_COMPILE_S", 0.05)
+    monkeypatch.setattr(batch, "SLOW_COMPILE_S", 0.05)
     slow = tts_module.sample
     monkeypatch.setattr(tts_module, "sample", lambda *given: time.sleep(0.5) or slow(*given))
     tts = tiny_tts()
@@ -169,7 +171,7 @@ def test_texts_that_cannot_be_said_are_refused(tts):
         with pytest.raises(ValueError, match="the text is empty"):
             say(tts, empty)
     with pytest.raises(ValueError, match="text has 24 bytes, at most 23 fit"):
-        say(tts, "x" * 24)
+        tts.synthesize_batch(["x" * 24])
     assert len(say(tts, "x" * 23).samples)
     with pytest.raises(ValueError, match="2 texts, 1 references and 2 seeds"):
         tts.synthesize_batch(["one", "two"], [None])
@@ -183,11 +185,11 @@ def test_a_silent_result_is_written_as_silence(tts, tmp_path, monkeypatch):
 
 def test_a_codec_or_tokenizer_of_another_model_is_refused():
     with pytest.raises(ValueError, match="the model makes latents of 8 channels, the codec linear takes 4"):
-        EchoTTS(random_params(), CONFIG, METADATA, LinearCodec(4))
+        EchoTTS(random_params(), CONFIG, FACTS, LinearCodec(4))
 
 
 def test_published_weights_have_the_limits_of_published_training():
-    bare = EchoTTS(random_params(), CONFIG, {"weights": "raw", "step": 1}, LinearCodec())
+    bare = EchoTTS(random_params(), CONFIG, Facts(weights="raw", step=1), LinearCodec())
     assert (bare.limits.frames, bare.limits.tokens, bare.limits.reference_frames) == (768, 768, 512)
     assert np.array_equal(bare.silence, SILENCE)
 
@@ -216,9 +218,9 @@ def home(tmp_path_factory):
     for key, (name, config) in enumerate({"mine": sizes, "other": sizes, "narrow": narrow}.items()):
         params = init_params(config, jax.random.key(key))
         save_codec(folder / f"{name}.safetensors", params, config, name)
-    about = {"id": "mine", "weights_hash": load_codec(folder / "mine.safetensors").weights_hash}
-    save_export(folder / "model.safetensors", random_params(), CONFIG, METADATA | {"codec": about})
-    save_export(folder / "nameless.safetensors", random_params(), CONFIG, METADATA)
+    mine = CodecFacts(id="mine", weights_hash=load_codec(folder / "mine.safetensors").weights_hash)
+    save_export(folder / "model.safetensors", random_params(), CONFIG, dataclasses.replace(FACTS, codec=mine))
+    save_export(folder / "nameless.safetensors", random_params(), CONFIG, FACTS)
     save_published(folder / "step_7.pkl", random_params(), step=7, samples_seen=70)
     return folder
 
@@ -242,13 +244,13 @@ class TestCheckpoints:
         found = EchoTTS.load(home / "model.safetensors")
         cached.unlink()
         told = EchoTTS.load(home / "model.safetensors", home / "mine.safetensors")
-        assert found.metadata["step"] == 7
+        assert found.facts.step == 7
         assert np.array_equal(say(found).samples, say(told).samples)
 
     def test_another_codec_is_used_only_when_told_and_then_said(self, home, caplog):
         with caplog.at_level(logging.WARNING):
             EchoTTS.load(home / "model.safetensors", home / "other.safetensors")
-        assert "is not the one this was made with" in caplog.text
+        assert "is not the recorded one" in caplog.text
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):

@@ -15,6 +15,7 @@ import soundfile
 from echotts import config as configs
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.export import describe
+from echotts.checkpoint.facts import Facts
 from echotts.cli.app import UsageError
 from echotts.cli.train import parse_config
 from echotts.codec import CodecConfig, save_codec
@@ -137,7 +138,7 @@ def test_a_run_is_interrupted_resumed_and_exported_from_the_command_line(tmp_pat
             break
     rest = process.stderr.read()
     assert process.wait(timeout=120) == 75, rest
-    assert "SIGINT: finishing this step" in rest
+    assert "SIGINT: stopping after this step" in rest
     saved = [path.name for path in (run_dir / "checkpoints").iterdir()]
     assert len(saved) == 1
     stopped = int(saved[0].split("_")[1])
@@ -176,7 +177,7 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
     speak = make_speaker(parse_config([*line, str(tmp_path / "c.safetensors")]))
     assert speak is not None
     params = initial_state(TINY, meshes.make_mesh()).params
-    meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts={"silence": [[0.0] * CHANNELS]})
+    meta = Meta(step=1, samples_seen=8, stream={}, config=to_dict(TINY), facts=Facts(silence=[[0.0] * CHANNELS]))
     weights = describe(params, TINY.model, meta, "ema")
     made_up = speak(weights, "ab", 0, None)
     assert made_up.reference is None
@@ -188,7 +189,7 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
     np.testing.assert_array_equal(heldout.latents, voice)
     assert len(heldout.samples) == 3 * 24  # frames, samples each
     assert made_up.heard is None
-    with pytest.raises(ValueError, match="'ab': pocketsphinx hears digits only"):
+    with pytest.raises(ValueError, match="'ab': pocketsphinx recognises digits only"):
         make_speaker(parse_config([*line, str(tmp_path / "c.safetensors"), "--run.eval_asr", "digits"]))
     line[line.index("ab")] = "one"
     listened = make_speaker(parse_config([*line, str(tmp_path / "c.safetensors"), "--run.eval_asr", "digits"]))

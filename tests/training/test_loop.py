@@ -16,19 +16,23 @@ from echotts.checkpoint import interop
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import export, load_run
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
+from echotts.latents import LatentScale
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
 from echotts.rundir.claim import RunInUseError, claimed
 from echotts.rundir.layout import CHECKPOINTS
-from echotts.text import SentencePieceTokenizer, tokenizer_from_json
+from echotts.text.tokens import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
 from echotts.training.run import check_facts
+from echotts.training.state import fitting_weights
+from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
@@ -126,14 +130,14 @@ def test_a_run_that_is_asked_to_leave_saves_and_leaves_out_what_was_due(config, 
     spoken = []
 
     def speak(weights, text, seed, voice):
-        spoken.append(weights.metadata["step"])
+        spoken.append(weights.facts.step)
         return Spoken(Sound())
 
     run = {"eval_every": 1, "sample_every": 1, "sentences": ("a",), "save_every_steps": 0}
     config = with_sections(config, data={"heldout": str(shards)}, run=run)
     assert train(config, speak=speak, stop=StopAfter(2)).step == 2
     assert spoken == list(lines(tmp_path / "run", "heldout/loss")) == [1]
-    assert load_run(tmp_path / "run").metadata["step"] == 2
+    assert load_run(tmp_path / "run").facts.step == 2
 
 
 def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
@@ -173,7 +177,7 @@ def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, s
     )
 
     def speak(weights, text, seed, voice):
-        return Spoken(Sound(weights.metadata["step"], text, seed), Sound(voice.shape))
+        return Spoken(Sound(weights.facts.step, text, seed), Sound(voice.shape))
 
     train(config, speak=speak)
     run_dir = tmp_path / "run"
@@ -257,7 +261,7 @@ def test_sigterm_finishes_the_step_saves_and_leaves(config, tmp_path):
     result = train(config, speak=speak)
     assert not result.finished
     assert result.step in (2, 3)
-    assert load_run(tmp_path / "run").metadata["step"] == result.step
+    assert load_run(tmp_path / "run").facts.step == result.step
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -320,6 +324,19 @@ def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):
         train(other)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("channel", "none"), ("none", "scalar"), ("scalar", "channel")])
+def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, ours, tmp_path):
+    scale = LatentScale.measured(theirs, [0.5] * CHANNELS, [2.0] * CHANNELS).to_json()
+    given, speaker = str(tmp_path / "a.safetensors"), tiny_speaker.CONFIG
+    facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=scale)
+    interop.save_export(given, tiny_speaker.random_params(), speaker, facts)
+    config = dataclasses.replace(TINY, model=speaker)
+    flag = f"data.latent_scale: {theirs} -> {ours} .*; give --data.latent_scale {theirs}"
+    with pytest.raises(ValueError, match=flag):
+        fitting_weights(given, with_sections(config, data={"latent_scale": ours}))
+    fitting_weights(given, with_sections(config, data={"latent_scale": theirs}))
+
+
 def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):
     with pytest.raises(ValueError, match=r"latents of 8 channels, the model takes 16: set --model\.latent_channels 8"):
         train(with_sections(config, model={"latent_channels": 16}))
@@ -344,12 +361,12 @@ def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(conf
         ).facts
         for name in ("one", "other")
     )
-    assert tokenizer_from_json(one["tokenizer"]).encode("abcd").tolist() != [0, *b"abcd"]
+    assert tokenizer_from_json(one.tokenizer).encode("abcd").tolist() != [0, *b"abcd"]
     check_facts(one, one, "shards")
     with pytest.raises(ValueError, match="the tokenizer is not the one the run was trained with"):
         check_facts(one, other, "shards")
     with pytest.raises(ValueError, match="shards: latents of the codec with hash b, the run was trained on those of a"):
-        check_facts({"codec": {"weights_hash": "a"}}, {"codec": {"weights_hash": "b"}}, "shards")
+        check_facts(*(Facts(codec=CodecFacts(weights_hash=name)) for name in "ab"), "shards")
 
 
 def test_a_tokenizer_that_is_missing_or_too_large_is_said(config, tmp_path):

@@ -43,7 +43,7 @@ def test_a_request_that_is_made_again_says_what_why_and_when():
 
     assert retry(ask, "http://h/s-000.tar", retries) == b"tar"
     [words] = heard
-    assert words.startswith("http://h/s-000.tar: http://h/s-000.tar: HTTP 503; again in 0.0 s, for up to 9 s")
+    assert words.startswith("http://h/s-000.tar: http://h/s-000.tar: HTTP 503; retrying in 0.0 s, for up to 9 s")
 
 
 def test_a_full_disk_does_not_end_the_download():

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.checkpoint.export import Weights
-from echotts.evaluation.ear import Heard
+from echotts.evaluation.asr import Heard
 from echotts.latents import UNSCALED
 from echotts.monitor.folders import open_folder
 from echotts.monitor.samples import Samples

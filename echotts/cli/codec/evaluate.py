@@ -9,6 +9,7 @@ import numpy as np
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.recordings import clips_of
+from echotts.config import DEFAULT_CODEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class EvaluateArguments:
 
     data: str
     """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    codec: tuple[str, ...] = ("demo",)
-    """One or several: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
+    codec: tuple[str, ...] = (DEFAULT_CODEC,)
+    """One or several: a .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a run directory."""
     limit: int = 100
     """The first so many clips."""
     loudness: float = -16.0
@@ -41,6 +42,12 @@ def evaluate(argv: list[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     if not arguments.codec or not arguments.conditions:
         raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(arguments.data)
+    for spec in arguments.codec:
+        locate_codec(spec)
     from echotts.codec import load_codec
     from echotts.codec.evaluation import format_table, latent_statistics, round_trip, summarise, write_report
 
@@ -55,7 +62,7 @@ def evaluate(argv: list[str]) -> int:
         for condition in arguments.conditions:
             rows = results.setdefault((spec, condition), [])
             for number, (name, clip) in enumerate(clips):
-                listen = listener.hear if listener is not None else None
+                listen = listener.recognise if listener is not None else None
                 row, before, after = round_trip(codec, name, clip, condition, listen)
                 rows.append(row)
                 if number < arguments.played:
@@ -79,7 +86,7 @@ def evaluate(argv: list[str]) -> int:
 class Listener:
     """Counts word errors before and after the codec, and compares the speaker."""
 
-    ear: Any
+    recogniser: Any
     voices: Any
     texts: Mapping[str, str]
 
@@ -89,21 +96,21 @@ class Listener:
         if arguments.asr == "none":
             return None
         from echotts.data.prepare.recordings import list_recordings
-        from echotts.evaluation.ear import load_ear
+        from echotts.evaluation.asr import load_recogniser
         from echotts.evaluation.voices import VoiceEncoder
 
         try:
             texts = {
                 one.origin: str(one.meta["text"]) for one in list_recordings(arguments.data) if one.meta.get("text")
             }
-            ear = load_ear("base" if arguments.asr == "auto" else arguments.asr)
-            return Listener(ear, VoiceEncoder(), texts)
+            recogniser = load_recogniser("base" if arguments.asr == "auto" else arguments.asr)
+            return Listener(recogniser, VoiceEncoder(), texts)
         except (ModuleNotFoundError, ValueError, FileNotFoundError):
             if arguments.asr != "auto":
                 raise
             return None
 
-    def hear(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
+    def recognise(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
         """Words said, wrong in the recording and after the codec, and the similarity of the two voices."""
         first, second = self.voices.embed([(before, rate), (after, rate)])
         figures = {"similarity": float(first @ second)}
@@ -114,7 +121,10 @@ class Listener:
         return figures
 
     def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[float, float]:
-        from echotts.evaluation.ear import count_errors
+        from echotts.evaluation.asr import count_errors
 
-        errors = count_errors(self.ear.normalise(self.texts[clip]), self.ear.normalise(self.ear.hear(samples, rate)))
+        errors = count_errors(
+            self.recogniser.normalise(self.texts[clip]),
+            self.recogniser.normalise(self.recogniser.recognise(samples, rate)),
+        )
         return float(errors.words), float(errors.words_wrong)

@@ -1,4 +1,4 @@
-"""What a round trip through a codec loses: figures, a table, a page to listen by."""
+"""Evaluation of a codec by round trips: metrics, a table, and a page for listening."""
 
 from echotts.codec.evaluation.measures import SHORTEST_SAMPLES, spectral_distances
 from echotts.codec.evaluation.report import format_table, write_report

@@ -1,8 +1,8 @@
-"""How far a decoded sound is from the original: spectra, waveform, intelligibility.
+"""Distances between a decoded signal and the original: spectra, waveform, intelligibility.
 
-Mel and STFT distances use the trainer's spectra at the scales of a speech codec; SI-SDR is the scale-invariant ratio of
+Mel and STFT distances use the training spectra at the scales of a speech codec; SI-SDR is the scale-invariant ratio of
 arXiv 1811.02508, STOI the short-time objective intelligibility of Taal et al. 2011 (doi 10.1109/TASL.2011.2114881).
-Waveform figures punish harmless phase shifts, spectra do not: read them together.
+Waveform metrics penalise inaudible phase shifts, spectral ones do not: read them together.
 """
 
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from echotts.codec.training.config import SPEECH_SCALES
 from echotts.codec.training.spectra import mel_filters
 
 SHORTEST_SAMPLES = max(window for window, _ in SPEECH_SCALES)
-FLOOR = 1e-3  # of full scale, of a sine's magnitude
+FLOOR = 1e-3  # relative to the magnitude of a full-scale sine
 
-_BLOCK_FRAMES = 4096  # spectra are taken so many at a time: long recordings need no more memory
+_BLOCK_FRAMES = 4096  # frames per block, so that memory does not grow with the recording
 _TINY = 1e-12
 
 _STOI_RATE, _STOI_WINDOW, _STOI_FFT, _STOI_SEGMENT = 10_000, 256, 512, 30
@@ -28,10 +28,10 @@ Sound = Float[np.ndarray, " _n"]
 
 
 class Distances(NamedTuple):
-    """Each the mean over the scales.
+    """Distances averaged over the scales.
 
-    `mel` and `stft` are mean absolute differences of log10 magnitudes, clamped at FLOOR: 0 is equal, a tenth is a
-    quarter louder or quieter. `convergence` is the norm of the error over the norm of the magnitudes: 1 is silence.
+    `mel` and `stft` are mean absolute differences of log10 magnitudes clamped at FLOOR: 0 is equal, 0.1 is about 25 %
+    louder or quieter. `convergence` is the norm of the error over the norm of the magnitudes: silence gives 1.
     """
 
     mel: float
@@ -40,11 +40,11 @@ class Distances(NamedTuple):
 
 
 def spectral_distances(original: Sound, decoded: Sound, sample_rate: int) -> Distances:
-    """How far two sounds of one length, at least SHORTEST_SAMPLES, are from each other."""
+    """Spectral distances of two signals of equal length, at least SHORTEST_SAMPLES."""
     rows = []
     for window, bands in SPEECH_SCALES:
         filters = mel_filters(window, bands, sample_rate)
-        filters = filters / np.maximum(filters.sum(0), _TINY)  # a band is a mean of magnitudes: levels are levels
+        filters = filters / np.maximum(filters.sum(0), _TINY)  # each band is a mean of magnitudes
         error = power = mel = stft = 0.0
         frames = 0
         for first, second in zip(_spectra(original, window), _spectra(decoded, window), strict=True):
@@ -59,7 +59,7 @@ def spectral_distances(original: Sound, decoded: Sound, sample_rate: int) -> Dis
 
 
 def si_sdr_db(original: Sound, decoded: Sound) -> float:
-    """Scale-invariant signal-to-distortion ratio of mean-free signals, dB; limited to -120..120."""
+    """Scale-invariant signal-to-distortion ratio of mean-free signals in dB; limited to -120..120."""
     reference = original.astype(np.float64) - original.mean(dtype=np.float64)
     estimate = decoded.astype(np.float64) - decoded.mean(dtype=np.float64)
     target = reference * (estimate @ reference / max(reference @ reference, _TINY))
@@ -69,13 +69,13 @@ def si_sdr_db(original: Sound, decoded: Sound) -> float:
 
 
 def level_db(original: Sound, decoded: Sound) -> float:
-    """How much louder the decoded sound is, dB of RMS; 0 where both are silent."""
+    """RMS level of the decoded signal relative to the original in dB; 0 if both are silent."""
     powers = [max(float(np.mean(np.square(sound, dtype=np.float64))), _TINY) for sound in (original, decoded)]
     return 10 * float(np.log10(powers[1] / powers[0]))
 
 
 def stoi(original: Sound, decoded: Sound, sample_rate: int) -> float | None:
-    """Short-time objective intelligibility, about 0 to 1; None where less than 0.4 s are not silent."""
+    """Short-time objective intelligibility, about 0 to 1; None if less than 0.4 s is not silent."""
     clean, processed = (resample(sound, sample_rate, _STOI_RATE).astype(np.float64) for sound in (original, decoded))
     clean, processed = _without_silence(clean, processed)
     bands = [_third_octaves(sound) for sound in (clean, processed)]
@@ -91,7 +91,7 @@ def stoi(original: Sound, decoded: Sound, sample_rate: int) -> float | None:
 
 
 def _without_silence(clean: Sound, processed: Sound) -> tuple[Sound, Sound]:
-    """Both sounds without the frames in which the clean one is 40 dB below its loudest, overlapped and added again."""
+    """Both signals without the frames in which the clean one is 40 dB below its maximum, by overlap-add."""
     hop = _STOI_WINDOW // 2
     window = np.hanning(_STOI_WINDOW + 2)[1:-1]
     starts = range(0, len(clean) - _STOI_WINDOW, hop)
@@ -110,7 +110,7 @@ def _without_silence(clean: Sound, processed: Sound) -> tuple[Sound, Sound]:
 
 
 def _third_octaves(sound: Sound) -> Float[np.ndarray, "j m"]:
-    """Root of the energy in 15 third-octave bands from 150 Hz on, for frames of 256 samples every 128."""
+    """Root energy in 15 third-octave bands from 150 Hz on, for frames of 256 samples every 128."""
     window = np.hanning(_STOI_WINDOW + 2)[1:-1]
     starts = range(0, len(sound) - _STOI_WINDOW, _STOI_WINDOW // 2)
     frames = np.array([sound[i : i + _STOI_WINDOW] * window for i in starts]).reshape(-1, _STOI_WINDOW)
@@ -125,7 +125,7 @@ def _third_octaves(sound: Sound) -> Float[np.ndarray, "j m"]:
 
 
 def _spectra(audio: Sound, window: int) -> Iterator[Float[np.ndarray, "f k"]]:
-    """Hann-windowed magnitudes, hop a quarter of the window, a unit sine about 1; some thousand frames at a time."""
+    """Hann-windowed magnitudes in blocks of frames, hop a quarter window; a unit sine has magnitude about 1."""
     hop = window // 4
     hann = np.hanning(window + 1)[:-1] * 4 / window
     frames = np.lib.stride_tricks.sliding_window_view(audio, window)[::hop]

@@ -1,4 +1,4 @@
-"""A folder with a codec's measurement: results.jsonl, summary.json, the sounds, and a page to read and listen by."""
+"""Writes the report folder of a codec evaluation: results.jsonl, summary.json, audio files and an HTML page."""
 
 import base64
 import html
@@ -16,7 +16,7 @@ from echotts.codec.evaluation.round_trips import RoundTrip
 from echotts.codec.training.spectra import mel_filters
 from echotts.files import atomic_write
 
-ROWS = {  # figure -> how the table names it, and its format
+ROWS = {  # metric -> title in the table, number format
     "clips": ("clips", ".0f"),
     "seconds": ("seconds", ".1f"),
     "mel_distance": ("mel distance (log10; 0 is equal)", ".4f"),
@@ -31,12 +31,12 @@ ROWS = {  # figure -> how the table names it, and its format
     "latent_mean": ("latent mean", ".3f"),
     "latent_std": ("latent std", ".3f"),
     "posterior_std": ("posterior std", ".3f"),
-    "kl": ("divergence, summed over channels", ".1f"),
+    "kl": ("KL divergence, summed over channels", ".1f"),
     "active_channels": ("active channels", ".0f"),
-    "bits_per_s": ("bits a second", ",.0f"),
+    "bits_per_s": ("bits per second", ",.0f"),
     "codes_used_share": ("codes used", ".1%"),
-    "encode_per_s": ("encoded seconds a second", ".1f"),
-    "decode_per_s": ("decoded seconds a second", ".1f"),
+    "encode_per_s": ("seconds encoded per second", ".1f"),
+    "decode_per_s": ("seconds decoded per second", ".1f"),
     "peak_memory_bytes": ("peak memory, bytes", ",.0f"),
 }
 STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:90rem;padding:0 1rem}
@@ -47,13 +47,13 @@ _PICTURE = (256, 80)  # columns, mel bands
 _WINDOW, _RANGE_DB = 1024, 70.0
 
 Heard = tuple[RoundTrip, Float[np.ndarray, " _n"], Float[np.ndarray, " _n"], int]
-"""A round trip, what went in, what came out, their rate."""
+"""(round trip, input, output, sample rate) of a clip that the page plays."""
 Summaries = Mapping[tuple[str, str], Mapping[str, float]]
-"""(codec, condition) -> figures."""
+"""(codec, condition) -> metrics."""
 
 
 def format_table(summaries: Summaries) -> str:
-    """The figures, codecs and conditions side by side."""
+    """A text table of metrics with a column per codec and condition."""
     rows = _rows(summaries)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
@@ -63,7 +63,7 @@ def format_table(summaries: Summaries) -> str:
 
 
 def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip], heard: Sequence[Heard]) -> None:
-    """`heard` are the clips that the page plays; every result is in results.jsonl."""
+    """Writes the report. `heard` are the clips that the page plays; results.jsonl has all results."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(one.to_dict()) + "\n" for one in results)
     _write(folder / "results.jsonl", lines)
@@ -86,14 +86,16 @@ def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip
 
 
 def spectrogram(samples: Float[np.ndarray, " _n"], rate: int) -> bytes:
-    """A grey PNG of log mel magnitudes: time to the right, pitch upwards, 70 dB from black to white."""
+    """A grey PNG of log mel magnitudes: time to the right, frequency upwards, 70 dB from black to white."""
     padded = np.pad(samples, _WINDOW // 2)
     starts = np.linspace(0, len(padded) - _WINDOW, _PICTURE[0]).astype(int)
     frames = padded[starts[:, None] + np.arange(_WINDOW)] * np.hanning(_WINDOW)
     mel = np.abs(np.fft.rfft(frames)) @ mel_filters(_WINDOW, _PICTURE[1], rate)
     decibel = 20 * np.log10(np.maximum(mel / max(mel.max(), 1e-9), 1e-9))
     grey = (255 * np.clip(1 + decibel / _RANGE_DB, 0, 1)).astype(np.uint8).T[::-1]
-    rows = np.concatenate([np.zeros((len(grey), 1), np.uint8), grey], axis=1)  # each row begins with its filter: none
+    rows = np.concatenate(
+        [np.zeros((len(grey), 1), np.uint8), grey], axis=1
+    )  # each row begins with its filter type, 0: none
     parts = (
         (b"IHDR", struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)),
         (b"IDAT", zlib.compress(rows.tobytes())),

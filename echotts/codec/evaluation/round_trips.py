@@ -1,4 +1,4 @@
-"""Recordings through a codec and back, clean, noisy and clipped: what each loses, what the latents are like."""
+"""Round trips of clean, noisy and clipped recordings through a codec, and statistics of their latents."""
 
 import resource
 import sys
@@ -17,19 +17,19 @@ from echotts.codec.evaluation.measures import SHORTEST_SAMPLES, level_db, si_sdr
 
 Condition = Literal["clean", "noisy", "clipped"]
 CONDITIONS: tuple[Condition, ...] = get_args(Condition)
-NOISE_DB = -20.0  # of white noise, below the recording
-DRIVE_DB = 12.0  # by which a recording is raised before it is clipped at full scale
-STATISTICS_S = 30  # of each clip go into the posterior's statistics
-ACTIVE_KL = 0.1  # of a channel in use: it carries something
+NOISE_DB = -20.0  # level of the white noise relative to the recording
+DRIVE_DB = 12.0  # gain of a normalised recording before clipping at full scale
+STATISTICS_S = 30  # seconds of each clip used for the posterior's statistics
+ACTIVE_KL = 0.1  # minimum KL divergence of an active channel
 
 Sound = Float[np.ndarray, " _n"]
 Listen = Callable[[str, Sound, Sound, int], Mapping[str, float]]
-"""(clip's name, original, decoded, rate) -> further figures: word errors, similarity."""
+"""(clip name, original, decoded, sample rate) -> further metrics: word errors, speaker similarity."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RoundTrip:
-    """One recording through the codec and back; distances are to what went in."""
+    """Metrics of one recording's round trip; distances are to the codec's input."""
 
     codec: str
     clip: str
@@ -44,10 +44,10 @@ class RoundTrip:
     encode_s: float
     decode_s: float
     heard: dict[str, float] = field(default_factory=dict)
-    """Word errors and speaker similarity, where there is somebody to listen."""
+    """Word errors and speaker similarity, if these are measured."""
 
     def to_dict(self) -> dict[str, Any]:
-        """One line of results."""
+        """One line of results.jsonl."""
         fields = asdict(self)
         return fields | fields.pop("heard")
 
@@ -55,12 +55,12 @@ class RoundTrip:
 def round_trip(
     codec: Codec, clip: str, audio: Sound, condition: Condition = "clean", listen: Listen | None = None
 ) -> tuple[RoundTrip, Sound, Sound]:
-    """The figures, what went in and what came out. `audio` is mono at the codec's rate.
+    """Metrics, input and output of a round trip. `audio` is mono at the codec's rate.
 
-    Raises ValueError for audio under 1,024 samples.
+    Raises ValueError for audio shorter than 1,024 samples.
     """
     if len(audio) < SHORTEST_SAMPLES:
-        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: give at least {SHORTEST_SAMPLES}")
+        raise ValueError(f"a clip of {len(audio)} samples is too short to compare: use at least {SHORTEST_SAMPLES}")
     audio = disturbed(audio, condition)
     begin = time.perf_counter()
     latent = codec.encode(audio[None])
@@ -89,7 +89,7 @@ def round_trip(
 
 
 def disturbed(audio: Sound, condition: Condition) -> Sound:
-    """The recording as it is, over white noise (always the same), or raised and clipped at full scale."""
+    """The recording unchanged, with white noise (always the same), or amplified and clipped at full scale."""
     if condition == "noisy":
         noise = np.random.default_rng(0).standard_normal(len(audio))
         level = np.sqrt(np.mean(np.square(audio, dtype=np.float64))) * 10 ** (NOISE_DB / 20)
@@ -101,9 +101,9 @@ def disturbed(audio: Sound, condition: Condition) -> Sound:
 
 
 def latent_statistics(codec: Codec, clips: Sequence[Sound]) -> dict[str, float]:
-    """DACVAE: mean, std and divergence of the posterior over the clips, and how many channels are in use.
+    """DACVAE: mean, standard deviation and KL divergence of the posterior over the clips, and the active channels.
 
-    DAC: bits a second, and the share of its codebook vectors that the clips used.
+    DAC: bits per second, and the share of its codebook vectors that the clips used.
     """
     if codec.config.quantized:
         codes = [np.asarray(codec.encode_tokens(clip[None]).codes)[0] for clip in clips]
@@ -127,9 +127,9 @@ def latent_statistics(codec: Codec, clips: Sequence[Sound]) -> dict[str, float]:
 
 
 def summarise(results: Sequence[RoundTrip]) -> dict[str, float]:
-    """Means over the clips of one codec and condition, seconds coded in a second, and the program's peak memory.
+    """Means over the clips of one codec and condition, coding speed in seconds per second, and peak memory.
 
-    Word errors are summed and divided by the words said. ValueError without clips.
+    Word errors are the total number of errors over the total number of words. ValueError without clips.
     """
     if not results:
         raise ValueError("no clips to evaluate the codec on: check --data and --limit")

@@ -1,4 +1,4 @@
-"""Training codecs, DACVAE and DAC: reconstruction losses, discriminators, the trainer's own run directories."""
+"""Training of DACVAE and DAC codecs: losses, discriminators, crops, and the training loop with its run directories."""
 
 from echotts.codec.training.config import PRESETS, CodecTraining, preset
 from echotts.codec.training.loop import Placement, train_codec

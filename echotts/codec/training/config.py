@@ -1,6 +1,6 @@
-"""What a codec training is: sizes, losses, optimizer, crops; and the presets.
+"""Configuration of a codec training (sizes, losses, optimizer, crops) and its presets.
 
-Loss weights and optimizer default to DAC's (docs/codec.md lists them, and the alternatives in use).
+Loss weights and optimizer default to DAC's; docs/codec.md lists them, and the alternatives that the presets use.
 """
 
 from dataclasses import asdict, dataclass, field, replace
@@ -16,49 +16,49 @@ SPEECH_SCALES = ((128, 16), (256, 32), (512, 48), (1024, 80))
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Weights of the loss's terms; 0 leaves a term out, and what only it needs is not computed."""
+    """Weights of the loss terms. A term with weight 0 is disabled, and whatever only it needs is not computed."""
 
     mel: float = 15.0
-    """Multi-scale log10 mel L1, summed over the scales."""
+    """Multi-scale log10 mel L1 loss, summed over the scales."""
     mel_scales: tuple[tuple[int, int], ...] = DAC_SCALES
-    """Window (samples) and mel bands of each scale."""
+    """(window in samples, number of mel bands) of each scale."""
     stft: float = 0.0
-    """Spectral convergence and log magnitude L1, the mean over the windows."""
+    """Spectral convergence plus L1 of log magnitudes, averaged over the windows."""
     stft_windows: tuple[int, ...] = (128, 256, 512, 1024)
-    """Samples."""
+    """STFT windows in samples."""
     floor: float = 1e-5
-    """Below which magnitudes count as equal; a full-scale sine has window / 4."""
+    """Magnitudes below this count as equal; a full-scale sine has magnitude window / 4."""
     wave: float = 0.0
-    """L1 of the samples."""
+    """L1 loss of the waveform."""
     kl: float = 1e-2
-    """Divergence of the posterior from the unit normal, the sum over channels. DACVAE only."""
+    """KL divergence of the posterior from the unit normal, summed over channels. DACVAE only."""
     free_bits: float = 0.0
-    """Divergence of a channel that is not punished."""
+    """KL divergence per channel that is not penalised."""
     commitment: float = 0.25
-    """Features towards their codebook vectors. DAC only."""
+    """Pulls features towards their codebook vectors. DAC only."""
     codebook: float = 1.0
-    """Codebook vectors towards the features. DAC only."""
+    """Pulls codebook vectors towards the features. DAC only."""
     quantizer_dropout: float = 0.5
-    """Share of the batch that is quantized by the first n codebooks only, n random. DAC only."""
+    """Fraction of the batch quantized with only the first n codebooks, n random. DAC only."""
     feature: float = 2.0
-    """Feature matching, summed over layers and discriminators."""
+    """Feature matching loss, summed over layers and discriminators."""
     adversarial: float = 1.0
-    """Least-squares judgement, summed over discriminators."""
+    """Least-squares adversarial loss, summed over discriminators."""
     adversarial_from: int = 0
-    """Steps before the discriminators begin: a codec that cannot yet speak need not be judged."""
+    """Step at which the discriminators start: before it, reconstruction alone is trained."""
 
     def __post_init__(self) -> None:
         numbers = {name: value for name, value in asdict(self).items() if isinstance(value, float)}
         if low := [name for name, value in numbers.items() if value < 0]:
             raise ValueError(f"loss.{low[0]} {numbers[low[0]]} must not be negative")
         if not (self.mel or self.stft or self.wave):
-            raise ValueError("loss: mel, stft and wave are all 0: nothing asks for the input again")
+            raise ValueError("loss: mel, stft and wave are all 0: enable a reconstruction term")
         if not self.floor:
-            raise ValueError("loss.floor must be above 0: silence has no logarithm")
+            raise ValueError("loss.floor must be above 0: the logarithm of silence is undefined")
 
     @property
-    def judged(self) -> bool:
-        """Whether there are discriminators."""
+    def uses_discriminators(self) -> bool:
+        """Whether discriminators are trained."""
         return self.feature > 0 or self.adversarial > 0
 
     @property
@@ -68,58 +68,58 @@ class LossConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CodecOptim:
-    """AdamW for the codec, and another with the same rate for the discriminators."""
+    """AdamW for the codec, and a second one with the same learning rate for the discriminators."""
 
     learning_rate: float = 1e-4
-    """After warm-up."""
+    """Learning rate after warm-up."""
     warmup_steps: int = 0
-    """In which it rises from 0."""
+    """Number of steps over which the learning rate rises from 0."""
     decay: float = 0.999996
-    """Factor of each step."""
+    """Factor by which the learning rate decays per step."""
     decay_share: float = 0.0
-    """Share of the steps, the last ones, in which it falls to 0 along a cosine besides."""
+    """Fraction of the steps, at the end, over which the learning rate also falls to 0 along a cosine."""
     b1: float = 0.8
     b2: float = 0.99
     weight_decay: float = 1e-2
-    """Decoupled, times the learning rate."""
+    """Decoupled weight decay, scaled by the learning rate."""
     clip_norm: float = 1e3
-    """Largest global norm of the codec's gradient."""
+    """Maximum global norm of the codec's gradient."""
     discriminator_clip_norm: float = 10.0
-    """Largest global norm of the discriminators' gradient."""
+    """Maximum global norm of the discriminators' gradient."""
     ema_decay: float = 0.999
-    """Of the weights' moving average a step; the average is what is exported."""
+    """Per-step decay of the EMA of the weights; the EMA is what is exported."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropConfig:
-    """How crops are drawn from recordings, and varied."""
+    """How crops are drawn from recordings and augmented."""
 
     loudness: float | None = -16.0
-    """To which a crop is brought, LUFS; none: it stays as it is. Peaks stay within full scale."""
+    """Loudness to which a crop is normalised, in LUFS; none leaves it unchanged. Peaks stay within full scale."""
     level_spread_db: float = 0.0
-    """A crop is made quieter by a random amount up to so many dB."""
+    """Maximum random attenuation of a crop, in dB."""
     speed_spread: float = 0.0
-    """Crops are played at a random rate within 1 - spread..1 + spread: other pitches, other voices."""
+    """Crops are resampled by a random factor in 1 - spread..1 + spread, which changes pitch and speed."""
     noise_share: float = 0.0
-    """Share of crops under which noise is laid, 20 to 45 dB below them."""
+    """Fraction of crops to which noise is added, 20 to 45 dB below the crop."""
     room_share: float = 0.0
-    """Share of crops that get a random room response."""
+    """Fraction of crops convolved with a random room impulse response."""
     narrow_share: float = 0.0
-    """Share of crops that are cut to a telephone's band."""
+    """Fraction of crops band-limited to telephone bandwidth."""
     silence_db: float = -60.0
-    """A crop with a lower RMS, before it is brought to a level, is drawn again, up to 8 times."""
+    """A crop with a lower RMS, before normalisation, is redrawn, up to 8 times."""
     clipped_share: float = 0.001
-    """A crop with a larger share of samples at its own peak, at full scale, is drawn again."""
+    """A crop with a peak at full scale and a larger fraction of samples at that peak is redrawn."""
     heldout_share: float = 0.01
-    """Share of recordings that are measured and never trained on, chosen by their names; at least one of 20 or more."""
+    """Fraction of recordings held out for evaluation, chosen by name; at least one if there are 20 or more."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
     """One codec training. A crop has `frames` latent frames.
 
-    `decoder_only` leaves everything that makes latents or codes as it is: shards and models made with the codec stay
-    valid. `run` says where the run lives and when it saves; of it, what concerns speaking is not used.
+    `decoder_only` freezes everything that produces latents or codes, so that shards and models made with the codec stay
+    valid. `run` sets the run directory and when to save; its fields about speech synthesis are not used.
     """
 
     preset: str = "dacvae-48k"
@@ -139,11 +139,11 @@ class CodecTraining:
             raise ValueError(
                 f"steps {self.steps}, batch_size {self.batch_size} and frames {self.frames} must be at least 1"
             )
-        longest = max(self.loss.longest_window, *self.discriminators.windows if self.loss.judged else (0,))
+        longest = max(self.loss.longest_window, *self.discriminators.windows if self.loss.uses_discriminators else (0,))
         if self.crop_samples < longest:
             raise ValueError(
-                f"frames {self.frames} are {self.crop_samples} samples, under the longest spectrum's window of "
-                f"{longest}: raise it"
+                f"frames {self.frames} give crops of {self.crop_samples} samples, shorter than the longest spectral "
+                f"window, {longest}: raise frames"
             )
 
     @property
@@ -155,9 +155,9 @@ class CodecTraining:
 
 
 def preset(name: str) -> CodecTraining:
-    """A training by name. KeyError's place is taken by ValueError, which lists the names."""
+    """The training preset `name`. Raises ValueError that lists the names if there is none."""
     if name not in PRESETS:
-        raise ValueError(f"preset {name!r} of a codec training: choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"unknown codec training preset {name!r}: choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], preset=name)
 
 
@@ -186,10 +186,10 @@ _SMALL_OPTIM = CodecOptim(
 _24K = CodecConfig(encoder_rates=(2, 6, 8, 10), decoder_rates=(10, 8, 6, 2), codebook_dim=64, sample_rate=24000)
 
 PRESETS: dict[str, CodecTraining] = {
-    # facebookresearch/dacvae: 25 latents of 128 channels a second; crops of 0.4 s.
+    # facebookresearch/dacvae: 25 latents per second with 128 channels; crops of 0.4 s.
     "dacvae-48k": CodecTraining(),
-    # 25 latents of 64 channels a second, and primepake/dac-vae's: 64 channels 3 times, 80 channels twice as often. All
-    # rates are even: with odd ones the original's encoder loses a frame.
+    # 25 latents per second with 64 channels; then primepake/dac-vae's: 64 channels at 3 times that rate, 80 channels at
+    # twice the rate. All strides are even: with odd ones the original's encoder loses a frame.
     "dacvae-24k": CodecTraining(codec=_24K),
     "dacvae-24k-3x": CodecTraining(
         codec=replace(_24K, encoder_rates=(2, 4, 4, 10), decoder_rates=(10, 4, 4, 2)), frames=30
@@ -197,7 +197,7 @@ PRESETS: dict[str, CodecTraining] = {
     "dacvae-24k-2x": CodecTraining(
         codec=replace(_24K, encoder_rates=(2, 4, 6, 10), decoder_rates=(10, 6, 4, 2), codebook_dim=80), frames=20
     ),
-    # descriptinc/descript-audio-codec at 44.1 kHz: 9 codebooks, 86 frames a second.
+    # descriptinc/descript-audio-codec at 44.1 kHz: 9 codebooks, 86 frames per second.
     "dac-44k": CodecTraining(
         codec=CodecConfig(
             encoder_rates=(2, 4, 8, 8),
@@ -208,7 +208,7 @@ PRESETS: dict[str, CodecTraining] = {
         ),
         frames=32,
     ),
-    # Any voice, small: reconstruction first, then judged by narrow discriminators, which a CPU can afford.
+    # Any voice, small: reconstruction first, then narrow discriminators, which are affordable on a CPU.
     "speech": CodecTraining(
         codec=_SMALL_CODEC,
         steps=400_000,
@@ -221,7 +221,7 @@ PRESETS: dict[str, CodecTraining] = {
         ),
         crops=CropConfig(level_spread_db=16.0, speed_spread=0.15, noise_share=0.1, room_share=0.1, narrow_share=0.1),
     ),
-    # The codec of the built-in demo: ten words of five voices.
+    # The codec of the built-in demo: ten words, five voices.
     "demo": CodecTraining(
         codec=_SMALL_CODEC,
         steps=10_000,

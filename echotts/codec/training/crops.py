@@ -1,7 +1,7 @@
-"""Crops of recordings as training batches: which part of which clip comes when, and how it is varied.
+"""Random crops of recordings as training batches, with augmentation.
 
-A batch is a pure function of (seed, step), row by row, so a resumed run sees what it would have seen, and each of
-several processes reads its own rows only.
+A batch is a pure function of (seed, step) and the row, so a resumed run sees the batches of an uninterrupted one, and
+each of several processes reads only its own rows.
 """
 
 import hashlib
@@ -18,17 +18,17 @@ from echotts.codec.training.config import CodecTraining, CropConfig
 
 LOGGER = logging.getLogger(__name__)
 
-TRIES = 8  # of finding a crop that is neither silent, clipped nor unreadable
-MOST_GAIN_DB = 30.0  # by which a quiet crop is lifted
-NARROW_HZ = 8000  # sample rate of a telephone
-MANY_CLIPS = 20
+MAX_DRAWS = 8  # to find a crop that is neither silent, clipped nor unreadable
+MOST_GAIN_DB = 30.0  # maximum gain applied to a quiet crop
+NARROW_HZ = 8000  # telephone sample rate
+MANY_CLIPS = 20  # from this many on, at least one is held out
 
 Crop = Float[np.ndarray, " n"]
 
 
 @runtime_checkable
 class Clips(Protocol):
-    """Recordings that are read in parts (data.prepare.clips.AudioClips)."""
+    """Recordings that can be read in part (data.prepare.clips.AudioClips)."""
 
     @property
     def seconds(self) -> Float[np.ndarray, " n"]: ...
@@ -39,9 +39,9 @@ class Clips(Protocol):
 
 
 class Crops:
-    """Batches of random crops; longer clips are drawn more often, shorter ones are padded with zeros.
+    """Batches of random crops. Clips are drawn in proportion to their length; short ones are padded with zeros.
 
-    `rows` are this process's part of the batch. `rejected` counts crops that were drawn again, by cause.
+    `rows` is this process's part of the batch. `rejected` counts redrawn crops by cause.
     """
 
     def __init__(self, clips: Clips, training: CodecTraining, rows: range, *, heldout: bool = False) -> None:
@@ -61,7 +61,7 @@ class Crops:
         return len(self._numbers)
 
     def batch(self, step: int) -> Float[np.ndarray, "b n"]:
-        """The rows of `step`, float32 in -1..1; those of the next step are read meanwhile."""
+        """The rows of `step`, float32 in -1..1; the next step's rows are prefetched."""
         future = self._ahead.pop(step, None)
         batch = self._read(step) if future is None else future.result()
         self._ahead = {step + 1: self._pool.submit(self._read, step + 1)}
@@ -77,7 +77,7 @@ class Crops:
         rng = np.random.default_rng([self.training.run.seed, self._stream, step, row])
         samples, rate = self.training.crop_samples, self.training.codec.sample_rate
         crop = np.zeros(samples, np.float32)
-        for _ in range(TRIES):
+        for _ in range(MAX_DRAWS):
             spread = self._settings.speed_spread
             played_rate = round(rate * rng.uniform(1 - spread, 1 + spread))
             clip = int(rng.choice(self._numbers, p=self._share))
@@ -86,7 +86,7 @@ class Crops:
             try:
                 found = self._clips.read(clip, start_s, seconds + 0.01, played_rate)[:samples]
             except ValueError as error:
-                LOGGER.debug("crop drawn again: %s", error)
+                LOGGER.debug("redrawing a crop: %s", error)
                 self.rejected["unreadable"] += 1
                 continue
             crop = np.zeros(samples, np.float32)
@@ -99,9 +99,9 @@ class Crops:
 
 
 def choose_clips(clips: Clips, share: float, heldout: bool) -> np.ndarray:
-    """Numbers of the clips to train on, or of those that are held out: those with the smallest hashes of their names.
+    """Indices of the training clips, or of the held-out ones: those with the smallest hashes of their names.
 
-    At least one is held out of 20 or more; none of fewer, or where the share is 0.
+    At least one clip is held out of 20 or more; none of fewer, or if the share is 0.
     """
     count = len(clips.seconds)
     held = max(1, round(share * count)) if share and count >= MANY_CLIPS else 0
@@ -111,7 +111,7 @@ def choose_clips(clips: Clips, share: float, heldout: bool) -> np.ndarray:
 
 
 def fault_of(crop: Crop, settings: CropConfig) -> str | None:
-    """Why a crop is drawn again: "silent" or "clipped"; None where it is good."""
+    """Why a crop must be redrawn: "silent" or "clipped"; None if it is usable."""
     level = np.sqrt(np.mean(np.square(crop, dtype=np.float64)))
     if level < 10 ** (settings.silence_db / 20):
         return "silent"
@@ -122,7 +122,7 @@ def fault_of(crop: Crop, settings: CropConfig) -> str | None:
 
 
 def vary(crop: Crop, rate: int, settings: CropConfig, rng: np.random.Generator) -> Crop:
-    """The crop in another room, band, level, over noise; which is drawn from `rng`, in a fixed order."""
+    """Augments a crop: room response, bandwidth, noise, level. All draws come from `rng`, in a fixed order."""
     room, narrow, noise, level = rng.random(4)
     if room < settings.room_share:
         crop = _in_room(crop, rate, rng)
@@ -138,7 +138,7 @@ def vary(crop: Crop, rate: int, settings: CropConfig, rng: np.random.Generator) 
 
 
 def _in_room(crop: Crop, rate: int, rng: np.random.Generator) -> Crop:
-    """Convolved with noise that decays by 60 dB in 0.1 to 0.6 s, under the direct sound."""
+    """Convolution with the direct sound plus noise that decays by 60 dB within 0.1 to 0.6 s."""
     decay_s = rng.uniform(0.1, 0.6)
     time_s = np.arange(int(decay_s * rate)) / rate
     response = rng.standard_normal(len(time_s)) * 10 ** (-3 * time_s / decay_s)
@@ -149,7 +149,7 @@ def _in_room(crop: Crop, rate: int, rng: np.random.Generator) -> Crop:
 
 
 def _noise(samples: int, rng: np.random.Generator) -> Crop:
-    """Noise of RMS 1 whose power falls with frequency by a random exponent of 0 (white) to 2 (brown)."""
+    """Noise of RMS 1 with power falling as 1/f^k, k random from 0 (white) to 2 (brown)."""
     spectrum = rng.standard_normal(samples // 2 + 1) + 1j * rng.standard_normal(samples // 2 + 1)
     spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** (-rng.uniform(0, 2) / 2)
     noise = np.fft.irfft(spectrum, samples)

@@ -1,7 +1,7 @@
 """DAC's discriminators (arXiv 2306.06546): multi-period, and multi-band on complex STFTs of several resolutions.
 
-Pure functions over lists of convolutions with weight norm folded; arrays are channels last. Each discriminator gives
-the outputs of all its layers, the last of which is its judgement.
+Pure functions over lists of convolutions with weight norm folded in; arrays are channels last. Each discriminator
+returns the outputs of all its layers; the last one is its score map.
 """
 
 import itertools
@@ -23,30 +23,30 @@ _BAND_LAYERS = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))
 
 @dataclass(frozen=True, kw_only=True)
 class DiscriminatorConfig:
-    """Which discriminators there are, and how wide. The defaults are DAC's, 42 M parameters."""
+    """Which discriminators are used, and their widths. The defaults are DAC's, 42 M parameters."""
 
     periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    """Samples after which the multi-period discriminators fold the signal."""
+    """Periods of the multi-period discriminators, in samples."""
     period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
     """Channels of their five layers."""
     windows: tuple[int, ...] = (2048, 1024, 512)
-    """Windows of the STFT discriminators, samples."""
+    """Windows of the STFT discriminators, in samples."""
     bands: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-    """Edges of their bands, shares of the spectrum."""
+    """Band edges of the STFT discriminators, as fractions of the spectrum."""
     band_channels: int = 32
-    """Channels of their layers."""
+    """Channels of the STFT discriminators' layers."""
 
     def __post_init__(self) -> None:
         if len(self.period_channels) != len(_PERIOD_STRIDES):
             raise ValueError(f"period_channels {self.period_channels}: give {len(_PERIOD_STRIDES)} widths")
         if any(window % 4 for window in self.windows):
-            raise ValueError(f"windows {self.windows} of the discriminators: multiples of 4, for a hop of a quarter")
+            raise ValueError(f"windows {self.windows} of the discriminators must be multiples of 4")
         if list(self.bands) != sorted(set(self.bands)) or len(self.bands) < 2:
-            raise ValueError(f"bands {self.bands}: give rising edges from 0 to 1")
+            raise ValueError(f"bands {self.bands}: give increasing edges from 0 to 1")
 
 
 def init_discriminators(config: DiscriminatorConfig, key: PRNGKeyArray) -> Params:
-    """Random folded parameters, uniform within 1 / sqrt(fan in) as PyTorch's convolutions begin."""
+    """Random folded parameters, uniform within 1 / sqrt(fan in), PyTorch's default for convolutions."""
     convolutions = 6 * len(config.periods) + (5 * len(config.bands[1:]) + 1) * len(config.windows)
     keys = iter(jax.random.split(key, 2 * convolutions))
 
@@ -72,7 +72,7 @@ def init_discriminators(config: DiscriminatorConfig, key: PRNGKeyArray) -> Param
 
 
 def discriminate(params: Params, config: DiscriminatorConfig, audio: Float[Array, "b n"]) -> list[list[Array]]:
-    """The layers' outputs of every discriminator: the multi-period ones, then the STFT ones."""
+    """Layer outputs of every discriminator: first the multi-period ones, then the STFT ones."""
     audio = prepare(audio)
     maps = [
         period_maps(weights, audio, period) for weights, period in zip(params["periods"], config.periods, strict=True)
@@ -84,15 +84,16 @@ def discriminate(params: Params, config: DiscriminatorConfig, audio: Float[Array
 
 
 def prepare(audio: Float[Array, "b n"]) -> Float[Array, "b n"]:
-    """Without DC offset, peak at 0.8; silence stays silence."""
+    """Removes the DC offset and scales the peak to 0.8; silence stays silence."""
     audio = audio - audio.mean(axis=-1, keepdims=True)
     return 0.8 * audio / (jnp.abs(audio).max(axis=-1, keepdims=True) + 1e-9)
 
 
 def period_maps(params: Params, audio: Float[Array, "b n"], period: int) -> list[Array]:
-    """Layers' outputs, (batch * period, time, channels): convolutions over every `period`-th sample.
+    """Layer outputs (batch * period, time, channels) of convolutions over every `period`-th sample.
 
-    The end is padded by reflection to a multiple of the period, by a whole period where it is one already, as in DAC.
+    The end is padded by reflection to the next multiple of the period; as in DAC, a length that already is a multiple
+    gets a whole period.
     """
     batch, samples = audio.shape
     audio = jnp.pad(audio, ((0, 0), (0, period - samples % period)), mode="reflect")
@@ -105,10 +106,10 @@ def period_maps(params: Params, audio: Float[Array, "b n"], period: int) -> list
 
 
 def spectral_maps(params: Params, audio: Float[Array, "b n"], window: int, edges: tuple[float, ...]) -> list[Array]:
-    """Layers' outputs, (batch, frames, frequency, channels), band after band; then the judgement over all bands.
+    """Layer outputs (batch, frames, frequency, channels) band by band; then the score map over all bands.
 
-    n / hop frames (rounded up): the STFT is taken on a signal padded by reflection, and two frames on each side, which
-    see the padding's padding, are dropped (audiotools' match_stride).
+    There are ceil(n / hop) frames: the signal is padded by reflection, and the two frames on each side that depend on
+    the STFT's own padding are dropped (audiotools' match_stride).
     """
     hop = window // 4
     right = -audio.shape[1] % hop
@@ -128,7 +129,7 @@ def spectral_maps(params: Params, audio: Float[Array, "b n"], window: int, edges
 
 
 def _conv(x: Array, params: Params, strides: tuple[int, ...]) -> Array:
-    """Convolution in one or two dimensions with k // 2 zeros on both sides."""
+    """Convolution in one or two dimensions, zero-padded by k // 2 on both sides."""
     kernel: Any = params["kernel"]
     padding = [(size // 2, size // 2) for size in kernel.shape[:-2]]
     layout = ("NHC", "HIO", "NHC") if len(strides) == 1 else ("NHWC", "HWIO", "NHWC")

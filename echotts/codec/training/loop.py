@@ -1,16 +1,17 @@
-"""The codec's training loop: open, restore; then next crops, step, log, measure, play, save, stop.
+"""The codec's training loop: open and restore; then next crops, step, log, evaluate, decode samples, save, stop.
 
-A run directory is the trainer's: config.json, checkpoints/, metrics/, samples/. How rows lie over devices is the
-caller's `Placement`, made from the trainer's sharding table; the codec's weights are whole on each device.
+The run directory has the same layout as the TTS trainer's: config.json, checkpoints/, metrics/, samples/. The caller's
+`Placement`, made from the trainer's sharding table, says how rows are split over devices; weights are replicated.
 """
 
 import dataclasses
 import functools
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,15 @@ from echotts.codec.training.step import (
 )
 from echotts.codec.training.weight_norm import fold
 from echotts.config import RunConfig
+from echotts.disk.watchdog import space_maker
 from echotts.files import atomic_write
 from echotts.multihost import runtime
+from echotts.multihost.hang import HangWatch
+from echotts.multihost.messages import any_process
 from echotts.multihost.runtime import StopSignal
+from echotts.multihost.waiting import asked_to_wait, wait_for_space
 from echotts.rundir.claim import claimed
+from echotts.rundir.free_space import Space
 from echotts.rundir.layout import CONFIG, SAMPLES, SENTENCES, step_name, writing
 from echotts.rundir.location import RunDir, check_run_dir, open_run_dir, write_whole
 from echotts.rundir.metrics import MetricsWriter
@@ -53,12 +59,12 @@ LINE = {"total": "loss/train", "grad_norm": "grad/norm", "discriminator_grad_nor
 LINE |= {"learning_rate": "optim/learning_rate"}
 TERMS = ("mel", "stft", "wave", "kl", "commitment", "codebook", "feature", "adversarial", "discriminator")
 LINE |= {name: f"loss/{name}" for name in TERMS}
-PLAYED = 4  # samples of a step
+SAMPLES_WRITTEN = 4  # decoded samples written per step
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where arrays go: `rows` of a batch, cut over the devices, and what is `whole` on each of them."""
+    """Shardings: `rows` splits a batch over the devices, `whole` replicates an array on each of them."""
 
     rows: Any
     whole: Any
@@ -79,14 +85,14 @@ def train_codec(
     report: Callable[[int, Mapping[str, float]], None] = lambda step, numbers: None,
     stop: StopSignal | None = None,
 ) -> tuple[Params, int]:
-    """Trains in `run.run_dir`, resuming what is there; returns the folded average and the step reached.
+    """Trains in `run.run_dir`, resuming an existing run; returns the folded EMA weights and the step reached.
 
-    Begins with the folded parameters `start`, or random ones. `report` gets each line of metrics. Less than all steps
-    are done where SIGINT or SIGTERM asked to stop. Raises ValueError without clips, with another configuration than
-    the saved one or without a start where only the decoder is trained, NonFiniteError when bad steps do not end.
+    Starts from the folded parameters `start`, or from random ones. `report` is called with each line of metrics. Fewer
+    steps are done if SIGINT or SIGTERM requested a stop. Raises ValueError if there are no clips, if the configuration
+    differs from the saved one, or if `decoder_only` has no `start`; NonFiniteError if too many steps are rejected.
     """
     if training.decoder_only and start is None:
-        raise ValueError("decoder_only trains the decoder of a codec that is there: name it with --init_from")
+        raise ValueError("decoder_only needs an existing codec to train the decoder of: name it with --init_from")
     check_run_dir(training.run.run_dir)
     with ExitStack() as stack:
         stop = stop or stack.enter_context(StopSignal())
@@ -96,7 +102,9 @@ def train_codec(
             run.checkpoints.check()
             run.launch()
             if run.guard.lost(run.step):
-                run.go_back()
+                run.roll_back()
+            if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):
+                run.wait_for_space(space, stop)
             if run.due(settings.log_every):
                 report(run.step, run.write_line())
             leaving = stop.agreed() or run.step == training.steps
@@ -108,15 +116,16 @@ def train_codec(
                 run.save()
             if leaving:
                 break
-        run.checkpoints.wait()
+        with run.pause():
+            run.checkpoints.wait()
         event = "finished" if run.step == training.steps else "stopped"
-        run.writer.event(run.step, event, f"after step {run.step} of {training.steps}, saved")
+        run.writer.event(run.step, event, f"saved after step {run.step} of {training.steps}")
         return exported(training, runtime.whole(run.state.ema), start), run.step
 
 
 @dataclass(kw_only=True)
 class Run:
-    """A run under way: `state` after `step` steps. Numbers of a step are read when the next one is launched."""
+    """A run in progress: `state` after `step` steps. A step's metrics are read after the next one is launched."""
 
     training: CodecTraining
     start: Params | None
@@ -128,14 +137,17 @@ class Run:
     crops: Crops
     heldout: Crops
     state: CodecState
+    watch: HangWatch
     step: int
     began: tuple[int, float]
+    settled: float
     pending: dict[str, Array] | None = None
     last: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def launch(self) -> None:
-        """The next crops, and a step on them, which the devices work on when this returns."""
+        """Launches a step on the next crops; returns while the devices compute it."""
         batch = self._to_devices(self.crops.batch(self.step))
+        self.watch.launching(self.step + 1, self._is_adversarial(self.step))
         limit = np.float32(self.guard.limit(self.step + 1))
         self.state, numbers = self._step_at(self.step)(self.state, batch, limit)
         self._settle()
@@ -143,11 +155,11 @@ class Run:
         self.pending = numbers
 
     def due(self, every: int) -> bool:
-        """Whether something done every so many steps (0: never) is done now; the last step counts."""
+        """Whether something done every `every` steps (0: never) is due now; it always is at the last step."""
         return every > 0 and (self.step % every == 0 or self.step == self.training.steps)
 
     def write_line(self) -> dict[str, float]:
-        """Waits for the numbers of the last step and writes them."""
+        """Waits for the metrics of the last step and writes them."""
         self._settle()
         first, at = self.began
         step_s = (time.monotonic() - at) / (self.step - first)
@@ -162,65 +174,95 @@ class Run:
         self.writer.write(self.step, line)
         return line
 
+    @contextmanager
+    def pause(self, hang_s: float = 0.0) -> Iterator[None]:
+        """Settles first. The hang watch allows what is done inside `hang_s`, or an hour if that is more."""
+        self._settle()
+        with self.watch.pause(hang_s):
+            yield
+        self.settled = time.monotonic()
+
+    def wait_for_space(self, space: Space, stop: StopSignal) -> None:
+        """Saves, if that fits, and waits until no process is asked to wait any more, or one is asked to stop."""
+        with self.pause(hang_s=math.inf):
+            if not any_process(not self.checkpoints.fits(self.state.arrays())):
+                self._save()
+                self.checkpoints.wait()
+            free = {"host/disk_free_bytes": space.free_bytes, "host/disk_free_share": 1 - space.used_share}
+            what = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"
+            self.writer.event(self.step, "disk_full", what, free)
+            wait_for_space(self.run_dir.local, stop)
+
     def measure(self) -> None:
-        """Losses of held-out crops, the same ones each time, with the average."""
+        """Evaluates the EMA weights on held-out crops, the same ones each time."""
         if not len(self.heldout):
             return
         totals: dict[str, float] = {"mel": 0.0, "stft": 0.0, "total": 0.0}
         batches = self.training.run.eval_batches
-        for number in range(batches):
-            batch = self._to_devices(self.heldout.batch(number))
-            loss, terms = _measured(_essence(self.training))(self.state.ema, batch)
-            for name, value in jax.device_get({"total": loss, **terms}).items():
-                if name in totals:
-                    totals[name] += float(value) / batches
+        with self.pause():
+            for number in range(batches):
+                batch = self._to_devices(self.heldout.batch(number))
+                loss, terms = _measured(_without_run(self.training))(self.state.ema, batch)
+                for name, value in jax.device_get({"total": loss, **terms}).items():
+                    if name in totals:
+                        totals[name] += float(value) / batches
         names = {"mel": "heldout/mel", "stft": "heldout/stft", "total": "heldout/loss"}
         self.writer.write(self.step, {names[name]: value for name, value in totals.items()})
 
     def play(self) -> None:
-        """Held-out crops as they are and as the codec gives them back, for the dashboard to play and to draw."""
+        """Writes held-out crops and their decoded versions, which the dashboard plays and plots."""
         crops = self.heldout if len(self.heldout) else self.crops
-        batch = self._to_devices(crops.batch(0))
-        decoded = _played(_essence(self.training))(self.state.ema, batch, jax.random.key(0))
-        before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
-        if runtime.is_primary():
-            write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
+        with self.pause():
+            batch = self._to_devices(crops.batch(0))
+            decoded = _played(_without_run(self.training))(self.state.ema, batch, jax.random.key(0))
+            before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
+            if runtime.is_primary():
+                write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
 
-    def go_back(self) -> None:
-        """Takes the weights from before the first of too many steps that were left out."""
-        self._settle()
+    def roll_back(self) -> None:
+        """Rolls back to the weights from before the first of too many rejected steps."""
         given = self.training.to_dict()
-        abstract = jax.tree.map(_abstract, self.state.arrays())
-        arrays, what = self.guard.roll_back(
-            self.state,
-            self.step,
-            self.checkpoints,
-            lambda before: self.checkpoints.restore(abstract, given, before=before),
-            lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
-        )
-        self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
-        self.writer.event(self.step, "rolled_back", what[:500])
-        self.save()
+        with self.pause():
+            abstract = jax.tree.map(_abstract, self.state.arrays())
+            arrays, what = self.guard.roll_back(
+                self.state,
+                self.step,
+                self.checkpoints,
+                lambda before: self.checkpoints.restore(abstract, given, before=before),
+                lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
+            )
+            self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
+            self.writer.event(self.step, "rolled_back", what[:500])
+            self._save()
 
     def save(self) -> None:
-        """A checkpoint, which is written while the run goes on."""
-        self._settle()
+        """Starts writing a checkpoint; training goes on meanwhile."""
+        with self.pause():
+            self._save()
+
+    def hung(self, step: int, why: str) -> None:
+        """Called by the hang watch before it ends this process."""
+        self.writer.event(step, "hang", why)
+        self.writer.event(step, "failed", why)
+
+    def _save(self) -> None:
         meta = Meta(
             step=self.step,
             samples_seen=self.step * self.training.batch_size,
             stream={},
             config=self.training.to_dict(),
-            facts={},
             guard=self.guard.state(),
         )
         self.writer.write(self.step, {"checkpoint/save_s": self.checkpoints.save(self.state.arrays(), meta)})
 
     def _settle(self) -> None:
-        """Reads the numbers of the last step and tells the guard. NonFiniteError where a bad one ends the run."""
+        """Reads the last step's metrics and passes them to the guard. NonFiniteError if the run must end."""
         if self.pending is None:
             return
         numbers = {name: float(value) for name, value in jax.device_get(self.pending).items()}
         self.pending, step = None, self.step
+        before, self.settled = self.settled, time.monotonic()
+        self.watch.finished(step, self.settled - before)
         if numbers["good"]:
             self.guard.counted(step, numbers["error"])
             self.last = numbers
@@ -235,9 +277,10 @@ class Run:
         self.writer.event(step, "skipped", f"{often}; {what}"[:500])
 
     def _step_at(self, step: int) -> Any:
-        return _jitted(
-            _essence(self.training), self.training.loss.judged and step >= self.training.loss.adversarial_from
-        )
+        return _jitted(_without_run(self.training), self._is_adversarial(step))
+
+    def _is_adversarial(self, step: int) -> bool:
+        return self.training.loss.uses_discriminators and step >= self.training.loss.adversarial_from
 
     def _to_devices(self, rows: np.ndarray) -> Array:
         if jax.process_count() == 1:
@@ -246,11 +289,11 @@ class Run:
 
 
 def write_samples(run_dir: Path, step: int, sample_rate: int, originals: np.ndarray, decoded: np.ndarray) -> None:
-    """`samples/step_*/NN_decoded.wav` with NN_original.wav as its reference, as the dashboard lists them."""
+    """Writes `samples/step_*/NN_decoded.wav` with NN_original.wav as reference, as the dashboard expects them."""
     folder = run_dir / SAMPLES / step_name(step)
     folder.mkdir(parents=True, exist_ok=True)
     described = {}
-    for number, (before, after) in enumerate(zip(originals[:PLAYED], decoded[:PLAYED], strict=False)):
+    for number, (before, after) in enumerate(zip(originals[:SAMPLES_WRITTEN], decoded[:SAMPLES_WRITTEN], strict=False)):
         names = [f"{number:02d}_{kind}.wav" for kind in ("original", "decoded")]
         for name, samples in zip(names, (before, after), strict=True):
             write_audio(folder / name, np.asarray(samples), sample_rate, "none")
@@ -264,19 +307,19 @@ def _open_run(
 ) -> Run:
     count, index = jax.process_count(), jax.process_index()
     if training.batch_size % count:
-        raise ValueError(f"batch_size {training.batch_size} cannot be dealt evenly to {count} processes")
+        raise ValueError(f"batch_size {training.batch_size} is not a multiple of the {count} processes")
     share = training.batch_size // count
     rows = range(index * share, (index + 1) * share)
     crops, heldout = (Crops(clips, training, rows, heldout=kind) for kind in (False, True))
     if not len(crops):
-        raise ValueError("no clips to train the codec on: check the --data folder and its rejected files")
+        raise ValueError("no clips to train the codec on: check the --data folder and the list of rejected files")
     stack.callback(crops.close)
     stack.callback(heldout.close)
     run_dir = stack.enter_context(open_run_dir(training.run.run_dir))
     if runtime.is_primary():
-        stack.enter_context(claimed(run_dir.local))
+        stack.enter_context(claimed(run_dir.shared))
     stack.enter_context(writing(run_dir.local))
-    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run))
+    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run, space_maker(training.run.disk_config)))
     state = _placed(initial_state(training, start), placement)
     restored = checkpoints.restore(jax.tree.map(_abstract, state.arrays()), training.to_dict())
     step, guard = 0, Guard(training.run)
@@ -290,7 +333,7 @@ def _open_run(
     writer = stack.enter_context(MetricsWriter(run_dir.local, process=index))
     what = f"after step {step}" if step else "a new codec training"
     writer.event(step, "resumed" if step else "started", f"{what}, {len(crops)} recordings")
-    return Run(
+    run = Run(
         training=training,
         start=start,
         placement=placement,
@@ -301,24 +344,29 @@ def _open_run(
         crops=crops,
         heldout=heldout,
         state=state,
+        watch=HangWatch(training.run.hang_s, training.run.hang_factor, start=step),
         step=step,
         began=(step, time.monotonic()),
+        settled=time.monotonic(),
     )
+    stack.enter_context(run_dir.sent_if_it_fails())
+    stack.enter_context(run.watch.telling(run.hung, run_dir.send))
+    return run
 
 
-def _essence(training: CodecTraining) -> CodecTraining:
-    """What a compiled function depends on: not where the run lives, nor when it saves."""
+def _without_run(training: CodecTraining) -> CodecTraining:
+    """The part of the configuration that compiled functions depend on: `run` is reset except for the seed."""
     return dataclasses.replace(training, run=RunConfig(seed=training.run.seed))
 
 
 @functools.cache
-def _jitted(training: CodecTraining, judged: bool) -> Step:
-    return jax.jit(make_step(training, judged=judged), donate_argnums=0)
+def _jitted(training: CodecTraining, adversarial: bool) -> Step:
+    return jax.jit(make_step(training, adversarial=adversarial), donate_argnums=0)
 
 
 @functools.cache
 def _measured(training: CodecTraining) -> Any:
-    """(weights, batch) -> (loss, terms) without discriminators, always with the same noise."""
+    """(weights, batch) -> (loss, terms) without discriminators and with fixed noise."""
 
     def measure(weights: Params, batch: Array) -> tuple[Array, Metrics]:
         output, terms = round_trip(fold(weights), training, batch, jax.random.key(0))

@@ -1,7 +1,7 @@
-"""The terms of a codec's loss. Each is a mean over the batch, so its value does not depend on how rows are cut.
+"""The terms of a codec's loss. Each is a mean over the batch, so its value does not depend on how rows are sharded.
 
-Multi-scale mel, feature matching and least-squares GAN as in the Descript audio codec (arXiv 2306.06546), the STFT
-terms of Parallel WaveGAN (arXiv 1910.11480), the posterior's divergence as DAC-VAE trains it (no factor 1/2).
+Multi-scale mel, feature matching and least-squares GAN losses as in the Descript audio codec (arXiv 2306.06546), the
+STFT terms of Parallel WaveGAN (arXiv 1910.11480), and the posterior's KL divergence as in DAC-VAE (no factor 1/2).
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from echotts.codec.training.spectra import magnitudes, mel_filters
 
 Maps = Sequence[Sequence[Array]]
-"""For each discriminator the outputs of its layers; the last is its judgement."""
+"""Layer outputs of each discriminator; the last one is its score map."""
 
 
 def mel_loss(
@@ -23,7 +23,7 @@ def mel_loss(
     scales: Sequence[tuple[int, int]],
     floor: float,
 ) -> Float[Array, ""]:
-    """Sum over the scales (window samples, bands) of the mean L1 of log10 mel magnitudes, clamped at `floor`."""
+    """Mean L1 distance of log10 mel magnitudes clamped at `floor`, summed over scales (window in samples, bands)."""
     total = jnp.zeros(())
     for window, bands in scales:
         filters = mel_filters(window, bands, sample_rate)
@@ -34,27 +34,27 @@ def mel_loss(
 def stft_loss(
     output: Float[Array, "b n"], target: Float[Array, "b n"], windows: Sequence[int], floor: float
 ) -> Float[Array, ""]:
-    """Mean over the windows of spectral convergence plus the L1 of natural log magnitudes, clamped at `floor`."""
+    """Spectral convergence plus L1 distance of natural log magnitudes clamped at `floor`, averaged over windows."""
     total = jnp.zeros(())
     for window in windows:
         got, wanted = magnitudes(output, window), magnitudes(target, window)
         error = jnp.sqrt(jnp.sum((got - wanted) ** 2, (1, 2)) + 1e-12)
         size = jnp.sqrt(jnp.sum(wanted**2, (1, 2)))
-        # a silent clip has no spectrum to converge to: its convergence is bounded, not divided by zero
+        # a silent clip has nothing to converge to: bound the denominator instead of dividing by zero
         total += (error / jnp.maximum(size, window / 100)).mean()
         total += jnp.abs(jnp.log(jnp.maximum(got, floor)) - jnp.log(jnp.maximum(wanted, floor))).mean()
     return total / max(len(windows), 1)
 
 
 def wave_loss(output: Float[Array, "b n"], target: Float[Array, "b n"]) -> Float[Array, ""]:
-    """L1 of the samples."""
+    """L1 distance of the waveforms."""
     return jnp.abs(output - target).mean()
 
 
 def kl_loss(mean: Float[Array, "b t c"], std: Float[Array, "b t c"], free_bits: float = 0.0) -> Float[Array, ""]:
-    """Channel sum of the mean over batch and time of mean^2 + var - log var - 1.
+    """Mean over batch and time of mean^2 + var - log var - 1, summed over channels.
 
-    A channel below `free_bits` (in the unit of that sum, nats times two) counts as `free_bits`: it is left alone.
+    A channel below `free_bits` (in the unit of that sum, nats times two) counts as `free_bits` and gets no gradient.
     """
     variance = std**2
     channels = jnp.mean(mean**2 + variance - jnp.log(variance) - 1, axis=(0, 1))
@@ -62,18 +62,18 @@ def kl_loss(mean: Float[Array, "b t c"], std: Float[Array, "b t c"], free_bits: 
 
 
 def discriminator_loss(real: Maps, fake: Maps) -> Float[Array, ""]:
-    """Least squares (arXiv 1611.04076), summed over the discriminators: real towards 1, fake towards 0."""
+    """Least squares GAN loss (arXiv 1611.04076), summed over discriminators: real towards 1, fake towards 0."""
     pairs = zip(real, fake, strict=True)
     return sum((jnp.mean((1 - yes[-1]) ** 2) + jnp.mean(no[-1] ** 2) for yes, no in pairs), jnp.zeros(()))
 
 
 def adversarial_loss(fake: Maps) -> Float[Array, ""]:
-    """Of the generator: the judgements on its output towards 1, summed over the discriminators."""
+    """Generator loss: the discriminators' scores of its output towards 1, summed over discriminators."""
     return sum((jnp.mean((1 - maps[-1]) ** 2) for maps in fake), jnp.zeros(()))
 
 
 def feature_loss(real: Maps, fake: Maps) -> Float[Array, ""]:
-    """L1 between the inner layers' outputs, summed over layers and discriminators; the judgements are left out."""
+    """L1 distance of the inner layers' outputs, summed over layers and discriminators; score maps do not count."""
     return sum(
         (
             jnp.mean(jnp.abs(yes - no))

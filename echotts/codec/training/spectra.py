@@ -1,7 +1,7 @@
-"""Spectra as codec training and evaluation compare them: torch.stft's framing, librosa's mel filters.
+"""Spectra for codec training and evaluation: torch.stft's framing and librosa's mel filters.
 
-The Fourier transform is a matrix product, which on a CPU is faster here than an FFT with its gradient, and the same
-on every platform.
+The Fourier transform is a matrix product: on a CPU it is faster here than an FFT with its gradient, and the result is
+the same on every platform.
 """
 
 from functools import lru_cache
@@ -24,9 +24,9 @@ def fourier(window: int) -> np.ndarray:
 
 @lru_cache
 def mel_filters(window: int, bands: int, sample_rate: int) -> np.ndarray:
-    """(bins, bands): triangles on Slaney's mel scale, each of unit area in Hz (librosa's default).
+    """(bins, bands): triangular filters on Slaney's mel scale, each of unit area in Hz (librosa's default).
 
-    A band between two bins is empty, as it is there.
+    A band that falls between two bins is empty, as in librosa.
     """
     edges = _hz(np.linspace(0, _mel(sample_rate / 2), bands + 2))
     hz = np.linspace(0, sample_rate / 2, window // 2 + 1)
@@ -37,9 +37,9 @@ def mel_filters(window: int, bands: int, sample_rate: int) -> np.ndarray:
 
 
 def frames(audio: Float[Array, "b n"], window: int) -> Float[Array, "b f w"]:
-    """Overlapping frames, hop window / 4, of a signal padded by reflection with half a window on both sides.
+    """Overlapping frames with hop window / 4; the signal is padded by reflection with half a window on both sides.
 
-    There are n // hop + 1 of them, as of torch.stft with center=True. n must exceed window / 2.
+    There are n // hop + 1 frames, as for torch.stft with center=True. n must exceed window / 2.
     """
     hop = window // 4
     padded = jnp.pad(audio, ((0, 0), (window // 2, window // 2)), mode="reflect")
@@ -48,7 +48,7 @@ def frames(audio: Float[Array, "b n"], window: int) -> Float[Array, "b f w"]:
 
 
 def complex_spectrum(audio: Float[Array, "b n"], window: int) -> tuple[Float[Array, "b f k"], Float[Array, "b f k"]]:
-    """Real and imaginary parts of the STFT: periodic Hann window, hop window / 4, not normalised."""
+    """Real and imaginary parts of the STFT: periodic Hann window, hop window / 4, unnormalised."""
     real, imaginary = jnp.split(frames(audio, window) @ fourier(window), 2, axis=-1)
     return real, imaginary
 

@@ -1,7 +1,7 @@
-"""One step of a codec's training as a pure function of state and batch: the discriminators' update, then the codec's.
+"""One codec training step as a pure function of state and batch: the discriminators' update, then the codec's.
 
-Weights are weight-normed trees (weight_norm.py). A step is left out, and changes nothing but its number, where a
-number is not finite or the reconstruction error is above the guard's limit (checkpoint/guard.py).
+Weights are weight-normed trees (weight_norm.py). A step is rejected, changing nothing but the step number, if a loss or
+gradient is not finite or the reconstruction error exceeds the guard's limit (checkpoint/guard.py).
 """
 
 from collections.abc import Callable
@@ -23,11 +23,11 @@ from echotts.seeds import random_key
 
 Metrics = dict[str, Array]
 
-WATERMARK = "watermark"  # the part of a codec that is not trained
+WATERMARK = "watermark"  # not trained
 
 
 class CodecState(NamedTuple):
-    """`params` and `opt_state` have "codec" and, where the codec is judged, "discriminators"; `ema` is the codec's."""
+    """`params` and `opt_state` have entries "codec" and, if adversarial, "discriminators"; `ema` is the codec's."""
 
     step: Array
     params: Params
@@ -35,18 +35,18 @@ class CodecState(NamedTuple):
     opt_state: Any
 
     def arrays(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the step."""
+        """The contents of a checkpoint, without the step."""
         return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
 
 
 Step = Callable[[CodecState, Float[Array, "b n"], Float[Any, ""]], tuple[CodecState, Metrics]]
 
 
-def make_step(training: CodecTraining, *, judged: bool) -> Step:
-    """(state, batch, limit of the error) -> (state, metrics); `judged` is whether the discriminators are at work.
+def make_step(training: CodecTraining, *, adversarial: bool) -> Step:
+    """A function (state, batch, error limit) -> (state, metrics); `adversarial`: discriminators are trained and used.
 
-    Noise and quantizer dropout are functions of (seed, step). Metrics are scalars: the losses by their names, "error",
-    the reconstruction's share of the loss, "grad_norm", "discriminator_grad_norm", "learning_rate", "finite", "good".
+    Noise and quantizer dropout depend only on (seed, step). Metrics are scalars: the losses by name, "error" (the
+    weighted reconstruction loss), "grad_norm", "discriminator_grad_norm", "learning_rate", "finite" and "good".
     """
     optimizers = make_optimizers(training)
     weights_of = training.loss
@@ -60,7 +60,7 @@ def make_step(training: CodecTraining, *, judged: bool) -> Step:
         (output, terms), back = jax.vjp(
             lambda weights: round_trip(fold(weights), training, audio, key), params["codec"]
         )
-        if judged:
+        if adversarial:
             fake = jax.lax.stop_gradient(output)
 
             def discriminators_lose(weights: Params) -> Array:
@@ -74,9 +74,9 @@ def make_step(training: CodecTraining, *, judged: bool) -> Step:
                 optimizers["discriminators"], grads, opt_state["discriminators"], params["discriminators"], rate
             )
 
-        judges = fold(params["discriminators"]) if judged else None
+        discriminators = fold(params["discriminators"]) if adversarial else None
         (total, parts), towards = jax.value_and_grad(codec_loss, (0, 1), has_aux=True)(
-            output, terms, training, audio, judges
+            output, terms, training, audio, discriminators
         )
         (grads,) = back(towards)
         metrics |= parts | {"total": total, "grad_norm": optax.tree.norm(grads), "learning_rate": rate}
@@ -105,9 +105,9 @@ def codec_loss(
     terms: Metrics,
     training: CodecTraining,
     audio: Float[Array, "b n"],
-    judges: Params | None,
+    discriminators: Params | None,
 ) -> tuple[Float[Array, ""], Metrics]:
-    """The codec's loss for what `round_trip` gave, and its terms before their weights; `judges` are folded."""
+    """The codec's loss for the result of `round_trip`, and its unweighted terms; `discriminators` are folded."""
     loss, rate = training.loss, training.codec.sample_rate
     target = audio[:, : output.shape[1]]
     zero = jnp.zeros(())
@@ -116,9 +116,9 @@ def codec_loss(
         "stft": losses.stft_loss(output, target, loss.stft_windows, loss.floor) if loss.stft else zero,
         "wave": losses.wave_loss(output, target),
     }
-    if judges is not None:
-        fake = discriminate(judges, training.discriminators, output)
-        real = jax.lax.stop_gradient(discriminate(judges, training.discriminators, target))
+    if discriminators is not None:
+        fake = discriminate(discriminators, training.discriminators, output)
+        real = jax.lax.stop_gradient(discriminate(discriminators, training.discriminators, target))
         terms |= {"feature": losses.feature_loss(real, fake), "adversarial": losses.adversarial_loss(fake)}
     return sum((getattr(loss, name) * term for name, term in terms.items()), zero), terms
 
@@ -126,10 +126,10 @@ def codec_loss(
 def round_trip(
     params: Params, training: CodecTraining, audio: Float[Array, "b n"], key: PRNGKeyArray
 ) -> tuple[Float[Array, "b m"], Metrics]:
-    """Audio through a codec of folded parameters as it trains, and its bottleneck's losses.
+    """Passes audio through a codec of folded parameters in training mode; returns the bottleneck's losses as well.
 
-    DACVAE: a sample of the posterior, "kl". DAC: straight through the quantizer, "commitment" and "codebook"; m may be
-    a few samples less than n.
+    DACVAE decodes a posterior sample; its loss is "kl". DAC uses straight-through quantization; its losses are
+    "commitment" and "codebook", and m may be a few samples less than n.
     """
     config, loss = training.codec, training.loss
     if config.quantized:
@@ -148,12 +148,12 @@ def round_trip(
 
 
 def initial_state(training: CodecTraining, start: Params | None = None) -> CodecState:
-    """The state before the first step: `start` (folded, not changed) or a random codec, and random discriminators."""
+    """The state before the first step: `start` (folded, copied) or a random codec, and random discriminators."""
     codec_key, judge_key = jax.random.split(random_key(training.run.seed))
     folded = init_params(training.codec, codec_key) if start is None else start
     own = {name: part for name, part in folded.items() if name != WATERMARK}
-    params = {"codec": unfold(jax.tree.map(jnp.array, own))}  # copies: steps donate their state
-    if training.loss.judged:
+    params = {"codec": unfold(jax.tree.map(jnp.array, own))}  # copied, because steps donate their state
+    if training.loss.uses_discriminators:
         params["discriminators"] = unfold(init_discriminators(training.discriminators, judge_key))
     optimizers = make_optimizers(training)
     return CodecState(
@@ -165,7 +165,7 @@ def initial_state(training: CodecTraining, start: Params | None = None) -> Codec
 
 
 def exported(training: CodecTraining, ema: Params, start: Params | None) -> Params:
-    """Folded parameters of the average. Folding rounds: what is not trained comes from the start, bit by bit."""
+    """Folded EMA weights. Folding rounds, so untrained parts are taken from `start`, bitwise identical."""
     params = fold(ema)
     if start is None:
         return params
@@ -173,7 +173,7 @@ def exported(training: CodecTraining, ema: Params, start: Params | None) -> Para
 
 
 def trained_parts(training: CodecTraining, trained: Any, before: Params) -> Params:
-    """The trained tree, with the parts that this training leaves alone as they were before."""
+    """The trained tree, with the parts that this training freezes taken from `before`."""
     if not training.decoder_only:
         return trained
     bottleneck = before["bottleneck"]
@@ -183,7 +183,7 @@ def trained_parts(training: CodecTraining, trained: Any, before: Params) -> Para
 
 
 def make_optimizers(training: CodecTraining) -> dict[str, optax.GradientTransformation]:
-    """AdamW with clipping, without its rate, for the codec and for the discriminators."""
+    """AdamW with clipping but without learning rate, for the codec and for the discriminators."""
     optim = training.optim
 
     def make(clip_norm: float) -> optax.GradientTransformation:
@@ -197,7 +197,7 @@ def make_optimizers(training: CodecTraining) -> dict[str, optax.GradientTransfor
 
 
 def learning_rate(optim: CodecOptim, step: Array, steps: int) -> Float[Array, ""]:
-    """Warm-up, exponential decay, and a cosine to zero over the last share of the steps."""
+    """Warm-up, exponential decay, and a cosine to zero over the last `decay_share` of the steps."""
     position = step.astype(jnp.float32)
     warm = jnp.minimum(1.0, (position + 1) / max(optim.warmup_steps, 1))
     rate = optim.learning_rate * warm * jnp.exp(position * jnp.log(optim.decay))

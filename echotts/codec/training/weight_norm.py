@@ -1,4 +1,4 @@
-"""Weight norm (arXiv 1602.07868): kernels as gain and direction while they train, folded everywhere else."""
+"""Weight norm (arXiv 1602.07868): kernels are split into gain and direction for training, and folded elsewhere."""
 
 from typing import Any
 
@@ -9,12 +9,12 @@ from echotts.codec.layers import Params
 
 
 def unfold(params: Params) -> Params:
-    """Each kernel as gain and direction, the gain its norm per output channel, per input channel in `up`."""
+    """Splits each kernel into gain and direction; the gain is the norm per output channel (`up`: input channel)."""
     return _visit(params, "", "kernel", _unfolded)
 
 
 def fold(weights: Params) -> Params:
-    """The inverse of `unfold`: kernel = gain * direction / norm, as the networks use it."""
+    """The inverse of `unfold`: kernel = gain * direction / norm."""
     return _visit(weights, "", "direction", _folded)
 
 

@@ -1,1 +1,1 @@
-"""What a shard is."""
+"""The shard format."""

@@ -1,4 +1,4 @@
-"""dataset.json: what a folder of shards says of itself, read with distrust."""
+"""dataset.json: metadata of a folder of shards, validated on reading."""
 
 import codecs
 import dataclasses
@@ -14,14 +14,14 @@ from echotts.strict_json import load_json
 INFO_NAME = "dataset.json"
 SILENCE_NAME = "silence.npy"
 KIND = "latents"
-MAX_INFO_BYTES = 64 << 20  # of some 400,000 shards
+MAX_INFO_BYTES = 64 << 20  # enough for about 400,000 shards
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:
-    """One shard file: its name in the folder, its samples, its size and hash."""
+    """One shard file: its name in the folder, number of samples, size and hash."""
 
     name: str
     samples: int
@@ -31,10 +31,10 @@ class ShardInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """What dataset.json holds. None or empty where it is not known.
+    """The contents of dataset.json. Unknown fields are None or empty.
 
-    `lengths` is a joint histogram (latent frames, bytes of text, samples that are no longer than that and fall in
-    no smaller cell); `latent_mean` and `latent_std` are per channel.
+    `lengths` is a joint histogram of cells (latent frames, bytes of text, samples that fit this cell and no smaller
+    one); `latent_mean` and `latent_std` are per channel.
     """
 
     channels: int
@@ -63,16 +63,16 @@ class DatasetInfo:
 
     @classmethod
     def load(cls, path: Path) -> "DatasetInfo":
-        """ValueError names the field that is not as save writes it."""
+        """Reads the file. ValueError names the first invalid field."""
         return cls.parse(path.read_bytes(), str(path))
 
     @classmethod
     def parse(cls, payload: bytes, path: str) -> "DatasetInfo":
-        """The same from the bytes of a file; `path` is what messages call it."""
+        """The same from the bytes of a file; `path` is used in messages."""
         try:
             fields = load_json(payload.removeprefix(codecs.BOM_UTF8), path, max_bytes=MAX_INFO_BYTES)
         except ValueError as error:
-            raise ValueError(f"{error}: prepare the data again, or delete the file to do without") from None
+            raise ValueError(f"{error}: prepare the data again, or delete the file") from None
         return cls.from_json(fields, path)
 
     @classmethod
@@ -80,7 +80,7 @@ class DatasetInfo:
         if not isinstance(fields, dict):
             raise ValueError(f"{path}: not a JSON object")
         if fields.get("kind") == "audio":
-            raise ValueError(f"{path}: these shards hold recordings: turn them into latents with `data prepare`")
+            raise ValueError(f"{path}: these shards hold recordings: convert them to latents with `data prepare`")
         reader = _Fields(path, fields)
         codec = _Fields(path, reader.get("codec", _mapping, {}))
         mean, std = reader.get("latent_mean", _floats, ()), reader.get("latent_std", _floats, ())
@@ -105,7 +105,7 @@ _REQUIRED: Any = object()
 
 
 class _Fields:
-    """Typed access to a JSON object, with messages that name file and field."""
+    """Typed access to a JSON object; errors name the file and the field."""
 
     def __init__(self, path: str, fields: dict[str, Any]) -> None:
         self._path = path

@@ -1,9 +1,9 @@
-"""The shard format: tar files of latents with their text, written by webdataset and read with distrust.
+"""The shard format: tar files of latents and texts, written with webdataset and validated on reading.
 
-For each key `{key}.npy` (n, c) float16 latent, `{key}.ref.npy` (m, c) float16 latent of the speaker's reference
-(optional), `{key}.json` with "text" and, where known, "speaker", "language", "duration_s", "source". Whatever is
-wrong with a sample is counted by cause and skipped; a file that cannot be read at all (OSError) is not skipped,
-because the order of the stream must depend on what the files hold and not on the weather.
+For each key there are `{key}.npy`, a (n, c) float16 latent; optionally `{key}.ref.npy`, a (m, c) float16 latent of the
+speaker's reference; and `{key}.json` with "text" and, if known, "speaker", "language", "duration_s", "source". Invalid
+samples are skipped and counted by cause. A file that cannot be read at all (OSError) is not skipped, because the order
+of the stream must depend only on file contents, not on transient errors.
 """
 
 import codecs
@@ -28,9 +28,9 @@ from echotts.strict_json import load_json
 MAX_NPY_BYTES = 64 << 20
 MAX_JSON_BYTES = 1 << 20
 MAX_NPY_HEADER_BYTES = 1 << 10
-MAX_WORD_BYTES = 64 << 10  # of a speaker, a language, a source
+MAX_WORD_BYTES = 64 << 10  # limit of speaker, language and source
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,80}")
-# The dictionary in an npy header, as every writer orders it; blanks may differ.
+# The dictionary in an npy header, in the order in which all writers put it; whitespace may differ.
 NPY_HEADER = re.compile(
     rb"\s*\{\s*'descr'\s*:\s*(?P<descr>'[^'\\]*'|\[.*\])\s*,\s*'fortran_order'\s*:\s*(?P<fortran>True|False)\s*,"
     rb"\s*'shape'\s*:\s*\((?P<shape>[0-9, -]*)\)\s*,?\s*\}\s*"
@@ -40,7 +40,7 @@ MAX_SIZE_DIGITS = 18
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One utterance. `latent` is (n, c), `reference` (m, c) or None, both float16; `shard` is its file's name."""
+    """One utterance. `latent` is (n, c), `reference` (m, c) or None, both float16; `shard` is the file name."""
 
     key: str
     latent: np.ndarray
@@ -54,15 +54,15 @@ class Sample:
 
     @property
     def name(self) -> str:
-        """What log lines and error messages call it."""
+        """The sample's name in logs and errors."""
         return f"{self.shard}/{self.key}" if self.shard else self.key
 
 
 class ShardReader:
-    """Random access to the samples of one shard: `len(reader)` keys in file order, `reader.sample(i)`."""
+    """Random access to the samples of a shard: `len(reader)` keys in file order, `reader.sample(i)`."""
 
     def __init__(self, path: str | Path, channels: int | None = None, shard: str | None = None) -> None:
-        """`channels` None takes the first valid latent's; `shard` is the name used in messages."""
+        """`channels` None takes those of the first valid latent; `shard` is the name used in messages."""
         self.shard = shard or Path(path).name
         self.channels = channels
         self.tar = TarFile(path)
@@ -75,7 +75,7 @@ class ShardReader:
         return self._members[index].key
 
     def sample(self, index: int) -> Sample:
-        """The validated sample; it owns its arrays. Raises Rejected with the cause."""
+        """A validated sample that owns its arrays. Raises Rejected with the cause."""
         entry = self._members[index]
         if entry.fault is not None:
             raise Rejected(entry.fault.cause, entry.fault.detail)
@@ -101,7 +101,7 @@ class ShardReader:
 
 
 def read_shard(path: str | Path, channels: int | None, rejections: Rejections) -> Iterator[Sample]:
-    """The valid samples of a shard in file order; the others are counted in `rejections`."""
+    """The valid samples of a shard in file order; invalid ones are counted in `rejections`."""
     with ShardReader(path, channels) as reader:
         rejections.opened(reader.shard, reader.tar.faults)
         for index in range(len(reader)):
@@ -117,7 +117,7 @@ def read_shard(path: str | Path, channels: int | None, rejections: Rejections) -
 def parse_latent(payload: bytes, channels: int | None) -> Float16[np.ndarray, "n c"]:
     """A latent from the bytes of an npy file, never through pickle. Raises Rejected.
 
-    float16 non-finite values are those whose exponent bits are all set.
+    float16 values are non-finite if all their exponent bits are set.
     """
     dtype, fortran, shape, offset = _npy_header(payload)
     if dtype != "<f2":
@@ -156,7 +156,7 @@ def _text(value: Any) -> str:
 
 
 def _word(name: str, value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool):  # speakers are numbered in some corpora
+    if isinstance(value, int) and not isinstance(value, bool):  # some corpora number their speakers
         value = str(value)
     if value is None or (isinstance(value, str) and len(value.encode()) <= MAX_WORD_BYTES):
         return value
@@ -172,14 +172,14 @@ def _duration(value: Any) -> float | None:
 
 
 def _is_sample(entry: Entry) -> bool:
-    """Other files in the tar (a README, pictures) are no samples; a latent whose key has dots is one, to be counted."""
+    """Whether an entry is a sample rather than another file (README, picture). Keys with dots count, to be rejected."""
     return any(suffix == "json" or suffix == "npy" or suffix.endswith(".npy") for suffix in entry.members)
 
 
 def _npy_header(payload: bytes) -> tuple[str, bool, tuple[int, ...], int]:
     """dtype string, Fortran order, shape and the offset of the values.
 
-    Not by numpy's parser: what that raises on bytes from elsewhere has no end (SyntaxError, TokenError, MemoryError).
+    NumPy's own parser raises an open-ended set of exceptions on bad input (SyntaxError, TokenError, MemoryError).
     """
     length_bytes = 4 if payload[6:7] == b"\2" else 2
     start = 8 + length_bytes
@@ -198,9 +198,9 @@ def _npy_header(payload: bytes) -> tuple[str, bool, tuple[int, ...], int]:
 
 
 class ShardWriter:
-    """Writes one shard through webdataset's TarWriter; it appears under its name when it is whole.
+    """Writes one shard with webdataset's TarWriter; the file appears only once it is complete.
 
-    A context manager: on an exception nothing is left. ValueError for a sample that the reader would reject.
+    A context manager; after an exception no file is left. ValueError for a sample that the reader would reject.
     """
 
     def __init__(self, path: str | Path, channels: int) -> None:
@@ -209,7 +209,7 @@ class ShardWriter:
         self.keys: set[str] = set()
 
     def __enter__(self) -> "ShardWriter":
-        # Here and not above: webdataset imports torch where it is installed, and readers do not need it.
+        # Imported here because webdataset imports torch if it is installed, which readers do not need.
         from webdataset.writer import TarWriter
 
         with ExitStack() as stack:
@@ -227,7 +227,9 @@ class ShardWriter:
     def write(self, sample: Sample) -> None:
         """Appends one sample; latents of any float type are stored as float16."""
         if not KEY_PATTERN.fullmatch(sample.key) or sample.key in self.keys:
-            raise ValueError(f"{self.path}: key {sample.key!r} repeats or is not 1 to 80 of A-Z a-z 0-9 _ -")
+            raise ValueError(
+                f"{self.path}: key {sample.key!r} is a duplicate or not 1 to 80 characters of A-Z a-z 0-9 _ -"
+            )
         meta = {"text": sample.text} | {
             name: value
             for name in ("speaker", "language", "duration_s", "source")
@@ -248,7 +250,7 @@ class ShardWriter:
 
 
 def npy_bytes(latent: np.ndarray) -> bytes:
-    """A latent as the bytes of a float16 npy file. A value beyond +-65504 becomes infinite, and is refused later."""
+    """A latent as the bytes of a float16 npy file. Values beyond +-65504 become infinite and are rejected later."""
     stream = io.BytesIO()
     with np.errstate(over="ignore"):
         np.lib.format.write_array(stream, latent.astype("<f2"), allow_pickle=False)

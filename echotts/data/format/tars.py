@@ -1,11 +1,11 @@
-"""A tar file as an index: which member lies where, grouped by sample key. Nothing in the file is trusted.
+"""An index of a tar file: the position of each member, grouped by sample key. The file is not trusted.
 
-The headers are walked once and payloads are read by position, so members of a sample may lie anywhere and a cut
-file is noticed before its last sample is used. Names are split as webdataset does: the key ends at the first dot
-of the last path component. POSIX.1-1988 (ustar), GNU long names and pax path and size records are understood, and
-archives that were concatenated are read as one.
+Headers are read in one pass and payloads by position, so the members of a sample may be anywhere, and a truncated file
+is detected before its last sample is used. Names are split as in webdataset: the key ends at the first dot of the last
+path component. Supported are POSIX.1-1988 (ustar), GNU long names, and pax path and size records; concatenated archives
+are read as one.
 
-Reading costs at most 1.5 times the file's size in memory (of a .gz file 4 times, plus 64 MiB) and linear time.
+Reading needs at most 1.5 times the file's size in memory (for a .gz file 4 times, plus 64 MiB) and linear time.
 """
 
 import os
@@ -25,17 +25,20 @@ CHUNK_BYTES = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_EXTENDED_HEADER_BYTES = 1 << 20
 MAX_UNPACKED_BYTES = 16 << 30
-MAX_UNPACKED_RATIO, SPARE_UNPACKED_BYTES = 64, 64 << 20  # a .gz may grow so many times, and so much besides
-PACKED_BYTES_PER_MEMBER, SPARE_MEMBERS = 128, 32768  # at most one member for so many bytes of a .gz, and these
-GZIP_CHUNK_BYTES = 1 << 14  # small: what is left of a chunk is copied for each gzip stream in it
+MAX_UNPACKED_RATIO, SPARE_UNPACKED_BYTES = (
+    64,
+    64 << 20,
+)  # limit of a .gz: unpacked bytes per packed byte, plus a constant
+PACKED_BYTES_PER_MEMBER, SPARE_MEMBERS = 128, 32768  # limit of a .gz: packed bytes per member, plus a constant
+GZIP_CHUNK_BYTES = 1 << 14  # small, because the rest of a chunk is copied for each gzip stream in it
 _ZERO_BLOCK = bytes(BLOCK)
 _REGULAR = (b"0", b"\0", b"7")
-_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # they reorder a log line
+_DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # would reorder a log line
 
 
 @dataclass(slots=True)
 class Entry:
-    """The members of one key: suffix (lower case, without the first dot) -> (offset, size) in bytes."""
+    """The members of one key: suffix (lower case, without the leading dot) -> (offset, size) in bytes."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -43,10 +46,10 @@ class Entry:
 
 
 class TarFile:
-    """An open, indexed tar. `entries` come in the order in which their keys first appear.
+    """An open, indexed tar file. `entries` are in the order in which their keys first appear.
 
-    OSError means that the file could not be read at all; what is wrong inside it is in `faults` and `Entry.fault`.
-    A `.gz` file is unpacked to an unnamed temporary file first; where its checksum is wrong nothing of it is used.
+    OSError means that the file could not be read at all; errors in its contents are in `faults` and `Entry.fault`. A
+    `.gz` file is first unpacked to an unnamed temporary file; if its checksum is wrong, none of it is used.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -62,18 +65,20 @@ class TarFile:
                 raise
 
     def read(self, entry: Entry, suffix: str, limit_bytes: int) -> bytes:
-        """The bytes of one member. Raises Rejected when it is absent or larger than `limit_bytes`."""
+        """The bytes of one member. Raises Rejected if it is missing or larger than `limit_bytes`."""
         if suffix not in entry.members:
             has = ", ".join(sorted(entry.members)[:8])
             dotted = any(name.endswith(f".{suffix}") for name in entry.members)
             hint = ": a key ends at the first dot of the name" if dotted else ""
-            raise Rejected("member_missing", f"no {suffix}, it has {has}{hint}")
+            raise Rejected("member_missing", f"no {suffix}, only {has}{hint}")
         offset, size = entry.members[suffix]
         if size > limit_bytes:
             raise Rejected("oversized_member", f"{suffix} has {size} bytes, the limit is {limit_bytes}")
         payload = os.pread(self._file.fileno(), size, offset)
         if len(payload) != size:
-            raise OSError(f"{self.path}: {len(payload)} of {size} bytes at {offset}: the file shrank while it was read")
+            raise OSError(
+                f"{self.path}: read {len(payload)} of {size} bytes at {offset}: the file shrank while it was open"
+            )
         return payload
 
     def close(self) -> None:
@@ -98,7 +103,7 @@ class _Walk:
         self.entries: dict[str, Entry] = {}
         self.faults: list[Fault] = []
         self.last: Entry | None = None
-        self.unnamed: set[bytes] = set()  # what hostile names begin with: members of one sample count once
+        self.unnamed: set[bytes] = set()  # stems of hostile names: the members of one sample count once
         self.extended: dict[str, Any] = {}
 
     def run(self) -> tuple[list[Entry], list[Fault]]:
@@ -112,10 +117,10 @@ class _Walk:
         return list(self.entries.values()), self.faults
 
     def _next(self, offset: int) -> int | None:
-        """Reads the header at `offset`; gives where the next one is, None behind the last."""
+        """Reads the header at `offset` and returns the offset of the next one, None after the last."""
         header = os.pread(self.descriptor, BLOCK, offset) if offset < self.end else b""
         if len(header) < BLOCK:
-            return self._cut(f"ends at byte {self.end} without an end mark")
+            return self._cut(f"ends at byte {self.end} without an end-of-archive mark")
         if header == _ZERO_BLOCK:
             return self._after_zeros(offset)
         size = _member_size(header)
@@ -127,12 +132,12 @@ class _Walk:
         kind, payload = header[156:157], offset + BLOCK
         if kind in (b"x", b"L"):
             self.extended |= self._extended_header(kind, payload, size)
-        if kind in (b"x", b"L", b"g", b"K"):  # they describe the member that follows
+        if kind in (b"x", b"L", b"g", b"K"):  # these describe the next member
             return payload + _padded(size)
         size = self.extended.get("size", size)
         name = self.extended.get("path", _ustar_name(header))
         self.extended = {}
-        if kind != b"5":  # a folder
+        if kind != b"5":  # not a folder
             self._add(name, kind, payload, size)
         return payload + _padded(size)
 
@@ -160,14 +165,14 @@ class _Walk:
         entry.members[suffix] = (payload, size)
 
     def _extended_header(self, kind: bytes, payload: int, size: int) -> dict[str, Any]:
-        """GNU long name or pax records of the member that follows."""
+        """The GNU long name or pax records of the next member."""
         if size > MAX_EXTENDED_HEADER_BYTES or payload > self.end:
             return {"path": b""}
         records = os.pread(self.descriptor, size, payload)
         return {"path": records.rstrip(b"\0")} if kind == b"L" else _pax_records(records)
 
     def _after_zeros(self, offset: int) -> int | None:
-        """Behind the end mark (two zero blocks and more): nothing, or another archive that was appended."""
+        """Looks past the end-of-archive mark (two or more zero blocks) for another, concatenated archive."""
         place = offset
         while chunk := os.pread(self.descriptor, CHUNK_BYTES, place):
             data = chunk.lstrip(b"\0")
@@ -176,20 +181,20 @@ class _Walk:
                 header = os.pread(self.descriptor, BLOCK, place)
                 if place - offset >= 2 * BLOCK and len(header) == BLOCK and _member_size(header) is not None:
                     return place
-                return self._cut(f"a zero block at byte {offset} with data behind it")
+                return self._cut(f"a zero block at byte {offset} followed by data")
             place += len(chunk)
         return None
 
     def _cut(self, detail: str) -> None:
-        """Leaves out the key before the cut: whether it had more members cannot be known."""
-        left_out = f"; {self.last.key}, before it, is left out" if self.last else ""
-        self.faults.append(Fault("truncated_shard", "the rest", detail + left_out))
+        """Drops the last key before the truncation, since further members of it may be missing."""
+        dropped = f"; {self.last.key}, before it, is dropped" if self.last else ""
+        self.faults.append(Fault("truncated_shard", "the rest", detail + dropped))
         if self.last is not None:
             del self.entries[self.last.key]
 
 
 def _pax_records(records: bytes) -> dict[str, Any]:
-    """path and size of pax records, `<decimal length of the record> <keyword>=<value>\\n` each."""
+    """path and size from pax records, each `<decimal length of the record> <keyword>=<value>\\n`."""
     found: dict[str, Any] = {}
     place, longest = 0, len(str(MAX_EXTENDED_HEADER_BYTES))
     while (space := records.find(b" ", place, place + longest + 1)) > place and records[place:space].isdigit():
@@ -206,14 +211,14 @@ def _pax_records(records: bytes) -> dict[str, Any]:
 
 
 def begins_like_a_tar(path: Path) -> bool:
-    """Whether the first block is a tar's: a page that says why there is no file is not."""
+    """Whether the first block is that of a tar; an HTML error page, for example, is not."""
     with path.open("rb") as file:
         header = file.read(BLOCK)
     return len(header) == BLOCK and (header == _ZERO_BLOCK or _member_size(header) is not None)
 
 
 def _open(path: Path) -> tuple[BinaryIO, Fault | None, int]:
-    """The file (unpacked), what is wrong with it as a whole, and how many members it may have."""
+    """The (unpacked) file, a fault of the file as a whole, and the maximum number of members."""
     if path.suffix != ".gz":
         file = path.open("rb", buffering=0)
         return file, None, os.fstat(file.fileno()).st_size // BLOCK + 2
@@ -227,10 +232,10 @@ def _open(path: Path) -> tuple[BinaryIO, Fault | None, int]:
 
 
 def _unpack(packed: BinaryIO, unpacked: BinaryIO, limit_bytes: int) -> Fault | None:
-    """Unpacks gzip streams, one behind the other. zlib compares the checksums; a fault says what is wrong."""
+    """Unpacks concatenated gzip streams; zlib verifies the checksums. Returns a fault, or None."""
     stream, rest, written = zlib.decompressobj(wbits=31), packed.read(GZIP_CHUNK_BYTES), 0
     if not rest.startswith(b"\x1f\x8b"):
-        return Fault("not_a_tar", "the whole file", "no gzip file")
+        return Fault("not_a_tar", "the whole file", "not a gzip file")
     while rest:
         try:
             data = stream.decompress(rest, CHUNK_BYTES)
@@ -248,13 +253,13 @@ def _unpack(packed: BinaryIO, unpacked: BinaryIO, limit_bytes: int) -> Fault | N
                 stream = zlib.decompressobj(wbits=31)
     if not stream.eof:
         return Fault(
-            "truncated_shard", "the whole file", "the gzip file is cut: without its checksum nothing of it is used"
+            "truncated_shard", "the whole file", "the gzip file is truncated: without a checksum none of it is used"
         )
     return None
 
 
 def _member_size(header: bytes) -> int | None:
-    """Payload size in bytes, or None where the header's checksum or number is wrong."""
+    """Payload size in bytes, or None if the header's checksum or a number is wrong."""
     try:
         expected = int(header[148:156].rstrip(b"\0 ") or b"0", 8)
         if sum(header) - sum(header[148:156]) + 8 * 32 != expected:
@@ -279,7 +284,7 @@ def _ustar_name(header: bytes) -> bytes:
 
 
 def _clean_name(raw: bytes) -> str | None:
-    """The member's name as a plain relative path, or None: absolute, climbing, with control characters, overlong."""
+    """The member's name as a plain relative path, or None if absolute, with .. or control characters, or too long."""
     if not raw or len(raw) > MAX_NAME_BYTES:
         return None
     try:
@@ -289,7 +294,7 @@ def _clean_name(raw: bytes) -> str | None:
     name = name.removeprefix("./")
     if "\\" in name or name.startswith("/") or ".." in name.split("/"):
         return None
-    if not name.isprintable() and any(map(_is_control, name)):  # joiners and unusual blanks are no harm
+    if not name.isprintable() and any(map(_is_control, name)):  # joiners and unusual spaces are harmless
         return None
     return name
 

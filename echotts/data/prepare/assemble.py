@@ -10,9 +10,9 @@ import numpy as np
 
 from echotts.data.format.info import DatasetInfo, ShardInfo
 from echotts.data.format.shards import Sample, ShardReader, ShardWriter, read_shard
-from echotts.data.prepare.encoding import Encoder
 from echotts.data.stream.order import hash_int
 from echotts.files import sha256_file
+from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejections
 
 EXACT_BITS = 6  # the length histogram is exact below 64 and then keeps this many leading bits
@@ -97,7 +97,7 @@ def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
 
 
 def summarise_shards(
-    shards: Sequence[Path], codec: Encoder, on_progress: Callable[[str, int, int, int], None]
+    shards: Sequence[Path], codec: LatentCodec, on_progress: Callable[[str, int, int, int], None]
 ) -> tuple[DatasetInfo, int]:
     """dataset.json of shards that were just written, and how many samples have a reference. Reads all of them."""
     moments = ChannelMoments(codec.latent_channels)

@@ -2,7 +2,8 @@
 
 espeak-ng gives other bytes on other machines, so what it said once is kept under assets/digits with its
 hashes; `build_corpus` is the program that made those files. A member is `{key}.opus` (16 kHz, mono) beside
-`{key}.json` with text, speaker, language and duration_s. No digit string occurs in two splits.
+`{key}.json` with text, speaker, language and duration_s. No string of two or more digits occurs in two splits; the ten
+single digits are in train and heldout.
 """
 
 import gzip
@@ -30,12 +31,18 @@ VOICES = {
 }
 SAMPLE_RATE = 16000
 SHARD_SAMPLES = 400
+SHORTEST_S = 0.6  # a single digit takes 0.3 s, and `data prepare` refuses clips shorter than 0.5 s: silence follows
+PACES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of single digits in train, since there are just ten of them
+HELD_OUT_PAIRS = 20
 OPUS_COMPRESSION = 0.96  # about 20 kbit/s: the recogniser hears no difference, and the corpus stays under 10 MB
+
+
+Row = tuple[str, str, float]  # text, voice, pace
 
 
 @dataclass(frozen=True)
 class Split:
-    """How many clips a split holds; every voice says the same number of them."""
+    """How many clips of three to seven digits a split holds; every voice says the same number of them."""
 
     name: str
     samples: int
@@ -49,30 +56,37 @@ def corpus_path() -> Path:
     return ASSETS / "digits"
 
 
-def build_corpus(output: Path, seed: int = 0, splits: tuple[Split, ...] = SPLITS) -> dict[str, int]:
+def build_corpus(output: Path, seed: int = 0) -> dict[str, int]:
     """Speak every split into audio shards under `output`; gives the samples of each split.
 
     Raises ModuleNotFoundError without espeakng-loader (extra teachers).
     """
     teacher = load_teacher("espeak")
     strings = _digit_strings(np.random.default_rng(seed))
+    short = _short_rows(np.random.default_rng((seed, 1)))
     output.mkdir(parents=True, exist_ok=True)
-    shards = []
-    for split in splits:
-        rows = [(next(strings), list(VOICES)[i % len(VOICES)]) for i in range(split.samples)]
-        for first in range(0, len(rows), SHARD_SAMPLES):
-            name = f"{split.name}-{first // SHARD_SAMPLES:03d}.tar.gz"
-            chosen = rows[first : first + SHARD_SAMPLES]
+    shards, counts = [], {}
+    for split in SPLITS:
+        rows = [(next(strings), list(VOICES)[i % len(VOICES)], 1.0) for i in range(split.samples)]
+        count = 0
+        for number, chosen in enumerate([*_chunks(rows), *_chunks(short.get(split.name, []))]):
+            path = output / f"{split.name}-{number:03d}.tar.gz"
             members = (
-                _member(f"{split.name}_{i:05d}", text, voice, *teacher.say(text, VOICES[voice], 1.0))
-                for i, (text, voice) in enumerate(chosen, first)
+                _member(f"{split.name}_{i:05d}", text, voice, *teacher.say(text, VOICES[voice], pace))
+                for i, (text, voice, pace) in enumerate(chosen, count)
             )
-            _write_shard(output / name, members)
-            shards.append(_index_entry(output / name, split.name, len(chosen)))
+            _write_shard(path, members)
+            shards.append(_index_entry(path, split.name, len(chosen)))
+            count += len(chosen)
+        counts[split.name] = count
     info = {"kind": "audio", "sample_rate": SAMPLE_RATE, "voices": list(VOICES), "shards": shards}
     with atomic_write(output / "dataset.json") as path:
         path.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
-    return {split.name: split.samples for split in splits}
+    return counts
+
+
+def _chunks(rows: list[Row]) -> list[list[Row]]:
+    return [rows[first : first + SHARD_SAMPLES] for first in range(0, len(rows), SHARD_SAMPLES)]
 
 
 def _write_shard(path: Path, members: Iterable[dict[str, str | bytes]]) -> None:
@@ -92,6 +106,7 @@ def _write_shard(path: Path, members: Iterable[dict[str, str | bytes]]) -> None:
 
 def _member(key: str, text: str, voice: str, said: Samples, rate: int) -> dict[str, str | bytes]:
     audio = resample(said, rate, SAMPLE_RATE)
+    audio = np.pad(audio, (0, max(0, round(SHORTEST_S * SAMPLE_RATE) - len(audio))))
     encoded = io.BytesIO()
     soundfile.write(encoded, audio, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=OPUS_COMPRESSION)
     meta = {"text": text, "speaker": voice, "language": "en", "duration_s": round(len(audio) / SAMPLE_RATE, 4)}
@@ -117,3 +132,17 @@ def _digit_strings(rng: np.random.Generator) -> Iterator[str]:
             if text not in seen:
                 seen.add(text)
                 yield text
+
+
+def _short_rows(rng: np.random.Generator) -> dict[str, list[Row]]:
+    """Texts of one and two digits by split, shuffled; each is said in every voice, a held-out one in two."""
+    pairs = [f"{DIGITS[i // 10]} {DIGITS[i % 10]}" for i in rng.permutation(100)]
+    voices = list(VOICES)
+    train = [(digit, voice, pace) for digit in DIGITS for voice in voices for pace in PACES]
+    train += [(pair, voice, 1.0) for pair in pairs[HELD_OUT_PAIRS:] for voice in voices]
+    heldout = [(text, voices[i % len(voices)], 1.0) for i, text in enumerate((*DIGITS, *pairs[:HELD_OUT_PAIRS]))]
+    heldout += [(text, voices[(i + 1) % len(voices)], 1.0) for i, text in enumerate(pairs[:HELD_OUT_PAIRS])]
+    return {
+        "train": [train[i] for i in rng.permutation(len(train))],
+        "heldout": [heldout[i] for i in rng.permutation(len(heldout))],
+    }

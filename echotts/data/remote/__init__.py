@@ -1,1 +1,1 @@
-"""Where shards come from."""
+"""Sources of shards: local files, the Hub, HTTP, object stores; and the cache of downloaded shards."""

@@ -1,11 +1,11 @@
-"""The disk space of fetched shards: a folder of this process alone, with a budget in bytes.
+"""The disk cache of downloaded shards: one folder (slot) per process, with a budget in bytes.
 
     <cache>/slot-0/owner                       locked while a process owns the slot
-    <cache>/slot-0/<id>.tar                    a whole shard, leased (echotts.rundir.leases) while it is wanted
-    <cache>/slot-0/<id>.tar.<pid>.partial      on its way; the process id says whose it is
+    <cache>/slot-0/<id>.tar                    a complete shard, leased (echotts.rundir.leases) while it is needed
+    <cache>/slot-0/<id>.tar.<pid>.partial      being downloaded by the process with this id
 
-What a process leaves behind when it is killed is used by the next one that gets its slot. Not for several threads at
-once: who shares a Cache holds one lock around every call (`lock`).
+What a killed process leaves behind is used by the next one that gets its slot. Not thread-safe: users of a Cache hold
+its `lock` around every call.
 """
 
 import fcntl
@@ -31,7 +31,7 @@ ID_LETTERS = 32
 
 @dataclass
 class _Entry:
-    """A shard in the cache: its bytes on disk (or, while it is fetched, those it will have), and who reads it."""
+    """A shard in the cache: its bytes on disk (or expected bytes, while it is downloaded) and its readers."""
 
     bytes: int
     fetching: bool = False
@@ -40,14 +40,14 @@ class _Entry:
 
 
 class Cache:
-    """The slot of this process. Sizes in bytes. `used` counts what is there and what is on its way."""
+    """The slot of this process. Sizes are in bytes; `used` includes downloads in progress."""
 
     def __init__(self, root: Path, budget_bytes: int) -> None:
-        """Takes the first free slot. OSError where nothing can be written under `root`."""
+        """Takes the first free slot. OSError if nothing can be written under `root`."""
         self.budget_bytes = budget_bytes
         self.users = 0
         self.lock = threading.RLock()
-        self.changed = threading.Condition(self.lock)  # something was fetched, released or asked for
+        self.changed = threading.Condition(self.lock)  # notified when a shard is downloaded, released or requested
         self._entries: dict[str, _Entry] = {}
         self._token = secrets.token_hex(8)
         self.folder, self._owner = _take_slot(root)
@@ -55,12 +55,12 @@ class Cache:
         free = shutil.disk_usage(self.folder).free + self.used
         if free < budget_bytes:
             logger.warning(
-                "%s: %.1f GB are free, the cache may use %.1f GB: lower --data.cache_gb or free some space",
+                "%s: only %.1f GB are free, but the cache may use %.1f GB: lower --data.cache_gb or free some space",
                 *(self.folder, free / 1e9, budget_bytes / 1e9),
             )
 
     def join(self) -> None:
-        """One more that uses the cache; the last one to leave closes it."""
+        """Registers one more user of the cache; the last one to leave closes it."""
         self.users += 1
 
     def leave(self) -> None:
@@ -73,17 +73,17 @@ class Cache:
         return sum(entry.bytes for entry in self._entries.values())
 
     def id_of(self, shard: ShardFile) -> str:
-        """The same in every run for a file whose content is known, else of this process alone."""
+        """A cache key: the same in every run for a file with a known checksum, else specific to this process."""
         content = shard.checksum or f"{self._token} {shard.url}"
         return hashlib.sha256(content.encode()).hexdigest()[:ID_LETTERS]
 
     def has(self, key: str) -> bool:
-        """Whether the shard is there, whole."""
+        """Whether the complete shard is in the cache."""
         entry = self._entries.get(key)
         return entry is not None and not entry.fetching
 
     def coming(self, key: str) -> bool:
-        """Whether the shard is being fetched."""
+        """Whether the shard is being downloaded."""
         entry = self._entries.get(key)
         return entry is not None and entry.fetching
 
@@ -91,7 +91,7 @@ class Cache:
         return self.used + size_bytes <= self.budget_bytes
 
     def reserve(self, key: str, size_bytes: int) -> Path:
-        """Room for a shard that is about to be fetched, and the partial file it goes to."""
+        """Reserves space for a shard that is about to be downloaded; returns the path of its partial file."""
         self._entries[key] = _Entry(size_bytes, fetching=True)
         partial = self.folder / f"{key}.tar.{os.getpid()}.partial"
         for left in self.folder.glob(f"{key}.tar.*.partial"):
@@ -102,7 +102,7 @@ class Cache:
         self._entries[key].bytes = size_bytes
 
     def commit(self, key: str, partial: Path, size_bytes: int) -> None:
-        """The fetched file takes its name; from here on it is leased."""
+        """Renames the downloaded file to its final name and leases it."""
         entry = self._entries[key]
         path = self._path(key)
         os.replace(partial, path)
@@ -110,20 +110,20 @@ class Cache:
         entry.lease.enter_context(lease(path))
 
     def acquire(self, key: str) -> Path:
-        """The path of a whole shard that is not discarded until `release`."""
+        """The path of a complete shard, which is not discarded until `release`."""
         self._entries[key].readers += 1
         return self._path(key)
 
     def release(self, key: str) -> None:
-        if key in self._entries:  # not where the cache has been closed since
+        if key in self._entries:  # missing if the cache was closed meanwhile
             self._entries[key].readers -= 1
 
     def idle(self) -> list[str]:
-        """The shards that nobody reads, in the order in which they came."""
+        """The shards without readers, oldest first."""
         return [key for key, entry in self._entries.items() if not entry.readers and not entry.fetching]
 
     def discard(self, key: str, keep_partial: bool = False) -> None:
-        """Deletes a shard and forgets it; OSError is said and borne, another may have deleted it."""
+        """Deletes a shard and forgets it. Logs an OSError and ignores it: another process may have deleted the file."""
         entry = self._entries.pop(key)
         entry.lease.close()
         victims = [self._path(key)] if not entry.fetching else list(self.folder.glob(f"{key}.tar.*.partial"))
@@ -134,7 +134,7 @@ class Cache:
                 logger.warning("%s: cannot be deleted: %s", path, error.strerror)
 
     def _close(self) -> None:
-        """Gives up the slot and all leases; what is there stays for the next run."""
+        """Gives up the slot and all leases; files stay for the next run."""
         for entry in self._entries.values():
             entry.lease.close()
         self._entries.clear()
@@ -146,7 +146,7 @@ class Cache:
         return self.folder / f"{key}.tar"
 
     def _adopt(self) -> None:
-        """What the slot's last owner left: whole shards count, partial files go on when they are wanted again."""
+        """Takes over what the slot's last owner left: complete shards, and partial files that may be resumed."""
         for path in sorted(self.folder.glob("*.tar"), key=lambda path: path.stat().st_mtime):
             entry = _Entry(path.stat().st_size)
             entry.lease.enter_context(lease(path))
@@ -171,7 +171,7 @@ def _take_slot(root: Path) -> tuple[Path, int]:
             owner = os.open(folder / "owner", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise type(error)(
-                f"{folder}: the shard cache cannot be made there ({error.strerror}): give another --data.cache_dir"
+                f"{folder}: cannot create the shard cache ({error.strerror}): give another --data.cache_dir"
             ) from None
         try:
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)

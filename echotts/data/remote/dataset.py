@@ -1,7 +1,7 @@
-"""A data set: its shards, what dataset.json says of them, and the silence that pads its latents.
+"""Datasets: their shards, dataset.json, and the silence that pads latents.
 
-Only the shards are needed. What else is missing is computed or defaulted, and said in the log. `Dataset.pin` is the
-whole as JSON: a run stores it, shares it among its processes, and opens the same data from it when it resumes.
+Only the shards are required. Whatever else is missing is computed or defaulted, with a log line. `Dataset.pin` is the
+whole as JSON: a run stores it, shares it among its processes, and reopens the same data from it when it resumes.
 """
 
 import base64
@@ -32,14 +32,14 @@ from echotts.rundir.rejections import Rejected, Rejections
 logger = logging.getLogger(__name__)
 
 PIN_VERSION = 1
-MAX_SMALL_BYTES = 256 << 20  # of a dataset.json or silence.npy elsewhere
+MAX_SMALL_BYTES = 256 << 20  # limit of a remote dataset.json or silence.npy
 MAX_FOLDERS = 16
-HEADS, HEAD_BYTES = 4, 16 << 20  # what is read of shards elsewhere that nothing is known of
+HEADS, HEAD_BYTES = 4, 16 << 20  # number and bytes of shard heads read if a remote dataset has no dataset.json
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Shards in their canonical order, what is known of them, silence (k, c) float32 to pad with, and all as JSON."""
+    """Shards in canonical order, their metadata, silence (k, c) float32 for padding, and everything as JSON."""
 
     sources: tuple[Source, ...]
     info: DatasetInfo
@@ -48,7 +48,7 @@ class Dataset:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The shards as local files. ValueError where some are elsewhere."""
+        """The shards as local files. ValueError if some are remote."""
         files = [file for source in self.sources for file in source.files]
         for file in files:
             if file.remote:
@@ -62,7 +62,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Listed:
-    """A listing and what its folders say; `info` is None where not all of them have a dataset.json."""
+    """A listing and the metadata of its folders; `info` is None if not all of them have a dataset.json."""
 
     listing: Listing
     info: DatasetInfo | None
@@ -76,12 +76,11 @@ def open_dataset(
     policy: RetryPolicy | None = None,
     accept_changed: bool = False,
 ) -> Dataset:
-    """The data set that `argument` names (see sources.py): as it is now or, with the `pin` of an earlier call, then.
+    """Opens the dataset that `argument` names (see sources.py), as it is now or as recorded in a `pin`.
 
-    With a pin nothing is listed; what has changed since is logged, and rewritten local shards are a ValueError unless
-    `accept_changed`. FileNotFoundError where nothing is found; ValueError
-    where folders disagree about the codec, or no shard holds a valid latent that tells the channels; Unavailable
-    where a server does not answer.
+    With a pin nothing is listed; changes since then are logged, and rewritten local shards raise ValueError unless
+    `accept_changed`. FileNotFoundError if nothing is found; ValueError if folders disagree about the codec, or no shard
+    has a valid latent to tell the channels; Unavailable if a server does not answer.
     """
     fetcher = Fetcher(policy or RetryPolicy())
     if pin is not None:
@@ -94,7 +93,7 @@ def open_dataset(
 
 
 def from_pin(pin: Mapping[str, Any]) -> Dataset:
-    """The data set of a pin, without looking at what has changed since: for the other processes of a run."""
+    """The dataset of a pin, without checking for changes: for the other processes of a run."""
     fetcher = Fetcher(RetryPolicy())
     return _assemble(pin["data"], [_from_pin(fields, fetcher) for fields in _checked(pin)["sources"]])
 
@@ -106,7 +105,7 @@ def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
     if info is None:
         info = DatasetInfo(channels=_channels_of([Path(file.url) for file in first.files]))
     sources = [_source(one) for one in listed]
-    if first.weight is None and len(sources) > 1:  # no mixture: one list, each shard once an epoch
+    if first.weight is None and len(sources) > 1:  # not a mixture: join the lists; each shard occurs once per epoch
         lengths = sum((tuple(source.lengths) for source in sources), ())
         sources = [
             Source(
@@ -118,7 +117,7 @@ def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
     silence = next((one.silence for one in listed if one.silence is not None), None)
     if silence is None:
         logger.warning(
-            "%s: no %s: latents are padded with zeros, which is not what silence sounds like", first.spec, SILENCE_NAME
+            "%s: no %s: latents are padded with zeros, which do not decode to silence", first.spec, SILENCE_NAME
         )
         silence = np.zeros((1, info.channels), np.float32)
     elif silence.shape[1] != info.channels:
@@ -126,7 +125,7 @@ def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
             f"{first.spec}: {SILENCE_NAME} has {silence.shape[1]} channels, expected floats (frames, {info.channels})"
         )
     pin = {"version": PIN_VERSION, "data": argument, "sources": [_to_pin(one) for one in listed]}
-    return Dataset(tuple(sources), info, silence, json.loads(json.dumps(pin)))  # as it is when it has been stored
+    return Dataset(tuple(sources), info, silence, json.loads(json.dumps(pin)))  # normalised as if it had been stored
 
 
 def _source(one: _Listed) -> Source:
@@ -135,7 +134,7 @@ def _source(one: _Listed) -> Source:
 
 
 def _to_pin(one: _Listed) -> dict[str, Any]:
-    """Of local folders the list alone: what they say of themselves is read again."""
+    """For local folders only the list is stored: their metadata are read again."""
     fields = {"listing": one.listing.to_json(), "info": None, "silence": None, "lengths_whole": one.lengths_whole}
     if one.listing.remote and one.info is not None:
         fields["info"] = dataclasses.replace(one.info, shards=()).to_json()
@@ -147,7 +146,7 @@ def _to_pin(one: _Listed) -> dict[str, Any]:
 
 
 def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher, accept_changed: bool | None = None) -> _Listed:
-    """`accept_changed`: None looks at no file."""
+    """With `accept_changed` None, files are not checked for changes."""
     listing = Listing.from_json(fields["listing"])
     if accept_changed is not None:
         listing = check_contents(listing, accept_changed)
@@ -160,12 +159,12 @@ def _from_pin(fields: Mapping[str, Any], fetcher: Fetcher, accept_changed: bool 
 
 def _checked(pin: Mapping[str, Any]) -> Mapping[str, Any]:
     if pin.get("version") != PIN_VERSION:
-        raise ValueError(f"the stored list of shards is of version {pin.get('version')!r}, this reads {PIN_VERSION}")
+        raise ValueError(f"the stored list of shards has version {pin.get('version')!r}, expected {PIN_VERSION}")
     return pin
 
 
 def _look_beside(listing: Listing, fetcher: Fetcher) -> _Listed:
-    """Reads what lies beside the shards; of shards elsewhere without a dataset.json, the heads of a few."""
+    """Reads the metadata files beside the shards; for remote shards without a dataset.json, the heads of a few."""
     folders = sorted({file.folder for file in listing.files}) if listing.remote else _local_folders(listing)
     if listing.remote and len(folders) > MAX_FOLDERS:
         folders = folders[:MAX_FOLDERS]
@@ -194,7 +193,7 @@ def _local_folders(listing: Listing) -> list[str]:
 
 
 def _beside(listing: Listing, folder: str, name: str, fetcher: Fetcher) -> bytes | None:
-    """A small file in a folder of shards; None where there is none."""
+    """A small file in a folder of shards; None if it does not exist."""
     if not listing.remote:
         path = Path(folder) / name
         return path.read_bytes() if path.is_file() else None
@@ -205,7 +204,7 @@ def _beside(listing: Listing, folder: str, name: str, fetcher: Fetcher) -> bytes
 
 
 def parse_silence(payload: bytes, path: str) -> Float[np.ndarray, "k c"]:
-    """The latent in a silence.npy as float32. ValueError where it is none."""
+    """The latent in a silence.npy as float32. ValueError if it is invalid."""
     try:
         silence = np.load(io.BytesIO(payload), allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -213,12 +212,12 @@ def parse_silence(payload: bytes, path: str) -> Float[np.ndarray, "k c"]:
     if silence.ndim != 2 or len(silence) < 1 or silence.shape[1] < 1 or silence.dtype.kind != "f":
         raise ValueError(f"{path}: {silence.dtype} {silence.shape}, expected floats (frames, channels)")
     if not np.isfinite(silence).all():
-        raise ValueError(f"{path}: holds values that are not finite")
+        raise ValueError(f"{path}: has values that are not finite")
     return silence.astype(np.float32)
 
 
 def _with_info(listing: Listing, infos: Mapping[str, DatasetInfo]) -> tuple[Listing, list[DatasetInfo]]:
-    """Sizes and hashes that only dataset.json knows, and the infos of the shards that are used."""
+    """Adds sizes and hashes from dataset.json to the listing; also returns the metadata of the shards in use."""
     files, used, changed = [], {folder: [] for folder in infos}, []
     by_name = {folder: {shard.name: shard for shard in info.shards} for folder, info in infos.items()}
     for file in listing.files:
@@ -234,7 +233,7 @@ def _with_info(listing: Listing, infos: Mapping[str, DatasetInfo]) -> tuple[List
                 file = dataclasses.replace(file, checksum=f"sha256:{shard.sha256}")
         files.append(file)
     if changed:
-        logger.warning("%d shards are not of the size in %s, first %s", len(changed), INFO_NAME, changed[0])
+        logger.warning("%d shards differ in size from %s, the first is %s", len(changed), INFO_NAME, changed[0])
     of_used = [
         dataclasses.replace(
             info, shards=tuple(used[folder]), hours=info.hours if len(used[folder]) == len(info.shards) else None
@@ -245,14 +244,14 @@ def _with_info(listing: Listing, infos: Mapping[str, DatasetInfo]) -> tuple[List
 
 
 def _join(infos: Sequence[DatasetInfo], complete: bool) -> DatasetInfo | None:
-    """Several folders as one. The length histogram is kept only when it covers all of them."""
+    """The metadata of several folders as one. The length histogram is kept only if it covers all of them."""
     if not infos:
         return None
     first = infos[0]
     for other in infos[1:]:
         if (first.channels, first.weights_hash) != (other.channels, other.weights_hash):
             raise ValueError(
-                f"the folders hold latents of different codecs: {first.codec_id} with {first.channels} channels, "
+                f"the folders have latents of different codecs: {first.codec_id} with {first.channels} channels, "
                 f"{other.codec_id} with {other.channels}"
             )
     if len(infos) == 1 and complete:
@@ -270,7 +269,7 @@ def _join(infos: Sequence[DatasetInfo], complete: bool) -> DatasetInfo | None:
 
 
 def _pooled(infos: Sequence[DatasetInfo]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over all folders, by their hours; empty where one lacks any."""
+    """Mean and standard deviation per channel over all folders, weighted by hours; empty if a folder lacks any."""
     if any(not info.hours or not info.latent_mean or not info.latent_std for info in infos):
         return (), ()
     hours = np.array([info.hours for info in infos])
@@ -286,11 +285,11 @@ def _channels_of(files: Sequence[Path]) -> int:
     for file in files[:16]:
         for sample in read_shard(file, None, rejections):
             return sample.latent.shape[1]
-    raise ValueError(f"{files[0]}: no valid latent in this shard nor in the next: {rejections.summary()}")
+    raise ValueError(f"{files[0]}: no valid latent in this shard or the next ones: {rejections.summary()}")
 
 
 def _look_at_heads(files: Sequence[ShardFile], fetcher: Fetcher) -> DatasetInfo:
-    """Channels and lengths from the beginnings of a few shards; no shard is fetched whole for it."""
+    """Channels and lengths from the heads of a few shards, without downloading a whole one."""
     lengths: Counter[tuple[int, int]] = Counter()
     channels, cause = None, "they are empty"
     for file in dict.fromkeys(files[number * len(files) // HEADS] for number in range(HEADS)):
@@ -308,6 +307,11 @@ def _look_at_heads(files: Sequence[ShardFile], fetcher: Fetcher) -> DatasetInfo:
                     lengths[len(sample.latent), len(sample.text.encode())] += 1
                 cause = str(reader.tar.faults[0].detail) if reader.tar.faults and not len(reader) else cause
     if channels is None:
-        raise ValueError(f"{files[0].url}: no valid latent in the beginning of this shard nor of others: {cause}")
-    logger.info("%s: no %s: lengths follow the heads of shards, %d samples", files[0].url, INFO_NAME, lengths.total())
+        raise ValueError(f"{files[0].url}: no valid latent at the beginning of this or other shards: {cause}")
+    logger.info(
+        "%s: no %s: lengths are estimated from %d samples in the heads of shards",
+        files[0].url,
+        INFO_NAME,
+        lengths.total(),
+    )
     return DatasetInfo(channels=channels, lengths=tuple((*cell, count) for cell, count in sorted(lengths.items())))

@@ -1,7 +1,7 @@
-"""Whole files from elsewhere: resumed by range, compared with size and hash, tried again until a deadline.
+"""Downloads of whole files: resumed by range, checked against size and hash, retried until a deadline.
 
-A file is written under the name of a partial one; what is renamed by the caller is whole. One request a file when
-nothing goes wrong.
+A file is written as a partial file, which the caller renames when it is complete. If nothing goes wrong, each file
+takes one request.
 """
 
 import os
@@ -17,22 +17,22 @@ from echotts.data.remote.shard_file import ShardFile, hasher
 from echotts.data.remote.web import TRANSPORT_ERRORS, Body, Unavailable
 
 CHUNK_BYTES = 1 << 20
-SLOWEST_BYTES_PER_S = 1 << 20  # a shard gets a second more for each of these
+SLOWEST_BYTES_PER_S = 1 << 20  # the deadline of a shard is extended by a second for each of these
 NO_SUCH_RANGE = 416
 
 
 class Fetcher:
-    """Downloads for several threads, which share one set of retries."""
+    """Downloads for several threads that share one set of retries."""
 
     def __init__(self, policy: RetryPolicy, stopping: threading.Event | None = None) -> None:
         self.retries = Retries(policy, stopping)
         self.timeout_s = policy.silence_s
 
     def download(self, shard: ShardFile, partial: Path, on_size: Callable[[int], None] = lambda _: None) -> int:
-        """Brings `shard` to `partial`, going on from what is there already; returns its bytes.
+        """Downloads `shard` to `partial`, continuing what is already there; returns its bytes.
 
-        `on_size` hears the size once it is known, and may raise. Raises Unavailable where the file could not be had
-        before the deadline, or is not what the list says; Stopped. The partial file stays.
+        `on_size` is called once with the size when it is known, and may raise. Raises Unavailable if the download fails
+        until the deadline or does not match the list, Stopped if the program stops. The partial file is kept.
         """
         attempt = self.retries.start(shard.url)
         with _Partial(shard, partial) as file:
@@ -62,7 +62,7 @@ class Fetcher:
                 return file.have
 
     def read(self, url: str, limit_bytes: int) -> bytes | None:
-        """A small file whole; None where there is none. ValueError where it is larger than `limit_bytes`."""
+        """A small file; None if it does not exist. ValueError if it is larger than `limit_bytes`."""
         try:
             payload = self.head(url, limit_bytes + 1)
         except Unavailable as error:
@@ -74,7 +74,7 @@ class Fetcher:
         return payload
 
     def head(self, url: str, limit_bytes: int) -> bytes:
-        """The first bytes of a file, at most so many. Raises Unavailable."""
+        """At most the first `limit_bytes` of a file. Raises Unavailable."""
 
         def ask() -> bytes:
             body = open_remote(url, self.timeout_s, end=limit_bytes)
@@ -83,7 +83,7 @@ class Fetcher:
                 while len(payload) < limit_bytes and (chunk := body.read(limit_bytes - len(payload))):
                     payload += chunk
                 if body.total is not None and len(payload) < min(body.total, limit_bytes):
-                    raise Unavailable(f"{url}: cut off after {len(payload)} bytes")
+                    raise Unavailable(f"{url}: truncated after {len(payload)} bytes")
                 return bytes(payload)
             finally:
                 body.close()
@@ -91,14 +91,14 @@ class Fetcher:
         return retry(ask, url, self.retries)
 
     def _look_up(self, attempt: Attempt) -> None:
-        """Between two chunks: the deadline, and whether the program wants to end."""
+        """Between two chunks: checks the deadline and whether the program is stopping."""
         attempt.check()
         if self.retries.stopping.is_set():
             self.retries.wait(0.0)
 
 
 class _Partial:
-    """A file on its way: what is there of it, hashed as it comes."""
+    """A file being downloaded, hashed as it is written."""
 
     def __init__(self, shard: ShardFile, path: Path) -> None:
         self._shard = shard
@@ -115,21 +115,21 @@ class _Partial:
             self._hash.update(chunk)
             self.have += len(chunk)
         if self.total is None or self.have >= self.total or self._shard.checksum is None:
-            self.restart()  # whether it belongs to today's file could not be told
+            self.restart()  # cannot tell whether it belongs to the current file
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def begin(self, body: Body) -> None:
-        """The answer of this try. Raises Unavailable where it is of another size than the list says."""
+        """Starts with the response of this attempt. Raises Unavailable if its size differs from the list."""
         if self._shard.bytes is not None and body.total not in (None, self._shard.bytes):
-            raise Unavailable(f"{self._shard.url}: sent {body.total} bytes, {self._shard.bytes} are listed")
+            raise Unavailable(f"{self._shard.url}: the server sends {body.total} bytes, {self._shard.bytes} are listed")
         if body.start != self.have:
             self.restart()
         if body.start:
             if body.start != self.have:
-                raise Unavailable(f"{self._shard.url}: sent from byte {body.start}, asked from the first")
+                raise Unavailable(f"{self._shard.url}: the server sends from byte {body.start}, not from the first")
         else:
             self.total = body.total
         self.version = body.version
@@ -140,19 +140,19 @@ class _Partial:
         self.have += len(chunk)
 
     def check(self) -> None:
-        """Raises Unavailable where the body was cut, or is not what the list says: that begins from nothing."""
+        """Raises Unavailable if the body was truncated, or restarts and raises if it does not match the list."""
         self._file.flush()
         url, total = self._shard.url, self.total
         if total is not None and self.have < total:
-            raise Unavailable(f"{url}: cut off after {self.have} of {total} bytes")
+            raise Unavailable(f"{url}: truncated after {self.have} of {total} bytes")
         wrong = ""
         kind, _, wanted = (self._shard.checksum or "").partition(":")
         if total is not None and self.have > total:
-            wrong = f"{self.have} bytes came, {total} were said"
+            wrong = f"received {self.have} bytes, {total} were announced"
         elif wanted and self._hash.hexdigest() != wanted:
-            wrong = f"{kind} is {self._hash.hexdigest()[:12]}..., {wanted[:12]}... is listed"
+            wrong = f"{kind} is {self._hash.hexdigest()[:12]}..., but {wanted[:12]}... is listed"
         elif not wanted and not begins_like_a_tar(self._path):
-            wrong = "this is no tar"
+            wrong = "this is not a tar"
         if wrong:
             self.restart()
             raise Unavailable(f"{url}: {wrong}")

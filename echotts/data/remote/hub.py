@@ -1,7 +1,7 @@
-"""Shards in data sets of the Hugging Face Hub: `hf://datasets/ORG/NAME[@REVISION][/PATTERN]`.
+"""Shards in datasets on the Hugging Face Hub: `hf://datasets/ORG/NAME[@REVISION][/PATTERN]`.
 
-The files are listed once, through huggingface_hub, at the commit that the revision names at that moment; from then on
-every address holds the commit, so that nothing changes under a run. HF_ENDPOINT and the Hub's token are honoured.
+Files are listed once with huggingface_hub, at the commit that the revision names at that moment. From then on every
+URL contains the commit, so that nothing changes during a run. HF_ENDPOINT and the Hub's token are respected.
 """
 
 import fnmatch
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class HubPath:
-    """A file, a folder or a pattern in a data set of the Hub."""
+    """A file, a folder or a pattern in a dataset on the Hub."""
 
     repository: str
     revision: str | None
@@ -38,18 +38,17 @@ class HubPath:
 
 
 def parse(url: str) -> HubPath:
-    """A slash in a revision is written %2F, as in refs%2Fpr%2F1."""
+    """Parses an hf:// URL. A slash in a revision is written %2F, as in refs%2Fpr%2F1."""
     found = _URL.fullmatch(url)
     if found is None:
-        raise ValueError(f"{url}: shards on the Hub are written hf://datasets/ORG/NAME@REVISION/path-{{000..099}}.tar")
+        raise ValueError(f"{url}: shards on the Hub are named hf://datasets/ORG/NAME@REVISION/path-{{000..099}}.tar")
     return HubPath(found[1], unquote(found[2]) if found[2] else None, found[3] or "")
 
 
 def commit_of(spec: str) -> str:
-    """The commit that the revision of `spec` (the default branch without one) names now.
+    """The commit that the revision in `spec` (default: the main branch) currently names.
 
-    FileNotFoundError in one line where data set or revision are not there, or not for us; Unavailable where the Hub
-    does not answer.
+    FileNotFoundError if dataset or revision do not exist or are not accessible; Unavailable if the Hub does not answer.
     """
     hub = parse(spec)
 
@@ -58,7 +57,7 @@ def commit_of(spec: str) -> str:
 
         commit = HfApi().dataset_info(hub.repository, revision=hub.revision, timeout=API_TIMEOUT_S).sha
         if not commit:
-            raise Unavailable(f"{spec}: the Hub names no commit")
+            raise Unavailable(f"{spec}: the Hub returned no commit")
         return commit
 
     return _ask(spec, ask)
@@ -67,8 +66,8 @@ def commit_of(spec: str) -> str:
 def list_files(spec: str, commit: str, suffixes: Sequence[str], extra: Sequence[str] = ()) -> list[ShardFile]:
     """The files that `spec` (with braces, globs, or a folder) names at a commit, in the order of the pattern.
 
-    `extra` are names of files that are listed, last, where a folder of the shards has them. FileNotFoundError where
-    a file of a range is not there, or nothing matches.
+    `extra` are names of files that are listed last, if a folder of the shards has them. FileNotFoundError if a file of
+    a range does not exist, or nothing matches.
     """
     hub = parse(spec)
     patterns = [_cleaned(hub, path, suffixes) for path in expand_braces(hub.path)]
@@ -87,7 +86,7 @@ def list_files(spec: str, commit: str, suffixes: Sequence[str], extra: Sequence[
         lacking += [] if names else [pattern]
     if lacking:
         raise FileNotFoundError(
-            f"{spec}: {len(lacking)} of {len(patterns)} paths are not in the data set at commit {commit[:12]}, "
+            f"{spec}: {len(lacking)} of {len(patterns)} paths are not in the dataset at commit {commit[:12]}, "
             f"the first is {lacking[0]}"
         )
     homes = {os.path.dirname(name) for name in chosen}
@@ -96,11 +95,11 @@ def list_files(spec: str, commit: str, suffixes: Sequence[str], extra: Sequence[
 
 
 def address(url: str) -> tuple[str, dict[str, str]]:
-    """The HTTP address of an hf:// file, and the headers that the Hub wants with it (the token among them)."""
+    """The HTTP URL of an hf:// file, and the headers that the Hub needs (including the token)."""
     from huggingface_hub.utils import build_hf_headers
 
     hub = parse(url)
-    # not hf_hub_url: what it returns may be of another endpoint than the one that is set now
+    # not hf_hub_url, which may use another endpoint than the one currently set
     revision, path = quote(hub.revision or "main", safe=""), quote(hub.path)
     where = f"{endpoint()}/datasets/{hub.repository}/resolve/{revision}/{path}"
     return where, build_hf_headers(library_name="echotts")
@@ -113,21 +112,21 @@ def endpoint() -> str:
 
 
 def _cleaned(hub: HubPath, path: str, suffixes: Sequence[str]) -> str:
-    """A path that ends in no file is a folder: its shards."""
+    """Turns a folder into a pattern of its shards; leaves files and globs."""
     if path.endswith(tuple(suffixes)) or is_glob(path):
         return path
     return f"{path.rstrip('/')}/*{suffixes[0]}".lstrip("/")
 
 
 def _fixed_folder(pattern: str) -> str:
-    """The longest folder without a glob: what has to be listed."""
+    """The longest leading folder without a glob, which has to be listed."""
     folders = pattern.split("/")[:-1]
     fixed = next((number for number, name in enumerate(folders) if is_glob(name)), len(folders))
     return "/".join(folders[:fixed])
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As a shell matches: a * stays within its folder."""
+    """Matches like a shell: * does not cross folders."""
     parts, wanted = name.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
@@ -152,13 +151,13 @@ def _tree(spec: str, repository: str, commit: str, folder: str, recursive: bool)
 
 
 def _shard_file(hub: HubPath, file: Any) -> ShardFile:
-    """Large files have a SHA-256 in the listing, small ones git's own hash."""
+    """Large files have a SHA-256 in the listing, small ones git's blob hash."""
     checksum = f"sha256:{file.lfs.sha256}" if file.lfs is not None else f"git:{file.blob_id}"
     return ShardFile(url=hub.url, bytes=file.size, checksum=checksum)
 
 
 def _ask(spec: str, call: Callable[[], T]) -> T:
-    """What the Hub refuses for good as FileNotFoundError, the rest as Unavailable."""
+    """Calls the Hub; permanent refusals become FileNotFoundError, other errors Unavailable."""
     from huggingface_hub import errors, get_token
 
     hub = parse(spec)
@@ -166,19 +165,17 @@ def _ask(spec: str, call: Callable[[], T]) -> T:
         return call()
     except errors.GatedRepoError:
         raise FileNotFoundError(
-            f"{spec}: access to {hub.repository} must be asked for on its page at {endpoint()}"
+            f"{spec}: access to {hub.repository} must be requested on its page at {endpoint()}"
         ) from None
     except errors.RevisionNotFoundError:
-        raise FileNotFoundError(
-            f"{spec}: {hub.repository} has no revision {hub.revision}: it is gone, or was never there"
-        ) from None
+        raise FileNotFoundError(f"{spec}: {hub.repository} has no revision {hub.revision}") from None
     except errors.RepositoryNotFoundError:
         remedy = (
             "it does not exist, or your token may not read it"
             if get_token()
             else "it does not exist, or is private and there is no token: run `hf auth login` or set HF_TOKEN"
         )
-        raise FileNotFoundError(f"{spec}: no data set {hub.repository} at {endpoint()}: {remedy}") from None
+        raise FileNotFoundError(f"{spec}: no dataset {hub.repository} at {endpoint()}: {remedy}") from None
     except errors.EntryNotFoundError:
         raise FileNotFoundError(f"{spec}: no such folder in {hub.repository}") from None
     except errors.HFValidationError as error:
@@ -192,7 +189,7 @@ def _ask(spec: str, call: Callable[[], T]) -> T:
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:
-    """What the Hub client's own HTTP library raises where there is no answer: its name differs between versions."""
+    """The transport errors of the Hub client's HTTP library, whose name differs between versions."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return tuple(base for base in HfHubHTTPError.__mro__ if base.__module__.startswith("httpx"))[-1:]

@@ -1,6 +1,6 @@
-"""The list of a data set's shards: made once, on one process, and pinned where the source has revisions.
+"""The list of a dataset's shards: made once, in one process, and pinned if the source has revisions.
 
-A Listing is JSON-ready. Who has one needs no other request than those for the shards themselves.
+A Listing is JSON-serialisable. With one, no further requests are needed except those for the shards themselves.
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Listing:
-    """The shards of one part of a data argument. `revision` is the commit that they are pinned to, if there is one.
+    """The shards of one part of a data argument. `revision` is the commit they are pinned to, if any.
 
-    `beside` are the addresses of the dataset.json and silence.npy in the shards' folders: those that were seen, or
-    None where the source has no list and asking is the only way to know.
+    `beside` are the URLs of dataset.json and silence.npy in the shards' folders, or None if the source cannot be
+    listed, so that only a request can tell.
     """
 
     spec: str
@@ -66,10 +66,10 @@ def _to_json(file: ShardFile) -> list[Any]:
 
 
 def list_part(part: Part, retries: Retries) -> Listing:
-    """The shards that one part of a data argument names now.
+    """Lists the shards that one part of a data argument currently names.
 
-    FileNotFoundError in one line where there is nothing, or not for us; ValueError for what cannot be meant;
-    Unavailable where a server does not answer before the deadline.
+    FileNotFoundError if there is nothing or it is not accessible; ValueError for an invalid argument; Unavailable if a
+    server does not answer before the deadline.
     """
     scheme = scheme_of(part.spec)
     if not scheme:
@@ -82,9 +82,9 @@ def list_part(part: Part, retries: Retries) -> Listing:
 
 
 def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
-    """What has happened to the sources of stored lists since, one line each; empty where they are the same.
+    """Changes in the sources of stored lists, one line each; empty if they are the same.
 
-    FileNotFoundError where a pinned commit itself is gone.
+    FileNotFoundError if a pinned commit itself no longer exists.
     """
     said = []
     for listing in listings:
@@ -98,30 +98,30 @@ def check_pins(listings: Sequence[Listing], retries: Retries) -> list[str]:
         try:
             now = retry(lambda spec=listing.spec: hub.commit_of(spec), listing.spec, retries)
         except FileNotFoundError as error:
-            said.append(f"{error}; the run goes on at commit {listing.revision[:12]}")
+            said.append(f"{error}; the run continues at commit {listing.revision[:12]}")
             continue
         if now != listing.revision:
             said.append(
-                f"{listing.spec} is at commit {now[:12]} now: the run stays at {listing.revision[:12]}, "
-                "with the shards it began with; another --run_dir takes the new ones"
+                f"{listing.spec} is now at commit {now[:12]}: the run stays at {listing.revision[:12]}, "
+                "with the shards it started with; use another --run_dir for the new ones"
             )
     return said
 
 
 def check_contents(listing: Listing, accept_changed: bool) -> Listing:
-    """A stored list of local shards as they are now. ValueError where some were rewritten, which reorders the samples.
+    """A stored list of local shards with their current sizes and times. ValueError if some were rewritten.
 
-    With `accept_changed` that is logged instead.
+    Rewritten shards change the order of samples; with `accept_changed` that is logged instead.
     """
     if listing.remote:
         return listing
     changed = [line for file in listing.files if (line := difference(file)) is not None]
     if changed:
-        what = f"{listing.spec}: {len(changed)} of {len(listing.files)} shards have changed since the run began: "
+        what = f"{listing.spec}: {len(changed)} of {len(listing.files)} shards have changed since the run started: "
         what += "; ".join(changed[:SHOWN_CHANGES]) + ("; ..." if len(changed) > SHOWN_CHANGES else "")
         if not accept_changed:
             raise ValueError(
-                f"{what}: samples would come in another order: put the old files back, give another --run_dir, or "
+                f"{what}: samples would come in another order: restore the old files, use another --run_dir, or pass "
                 "--run.accept_changed_data"
             )
         logger.warning("%s: accepted, the samples come in another order", what)
@@ -132,14 +132,14 @@ def check_contents(listing: Listing, accept_changed: bool) -> Listing:
 def _check_local(listing: Listing) -> list[str]:
     try:
         now = {str(path) for path in resolve(listing.spec)}
-    except FileNotFoundError:  # moved: the stream will say which shard is missing
+    except FileNotFoundError:  # moved: the stream will report the missing shard
         return []
     before = {file.url for file in listing.files}
     if now == before:
         return []
     return [
-        f"{listing.spec}: {len(now - before)} shards are new and {len(before - now)} gone since the run began: it "
-        f"keeps to the {len(before)} it began with; another --run_dir takes the new ones"
+        f"{listing.spec}: {len(now - before)} shards are new and {len(before - now)} gone since the run started: it "
+        f"keeps using the {len(before)} it started with; use another --run_dir for the new ones"
     ]
 
 
@@ -156,16 +156,16 @@ def _web_files(spec: str) -> tuple[ShardFile, ...]:
     for url in urls:
         file = ShardFile(url=url)
         if is_glob(url.split("?")[0]):
-            raise ValueError(
-                f"{spec}: the web has no list to match a glob with: give a range, as in s-{{000..099}}.tar"
-            )
+            raise ValueError(f"{spec}: globs do not work over HTTP: give a range, as in s-{{000..099}}.tar")
         if not file.name.endswith(SUFFIX):
-            raise ValueError(f"{spec}: {file.name} is no {SUFFIX}: give a range of shards, as in s-{{000..099}}.tar")
+            raise ValueError(
+                f"{spec}: {file.name} is not a {SUFFIX} file: give a range of shards, as in s-{{000..099}}.tar"
+            )
     return tuple(ShardFile(url=url) for url in urls)
 
 
 def _list_filesystem(part: Part) -> Listing:
-    """What fsspec finds. Folders are listed once, whatever the number of shards."""
+    """Lists with fsspec. Each folder is listed once, however many shards it has."""
     scheme, found, lacking = scheme_of(part.spec), {}, []
     patterns = [
         path if path.endswith(SUFFIX) or is_glob(path) else f"{path.rstrip('/')}/*{SUFFIX}"
@@ -190,7 +190,7 @@ def _list_filesystem(part: Part) -> Listing:
         lacking += [] if sizes else [pattern]
     if lacking:
         raise FileNotFoundError(
-            f"{part.spec}: {len(lacking)} of {len(patterns)} paths are not there, the first is {lacking[0]}"
+            f"{part.spec}: {len(lacking)} of {len(patterns)} paths do not exist, the first is {lacking[0]}"
         )
     files = tuple(ShardFile(url=f"{scheme}://{name.lstrip('/')}", bytes=size) for name, size in found.items())
     extra = (INFO_NAME, SILENCE_NAME)

@@ -1,4 +1,4 @@
-"""Files elsewhere, opened for reading whatever the scheme: the Hub, the web, and the stores that fsspec knows."""
+"""Opens remote files for reading, whatever the scheme: the Hub, HTTP, and the stores supported by fsspec."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from echotts.data.remote.web import Body, Unavailable, WebBody
 
 
 def open_remote(url: str, timeout_s: float, start: int = 0, end: int | None = None, version: str | None = None) -> Body:
-    """The file at `url` from byte `start` on (before `end`). Raises Unavailable or one of TRANSPORT_ERRORS."""
+    """The file at `url` from byte `start` up to `end`. Raises Unavailable or one of TRANSPORT_ERRORS."""
     scheme = scheme_of(url)
     if scheme == hub.SCHEME:
         where, headers = hub.address(url)
@@ -20,7 +20,7 @@ def open_remote(url: str, timeout_s: float, start: int = 0, end: int | None = No
 
 
 class FilesystemBody:
-    """A file of a store that fsspec knows, such as gs:// where gcsfs is installed."""
+    """A file in a store supported by fsspec, such as gs:// if gcsfs is installed."""
 
     def __init__(self, url: str, start: int) -> None:
         fs, path = filesystem(url)
@@ -42,7 +42,7 @@ class FilesystemBody:
 
 
 def filesystem(url: str) -> Any:
-    """(file system, path) of fsspec for a URL. ValueError where nothing here reads that scheme."""
+    """(file system, path) of fsspec for a URL. ValueError for an unsupported scheme."""
     import fsspec
 
     try:
@@ -50,4 +50,4 @@ def filesystem(url: str) -> Any:
     except (ValueError, ImportError) as error:
         scheme = scheme_of(url)
         remedy = "pip install gcsfs" if scheme in ("gs", "gcs") else "use hf://, https://, gs:// or a local path"
-        raise ValueError(f"{url}: nothing here reads {scheme}:// ({one_line(error)}): {remedy}") from None
+        raise ValueError(f"{url}: {scheme}:// is not supported ({one_line(error)}): {remedy}") from None

@@ -1,6 +1,6 @@
-"""Retries of requests: after what may pass (429, 5xx, connections that fail), with growing, random waits.
+"""Retries after temporary failures (429, 5xx, connection errors) with randomised exponential backoff and a deadline.
 
-Or after the wait that the server asks for; all threads stand still meanwhile. A deadline ends it.
+If the server asks to wait, all threads wait that long.
 """
 
 import logging
@@ -22,22 +22,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class RetryPolicy:
-    """How long to retry. Times in seconds."""
+    """Timing of retries, in seconds."""
 
     deadline_s: float = 600.0
     first_wait_s: float = 1.0
     longest_wait_s: float = 60.0
-    silence_s: float = 60.0  # without a byte a connection counts as dead
+    silence_s: float = 60.0  # a connection without data for this long is considered dead
 
 
 class Stopped(Exception):
-    """The program wants to end: nothing is wrong with the file."""
+    """The program is stopping; the file itself may be fine."""
 
 
 class Retries:
-    """The waits before retries, over all threads of one fetcher; `count` is how many there were.
+    """Waits before retries, shared by all threads of a fetcher; `count` is the number of retries.
 
-    `listener` hears of each, in one line, in the thread that waits.
+    `listener` is called with one line for each retry, in the thread that waits.
     """
 
     def __init__(self, policy: RetryPolicy, stopping: threading.Event | None = None) -> None:
@@ -51,11 +51,11 @@ class Retries:
         return Attempt(self, what)
 
     def hold(self, seconds: float) -> None:
-        """No thread asks before so many seconds have passed."""
+        """Lets no thread send a request for so many seconds."""
         self._quiet_until = max(self._quiet_until, time.monotonic() + seconds)
 
     def wait(self, seconds: float) -> None:
-        """Waits, longer where a server wants quiet. Raises Stopped."""
+        """Waits, longer if a server asked for it. Raises Stopped."""
         until = max(time.monotonic() + seconds, self._quiet_until)
         while (left := until - time.monotonic()) > 0:
             if self.stopping.wait(left):
@@ -66,7 +66,7 @@ class Retries:
 
 
 class Attempt:
-    """Repeated requests for one thing, from now to a deadline."""
+    """Repeated requests for one thing until a deadline."""
 
     def __init__(self, retries: Retries, what: str) -> None:
         self._retries = retries
@@ -75,20 +75,20 @@ class Attempt:
         self._deadline = time.monotonic() + retries.policy.deadline_s
 
     def extend(self, seconds: float) -> None:
-        """More time, for what is large."""
+        """Extends the deadline, for large files."""
         self._deadline += seconds
 
     def check(self) -> None:
-        """Raises Unavailable once the deadline has passed."""
+        """Raises Unavailable after the deadline."""
         if time.monotonic() > self._deadline:
             raise Unavailable(f"{self._what}: did not arrive within the deadline")
 
     def ready(self) -> None:
-        """Before each request: waits where a server wants quiet."""
+        """To be called before each request; waits if a server asked for it."""
         self._retries.wait(0.0)
 
     def again(self, error: BaseException, progress: bool = False) -> None:
-        """Waits before the next request; raises Unavailable where that is of no use. `progress` resets the waits."""
+        """Waits before the next request; raises Unavailable if a retry is pointless. `progress` resets the backoff."""
         asked_s = error.wait_s if isinstance(error, Unavailable) else 0.0
         if isinstance(error, Unavailable) and error.gone:
             raise error
@@ -98,10 +98,10 @@ class Attempt:
         self._wait_s = min(2 * self._wait_s, self._retries.policy.longest_wait_s)
         left_s = self._deadline - time.monotonic()
         if wait_s > left_s:
-            asked = f"; the server asks to wait {asked_s:.0f} s" if asked_s else ""
+            asked = f"; the server asked to wait {asked_s:.0f} s" if asked_s else ""
             raise Unavailable(f"{self._what}: given up: {one_line(error)}{asked}") from error
         self._retries.count += 1
-        said = f"{self._what}: {one_line(error)}; again in {wait_s:.1f} s, for up to {left_s:.0f} s"
+        said = f"{self._what}: {one_line(error)}; retrying in {wait_s:.1f} s, for up to {left_s:.0f} s"
         logger.warning("%s", said)
         if self._retries.listener is not None:
             self._retries.listener(said)
@@ -111,7 +111,7 @@ class Attempt:
 
 
 def retry(call: Callable[[], T], what: str, retries: Retries) -> T:
-    """The result of `call`, tried again while it raises Unavailable that may pass, or a transport error."""
+    """The result of `call`, retried on transport errors and on Unavailable unless that is permanent."""
     attempt = retries.start(what)
     while True:
         attempt.ready()
@@ -124,5 +124,5 @@ def retry(call: Callable[[], T], what: str, retries: Retries) -> T:
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says in one line."""
+    """An error's message in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,11 +1,11 @@
-"""What a data argument means: one source of shards, or several with weights; local paths, globs and brace ranges.
+"""Parses data arguments: one source of shards, or several with weights; local paths, globs and brace ranges.
 
 data/digits                                           a folder: its .tar files
 'data/*.tar'   s-{000..099}.tar   {a,b}/*.tar         globs, ranges, alternatives
 hf://datasets/ORG/NAME@REV/path-{000..999}.tar        the Hugging Face Hub (hub.py)
 https://host/path-{000..099}.tar   gs://bucket/*.tar  the rest of the network (listing.py)
-A + B                                                 both, each shard once an epoch
-0.7 * A + 0.3 * B                                     seven samples of A to three of B, as long as the run goes on
+A + B                                                 both, each shard once per epoch
+0.7 * A + 0.3 * B                                     seven samples of A for every three of B, throughout the run
 """
 
 import glob
@@ -25,14 +25,14 @@ TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl")
 
 @dataclass(frozen=True)
 class Part:
-    """One term of a data argument. `weight` is None where none is given, for any of them."""
+    """One term of a data argument. `weight` is None if no weights are given."""
 
     spec: str
     weight: float | None = None
 
 
 def split_parts(argument: str) -> list[Part]:
-    """The terms of `A + B` or `0.7 * A + 0.3 * B`. ValueError where a weight is missing or not above 0."""
+    """The terms of `A + B` or `0.7 * A + 0.3 * B`. ValueError if a weight is missing or not above 0."""
     _check_given(argument)
     parts = []
     for term in re.split(r"\s\+\s", argument.strip()):
@@ -42,7 +42,7 @@ def split_parts(argument: str) -> list[Part]:
         except ValueError:
             raise ValueError(f"{argument}: the weight {term.split()[0]!r} is not a number") from None
         if not parts[-1].spec:
-            raise ValueError(f"{argument}: there is nothing on one side of a +")
+            raise ValueError(f"{argument}: one side of a + is empty")
     weights = [part.weight for part in parts]
     if any(weight is not None for weight in weights):
         if None in weights:
@@ -53,8 +53,15 @@ def split_parts(argument: str) -> list[Part]:
     return parts
 
 
+def check_local(argument: str) -> None:
+    """Raises ValueError for a wrong data argument, FileNotFoundError for one that names missing local files."""
+    for part in split_parts(argument):
+        if not scheme_of(part.spec):
+            resolve(part.spec)
+
+
 def scheme_of(spec: str) -> str:
-    """`https` of https://host/x.tar, in small letters; empty for a local path."""
+    """`https` of https://host/x.tar, in lower case; empty for a local path."""
     found = _SCHEME.match(spec)
     return found[1].lower() if found else ""
 
@@ -64,7 +71,7 @@ def is_glob(pattern: str) -> bool:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file is one that folders hide, such as the `._s-000.tar` that macOS leaves beside s-000.tar."""
+    """Whether a file is hidden, such as the `._s-000.tar` that macOS leaves beside s-000.tar."""
     return os.path.basename(name).startswith(".")
 
 
@@ -73,10 +80,10 @@ def is_shard(name: str, suffixes: tuple[str, ...] = (".tar",)) -> bool:
 
 
 def resolve(spec: str, suffixes: tuple[str, ...] = (".tar",)) -> list[Path]:
-    """The local files that `spec` names, each once, in an order that every process finds.
+    """The local files that `spec` names, without duplicates, in an order that is the same in every process.
 
-    `data/digits` is a folder (its files of `suffixes`), `data/*.tar` a glob, `data/s-{000..099}.tar` a range,
-    `{a,b}/*.tar` alternatives. ValueError for a scheme such as https, FileNotFoundError where nothing is found.
+    `data/digits` is a folder (its files with `suffixes`), `data/*.tar` a glob, `data/s-{000..099}.tar` a range,
+    `{a,b}/*.tar` alternatives. ValueError for a scheme such as https, FileNotFoundError if nothing is found.
     """
     _check_given(spec)
     if scheme_of(spec):
@@ -88,7 +95,7 @@ def resolve(spec: str, suffixes: tuple[str, ...] = (".tar",)) -> list[Path]:
 
 
 def expand_braces(spec: str) -> list[str]:
-    """`s-{00..02}{a,b}` as a shell does it; a range keeps the width of its first number."""
+    """Expands `s-{00..02}{a,b}` like a shell; a range keeps the width of its first number."""
     found = _BRACES.search(spec)
     if found is None:
         return [spec]
@@ -132,8 +139,8 @@ def _files(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _recordings_hint(folder: Path) -> str:
-    """What to do where somebody gave the recordings themselves."""
-    from echotts.audio import AUDIO_SUFFIXES  # here: reading shards needs no audio library
+    """A hint for users who gave the recordings themselves."""
+    from echotts.audio import AUDIO_SUFFIXES  # imported lazily: reading shards needs no audio library
 
     recordings = any(file.suffix.lower() in AUDIO_SUFFIXES for file in folder.rglob("*"))
     if not recordings and not any((folder / name).is_file() for name in TABLE_NAMES):

@@ -1,9 +1,9 @@
-"""Shards by their number, wherever they are: opened where they lie, or fetched ahead of use into the cache.
+"""Access to shards by number: local ones are opened in place, remote ones are prefetched into the cache.
 
-The stream says which shards it will want, in the order of need (`expect`); threads fetch them as far as the cache's
-budget goes, and what has been read and is not wanted again soon is deleted, unless all shards fit into the budget. A
-shard that cannot be had is reported as Unavailable to whoever opens it; the reader skips it and counts it, so that
-the order of everything else stays the same in every process.
+The stream announces which shards it will need, in order (`expect`); threads download them as far as the cache's budget
+allows. A consumed shard that is not needed again soon is deleted, unless all shards fit into the budget. Opening an
+unavailable shard raises Unavailable; the reader skips and counts it, so that the order of everything else stays the
+same in every process.
 """
 
 import logging
@@ -23,19 +23,19 @@ from echotts.data.remote.web import Unavailable
 
 logger = logging.getLogger(__name__)
 
-AHEAD_UNITS = 3  # of each stream and source, where the budget allows it
+AHEAD_UNITS = 3  # units prefetched per stream and source, if the budget allows
 FETCH_THREADS = 4
-SAY_AFTER_S = 10.0  # of waiting for one shard
-FORGET_S = 600.0  # after that a shard that could not be had is tried again
+LOG_AFTER_S = 10.0  # first log line while waiting for one shard
+FORGET_S = 600.0  # an unavailable shard is tried again after this time
 
-Lengths = Sequence[tuple[int, int, int]]  # latent frames, bytes of text, samples that are no longer than that
+Lengths = Sequence[tuple[int, int, int]]  # (latent frames, bytes of text, number of samples up to that size)
 
 
 @dataclass(frozen=True)
 class Source:
-    """The shards of one data set of a mixture, its weight, and the lengths of its samples where they are known.
+    """The shards of one dataset in a mixture, its weight, and the lengths of its samples if known.
 
-    `lengths_whole` is False where `lengths` come from a look at some of the shards.
+    `lengths_whole` is False if `lengths` come from only some of the shards.
     """
 
     files: tuple[ShardFile, ...]
@@ -45,10 +45,10 @@ class Source:
 
 
 class Shards:
-    """The shards of one or several sources, numbered through all of them: on this machine's disks or elsewhere.
+    """The shards of one or several sources, numbered consecutively; local or remote.
 
-    `cache`, needed where some are elsewhere, is shared by all such objects of a process. `ahead`: units of each stream
-    and source that are fetched before they are needed.
+    `cache`, needed if some are remote, is shared by all such objects of a process. `ahead` is the number of units per
+    stream and source to prefetch.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Shards:
         self.cache = cache
         remote = [file for file in self.files if file.remote]
         if remote and cache is None:
-            raise ValueError(f"{remote[0].url}: shards from elsewhere need a cache")
+            raise ValueError(f"{remote[0].url}: remote shards need a cache")
         self._keys = [self._slot.id_of(file) if file.remote else "" for file in self.files]
         sizes = [file.bytes for file in remote]
         budget_bytes = cache.budget_bytes if cache else 0
@@ -76,9 +76,9 @@ class Shards:
         self._typical = max((size for size in sizes if size), default=0)
         self._stopping = threading.Event()
         self._fetcher = Fetcher(policy or RetryPolicy(), self._stopping)
-        self._wanted: dict[int, list[int]] = {}  # by owner, in the order of need
+        self._wanted: dict[int, list[int]] = {}  # by owner, in the order in which they are needed
         self._waited_for: Counter[int] = Counter()
-        self._fetching: dict[int, tuple[Path, float]] = {}  # since when
+        self._fetching: dict[int, tuple[Path, float]] = {}  # partial file, start time
         self._failed: dict[int, tuple[str, float]] = {}
         self._threads: list[threading.Thread] = []
         if cache is not None:
@@ -87,28 +87,28 @@ class Shards:
 
     @property
     def _slot(self) -> Cache:
-        assert self.cache is not None  # __init__ asks for one where a shard is elsewhere
+        assert self.cache is not None  # __init__ requires one if a shard is remote
         return self.cache
 
     @property
     def retries(self) -> int:
-        """Requests that had to be made again so far."""
+        """Number of retried requests so far."""
         return self._fetcher.retries.count
 
     def on_retry(self, listener: Callable[[str], None]) -> None:
-        """`listener` gets each such request, in one line, from any thread."""
+        """Calls `listener` with one line for each retry, from any thread."""
         self._fetcher.retries.listener = listener
 
     @property
     def cache_bytes(self) -> int:
-        """Bytes that fetched shards take on this machine's disk."""
+        """Bytes of downloaded shards on this machine's disk."""
         if self.cache is None:
             return 0
         with self.cache.lock:
             return self.cache.used
 
     def open(self, number: int, channels: int | None) -> ShardReader:
-        """A reader of the shard. Raises Unavailable where it is elsewhere and cannot be had."""
+        """A reader of the shard. Raises Unavailable if it is remote and cannot be downloaded."""
         if not self.files[number].remote:
             return ShardReader(Path(self.files[number].url), channels)
         self._start()
@@ -128,7 +128,7 @@ class Shards:
             raise
 
     def expect(self, owner: int, numbers: Sequence[int]) -> None:
-        """Says which shards `owner` will open, in the order of need; replaces what it said before."""
+        """Announces which shards `owner` will open, in order; replaces its previous announcement."""
         if self.cache is None:
             return
         remote = [number for number in numbers if self.files[number].remote]
@@ -139,7 +139,7 @@ class Shards:
             self._start()
 
     def done(self, number: int) -> None:
-        """A reader is closed: a consumed shard is deleted, unless it is wanted again soon or all have room."""
+        """Called when a reader is closed: deletes the shard unless it is needed again soon or all shards fit."""
         key = self._keys[number]
         with self._slot.lock:
             self._slot.release(key)
@@ -149,7 +149,7 @@ class Shards:
             self._slot.changed.notify_all()
 
     def close(self) -> None:
-        """Ends what goes on in the background; who waits for a shard gets Stopped."""
+        """Ends background downloads; anyone waiting for a shard gets Stopped."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -170,9 +170,9 @@ class Shards:
         self.close()
 
     def _await(self, number: int) -> None:
-        """Returns when the shard is in the cache; raises Unavailable or Stopped. Holds the lock."""
-        began = said = time.monotonic()
-        pause_s = SAY_AFTER_S
+        """Returns when the shard is in the cache; raises Unavailable or Stopped. The caller holds the lock."""
+        began = logged = time.monotonic()
+        pause_s = LOG_AFTER_S
         while not self._slot.has(self._keys[number]):
             if self._stopping.is_set():
                 raise Stopped
@@ -182,22 +182,22 @@ class Shards:
                 self.unavailable += 1
                 raise Unavailable(reason, gone=True)
             self._failed.pop(number, None)
-            if now - said >= pause_s:
-                said, pause_s = now, min(2 * pause_s, 300.0)
-                self._say_slow(number, now - began)
+            if now - logged >= pause_s:
+                logged, pause_s = now, min(2 * pause_s, 300.0)
+                self._log_slow(number, now - began)
             self._slot.changed.wait(0.5)
 
-    def _say_slow(self, number: int, waited_s: float) -> None:
+    def _log_slow(self, number: int, waited_s: float) -> None:
         name, size = self.files[number].name, self.files[number].bytes
         of = f" of {size / 1e6:.0f}" if size else ""
         if number in self._fetching:
             partial, since = self._fetching[number]
             have = partial.stat().st_size / 1e6 if partial.exists() else 0.0
             rate = have / max(time.monotonic() - since, 1e-3)
-            how = f"{have:.0f}{of} MB are here, {rate:.1f} MB/s"
+            how = f"downloaded {have:.0f}{of} MB, {rate:.1f} MB/s"
         else:
-            how = "it is not being fetched yet: the cache has no room"
-        logger.warning("waiting for shard %s for %.0f s now: %s", name, waited_s, how)
+            how = "not being downloaded yet, because the cache is full"
+        logger.warning("waiting for shard %s for %.0f s: %s", name, waited_s, how)
 
     def _start(self) -> None:
         if self._threads or self._stopping.is_set():
@@ -219,7 +219,7 @@ class Shards:
             self._fetch(number)
 
     def _next_job(self) -> int | None:
-        """The shard to fetch now, room for it reserved: those that are waited for first, then by need."""
+        """Chooses the shard to download now and reserves space: first those being waited for, then in order of need."""
         if self._stopping.is_set():
             return None
         waited = [number for number, count in self._waited_for.items() if count > 0]
@@ -232,19 +232,19 @@ class Shards:
                 if number not in waited:
                     return None
                 if self._fetching:
-                    continue  # there will be room when one of them is done
-                self._say_over(number, size)
+                    continue  # space will be free when one of them is done
+                self._log_over_budget(number, size)
             self._fetching[number] = (self._slot.reserve(key, size), time.monotonic())
             return number
         return None
 
     def _order(self) -> list[int]:
-        """What is wanted, by need: the first of every owner, then the second."""
+        """Announced shards in order of need: the first of every owner, then the second, and so on."""
         longest = max(map(len, self._wanted.values()), default=0)
         return [wanted[place] for place in range(longest) for wanted in self._wanted.values() if place < len(wanted)]
 
     def _make_room(self, size_bytes: int, order: Sequence[int], urgent: bool) -> bool:
-        """Deletes until so much more fits: what nobody wants, and if it is urgent what is wanted last."""
+        """Deletes idle shards until `size_bytes` more fit: unneeded ones, and if urgent those needed last."""
         need = {self._keys[number]: place for place, number in reversed(list(enumerate(order)))}
         while not self._slot.fits(size_bytes):
             idle = self._slot.idle()
@@ -279,22 +279,22 @@ class Shards:
             self._slot.changed.notify_all()
 
     def _sized(self, number: int, size_bytes: int) -> None:
-        """The size of a shard that no list knew: makes room for it."""
+        """Called when the size of a shard becomes known during download: frees space for it."""
         key = self._keys[number]
         with self._slot.lock:
             self._slot.resize(key, size_bytes)
             if not self._make_room(0, self._order(), urgent=True):
-                self._say_over(number, size_bytes)
+                self._log_over_budget(number, size_bytes)
 
-    def _say_over(self, number: int, size_bytes: int) -> None:
+    def _log_over_budget(self, number: int, size_bytes: int) -> None:
         logger.warning(
-            "%s: with its %.2f GB the cache is over its %.2f GB: raise --data.cache_gb, or lower --data.streams",
+            "%s: its %.2f GB exceed the cache's budget of %.2f GB: raise --data.cache_gb, or lower --data.streams",
             *(self.files[number].url, size_bytes / 1e9, self._slot.budget_bytes / 1e9),
         )
 
 
 class _FetchedReader(ShardReader):
-    """A reader that gives the shard back to the cache when it is closed."""
+    """A reader that releases the shard to the cache when it is closed."""
 
     def __init__(self, shards: Shards, number: int, path: Path, channels: int | None) -> None:
         self._give_back = lambda: shards.done(number)
@@ -307,7 +307,7 @@ class _FetchedReader(ShardReader):
 
 
 def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int, interleave: int = 1) -> None:
-    """ValueError where the cache cannot hold what `streams` streams of this process read at once."""
+    """ValueError if the cache cannot hold what `streams` streams of this process read at once."""
     largest = sum(max((file.bytes or 0 for file in source.files if file.remote), default=0) for source in sources)
     names = [file.url for source in sources for file in source.files if file.remote]
     needed = largest * streams * interleave
@@ -317,5 +317,5 @@ def check_budget(sources: Sequence[Source], streams: int, budget_bytes: int, int
         raise ValueError(
             f"{names[0]}: the shard cache of {budget_bytes / 1e9:g} GB (--data.cache_gb) is too small: shards of "
             f"{largest / len(sources) / 1e9:.2g} GB are read at once by the {at_once}, so it needs "
-            f"{needed / 1e9:.3g} GB; give more, or fewer --data.streams (or --data.interleave)"
+            f"{needed / 1e9:.3g} GB; raise it, or lower --data.streams (or --data.interleave)"
         )

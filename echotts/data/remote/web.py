@@ -1,6 +1,6 @@
-"""One GET over HTTP: a body from a byte onwards, redirects, and what a refusal means.
+"""A GET request over HTTP: a body from a byte offset on, redirects, and the meaning of error responses.
 
-The only module of this room that speaks HTTP itself. Nothing is tried twice here (fetch.py does that).
+The only module of this package that uses HTTP itself. It does not retry (fetch.py does).
 """
 
 import email.utils
@@ -17,14 +17,14 @@ from urllib.parse import quote, urlsplit
 
 from echotts import __version__
 
-TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # a connection that failed, in whatever words
+TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # raised by failed connections
 GONE = (404, 410)
-SAFE = "%/:=&?~#+!$,;'@()*[]"  # in paths and queries, which may be percent-encoded already
+SAFE = "%/:=&?~#+!$,;'@()*[]"  # kept in paths and queries, which may already be percent-encoded
 MAX_DIGITS = 18
 
 
 class Unavailable(OSError):
-    """A file is unavailable. `gone` where a retry is pointless; `wait_s` is what the server asks for."""
+    """A file is unavailable. `gone` if a retry is pointless; `wait_s` is the wait requested by the server."""
 
     def __init__(self, reason: str, gone: bool = False, wait_s: float = 0.0, status: int | None = None) -> None:
         super().__init__(reason)
@@ -35,7 +35,7 @@ class Unavailable(OSError):
 
 @runtime_checkable
 class Body(Protocol):
-    """An answer that is being read: where in the file it starts, and how long the whole file is, in bytes."""
+    """A response being read: the offset where it starts, and the size of the whole file, in bytes."""
 
     start: int
     total: int | None
@@ -47,10 +47,10 @@ class Body(Protocol):
 
 
 class WebBody:
-    """The answer to `GET url` from byte `start` on, as far as the server went along with that.
+    """The response to `GET url` from byte `start` on, as far as the server supports that.
 
-    With `version` a file that changed since then is sent from its beginning. `end` asks for bytes before it only.
-    Raises Unavailable for a refusal, one of TRANSPORT_ERRORS where there is no answer.
+    With `version`, a file that has changed since then is sent from its beginning. `end` requests only the bytes before
+    it. Raises Unavailable for an error response, one of TRANSPORT_ERRORS if there is no response.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class WebBody:
         self.version = tag if tag and not tag.startswith("W/") else None
 
     def read(self, limit_bytes: int) -> bytes:
-        return self._response.read1(limit_bytes)  # what is there: a pause must not cost what came before it
+        return self._response.read1(limit_bytes)  # returns what has arrived, so that a stall does not lose it
 
     def close(self) -> None:
         self._response.close()
@@ -103,9 +103,9 @@ class WebBody:
 
 
 def ascii_url(url: str) -> str:
-    """The address as HTTP takes it: blanks and letters beyond ASCII are percent-encoded, hosts written in IDNA.
+    """The URL in ASCII: spaces and non-ASCII characters are percent-encoded, host names use IDNA.
 
-    Raises Unavailable, for good, where it is none: control characters, no host.
+    Raises Unavailable (permanent) for an invalid URL: control characters, no host.
     """
     parts, host = None, ""
     try:
@@ -114,17 +114,17 @@ def ascii_url(url: str) -> str:
     except (ValueError, UnicodeError):
         pass
     if parts is None or not host or any(ord(letter) < 32 or ord(letter) == 127 for letter in url):
-        raise Unavailable(f"{url!r}: is not an address that can be asked for", gone=True)
+        raise Unavailable(f"{url!r}: is not a valid URL", gone=True)
     return parts._replace(netloc=host, path=quote(parts.path, SAFE), query=quote(parts.query, SAFE)).geturl()
 
 
 def _size(digits: str) -> int | None:
-    """A number of bytes in a header; None where it is none that a file could have."""
+    """A number of bytes in a header; None if it is not a plausible size."""
     return int(digits) if digits.isdigit() and len(digits) <= MAX_DIGITS else None
 
 
 def asked_wait_s(headers: Message, now: float | None = None) -> float:
-    """The seconds that a server asks to wait: Retry-After (seconds or a date), `RateLimit: ...;r=0;t=55`, 0 without."""
+    """The wait in seconds requested by Retry-After (seconds or a date) or `RateLimit: ...;r=0;t=55`; 0 without."""
     after = headers.get("Retry-After", "").strip()
     if after.isdigit():
         return float(after)
@@ -151,7 +151,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Unavailable:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Credentials go to the host they are for: a redirect to a store of files elsewhere carries its own."""
+    """Drops credentials when a redirect leads to another host; redirects to file stores carry their own."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -161,7 +161,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS, proxies of the environment, redirects: no files and no FTP, wherever a redirect may point."""
+    """Supports HTTP, HTTPS, proxies from the environment and redirects, but no file: or ftp: URLs."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,

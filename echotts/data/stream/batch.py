@@ -1,4 +1,4 @@
-"""Samples to a batch of static shape: latents padded with silence, texts and references padded and masked."""
+"""Collates samples into a batch of static shape: latents padded with silence, texts and references with zeros."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from jaxtyping import Float
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample
 from echotts.latents import UNSCALED, LatentScale
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Batch:
-    """What a train step reads; a pytree. Masks are True where there is something.
+    """The input of a train step, as a pytree. Masks are True where there is data.
 
-    Leaves are untyped because a pytree also carries shardings, shapes and tracers in their place.
+    Leaves are untyped because a pytree may also hold shardings, shapes or tracers in their place.
     """
 
-    latent: Any  # (b, t, c) float32, silence behind the end
+    latent: Any  # (b, t, c) float32, padded with silence
     latent_mask: Any  # (b, t) bool
-    text_ids: Any  # (b, n) int32, BOS first, 0 behind the end
-    text_mask: Any  # (b, n) bool, True for BOS
-    speaker_latent: Any  # (b, m, c) float32, zeros behind the end
-    speaker_mask: Any  # (b, m) bool, nowhere True for a sample without a reference
+    text_ids: Any  # (b, n) int32, starts with BOS, padded with 0
+    text_mask: Any  # (b, n) bool, includes BOS
+    speaker_latent: Any  # (b, m, c) float32, padded with zeros
+    speaker_mask: Any  # (b, m) bool, all False for a sample without a reference
 
 
 def collate(
@@ -38,11 +38,11 @@ def collate(
     reference_frames: int,
     scale: LatentScale = UNSCALED,
 ) -> tuple[Batch, list[str]]:
-    """Arrays of the bucket's shape, and the samples' names in row order.
+    """Arrays in the shape of the bucket, and the samples' names in row order.
 
-    A latent ends in the silence of the same place of the clock (repeated when `silence` is shorter), because
-    silence is not the zero vector and the network has no padding mask: it learns to end in what it is padded with.
-    A reference is cut to its first `reference_frames`. All three come out as `scale` normalises them. ValueError for
+    A latent is padded with `silence` from the same frame number on (repeated if too short): silence is not the zero
+    vector, and since the network has no padding mask it learns to end with whatever the padding is. References are
+    cropped to their first `reference_frames`. Latents, references and silence are normalised by `scale`. ValueError for
     a sample that does not fit the bucket.
     """
     rows, channels = len(samples), silence.shape[1]

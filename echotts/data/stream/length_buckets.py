@@ -1,4 +1,4 @@
-"""Length buckets: how many samples belong to each, and which ones pad a data set least."""
+"""Length buckets: the number of samples that belong to each, and the choice of buckets with the least padding."""
 
 import logging
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from echotts.config import Bucket
 from echotts.data.format.shards import ShardReader
 from echotts.data.remote.store import Source
 from echotts.data.stream.order import smallest_bucket
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -17,9 +17,9 @@ SCAN_SHARDS, SCAN_SAMPLES = 16, 128
 
 
 def choose_buckets(lengths: Sequence[tuple[int, int | float]], count: int) -> list[int]:
-    """The latent lengths of at most `count` buckets that pad these samples least; (frames, samples) in any order.
+    """The latent lengths of at most `count` buckets with the least padding; `lengths` are (frames, samples) pairs.
 
-    Dynamic programming over the distinct lengths: cheapest(n lengths, k buckets) = min over the last bucket's first.
+    Dynamic programming over distinct lengths: cost(n lengths, k buckets) = min over where the last bucket starts.
     """
     totals: dict[int, float] = {}
     for frames, samples in lengths:
@@ -43,11 +43,11 @@ def choose_buckets(lengths: Sequence[tuple[int, int | float]], count: int) -> li
 def bucket_counts(
     sources: Sequence[Source], tokenizer: Tokenizer, buckets: Sequence[Bucket]
 ) -> tuple[list[float], bool]:
-    """How many samples belong to each bucket, and whether that is known of all samples or of some.
+    """The number of samples per bucket, and whether it covers all samples or only some.
 
-    From each source's lengths, or a scan of a few samples of a few local shards; sources count by their weights. It
-    depends on nothing but the sources, so every process finds the same. Where only some samples are known the
-    largest bucket gets a little more, so that what was missed finds a place.
+    It comes from each source's length histogram, or from a scan of a few samples of a few local shards; sources count
+    by their weights. It depends only on the sources, so all processes agree. If only some samples are known, the
+    largest bucket gets a little more, so that unseen long samples fit.
     """
     if len(buckets) == 1:
         return [1.0], True
@@ -58,7 +58,7 @@ def bucket_counts(
         own[-1] += 0 if all_known else 1
         whole &= all_known
         counts += own if len(sources) == 1 else source.weight * own / max(own.sum(), 1)
-    logger.info("samples of each length bucket: %s", " ".join(f"{count:.6g}" for count in counts))
+    logger.info("samples per length bucket: %s", " ".join(f"{count:.6g}" for count in counts))
     return counts.tolist(), whole
 
 
@@ -74,7 +74,7 @@ def _from_scan(source: Source, tokenizer: Tokenizer, buckets: Sequence[Bucket]) 
     files, counts = source.files, np.zeros(len(buckets))
     whole = len(files) <= SCAN_SHARDS
     for file in [files[i * len(files) // SCAN_SHARDS] for i in range(SCAN_SHARDS)] if not whole else files:
-        if file.remote:  # its head has been looked at, and nothing in it was usable
+        if file.remote:  # its head was already read, and had no usable sample
             return counts, False
         with ShardReader(file.url) as reader:
             stride = max(1, -(-len(reader) // SCAN_SAMPLES))
@@ -90,6 +90,6 @@ def _scan_bucket(reader: ShardReader, place: int, tokenizer: Tokenizer, buckets:
     try:
         sample = reader.sample(place)
         tokens = len(tokenizer.encode(sample.text, buckets[-1].tokens))
-    except ValueError:  # the stream will meet it again and say what is wrong
+    except ValueError:  # the stream will meet it again and report the error
         return None
     return smallest_bucket(buckets, len(sample.latent), tokens)

@@ -1,4 +1,4 @@
-"""A data set opened for training: its shards, the cache of those that are elsewhere, and the stream over them."""
+"""Opens a dataset for training: its shards, the cache of remote ones, and the stream over them."""
 
 import resource
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from echotts.data.remote.store import AHEAD_UNITS, Shards, check_budget
 from echotts.data.stream.order import Rows
 from echotts.data.stream.stream import Stream, choose_lanes
 from echotts.latents import LatentScale
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
-OTHER_FILES = 512  # that a training has open beside its shards
+OTHER_FILES = 512  # open files of a training other than shards
 
 
 def open_stream(
@@ -26,11 +26,11 @@ def open_stream(
     *,
     beside: Stream | None = None,
 ) -> Stream:
-    """The stream of a data set; the rows of a batch that are this process's, None: all of them.
+    """The stream of a dataset. `own_rows` are this process's rows of a batch, None means all.
 
-    `beside` is the stream of the run that this one goes with: it shares the cache and the scale of latents, and
-    fetches nothing ahead. ValueError where the cache is too small for the shards, or the data do not say the
-    statistics that `config.latent_scale` asks for.
+    `beside` is the training stream that this one (held-out data) accompanies: it shares cache and latent scale, and
+    nothing is prefetched. ValueError if the cache is too small for the shards, or the dataset lacks the statistics that
+    `config.latent_scale` needs.
     """
     cache = beside.shards.cache if beside else None
     streams = len(Rows(config.batch_size, config.streams, own_rows).own_streams)
@@ -48,13 +48,13 @@ def open_stream(
 
 
 def _allow_open_files(shards: int) -> None:
-    """Raises this process's limit of open files where so many shards at once would pass it."""
+    """Raises this process's soft limit of open files if that many shards would exceed it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if shards + OTHER_FILES > soft != resource.RLIM_INFINITY:
         if hard != resource.RLIM_INFINITY and shards + OTHER_FILES > hard:
             raise ValueError(
-                f"{shards} shards are open at once, this process may have {hard} files: lower --data.interleave, or "
-                "raise `ulimit -n`"
+                f"{shards} shards are open at once, but this process may open only {hard} files: lower "
+                "--data.interleave, or raise `ulimit -n`"
             )
         resource.setrlimit(resource.RLIMIT_NOFILE, (shards + OTHER_FILES, hard))
 

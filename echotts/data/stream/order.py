@@ -1,15 +1,15 @@
-"""Which sample comes when: everything here is arithmetic on (seed, position), the same in every process.
+"""The order of samples: arithmetic on (seed, position), identical in every process.
 
-The shards are dealt to V virtual streams. Where there are fewer shards than streams, each is cut into `parts`; one
-part of one shard is a unit. All epochs' permutations of the units, one behind the other, are dealt like cards:
-stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted anew in each epoch,
-and its parts are equal shares of that permutation. Each source of a mixture is dealt by itself, and every stream
-takes its samples from them in turns that follow the weights.
+The shards are distributed over V virtual streams. If there are fewer shards than streams, each shard is split into
+`parts`; one part of one shard is a unit. The permutations of the units of all epochs are concatenated and dealt
+round-robin: stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted anew in
+each epoch, and its parts are equal shares of that permutation. Each source of a mixture is distributed separately, and
+every stream alternates between its sources according to the weights.
 
-A batch of B rows is dealt to g = gcd(B, V) groups of neighbouring streams, B/g rows a step to each; inside a group
-the streams take turns. So with B a multiple of V every stream gives B/V rows to every batch; with V a multiple of
-B every row has V/B streams that take turns step by step. A row is a function of its number in the global batch, the
-seed and the step; which process owns it (training/mesh.py) changes nothing in it.
+A batch of B rows is divided into g = gcd(B, V) groups of neighbouring streams, with B/g rows per step each; within a
+group the streams take turns. So if B is a multiple of V, every stream contributes B/V rows to every batch; if V is a
+multiple of B, every row has V/B streams that take turns by step. A row depends only on its number in the global batch,
+the seed and the step, not on which process owns it (training/mesh.py).
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from collections.abc import Iterator, Sequence
 
 from echotts.config import Bucket
 
-# Large buckets are chosen this much more often than their samples come (see bucket_thresholds): a little where the
-# lengths of all samples are known, more where they were estimated.
+# Long buckets are chosen this much more often than their samples occur (see bucket_thresholds): slightly if the lengths
+# of all samples are known, more if they were estimated.
 HEADROOM, ESTIMATE_HEADROOM = 1.02, 1.1
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it, modulo 2^64, are spread most evenly
 _ROOT_OF_2 = 0x6A09E667F3BCC909  # 2^64 times the fractional part of the square root of 2
@@ -28,7 +28,7 @@ _WORD = 1 << 64
 
 
 def hash_int(*parts: int | str) -> int:
-    """64 bits that depend on every part and on nothing else: no library's generator, no version of it."""
+    """A 64-bit hash of the parts, independent of any library's generator or version."""
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
@@ -56,7 +56,7 @@ class Order:
         return (stream + ordinal * self.streams) // self.units
 
     def places(self, stream: int, ordinal: int, samples: int) -> list[int]:
-        """The places in its shard of the unit's samples, in reading order; the shard holds `samples`."""
+        """The indices of the unit's samples within its shard of `samples`, in reading order."""
         shard, part = self.unit(stream, ordinal)
         epoch = self.epoch(stream, ordinal)
         shuffled = sorted(
@@ -75,14 +75,14 @@ class Order:
 
 
 class Rows:
-    """Which virtual stream fills which row of the global batch, and which of its rows this process owns.
+    """Maps virtual streams to rows of the global batch, and says which rows this process owns.
 
-    Rows are numbered over the global batch. A process may own any of them: on a TPU slice the rows of a host are
-    seldom neighbours. Where a group's rows lie on several processes, each of them reads the whole group.
+    Rows are numbered over the global batch. A process may own any of them: on a TPU slice the rows of a host are often
+    not contiguous. If a group's rows lie on several processes, each of them reads the whole group.
     """
 
     def __init__(self, batch_size: int, streams: int, own: Sequence[int] | None = None) -> None:
-        """`own` are this process's row numbers; None: all of them. ValueError for a row that is not in the batch."""
+        """`own` are this process's row numbers, None means all. ValueError for rows outside of the batch."""
         self.own = range(batch_size) if own is None else sorted(own)
         if not self.own or len(set(self.own)) != len(self.own) or not 0 <= self.own[0] <= self.own[-1] < batch_size:
             raise ValueError(f"rows {list(self.own)} are not rows of a batch of {batch_size}")
@@ -105,7 +105,7 @@ class Rows:
         return [stream for group in self.own_groups for stream in range(group * size, (group + 1) * size)]
 
     def at(self, step: int) -> Iterator[tuple[int, bool]]:
-        """(virtual stream, whether the row is this process's) for each row to draw at a step, in row order."""
+        """(virtual stream, whether this process owns the row) for each row to draw at a step, in row order."""
         turn, own = step * self.rows_per_group, set(self.own)
         for row in self._drawn:
             group, place = divmod(row, self.rows_per_group)
@@ -113,7 +113,7 @@ class Rows:
 
 
 class Mixture:
-    """From which source a virtual stream takes its next sample: a Weyl sequence over the weights' shares."""
+    """The source of each sample of a virtual stream: a Weyl sequence over the weights' shares."""
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:
         self.seed = seed
@@ -128,15 +128,15 @@ class Mixture:
 
 
 def lane_at(turn: int, lanes: int) -> int:
-    """From which of the shards that a stream interleaves its sample number `turn` comes: each gets its share.
+    """Which of the shards interleaved by a stream its sample number `turn` comes from; each gets an equal share.
 
-    A Weyl sequence too, over another irrational number than the mixture's, so that every source uses all its lanes.
+    Also a Weyl sequence, with another irrational number than the mixture's, so that every source uses all its lanes.
     """
     return (turn * _ROOT_OF_2) % _WORD * lanes // _WORD
 
 
 class Promotion:
-    """A share of the samples goes into a longer bucket than theirs, so that the model learns to end in any window."""
+    """Moves a share of the samples to a longer bucket than theirs, so that the model learns to end in any window."""
 
     def __init__(self, share: float, buckets: int, seed: int) -> None:
         self.share = share
@@ -144,13 +144,13 @@ class Promotion:
         self.seed = seed
 
     def bucket(self, own: int, *sample: int) -> int:
-        """The bucket of a sample whose own is `own`: that or, by the hash of `sample`, one of the longer ones."""
+        """The bucket of a sample whose own is `own`: the same or, by the hash of `sample`, a longer one."""
         if own + 1 >= self.buckets or hash_int(self.seed, "longer", *sample) >= self.share * _WORD:
             return own
         return own + 1 + hash_int(self.seed, "how long", *sample) % (self.buckets - own - 1)
 
     def counts(self, own: Sequence[int | float]) -> list[float]:
-        """How many samples come to each bucket, of how many each has as its own."""
+        """The number of samples in each bucket after promotion, given those that belong there."""
         counts = [float(count) for count in own]
         for bucket, count in enumerate(own[:-1]):
             moved = self.share * count
@@ -161,7 +161,7 @@ class Promotion:
 
 
 class BucketSchedule:
-    """The bucket of each step: a Weyl sequence over the wanted shares, so that they hold over any short span."""
+    """The bucket of each step: a Weyl sequence over the target shares, which keeps them over any short span."""
 
     def __init__(self, counts: Sequence[int | float], seed: int, headroom: float = HEADROOM) -> None:
         """`counts` are the samples that belong to each bucket, shortest first; only their ratios matter."""
@@ -175,11 +175,11 @@ class BucketSchedule:
 
 
 def bucket_thresholds(counts: Sequence[int | float], headroom: float = HEADROOM) -> list[float]:
-    """Bucket k is chosen for u in [threshold k-1, threshold k), u uniform in [0, 1).
+    """Bucket k is chosen for u in [threshold k-1, threshold k), with u uniform in [0, 1).
 
-    Samples may ride in a larger bucket than theirs, never in a smaller one. So buckets k and above are chosen
-    `headroom` times as often as samples of k and above come: their queue then shrinks on average, however long
-    the run, and the spare places carry shorter samples.
+    A sample may go into a larger bucket than its own, never into a smaller one. So buckets k and above are chosen
+    `headroom` times as often as samples of k and above arrive: their queue then shrinks on average, however long the
+    run, and spare rows are filled with shorter samples.
     """
     total = sum(counts)
     if total <= 0:
@@ -188,7 +188,7 @@ def bucket_thresholds(counts: Sequence[int | float], headroom: float = HEADROOM)
 
 
 def smallest_bucket(buckets: Sequence[Bucket], frames: int, tokens: int) -> int | None:
-    """Index of the first bucket that fits, None when none does."""
+    """Index of the first bucket that fits, None if none does."""
     for index, bucket in enumerate(buckets):
         if frames <= bucket.frames and tokens <= bucket.tokens:
             return index

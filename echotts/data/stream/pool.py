@@ -1,14 +1,13 @@
-"""One virtual stream: reads its units in order, holds back a pool of samples, draws from it.
+"""One virtual stream: reads its units in order into a pool of samples and draws from the pool.
 
-The pool mixes the samples of neighbouring shards, and it sorts by length: samples lie by the bucket they belong to, a
-draw takes one of the bucket that the step asks for or, when there is none, of the next shorter one (a batch may carry
-shorter samples, never longer ones), and the stream reads on until the pool is full again. Where a stream reads several
-shards by turns, a draw avoids those that the batch before took from. Pools are bounded: where a
-stream finds nothing short enough among CROWD_SAMPLES (shards sorted by length do that), long samples are let go,
-counted as `crowded_out`.
+The pool mixes the samples of neighbouring shards and sorts them by bucket. A draw takes a sample of the bucket of the
+step or, if there is none, of the next shorter one (a batch may contain shorter samples, never longer ones), and the
+stream reads on until the pool is full again. Where a stream reads several shards alternately, a draw avoids the shards
+of the previous batch. Pools are bounded: if a stream finds nothing short enough among CROWD_SAMPLES (as with shards
+sorted by length), long samples are dropped and counted as `crowded_out`.
 
-Too long samples and texts are rejected and counted, not cropped: a cut recording under its whole text teaches the
-model to swallow words. References are cropped to their beginning.
+Samples with too many frames or too long a text are rejected and counted, not cropped: cropped speech under the whole
+text would teach the model to swallow words. References are cropped to their beginning.
 """
 
 from collections import Counter
@@ -23,41 +22,41 @@ from echotts.data.remote.store import Shards
 from echotts.data.remote.web import Unavailable
 from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, lane_at, smallest_bucket
 from echotts.rundir.rejections import Fault, Rejected, Rejections
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 CROWD_SAMPLES = 256
-BARREN_ROUNDS = 20  # a stream that finds nothing usable in so many times all units gives up
+BARREN_ROUNDS = 20  # passes over all units without a usable sample before a stream gives up
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What all virtual streams of a process share and none changes."""
+    """What all virtual streams of a process share. Immutable."""
 
     shards: Shards
-    orders: tuple[Order, ...]  # one of each source
+    orders: tuple[Order, ...]  # one per source
     mixture: Mixture
-    lengthening: Promotion
+    promotion: Promotion
     seed: int
     buckets: tuple[Bucket, ...]
     tokenizer: Tokenizer
     channels: int
     reference_frames: int
     pool_samples: int
-    lanes: int = 1  # units of a source that a stream reads by turns: lane l has every lanes-th unit from its l-th on
+    lanes: int = 1  # units of a source read alternately; lane l has units l, l + lanes, l + 2 lanes, ...
     rows: int = 1  # samples that a stream gives to a batch, at most
 
     @property
     def apart(self) -> int:
-        """So many draws after one from a unit are from others, where the pool has some: those of the batch before.
+        """How many draws after one from a unit avoid that unit, if the pool has others: those of a batch.
 
-        Never more than half of the lanes, or what is left to choose from would come round like a clock.
+        At most half of the lanes, or what is left to choose from would come in a fixed cycle.
         """
         return min(2 * self.rows - 1, self.lanes // 2)
 
 
 @dataclass(frozen=True)
 class _Held:
-    """A sample in a pool, and where it came from: source, unit ordinal and place in its shard."""
+    """A sample in a pool, and its origin: source, unit ordinal, index in its shard."""
 
     source: int
     unit: int
@@ -70,7 +69,7 @@ class _Held:
 
 
 class _Cursor:
-    """Where a stream reads in one source: the unit, and how many of its samples were looked at."""
+    """The position of a stream in one source: the unit, and how many of its samples were read."""
 
     def __init__(self, unit: int = 0, taken: int = 0) -> None:
         self.unit = unit
@@ -91,8 +90,10 @@ class VirtualStream:
         self.index = index
         self.plan = plan
         self.rejections = rejections
-        self.cursors = [_Cursor(lane) for _ in plan.orders for lane in range(plan.lanes)]  # all lanes of a source
-        self.turns = 0  # samples that went into the pool
+        self.cursors = [
+            _Cursor(lane) for _ in plan.orders for lane in range(plan.lanes)
+        ]  # lane by lane for each source
+        self.turns = 0  # samples added to the pool
         self.draws = 0
         self.read = 0
         self.rejected: Counter[str] = Counter()
@@ -120,7 +121,7 @@ class VirtualStream:
         return held.pop().sample
 
     def state(self) -> dict[str, Any]:
-        """Everything that decides what comes next, as plain JSON values."""
+        """Everything that determines the next samples, as plain JSON values."""
         return {
             "cursors": [[cursor.unit, cursor.taken] for cursor in self.cursors],
             "turns": self.turns,
@@ -134,7 +135,7 @@ class VirtualStream:
         }
 
     def expect(self, state: Mapping[str, Any] | None = None) -> None:
-        """Tells the store which shards come next; those of a `state` that is about to be restored, its pool's first."""
+        """Announces the next shards to the store; with a `state` about to be restored, those of its pool first."""
         units = sorted({item[:2] for held in state["pool"] for item in _triples(held)}) if state else []
         cursors = state["cursors"] if state else [(cursor.unit, cursor.taken) for cursor in self.cursors]
         for depth in range(self.plan.shards.ahead + 1):
@@ -144,7 +145,7 @@ class VirtualStream:
         self.plan.shards.expect(self.index, list(dict.fromkeys(self._shard(source, unit) for source, unit in units)))
 
     def restore(self, state: Mapping[str, Any], accept_changed: bool = False) -> None:
-        """Takes the place that `state` describes and reads the pool's samples again."""
+        """Moves to the position in `state` and reads the pool's samples again."""
         self.close()
         self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
         self.turns, self.draws = state["turns"], state["draws"]
@@ -174,7 +175,7 @@ class VirtualStream:
         return sum(map(len, self.pool))
 
     def _give_up(self, number: int, began: int, lack: str) -> None:
-        """ValueError where the cursor of this number has gone through its source so often since its unit `began`."""
+        """ValueError if a cursor has passed through its source too often since the unit `began`."""
         source = number // self.plan.lanes
         if self.cursors[number].unit > began + BARREN_ROUNDS * self.plan.orders[source].units:
             shards = self.plan.shards
@@ -185,7 +186,7 @@ class VirtualStream:
             )
 
     def _read_one(self) -> None:
-        """Reads on to the next usable sample of the source whose turn it is and adds it to the pool."""
+        """Reads up to the next usable sample of the source whose turn it is and adds it to the pool."""
         source = self.plan.mixture.at(self.index, self.turns)
         number = source * self.plan.lanes + lane_at(self.turns, self.plan.lanes)
         cursor = self.cursors[number]
@@ -205,7 +206,7 @@ class VirtualStream:
             self._give_up(number, began, "no usable sample")
 
     def _begin_unit(self, source: int, cursor: _Cursor) -> bool:
-        """Opens the shard where the cursor stands. Where it cannot be had the cursor moves on: False."""
+        """Opens the shard at the cursor. If it is unavailable, moves the cursor on and returns False."""
         order = self.plan.orders[source]
         try:
             cursor.reader = self._open(source, cursor.unit)
@@ -220,7 +221,7 @@ class VirtualStream:
         return True
 
     def _take(self, source: int, cursor: _Cursor, place: int) -> bool:
-        """Adds the sample to the pool, or counts why not."""
+        """Adds the sample to the pool, or counts why it was rejected."""
         reader = cursor.reader
         assert reader is not None
         self.read += 1
@@ -231,7 +232,7 @@ class VirtualStream:
         except Rejected as fault:
             self._reject(fault.cause, reader.shard, reader.key(place), fault.detail)
             return False
-        bucket = self.plan.lengthening.bucket(bucket, self.index, source, cursor.unit, place)
+        bucket = self.plan.promotion.bucket(bucket, self.index, source, cursor.unit, place)
         self.pool[bucket].append(_Held(source, cursor.unit, place, self._cropped(sample)))
         return True
 
@@ -249,7 +250,7 @@ class VirtualStream:
         return bucket
 
     def _cropped(self, sample: Sample) -> Sample:
-        """Only as much of the reference as a batch takes: references may be minutes long."""
+        """Keeps only as much of the reference as a batch uses: references may be minutes long."""
         limit = self.plan.reference_frames
         if sample.reference is None or len(sample.reference) <= limit:
             return sample
@@ -258,7 +259,7 @@ class VirtualStream:
     def _crowd_out(self) -> None:
         crowd = next(held for held in reversed(self.pool) if held)
         sample = crowd.pop(0).sample
-        self._reject("crowded_out", sample.shard, sample.key, f"{len(sample.latent)} frames wait while short ones lack")
+        self._reject("crowded_out", sample.shard, sample.key, f"{len(sample.latent)} frames, short samples are lacking")
 
     def _count_faults(self, reader: ShardReader) -> None:
         self.read += len(reader.tar.faults)
@@ -266,7 +267,7 @@ class VirtualStream:
         self.rejections.opened(reader.shard, reader.tar.faults)
 
     def _skip(self, source: int, unit: int, error: Unavailable) -> None:
-        """Counts a shard that could not be had: its samples are left out, nothing else changes."""
+        """Counts an unavailable shard: its samples are skipped, nothing else changes."""
         self.read += 1
         self.rejected["shard_unavailable"] += 1
         name = self.plan.shards.files[self._shard(source, unit)].name
@@ -290,11 +291,11 @@ class VirtualStream:
             if accept_changed:
                 return None
             raise ValueError(
-                f"{reader.tar.path}: sample {place} was there when the state was saved and is not now ({error}): "
+                f"{reader.tar.path}: sample {place} existed when the state was saved and does not now ({error}): "
                 "the shard has changed, start a new run"
             ) from None
 
 
 def _triples(held: Sequence[int]) -> list[tuple[int, int, int]]:
-    """The flat numbers of a state as (source, unit, place)."""
+    """The flat numbers of a state as (source, unit, index)."""
     return list(zip(held[::3], held[1::3], held[2::3], strict=True))

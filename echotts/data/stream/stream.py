@@ -1,11 +1,11 @@
-"""The endless, shuffled stream of batches: a pure function of (seed, step), whatever the number of processes.
+"""The endless, shuffled stream of batches: a pure function of (seed, step), independent of the number of processes.
 
-`order` says which sample comes when, `pool` how a virtual stream reads and draws, `store` where shards come from. A
-bucket is chosen for each step and every row of the global batch asks its stream for a sample of that bucket.
+`order` determines which sample comes when, `pool` how a virtual stream reads and draws, `store` where shards come from.
+A bucket is chosen for each step, and every row of the global batch draws a sample of that bucket from its stream.
 
-The state is JSON: per stream where it reads, how many samples it has drawn, and where in the shards the samples of
-its pool lie, so that restoring reads exactly those again. It says nothing of processes: any process count that
-divides the streams can go on from it.
+The state is JSON: for each virtual stream its read position, its number of draws, and the positions of the samples in
+its pool, so that restoring reads exactly those again. It does not depend on processes: any process count that divides
+the streams can continue from it.
 """
 
 import hashlib
@@ -38,7 +38,7 @@ from echotts.data.stream.order import (
 from echotts.data.stream.pool import StreamPlan, VirtualStream
 from echotts.latents import UNSCALED, LatentScale
 from echotts.rundir.rejections import Rejections
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -48,14 +48,14 @@ READY_RESULTS = 3
 LANES_PER_ROW = 4  # shards that a stream reads by turns, for each sample that it gives to a batch
 
 T = TypeVar("T")
-_OLDER: dict[str, Any] = {"interleave": 1}  # what states say that do not say it
+_OLDER: dict[str, Any] = {"interleave": 1}  # of states that lack these keys
 
 
 class Stream:
-    """Batches without end; `next()` gives the batch, its samples' names in row order, and its bucket.
+    """Endless batches; `next()` returns the batch, its samples' names in row order, and its bucket.
 
-    A process sees its own rows of the global batch; what a row holds does not depend on which process owns it.
-    Loading runs ahead in a background thread; `state()` is always that of the last batch handed out.
+    A process gets its own rows of the global batch; the content of a row does not depend on which process owns it.
+    Loading runs ahead in a background thread; `state()` always belongs to the last batch returned.
     """
 
     def __init__(
@@ -69,11 +69,10 @@ class Stream:
         scale: LatentScale = UNSCALED,
         lanes: int | None = None,
     ) -> None:
-        """`shards` are the same, in the same order, everywhere; they are closed with the stream.
+        """`shards` are identical, in the same order, in all processes; they are closed with the stream.
 
-        `own_rows` are the numbers of this process's rows in the global batch; None: all of them. Batches hold what
-        `scale` makes of the latents and of `silence`. `lanes` shards are read by turns by each stream; None: as many as
-        `choose_lanes` says.
+        `own_rows` are the numbers of this process's rows in the global batch, None means all. Batches hold latents and
+        `silence` normalised by `scale`. Each stream reads `lanes` shards alternately, None means `choose_lanes`.
         """
         _check_buckets(config.buckets)
         self.config = config
@@ -90,7 +89,7 @@ class Stream:
                 for number, source in enumerate(shards.sources)
             ),
             mixture=Mixture([source.weight for source in shards.sources], seed),
-            lengthening=Promotion(config.longer_share, buckets, seed),
+            promotion=Promotion(config.longer_share, buckets, seed),
             seed=seed,
             buckets=config.buckets,
             tokenizer=tokenizer,
@@ -104,17 +103,17 @@ class Stream:
         self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
         counts, whole = bucket_counts(shards.sources, tokenizer, config.buckets)
         headroom = HEADROOM if whole else ESTIMATE_HEADROOM
-        self._schedule = BucketSchedule(self._plan.lengthening.counts(counts), seed, headroom)
+        self._schedule = BucketSchedule(self._plan.promotion.counts(counts), seed, headroom)
         self._step = 0
         self._identity = self._what_must_agree()
         self._state = self._snapshot()
         self._loader: Loader | None = None
 
     def next(self) -> tuple[Batch, list[str], Bucket]:
-        """The batch of the next step; waits for it where loading is slower than its use.
+        """The batch of the next step; waits if loading is slower than training.
 
-        Raises TooManyRejected past the configured share, ValueError where nothing is usable, OSError where a
-        shard cannot be read.
+        Raises TooManyRejected beyond the configured share, ValueError if nothing is usable, OSError if a shard cannot
+        be read.
         """
         if self._loader is None:
             for stream in self._streams.values():
@@ -124,13 +123,13 @@ class Stream:
         return batch, names, bucket
 
     def state(self) -> dict[str, Any]:
-        """JSON-able place behind the last batch of `next()`, of this process's streams (see merge_states)."""
+        """The JSON-serialisable position after the last batch, for this process's streams (see merge_states)."""
         return self._state
 
     def restore(self, state: Mapping[str, Any], accept_changed: bool = False) -> None:
-        """Goes on behind the batch after which `state` was taken. ValueError where data or settings differ.
+        """Continues after the batch at which `state` was taken. ValueError if data or settings differ.
 
-        With `accept_changed` held samples that are gone from their shards are left out.
+        With `accept_changed`, pool samples that no longer exist in their shards are dropped.
         """
         state = {**_OLDER, **state}
         if self.config.interleave is None and state["interleave"] != self._plan.lanes:
@@ -154,7 +153,7 @@ class Stream:
 
     def close(self) -> None:
         """Ends the threads and closes the shards."""
-        self.shards.close()  # first: the loader may be waiting for one
+        self.shards.close()  # first, because the loader may be waiting for one
         self._stop()
         for stream in self._streams.values():
             stream.close()
@@ -184,7 +183,7 @@ class Stream:
         }
 
     def _what_must_agree(self) -> dict[str, Any]:
-        """What must be equal for a state to mean the same. Made once: it takes a second for 100,000 shards."""
+        """What must match for a state to be valid. Computed once: it takes a second for 100,000 shards."""
         names = "\n".join(file.name for file in self.shards.files)
         return {
             "version": STATE_VERSION,
@@ -201,19 +200,19 @@ class Stream:
         }
 
     def _warn_of_shared_reads(self) -> None:
-        """Fewer shards or row groups than the layout wants work, but then several processes read the same shards."""
+        """Warns if several processes read the same shards, because there are too few shards or row groups."""
         several = len(self.rows.own) < self.config.batch_size
         if self.rows.shares_groups:
             logger.warning(
-                "batch_size %d and streams %d make %d groups of %d rows, which the processes cut: shards are read by "
-                "several of them; choose --data.streams as a multiple of the devices",
+                "batch_size %d and streams %d make %d groups of %d rows, which are split between processes, so shards "
+                "are read by several of them; make --data.streams a multiple of the devices",
                 *(self.config.batch_size, self.config.streams, self.rows.groups, self.rows.rows_per_group),
             )
         for source, order in zip(self.shards.sources, self._plan.orders, strict=True):
             if order.parts > 1 and (several or source.files[0].remote):
                 logger.warning(
-                    "%s: %d shards for %d streams: each is cut into %d parts and read by several processes; "
-                    "cut the data into more shards, or lower --data.streams",
+                    "%s: %d shards for %d streams: each is split into %d parts and read by several processes; "
+                    "split the data into more shards, or lower --data.streams",
                     *(source.files[0].url, len(source.files), order.streams, order.parts),
                 )
 
@@ -224,7 +223,7 @@ class Stream:
 
 
 class Loader(Generic[T]):
-    """Calls `produce` again and again in a thread and keeps READY_RESULTS ready."""
+    """Calls `produce` repeatedly in a thread and keeps READY_RESULTS results ready."""
 
     def __init__(self, produce: Callable[[], T]) -> None:
         self._produce = produce
@@ -244,7 +243,7 @@ class Loader(Generic[T]):
         raise self._failure
 
     def stop(self) -> None:
-        """Waits for the call in progress to end and forgets what is ready."""
+        """Waits for the current call to end and discards what is ready."""
         self._stopping.set()
         while self._thread.is_alive():
             try:
@@ -256,7 +255,7 @@ class Loader(Generic[T]):
         while not self._stopping.is_set():
             try:
                 result = (self._produce(),)
-            except BaseException as error:  # handed to whoever waits for the result
+            except BaseException as error:  # raised by `get`
                 self._ready.put(error)
                 return
             self._ready.put(result)
@@ -278,13 +277,13 @@ def choose_lanes(sources: Sequence[Source], config: DataConfig) -> int:
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The states of all processes at one step as one, from which any process count can go on."""
+    """Merges the states of all processes at one step into one, from which any process count can continue."""
     merged: dict[str, Any] = {}
     for state in states:
         if not merged:
             merged = dict(state) | {"streams": {}}
         if state["step"] != merged["step"]:
-            raise ValueError(f"stream states of steps {merged['step']} and {state['step']} do not belong together")
+            raise ValueError(f"stream states are from different steps, {merged['step']} and {state['step']}")
         _compare({name: value for name, value in merged.items() if name not in ("streams", "step")}, state)
         merged["streams"] |= state["streams"]
     return merged
@@ -293,14 +292,16 @@ def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 def _check_buckets(buckets: Sequence[Bucket]) -> None:
     for shorter, longer in itertools.pairwise(buckets):
         if longer.tokens < shorter.tokens:
-            raise ValueError(f"bucket {longer} holds less text than {shorter}: what fits one must fit the next")
+            raise ValueError(
+                f"bucket {longer} holds less text than {shorter}: what fits a bucket must fit the next one"
+            )
 
 
 def _compare(expected: Mapping[str, Any], state: Mapping[str, Any]) -> None:
     different = [
-        f"{name} {state.get(name)!r} there, {value!r} here"
+        f"{name} is {state.get(name)!r} in the state, {value!r} here"
         for name, value in expected.items()
         if state.get(name) != value
     ]
     if different:
-        raise ValueError(f"the stream state is of another run: {'; '.join(different)}")
+        raise ValueError(f"the stream state belongs to another run: {'; '.join(different)}")

@@ -1,10 +1,10 @@
-"""Synthetic speech to train on: text-to-speech systems that say a list of texts in many voices.
+"""Synthetic training speech: text-to-speech systems (teachers) that speak a list of texts in many voices.
 
-| teacher | what it needs | voices |
+| teacher | requirements | voices |
 |---|---|---|
 | kokoro | extra `teachers` (Kokoro-82M as int8 ONNX, misaki's lexica) | five styles, and mixes of them |
 | flite | the program flite | slt, rms, awb, kal, kal16 |
-| festival | the program festival and packages of voices | those installed |
+| festival | the program festival and voice packages | those installed |
 | espeak | extra `teachers` (espeak-ng as a library) | a language and a variant: en-us+f2 |
 """
 

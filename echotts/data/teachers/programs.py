@@ -1,4 +1,4 @@
-"""flite and festival, run as programs."""
+"""flite and festival, run as external programs."""
 
 import shutil
 import subprocess
@@ -20,7 +20,7 @@ FESTIVAL_LICENCES = {
 
 
 class Flite:
-    """CMU Flite with the voices compiled into it; a process a text."""
+    """CMU Flite with its compiled-in voices; one process per text."""
 
     def __init__(self) -> None:
         self._program = _program("flite")
@@ -45,7 +45,7 @@ class Flite:
 
 
 class Festival:
-    """Festival with the voices that are installed; one long-lived process for each voice."""
+    """Festival with the installed voices; one long-lived process per voice."""
 
     def __init__(self) -> None:
         self._program = _program("festival")
@@ -110,7 +110,7 @@ def _read(path: Path, text: str) -> tuple[Samples, int]:
     try:
         samples, rate = soundfile.read(path, dtype="float32")
     except soundfile.SoundFileError:
-        raise ValueError(f"nothing was said for {text!r}") from None
+        raise ValueError(f"no audio was produced for {text!r}") from None
     if not len(samples):
-        raise ValueError(f"only silence was said for {text!r}")
+        raise ValueError(f"empty audio was produced for {text!r}")
     return samples, rate

@@ -1,6 +1,6 @@
-"""Clean speech made into recordings of many kinds: size of the speaker, band, room, bed of noise or music, level.
+"""Augmentation of clean speech: speed, bandwidth, room response, background noise or music, level.
 
-What a codec hears in training ought to be as wide as what people bring. Everything is a function of the generator.
+A codec should train on as wide a range of sounds as it will meet in use. All randomness comes from the generator.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float
 
 from echotts.audio import Samples, measure_loudness
 
-SPEED = (0.86, 1.16)  # played faster or slower: pitch and formants move together, as of a smaller or larger speaker
+SPEED = (0.86, 1.16)  # resampling factors: pitch and formants shift together, as for a smaller or larger speaker
 LEVEL_LUFS = (-36.0, -14.0)
 ROOM_SHARE, BED_SHARE, BAND_SHARE, SPEED_SHARE = 0.35, 0.4, 0.15, 0.6
 REVERBERATION_S = (0.08, 0.6)
@@ -18,7 +18,7 @@ BAND_HZ = (3400.0, 8000.0)
 
 
 def vary(speech: Samples, rate: int, random: np.random.Generator) -> Samples:
-    """Some of the changes above, drawn by `random`; peaks may pass 1."""
+    """Applies a random selection of the augmentations, drawn from `random`; peaks may exceed 1."""
     if random.random() < SPEED_SHARE:
         speech = soxr.resample(speech, rate * random.uniform(*SPEED), rate)
     if random.random() < BAND_SHARE:
@@ -36,7 +36,7 @@ def vary(speech: Samples, rate: int, random: np.random.Generator) -> Samples:
 
 
 def in_room(speech: Samples, rate: int, random: np.random.Generator) -> Samples:
-    """The speech and its echoes: noise that decays by 60 dB in the reverberation time, duller as it goes."""
+    """Adds reverberation: noise that decays by 60 dB within the reverberation time, with damped high frequencies."""
     length = round(random.uniform(*REVERBERATION_S) * rate)
     decay = 10.0 ** (-3.0 * np.arange(length) / length)
     echoes = random.standard_normal(length) * decay
@@ -51,7 +51,7 @@ def in_room(speech: Samples, rate: int, random: np.random.Generator) -> Samples:
 
 
 def noise(length: int, random: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """Noise whose spectrum falls by 0 to 12 dB an octave, sometimes over a hum of the mains."""
+    """Noise with a spectrum falling by 0 to 12 dB per octave, sometimes with mains hum."""
     spectrum = np.fft.rfft(random.standard_normal(length))
     spectrum /= np.maximum(np.arange(len(spectrum)), 1.0) ** random.uniform(0.0, 2.0)
     bed = np.fft.irfft(spectrum, length)
@@ -62,7 +62,7 @@ def noise(length: int, random: np.random.Generator) -> Float[np.ndarray, " n"]:
 
 
 def music(length: int, rate: int, random: np.random.Generator) -> Float[np.ndarray, " n"]:
-    """Chords of a few partials, struck or swelling, one every half second to two seconds."""
+    """Chords with a few partials, with a sharp or soft attack, one every 0.5 to 2 s."""
     bed = np.zeros(length)
     start = 0
     root = random.uniform(50.0, 220.0)

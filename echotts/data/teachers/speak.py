@@ -1,8 +1,8 @@
-"""A list of texts spoken by a teacher: clips in FLAC and the table that describes them.
+"""Speaks a list of texts with a teacher: clips in FLAC and a table that describes them.
 
-Layout: `{output}/{voice}/{number of the text}.flac` and `{output}/metadata.jsonl`, a line a clip with audio, text,
-speaker, language, teacher, voice, licence and duration_s: what `data prepare --source {output}` reads. Texts that a
-teacher cannot say are in `refused.jsonl`. A run that was stopped goes on where it was: what the table lists is done.
+Layout: `{output}/{voice}/{number of the text}.flac` and `{output}/metadata.jsonl`, one line per clip with audio, text,
+speaker, language, teacher, voice, licence and duration_s, the input of `data prepare --source {output}`. Texts that a
+teacher cannot speak are listed in `refused.jsonl`. An interrupted run resumes: clips in the table are skipped.
 """
 
 import json
@@ -20,7 +20,8 @@ import soundfile
 from echotts.audio import HEADROOM_PEAK
 from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.teacher import Teacher, load_teacher
-from echotts.files import atomic_write
+from echotts.files import atomic_write, read_text
+from echotts.strict_json import load_rows
 
 TABLE = "metadata.jsonl"
 REFUSED = "refused.jsonl"
@@ -32,7 +33,7 @@ Progress = Callable[[str, int, int, int], None]  # stage, done, total, refused
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How a list is spoken. `per_text`: so many voices say each text. `hours`: stop at so many hours of sound."""
+    """How to speak a list. `per_text`: number of voices per text. `hours`: stop at this total duration."""
 
     teacher: str
     voices: tuple[str, ...] = ()
@@ -46,10 +47,12 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1.0 / MAX_PACE <= self.pace[0] <= self.pace[1] <= MAX_PACE:
-            raise ValueError(f"pace {self.pace}: two factors between {1 / MAX_PACE} and {MAX_PACE}, the smaller first")
+            raise ValueError(
+                f"pace {self.pace}: give two factors between {1 / MAX_PACE} and {MAX_PACE}, the smaller one first"
+            )
         for name in ("per_text", "processes"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: at least 1 is needed")
+                raise ValueError(f"{name} {getattr(self, name)} must be at least 1")
 
     def enough(self, hours: float) -> bool:
         return self.hours is not None and hours >= self.hours
@@ -57,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip to make; `seed` decides its pace and what is varied."""
+    """One clip to make; `seed` determines its pace and augmentation."""
 
     audio: str
     text: str
@@ -67,7 +70,7 @@ class Job:
 
 @dataclass
 class Summary:
-    """What is in the output folder after a run."""
+    """The contents of the output folder after a run."""
 
     clips: int = 0
     hours: float = 0.0
@@ -75,23 +78,23 @@ class Summary:
 
 
 def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Progress = lambda *_: None) -> Summary:
-    """Speak `texts` into `output`; returns what is there now.
+    """Speaks `texts` into `output`; returns a summary of the folder.
 
-    Raises ValueError for a voice that the teacher does not have, or a folder in which a clip of the same name says
-    something else; ModuleNotFoundError or FileNotFoundError where the teacher is not installed.
+    Raises ValueError for a voice that the teacher does not have, or a folder with a clip of the same name and another
+    text; ModuleNotFoundError or FileNotFoundError if the teacher is not installed.
     """
     teacher = load_teacher(settings.teacher)
     for voice in settings.voices:
         teacher.check(voice)
     jobs = plan(texts, settings.voices or teacher.voices(), settings.per_text, settings.seed)
     output.mkdir(parents=True, exist_ok=True)
-    rows = _read_table(output / TABLE)
-    refused = {row["audio"] for row in _read_table(output / REFUSED)}
+    rows = _table(output / TABLE, "audio", "text", "duration_s")
+    refused = {row["audio"] for row in _table(output / REFUSED, "audio")}
     said = {row["audio"]: row["text"] for row in rows}
     for job in jobs:
         if said.get(job.audio, job.text) != job.text:
             raise ValueError(
-                f"{output / job.audio} says {said[job.audio]!r}, the list has {job.text!r}: choose another folder"
+                f"{output / job.audio} has the text {said[job.audio]!r}, the list {job.text!r}: choose another folder"
             )
     summary = Summary(len(rows), sum(row["duration_s"] for row in rows) / 3600, len(refused))
     todo = [job for job in jobs if job.audio not in said and job.audio not in refused]
@@ -101,33 +104,28 @@ def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Prog
         else:
             summary.clips, summary.hours = summary.clips + 1, summary.hours + row["duration_s"] / 3600
             row["licence"] = teacher.licence(row["voice"])
-        with (output / (REFUSED if "reason" in row else TABLE)).open("a") as table:
+        with (output / (REFUSED if "reason" in row else TABLE)).open("a", encoding="utf-8") as table:
             table.write(json.dumps(row, ensure_ascii=False) + "\n")
         progress(settings.teacher, summary.clips + summary.refused, len(jobs), summary.refused)
     return summary
 
 
 def read_texts(path: Path) -> list[str]:
-    """The lines of a text file, without empty ones. Raises FileNotFoundError, or ValueError for none or no UTF-8."""
-    try:
-        texts = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: is not UTF-8 text (byte {error.start}): a list of texts has a sentence a line"
-        ) from None
+    """The non-empty lines of a text file. Raises FileNotFoundError, or ValueError if there are none or not UTF-8."""
+    texts = [line.strip() for line in read_text(path).split("\n")]
     texts = [text for text in texts if text]
     if not texts:
-        raise ValueError(f"{path}: has no texts: a sentence a line is needed")
+        raise ValueError(f"{path}: contains no texts: give one sentence per line")
     return texts
 
 
 def plan(texts: Sequence[str], voices: Sequence[str], per_text: int, seed: int) -> list[Job]:
-    """Every clip, in an order in which any beginning of the work is a fair sample of the whole.
+    """All clips, in an order in which any prefix is a representative sample of the whole.
 
-    Text i is said by voices i, i + 1, ... of the list, `per_text` of them.
+    Text i is spoken by voices i, i + 1, ... of the list, `per_text` of them.
     """
     if per_text > len(voices):
-        raise ValueError(f"per_text {per_text} with {len(voices)} voices: a voice says a text once")
+        raise ValueError(f"per_text {per_text} exceeds the {len(voices)} voices: a voice speaks a text only once")
     width = len(str(len(texts)))
     jobs = [
         Job(f"{folder_name(voice)}/{number:0{width}d}.flac", text, voice, (seed, number))
@@ -138,14 +136,14 @@ def plan(texts: Sequence[str], voices: Sequence[str], per_text: int, seed: int) 
 
 
 def folder_name(voice: str) -> str:
-    """A voice's name as a folder and a speaker: jf_alpha:60+jm_kumo:40 is jf_alpha-60+jm_kumo-40."""
+    """A voice's name as a folder and speaker name: jf_alpha:60+jm_kumo:40 becomes jf_alpha-60+jm_kumo-40."""
     return re.sub(r"[^\w+.-]", "-", voice)
 
 
 def _work(
     jobs: Sequence[Job], output: Path, settings: Settings, enough: Callable[[], bool]
 ) -> Iterator[dict[str, Any]]:
-    """Rows as they are made, by `settings.processes` processes that each have the teacher."""
+    """Yields table rows as clips are made, by `settings.processes` processes that each load the teacher."""
     remaining = iter(jobs)
     pending: set[Future[dict[str, Any]]] = set()
     context = multiprocessing.get_context("spawn")  # espeak, ONNX and JAX do not survive a fork
@@ -162,7 +160,7 @@ def _work(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_teacher: Teacher  # of a worker process, and the two beside it
+_teacher: Teacher  # globals of a worker process, set by _begin
 _settings: Settings
 _output: Path
 
@@ -173,7 +171,7 @@ def _begin(settings: Settings, output: Path) -> None:
 
 
 def _make(job: Job) -> dict[str, Any]:
-    """Speak one clip and write it; the row of the table, or one with a reason."""
+    """Speaks one clip and writes it; returns its row of the table, or a row with a reason for refusal."""
     random = np.random.default_rng(job.seed)
     try:
         samples, rate = _teacher.say(job.text, job.voice, float(random.uniform(*_settings.pace)))
@@ -183,8 +181,8 @@ def _make(job: Job) -> dict[str, Any]:
         samples = vary(samples, rate, random)
     peak = float(np.abs(samples).max())
     samples = samples * min(1.0, HEADROOM_PEAK / max(peak, 1e-9))
-    with atomic_write(_output / job.audio) as temporary:
-        soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
+    with atomic_write(_output / job.audio) as temporary, temporary.open("wb") as file:
+        soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
     return {
         "audio": job.audio,
         "text": job.text,
@@ -196,11 +194,10 @@ def _make(job: Job) -> dict[str, Any]:
     }
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a table; a last line that was cut off when a run was stopped is taken away."""
-    if not path.is_file():
-        return []
-    whole, mark, cut = path.read_text().rpartition("\n")
-    if cut:
-        path.write_text(whole + mark)
-    return [json.loads(line) for line in whole.splitlines()]
+def _table(path: Path, *needs: str) -> list[dict[str, Any]]:
+    """The rows of a table; an incomplete last line, left by an interrupted run, is removed."""
+    rows = load_rows(path, needs)
+    if path.is_file():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return rows

@@ -101,7 +101,7 @@ def test_weight_norm_folds_back_in_one_and_two_dimensions():
     [
         ({"period_channels": (2, 2)}, "give 5 widths"),
         ({"windows": (50,)}, "multiples of 4"),
-        ({"bands": (0.5, 0.1)}, "rising edges"),
+        ({"bands": (0.5, 0.1)}, "increasing edges"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes: dict, message: str):

@@ -61,7 +61,7 @@ def test_the_discriminators_learn_the_same_whatever_the_codecs_loss_is_made_of()
     state = initial_state(TRAINING)
     other = dataclasses.replace(TRAINING, loss=dataclasses.replace(TRAINING.loss, mel=1.0, feature=0.5))
     first, second = (
-        jax.jit(make_step(training, judged=True))(state, AUDIO, np.float32(np.inf))[0].params
+        jax.jit(make_step(training, adversarial=True))(state, AUDIO, np.float32(np.inf))[0].params
         for training in (TRAINING, other)
     )
     jax.tree.map(np.testing.assert_array_equal, first["discriminators"], second["discriminators"])
@@ -74,7 +74,7 @@ def test_two_thousand_adversarial_steps_stay_finite_with_silent_and_clipped_clip
     training = dataclasses.replace(
         TRAINING, optim=CodecOptim(learning_rate=1e-3, clip_norm=10.0), crops=CropConfig(), batch_size=4, steps=2000
     )
-    step = jax.jit(make_step(training, judged=True), donate_argnums=0)
+    step = jax.jit(make_step(training, adversarial=True), donate_argnums=0)
     state = initial_state(training)
     rng = np.random.default_rng(0)
     time_s = np.arange(training.crop_samples) / SMALL.sample_rate

@@ -6,7 +6,7 @@ Id 0 begins every sequence (BOS) and pads it; a mask tells the two apart.
 import base64
 import io
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import sentencepiece
@@ -106,21 +106,28 @@ class SentencePieceTokenizer:
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
 
-def tokenizer_to_json(tokenizer: Tokenizer) -> dict[str, str]:
-    """JSON-ready: the kind, and for SentencePiece the model in base64."""
+class TokenizerJson(TypedDict):
+    """A tokenizer as checkpoints and exports carry it."""
+
+    kind: str
+    model: NotRequired[str]  # of SentencePiece, base64
+
+
+def tokenizer_to_json(tokenizer: Tokenizer) -> TokenizerJson:
+    """JSON-ready."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return {"kind": tokenizer.kind, "model": base64.b64encode(tokenizer.to_bytes()).decode("ascii")}
     return {"kind": tokenizer.kind}
 
 
-def tokenizer_from_json(value: dict[str, str]) -> Tokenizer:
+def tokenizer_from_json(value: TokenizerJson) -> Tokenizer:
     """The tokenizer that `tokenizer_to_json` described; ValueError names what is wrong with it."""
-    kind = value.get("kind")
+    kind = value["kind"]
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
     if kind == SentencePieceTokenizer.kind:
         try:
-            model_bytes = base64.b64decode(value["model"], validate=True)
+            model_bytes = base64.b64decode(value["model"], validate=True)  # pyright: ignore[reportTypedDictNotRequiredAccess]
         except (KeyError, ValueError) as error:
             raise ValueError("tokenizer of kind 'sentencepiece' has no base64 model") from error
         return SentencePieceTokenizer(model_bytes)

@@ -1,29 +1,28 @@
-"""Which pieces are fit to train on, by sound alone: length, clipping, background, one voice."""
+"""Acoustic quality checks of speech segments: length, clipping, background noise, music, a single voice."""
 
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import Samples
+from echotts.audio import clipped_share
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.segment.pieces import LEAD_S, Piece
 
 FRAME_S = 0.016
-CLIPPED_SHARE = 0.001  # of the samples
-FLAT_TOP_SAMPLES = 3  # at the same extreme: a peak has one, a clipped one several
-QUIET_SHARE = 0.05  # the quietest frames of a piece, between words and sounds, are its background
-MUSIC_SNR_DB = 30.0  # tones in the background quieter than this do not matter
-TONAL_FLATNESS = 0.4  # spectral flatness of music and hum is below, of noise above
+CLIPPED_SHARE = 0.001  # maximum share of clipped samples
+QUIET_SHARE = 0.05  # share of the frames, the quietest ones, that count as background
+MUSIC_SNR_DB = 30.0  # above this SNR, tones in the background are acceptable
+TONAL_FLATNESS = 0.4  # spectral flatness is lower for music and hum, higher for noise
 TONAL_BAND_HZ = (100.0, 4000.0)
 HALVES_S = 3.2  # two windows of the speaker encoder
-SAME_VOICE = 0.6  # cosine of the two halves of a piece with one voice
+SAME_VOICE = 0.6  # minimum cosine of the halves of a piece with one voice
 MAX_SNR_DB = 99.0
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a clip must be like."""
+    """Requirements for a clip."""
 
     min_s: float = 2.0
     max_s: float = 20.0
@@ -37,46 +36,37 @@ class Limits:
 
 
 def fault(piece: Piece, limits: Limits, encoder: VoiceEncoder) -> tuple[str, str] | None:
-    """Why a piece is rejected: cause and figure; None for a good one."""
+    """(cause, detail) if a piece must be rejected, else None."""
     length_s = piece.end_s - piece.start_s
     if length_s < limits.min_s:
-        return "too_short", f"{length_s:.2f} s, at least {limits.min_s:g} are asked"
+        return "too_short", f"{length_s:.2f} s, at least {limits.min_s:g} s are required"
     share = clipped_share(piece.samples)
     if share > CLIPPED_SHARE:
-        return "clipped", f"{share:.2%} of the samples"
+        return "clipped", f"{share:.2%} of the samples are clipped"
     level_db = snr_db(piece)
     if level_db < MUSIC_SNR_DB and flatness(_quiet(piece), piece.rate) < TONAL_FLATNESS:
         return "music", f"tones {level_db:.0f} dB below the speech"
     if level_db < limits.min_snr_db:
-        return "low_snr", f"{level_db:.0f} dB, at least {limits.min_snr_db:g} are asked"
+        return "low_snr", f"{level_db:.0f} dB, at least {limits.min_snr_db:g} dB are required"
     if length_s >= HALVES_S:
         half = len(piece.samples) // 2
         first, second = encoder.embed([(piece.samples[:half], piece.rate), (piece.samples[half:], piece.rate)])
         if first.any() and second.any() and first @ second < SAME_VOICE:
-            return "several_speakers", f"its halves are alike to {first @ second:.2f}"
+            return "several_speakers", f"the voices of its halves have a similarity of {first @ second:.2f}"
     return None
 
 
-def clipped_share(samples: Samples) -> float:
-    """Share of the samples in flat tops: FLAT_TOP_SAMPLES or more in a row within 0.1 % of the extreme."""
-    level = np.abs(samples)
-    top = np.concatenate([[False], level >= 0.999 * level.max(), [False]])
-    edges = np.flatnonzero(np.diff(top.astype(np.int8)))
-    runs = edges[1::2] - edges[::2]
-    return float(runs[runs >= FLAT_TOP_SAMPLES].sum() / len(samples))
-
-
 def snr_db(piece: Piece) -> float:
-    """Level of the piece above its background, in dB, at most MAX_SNR_DB."""
+    """Level of the piece relative to its background in dB, at most MAX_SNR_DB."""
     noise = float(np.mean(np.square(_quiet(piece), dtype=np.float64)))
     speech = float(np.mean(np.square(piece.samples, dtype=np.float64)))
     return min(MAX_SNR_DB, 10.0 * float(np.log10(max(speech - noise, 1e-12) / max(noise, 1e-12))))
 
 
 def flatness(frames: Float[np.ndarray, "t f"], rate: int) -> float:
-    """Of the averaged power spectrum: geometric over arithmetic mean of its peaks, near 1 for noise, 0 for tones.
+    """Spectral flatness of the averaged power spectrum in TONAL_BAND_HZ: near 1 for noise, near 0 for tones.
 
-    Noise may slope (rumble, hiss): peaks are taken above the spectrum's own smooth shape.
+    The spectrum is first divided by its own smoothed shape, so that coloured noise (rumble, hiss) counts as flat.
     """
     windowed = frames * np.hanning(frames.shape[1])
     power = np.square(np.abs(np.fft.rfft(windowed, axis=1))).mean(axis=0)
@@ -88,7 +78,7 @@ def flatness(frames: Float[np.ndarray, "t f"], rate: int) -> float:
 
 
 def _quiet(piece: Piece) -> Float[np.ndarray, "t f"]:
-    """The quietest frames, without the lead, in which something else may end."""
+    """The quietest frames, without the lead-in, in which other sounds may end."""
     frame = round(FRAME_S * piece.rate)
     spoken = piece.samples[round(LEAD_S * piece.rate) :]
     frames = spoken[: len(spoken) // frame * frame].reshape(-1, frame)

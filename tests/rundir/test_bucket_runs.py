@@ -388,7 +388,7 @@ def test_a_bucket_that_cannot_be_used_is_said_before_anything_is_done(gcs, url, 
 
 def test_a_bucket_that_is_not_there_is_said(gcs):
     with pytest.raises(
-        FileNotFoundError, match="gs://other/run: there is no bucket other: make it, or correct the name"
+        FileNotFoundError, match="gs://other/run: there is no bucket other: create it, or correct the name"
     ):
         check_run_dir("gs://other/run")
 

@@ -23,7 +23,7 @@ from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.length_buckets import choose_buckets
 from echotts.data.stream.stream import Stream
-from echotts.text import ByteTokenizer
+from echotts.text.tokens import ByteTokenizer
 
 LONGEST_FRAMES, RATE_HZ, SHARDS, SAMPLES = 750, 25, 48, 400
 WARM_STEPS = 100

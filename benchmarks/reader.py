@@ -21,7 +21,7 @@ from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.stream import Stream
 from echotts.rundir.rejections import Rejections
-from echotts.text import ByteTokenizer
+from echotts.text.tokens import ByteTokenizer
 
 CHANNELS, SHARDS, ROUNDS = 128, 4, 3
 TEXT = "The quick brown fox jumps over the lazy dog, and then it sleeps until the morning. " * 2

@@ -21,7 +21,7 @@ from echotts.data.format.shards import Sample, ShardWriter
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.stream import Stream
-from echotts.text import ByteTokenizer
+from echotts.text.tokens import ByteTokenizer
 
 CHANNELS, SAMPLES, BATCH, STREAMS, STEPS, WARM_UP = 4, 100, 256, 64, 40, 5
 

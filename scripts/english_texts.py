@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from echotts.spoken import ordinal, spoken
+from echotts.text.spoken import ordinal, spoken
 
 WORDNET = Path("/usr/share/wordnet")
 PARTS = ("noun", "verb", "adj", "adv")

@@ -14,7 +14,7 @@ from msgspec import Meta
 from echotts.config import MAX_SIZE
 from echotts.latents import ScaleJson
 from echotts.strict_json import check_type
-from echotts.text import TokenizerJson
+from echotts.text.tokens import TokenizerJson
 
 Size = Annotated[int, Meta(ge=1, le=MAX_SIZE)]
 Count = Annotated[int, Meta(ge=0)]

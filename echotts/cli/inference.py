@@ -142,7 +142,7 @@ def read_text(arguments: Arguments) -> str:
         if not text:
             raise UsageError(f"{arguments.text_file}: the file is empty")
     if arguments.normalise_text:
-        from echotts.text import normalise_text
+        from echotts.text.tokens import normalise_text
 
         text = normalise_text(text)
     return text

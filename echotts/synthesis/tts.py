@@ -31,7 +31,7 @@ from echotts.synthesis.demo import demo_text
 from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.references import SpeakerReference
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
-from echotts.text import Tokenizer, tokenizer_from_json
+from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16

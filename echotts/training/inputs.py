@@ -22,7 +22,7 @@ from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
 from echotts.strict_json import load_json
-from echotts.text import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
+from echotts.text.tokens import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 LOGGER = logging.getLogger(__name__)
 

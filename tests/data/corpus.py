@@ -11,7 +11,7 @@ from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import Sample, ShardWriter
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.store import Lengths, Shards, Source
-from echotts.text import ByteTokenizer
+from echotts.text.tokens import ByteTokenizer
 
 CHANNELS = 4
 SILENCE = np.full((3, CHANNELS), -0.5, np.float32)

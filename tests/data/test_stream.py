@@ -20,7 +20,7 @@ from echotts.data.format.shards import ShardWriter
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.stream import Stream, merge_states
-from echotts.text import SentencePieceTokenizer, Tokenizer
+from echotts.text.tokens import SentencePieceTokenizer, Tokenizer
 from tests.data.corpus import (
     BUCKETS,
     CHANNELS,

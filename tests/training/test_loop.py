@@ -24,7 +24,7 @@ from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
 from echotts.rundir.claim import RunInUseError, claimed
 from echotts.rundir.layout import CHECKPOINTS
-from echotts.text import SentencePieceTokenizer, tokenizer_from_json
+from echotts.text.tokens import SentencePieceTokenizer, tokenizer_from_json
 from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs

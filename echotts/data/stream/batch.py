@@ -11,7 +11,7 @@ from jaxtyping import Float
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample
 from echotts.latents import UNSCALED, LatentScale
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 
 @jax.tree_util.register_dataclass

@@ -9,7 +9,7 @@ from echotts.config import Bucket
 from echotts.data.format.shards import ShardReader
 from echotts.data.remote.store import Source
 from echotts.data.stream.order import smallest_bucket
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 

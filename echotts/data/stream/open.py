@@ -12,7 +12,7 @@ from echotts.data.remote.store import AHEAD_UNITS, Shards, check_budget
 from echotts.data.stream.order import Rows
 from echotts.data.stream.stream import Stream
 from echotts.latents import LatentScale
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 OTHER_FILES = 512  # open files of a training other than shards
 

@@ -21,7 +21,7 @@ from echotts.data.remote.store import Shards
 from echotts.data.remote.web import Unavailable
 from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, lane_at, smallest_bucket
 from echotts.rundir.rejections import Fault, Rejected, Rejections
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 CROWD_SAMPLES = 256
 BARREN_ROUNDS = 20  # passes over all units without a usable sample before a stream gives up

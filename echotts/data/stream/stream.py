@@ -37,7 +37,7 @@ from echotts.data.stream.order import (
 from echotts.data.stream.pool import StreamPlan, VirtualStream
 from echotts.latents import UNSCALED, LatentScale
 from echotts.rundir.rejections import Rejections
-from echotts.text import Tokenizer
+from echotts.text.tokens import Tokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from echotts.spoken import spoken
+from echotts.text.spoken import spoken
 
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 VOICELESS = frozenset("ptkfθ")

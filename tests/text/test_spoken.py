@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echotts.spoken import cardinal, ordinal, spoken, year
+from echotts.text.spoken import cardinal, ordinal, spoken, year
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.text import (
+from echotts.text.tokens import (
     BOS,
     ByteTokenizer,
     SentencePieceTokenizer,

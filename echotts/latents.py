@@ -1,7 +1,7 @@
-"""Latents as the model sees them: the codec's, or with mean and standard deviation taken out.
+"""Normalisation of latents: the model sees codec latents as they are, or with mean and standard deviation removed.
 
-The statistics are those of the training data. They travel with the weights, in checkpoints and exports: who speaks
-undoes them before decoding, and applies them to references.
+The statistics are those of the training data. They are stored with the weights in checkpoints and exports; inference
+applies them to references and undoes them before decoding.
 """
 
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
-FACT = "latent_scale"  # its name among the facts of a checkpoint and in the header of an export
+FACT = "latent_scale"  # its key in a checkpoint's facts and an export's header
 
 
 class ScaleJson(TypedDict):
-    """A scale as checkpoints and exports carry it."""
+    """The JSON form of a scale in checkpoints and exports."""
 
     mean: list[float]
     std: list[float]
@@ -24,7 +24,7 @@ class ScaleJson(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class LatentScale:
-    """`mean` and `std`, (c,) or (1,) for all channels; without them latents stay as they are. float32."""
+    """`mean` and `std` are (c,), or (1,) for all channels, in float32. UNSCALED leaves latents unchanged."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -41,13 +41,13 @@ class LatentScale:
 
     @classmethod
     def measured(cls, name: ScaleName, mean: Sequence[float], std: Sequence[float]) -> "LatentScale":
-        """From the statistics of each channel; `scalar` takes those of all values together. ValueError without any."""
+        """From per-channel statistics; `scalar` pools them over all channels. ValueError if they are missing."""
         if name not in get_args(ScaleName):
             raise ValueError(f"{FACT} {name!r}: give one of {', '.join(get_args(ScaleName))}")
         if name == "none":
             return UNSCALED
         if not len(mean):
-            raise ValueError(f"{FACT} {name} needs the mean and standard deviation of the latents, which are not known")
+            raise ValueError(f"{FACT} {name} needs the mean and standard deviation of the latents, which are unknown")
         if name == "channel":
             return cls.of(mean, std)
         centre = float(np.mean(mean))
@@ -56,7 +56,7 @@ class LatentScale:
 
     @classmethod
     def from_json(cls, value: ScaleJson | None, channels: int) -> "LatentScale":
-        """What `to_json` gave; None is no scale. ValueError where it is not for so many channels."""
+        """Reads the form of `to_json`; None is UNSCALED. ValueError if it is for another number of channels."""
         if value is None:
             return UNSCALED
         scale = cls.of(value["mean"], value["std"])
@@ -65,15 +65,15 @@ class LatentScale:
         return scale
 
     def to_json(self) -> ScaleJson | None:
-        """None where nothing is scaled."""
+        """None if nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     def normalise(self, latent: Float[np.ndarray, "*_ c"]) -> Float[np.ndarray, "*_ c"]:
-        """Codec latents as the model sees them."""
+        """Converts codec latents to model latents."""
         return latent if self is UNSCALED else (latent.astype(np.float32) - self.mean) / self.std
 
     def restore(self, latent: Float[np.ndarray, "*_ c"]) -> Float[np.ndarray, "*_ c"]:
-        """What the model made, as the codec's decoder takes it."""
+        """Converts model latents to codec latents."""
         return latent if self is UNSCALED else latent * self.std + self.mean
 
 

@@ -1,15 +1,15 @@
-"""What speaking needs of a codec: sizes, both ways, and silence."""
+"""The codec interface that synthesis needs, and one frame of silence."""
 
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-CONTEXT_FRAMES = 8  # what a codec frame can depend on, each side (docs/codec.md)
+CONTEXT_FRAMES = 8  # frames on each side on which a codec frame can depend (docs/codec.md)
 
 
 @runtime_checkable
 class Codec(Protocol):
-    """What speaking needs of a codec (echotts.codec.load_codec)."""
+    """The codec interface that synthesis needs (echotts.codec.load_codec)."""
 
     @property
     def sample_rate(self) -> int: ...
@@ -31,6 +31,6 @@ class Codec(Protocol):
 
 
 def silence_of(codec: Codec) -> np.ndarray:
-    """One frame of the codec's silence: the median over a second, because the edges are not silence."""
+    """One frame of the codec's silence: the median over a second, because frames at the edges differ."""
     frames = round(codec.sample_rate / codec.hop_length)
     return np.median(np.asarray(codec.silence_latent(frames)), axis=0, keepdims=True)

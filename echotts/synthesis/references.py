@@ -1,4 +1,4 @@
-"""Voices to speak in: recordings, checked and brought to a level, as latents of the model's codec."""
+"""Reference voices: recordings, validated and normalised, encoded to latents of the model's codec."""
 
 import logging
 from pathlib import Path
@@ -10,9 +10,9 @@ from echotts.audio import Samples, loudness_normalise, read_audio, resample, tri
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
 
 LIMIT_S = 300.0
-CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a recording that is looked at before the work
+CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # rate and duration for the early check of a recording
 LEAST_S = 0.5
-LOUDNESS_LUFS = -16.0  # as data preparation leaves recordings
+LOUDNESS_LUFS = -16.0  # as in data preparation
 
 SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
 """A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec."""
@@ -21,23 +21,23 @@ logger = logging.getLogger(__name__)
 
 
 def check_reference(samples: Samples, rate: int, name: str) -> None:
-    """ValueError where a recording is too short or too quiet to hold a voice."""
+    """ValueError if a recording is too short or too quiet to contain a voice."""
     seconds = len(samples) / rate
     if seconds < LEAST_S:
-        raise ValueError(f"{name}: {seconds:.2f} s long: a reference needs at least {LEAST_S} s of a voice")
+        raise ValueError(f"{name}: is {seconds:.2f} s long: a reference needs at least {LEAST_S} s of speech")
     if not len(trim_silence(samples, rate)):
-        raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of a voice")
+        raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of speech")
 
 
 def check_recording(path: str | Path) -> None:
-    """ValueError or OSError where a file is no recording of a voice; for a look at it before anything heavy."""
+    """An early check of a reference file; ValueError or OSError if it is not a recording of a voice."""
     check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, str(path))
 
 
 def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: int) -> Float[np.ndarray, "m c"]:
-    """The latent of a voice, at most `window_frames` long; what is cut is logged.
+    """The latent of a voice, at most `window_frames` long; truncation is logged.
 
-    Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+    Raises ValueError if a recording is unreadable, silent or shorter than half a second.
     """
     if isinstance(reference, np.ndarray):
         return _checked_latent(reference, codec.latent_channels)[:window_frames]
@@ -47,7 +47,10 @@ def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: i
     window_s = window_frames / (codec.sample_rate / codec.hop_length)
     if seconds > window_s:
         logger.warning(
-            "%s: %.1f s long, the first %.1f s are used (the model's window for references)", name, seconds, window_s
+            "%s: is %.1f s long, only the first %.1f s are used (the model's window for references)",
+            name,
+            seconds,
+            window_s,
         )
     level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
     heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
@@ -55,7 +58,7 @@ def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: i
 
 
 def round_trip(samples: Samples, rate: int, codec: Codec) -> Samples:
-    """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+    """A recording encoded and decoded, at the codec's rate and the same length: an upper bound of speech quality."""
     heard = loudness_normalise(resample(samples, rate, codec.sample_rate), codec.sample_rate, LOUDNESS_LUFS)
     return np.asarray(codec.decode(codec.encode(heard[None])), np.float32)[0, : len(heard)]
 
@@ -64,9 +67,9 @@ def _checked_latent(latent: np.ndarray, channels: int) -> Float[np.ndarray, "m c
     if latent.ndim == 1:
         raise ValueError("speaker_ref: a bare waveform has no sample rate: give (samples, rate), or the path of a file")
     if latent.ndim != 2 or not len(latent) or latent.shape[1] != channels:
-        raise ValueError(f"speaker_ref: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+        raise ValueError(f"speaker_ref: a latent of shape {latent.shape}, expected (frames, {channels})")
     if not np.isfinite(latent).all():
-        raise ValueError("speaker_ref: the latent holds values that are not finite (NaN or infinite)")
+        raise ValueError("speaker_ref: the latent has values that are not finite (NaN or infinite)")
     return latent.astype(np.float32)
 
 
@@ -77,7 +80,7 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         if samples.ndim != 1:
             raise ValueError(f"speaker_ref: samples of shape {samples.shape}: give one channel, as in (samples, rate)")
         if not np.isfinite(samples).all():
-            raise ValueError("speaker_ref: holds samples that are not finite (NaN or infinite)")
+            raise ValueError("speaker_ref: has samples that are not finite (NaN or infinite)")
         return resample(samples, rate, sample_rate), "speaker_ref"
     if not isinstance(reference, str | Path):
         raise TypeError(
@@ -85,5 +88,5 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         )
     samples = read_audio(reference, sample_rate, limit_s=LIMIT_S)
     if len(samples) >= round(LIMIT_S * sample_rate):
-        logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)
+        logger.warning("%s: longer than %.0f s, the rest is ignored", reference, LIMIT_S)
     return samples, str(reference)

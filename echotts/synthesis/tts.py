@@ -1,4 +1,4 @@
-"""Text, and a voice if wanted, to speech: the model, its codec and the sampler behind one class.
+"""Class EchoTTS: text to speech with a model, its codec and the sampler.
 
 Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
 """
@@ -35,8 +35,8 @@ from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
-TEXT_SHAPES, FRAME_SHAPES = 2, 4  # sizes that the largest is cut into; references have one
-PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # what published checkpoints of PUBLISHED_CHANNELS were trained on
+TEXT_SHAPES, FRAME_SHAPES = 2, 4  # number of compiled sizes up to the largest; references have one
+PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
 PUBLISHED_CHANNELS = 128
 SLOW_COMPILE_S = 2.0
 MAX_SEED = 2**63 - 1
@@ -45,31 +45,31 @@ logger = logging.getLogger(__name__)
 
 
 class EchoTTS:
-    """A model with its codec, ready to speak. Make one with `load`."""
+    """A model with its codec, ready to synthesise. Create one with `load`."""
 
     def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: Codec) -> None:
-        """ValueError where the codec or the tokenizer does not fit the model."""
+        """ValueError if the codec or the tokenizer does not match the model."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
-                f"the model makes latents of {config.latent_channels} channels, the codec {codec.codec_id} takes "
-                f"{codec.latent_channels}: give the codec the model was trained with"
+                f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
+                f"{codec.latent_channels}: use the codec that the model was trained with"
             )
         self.tokenizer: Tokenizer = tokenizer_from_json(facts.tokenizer or {"kind": "byte"})
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ValueError(
-                f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model knows {config.vocabulary}"
+                f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model only {config.vocabulary}"
             )
         self.config = config
         self.codec = codec
         self.facts = facts
-        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # of published training
+        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
         attend = choose_attention(jax.default_backend(), config)
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
         self._compiled: set[tuple[int, ...]] = set()
-        self._readable: Callable[[str], str] = str  # what a text is before it is encoded
+        self._readable: Callable[[str], str] = str  # applied to texts before encoding
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
@@ -88,15 +88,15 @@ class EchoTTS:
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
     ) -> "EchoTTS":
-        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None: the built-in model.
+        """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id; None: the demo model.
 
-        The codec is the one the checkpoint names (published ones name none: then facebook/dacvae-watermarked, from this
-        machine or the Hub); `codec` names another. `weights` ("ema" or "raw") chooses
-        in a run directory. `dtype` of the computation is float32 on a CPU and the model's own elsewhere.
-        Raises FileNotFoundError, OSError or ValueError with one line.
+        The codec is the one that the checkpoint names (published ones name none; the default is then
+        facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
+        selects weights of a run directory. The default `dtype` of computation is float32 on a CPU and the model's own
+        elsewhere. Raises FileNotFoundError, OSError or ValueError with a one-line message.
         """
         path = locate_checkpoint(checkpoint)
-        # Here, not above: Orbax, which reads run directories, takes longer to import than everything else.
+        # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
         from echotts.checkpoint.export import load_weights
         from echotts.codec.registry import find_codec
 
@@ -108,7 +108,7 @@ class EchoTTS:
                     f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
                     "give one with --codec"
                 )
-            logger.info("%s names no codec: using %s (--codec names another)", path, PUBLISHED_CODEC)
+            logger.info("%s names no codec: using %s (override with --codec)", path, PUBLISHED_CODEC)
             codec = PUBLISHED_CODEC
         found = find_codec(trained.id, trained.weights_hash, override=codec)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
@@ -122,7 +122,7 @@ class EchoTTS:
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
-        """Compiles what `synthesize` uses for speech of at most `duration` seconds, so that the first one is quick."""
+        """Compiles what `synthesize` needs for up to `duration` seconds, so that the first call is fast."""
         sampler, longest = SamplerConfig(steps=steps), self.limits.tokens
         for tokens in {rounded(1, longest, TEXT_SHAPES), longest}:
             self._speak([np.zeros(tokens, np.int32)], [None], [0], self._most_frames(duration), sampler, rows=1)
@@ -137,12 +137,12 @@ class EchoTTS:
 
     @property
     def window_s(self) -> float:
-        """The longest speech the model was trained to make, in seconds."""
+        """The longest speech that the model was trained on, in seconds."""
         return self.limits.frames / self.frame_rate_hz
 
     @property
     def reference_window_s(self) -> float:
-        """How much of a reference the model hears, in seconds."""
+        """The longest reference that the model uses, in seconds."""
         return self.limits.reference_frames / self.frame_rate_hz
 
     def synthesize(
@@ -160,10 +160,10 @@ class EchoTTS:
         time_scale: float = 1.0,
         truncation: float = 1.0,
     ) -> Speech:
-        """Speaks `text` in the voice of `speaker_ref`, or in one made up from the seed. The same seed, the same speech.
+        """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
         `duration` is the maximum in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
-        Raises ValueError for empty or too long a text and for a reference that is silent, too short or unreadable.
+        Raises ValueError if the text is empty or too long, or the reference silent, too short or unreadable.
         """
         sampler = SamplerConfig(
             steps=steps,
@@ -186,7 +186,7 @@ class EchoTTS:
         sampler: SamplerConfig | None = None,
         rows: int = BATCH_ROWS,
     ) -> list[Speech]:
-        """Many utterances, `rows` at a time through one compiled shape. `seeds` are 0, 1, 2, ... by default."""
+        """Synthesises many utterances, `rows` at a time in one compiled shape. `seeds` default to 0, 1, 2, ..."""
         if not texts:
             return []
         rows = min(rows, len(texts))
@@ -213,7 +213,7 @@ class EchoTTS:
         sampler: SamplerConfig,
         rows: int,
     ) -> list[Speech]:
-        """Token ids and the codec's latents of voices to speech of at most `most` frames, in one compiled shape."""
+        """Synthesises at most `most` frames from token ids and codec latents of voices, in one compiled shape."""
         tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
         reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
         frames = rounded(most, self.limits.frames, FRAME_SHAPES)
@@ -231,21 +231,21 @@ class EchoTTS:
         return speeches
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
-        """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+        """A recording encoded and decoded, at the codec's rate and same length: an upper bound of speech quality."""
         return references.round_trip(samples, rate, self.codec)
 
     def encode_reference(self, reference: SpeakerReference) -> Float[np.ndarray, "m c"]:
-        """The latent of a voice, at most the model's reference window long; what is cut is logged.
+        """The latent of a voice, at most the model's reference window long; truncation is logged.
 
-        Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+        Raises ValueError if a recording is unreadable, silent or shorter than half a second.
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
 
     @contextlib.contextmanager
     def _says_what_is_compiled(self, *shape: int) -> Iterator[None]:
-        """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+        """Logs a line if the first call with a shape compiles for long; other calls are fast."""
         rows, tokens, frames = shape
-        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech; the result is cached"
         timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, rows, tokens, frames / self.frame_rate_hz))
         timer.daemon = True
         if shape not in self._compiled:
@@ -260,19 +260,19 @@ class EchoTTS:
         if not isinstance(text, str):
             raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
         if not text.strip():
-            raise ValueError("the text is empty: there is nothing to say")
+            raise ValueError("the text is empty")
         return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
-        """The frames of `duration`, at most the model's window; a shorter one is logged where it was asked for."""
+        """The frames of `duration`, at most the model's window; a reduction of an explicit duration is logged."""
         if not 0 < duration < np.inf:
             raise ValueError(f"duration {duration} s: give the maximum duration in seconds, above 0")
         if duration > self.window_s and duration != DEFAULT_DURATION_S:
-            logger.warning("duration %.2f s: the model makes at most %.2f s at once", duration, self.window_s)
+            logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", duration, self.window_s)
         return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)
 
     def _finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:
-        """Crops the silent tail, decodes with the context a codec frame needs, trims the samples alike."""
+        """Crops the silent tail, decodes with the context that a codec frame needs, and crops the samples alike."""
         end = find_end(latents, self.silence, silent_window(self.limits.frames))
         known = end is not None
         decoded = latents if end is None else latents[: end + CONTEXT_FRAMES]

@@ -152,7 +152,7 @@ def bad_inputs(folder):
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
         ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
         ((*text, *output, "--checkpoint", folder / "cut.safetensors"), "cut.safetensors"),
-        ((*text, *output, "--checkpoint", folder), "no checkpoint there"),
+        ((*text, *output, "--checkpoint", folder), "no checkpoint found"),
         ((*text, *output, "--time_scale", "2"), "time_scale 2.0"),
         ((*text, *output, "--guidance_interval", "0.9", "0.1"), "guidance interval 0.9..0.1"),
         ((*text, "--output", folder / "out.xyz"), "out.xyz: unknown suffix '.xyz'"),

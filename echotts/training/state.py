@@ -1,4 +1,4 @@
-"""The training state and how it begins: random or from given weights. Abstract shapes, then shardings, then one jit."""
+"""The training state and its initialisation, random or from given weights: abstract shapes, shardings, then one jit."""
 
 import dataclasses
 import functools
@@ -25,30 +25,34 @@ from echotts.training.optimizer import make_optimizer
 
 LOGGER = logging.getLogger(__name__)
 
-HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
+HOW_IT_COMPUTES = (
+    "compute_dtype",
+    "attention",
+    "remat",
+)  # keys of a model's configuration that do not concern its weights
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. Leaves are arrays, or the shapes and shardings that stand for them.
+    """Everything a step changes. Leaves are arrays, or shapes and shardings in their place.
 
-    Masters are float32. `ema` has the structure of `params`.
+    Master weights are float32. `ema` has the structure of `params`.
     """
 
-    step: Any  # () int32: updates made; never a Python int, which would compile again
+    step: Any  # () int32, number of updates; never a Python int, which would cause recompilation
     params: Params
     ema: Params
     opt_state: Any
 
     def arrays(self) -> dict[str, Any]:
-        """The parts a checkpoint stores as arrays; the step is stored as a number beside them."""
+        """The parts that a checkpoint stores as arrays; the step is stored as a number beside them."""
         return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
 
 
-@functools.lru_cache(maxsize=2)  # the step, the start and the checkpoint ask for the same one
+@functools.lru_cache(maxsize=2)  # used by step, initialisation and checkpoint
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state as shapes (jax.ShapeDtypeStruct), each with its sharding; allocates nothing."""
+    """The state as shapes (jax.ShapeDtypeStruct) with shardings; allocates nothing."""
     shapes = jax.eval_shape(lambda: _create(config, optimizer=make_optimizer(config.optim)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -58,7 +62,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
-    """(state, step, samples seen) of a run that begins: what `run.init_from` holds, else a random model of `run.seed`.
+    """(state, step, samples seen) of a new run: from `run.init_from`, otherwise a random model from `run.seed`.
 
     Step and samples are 0 except with `run.resume_optimizer`.
     """
@@ -76,19 +80,19 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
 
 
 def fitting_weights(source: str, model: ModelConfig, with_optimizer: bool = False) -> Weights:
-    """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the model."""
+    """The weights of an export, a run or a published pickle; ValueError lists how they differ from the model."""
     weights = load_weights(source, with_optimizer=with_optimizer)
     theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
     if lines := differences(theirs, ours):
         raise ValueError(
             f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
-            "(theirs -> this run's); change the model's sizes to theirs"
+            "(theirs -> this run's); set the model's sizes to theirs"
         )
     return weights
 
 
 def initial_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state before step 1: random parameters from `run.seed`, made where they will live."""
+    """The state before step 1: random parameters from `run.seed`, created with their shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     create = jax.jit(lambda: _create(config, optimizer=make_optimizer(config.optim)), out_shardings=shardings)
     return create()
@@ -102,7 +106,7 @@ def state_from_weights(weights: Weights, step: int, config: Config, mesh: Mesh) 
         found = tuple(given[path].shape) if path in given else None
         needed = tuple(wanted[path].shape) if path in wanted else None
         if found != needed:
-            raise ValueError(f"{path}: the given weights have shape {found}, the model needs {needed}")
+            raise ValueError(f"{path}: the given weights have shape {found}, but the model needs {needed}")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     optimizer = make_optimizer(config.optim)
 
@@ -121,7 +125,7 @@ def state_from_weights(weights: Weights, step: int, config: Config, mesh: Mesh) 
 
 
 def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
-    """The state a checkpoint holds; the step becomes an int32 array again."""
+    """The state from a checkpoint's arrays; the step becomes an int32 array again."""
     return TrainState(step=jax.device_put(jnp.int32(step), meshes.replicated(mesh)), **arrays)
 
 
@@ -131,6 +135,6 @@ def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    # the average is a copy: the two are donated together and must not share a buffer
+    # the EMA is a copy: both are donated together and must not share a buffer
     average = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.int32(0), params=params, ema=average, opt_state=optimizer.init(params))

@@ -189,7 +189,9 @@ def test_a_write_that_fails_is_said_and_the_checkpoint_before_restores(gcs, save
     with Checkpoints(run_path(saved), TINY.run) as checkpoints:
         checkpoints.wait()
         gcs.trouble("POST", ".*uploadType=media", 403, "the account may not")  # as TensorStore writes
-        with pytest.raises(CheckpointError, match=r"could not be written .*; the last complete one is step_00000005; st"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written .*; the last complete one is step_00000005; st"
+        ):
             save_and_wait(checkpoints, arrays(6), meta(6))
         gcs.troubles.clear()
     assert restore(saved) == 5

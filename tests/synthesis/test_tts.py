@@ -95,9 +95,7 @@ def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
     tts = tiny_tts()
     with caplog.at_level(logging.INFO):
         say(tts), say(tts)
-    assert caplog.messages == [
-        "compiling for batches of 1, up to 12 tokens and 1.3 s of speech; the result is cached"
-    ]
+    assert caplog.messages == ["compiling for batches of 1, up to 12 tokens and 1.3 s of speech; the result is cached"]
 
 
 WRONG_ARGUMENTS = """

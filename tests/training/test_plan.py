@@ -79,9 +79,9 @@ def test_traffic_grows_with_accumulation():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"data": {"batch_size": 48}}, "48 rows at a time cannot be dealt evenly to 32 devices"),
-        ({"run": {"tensor_ways": 3}}, "32 devices cannot be cut in data 1 x tensor 3 equal parts"),
-        ({"run": {"tensor_ways": 4}}, r"model\.text\.heads 2 cannot be cut in 4 equal parts"),
+        ({"data": {"batch_size": 48}}, "48 rows at a time cannot be divided evenly between 32 devices"),
+        ({"run": {"tensor_ways": 3}}, "32 devices are not a multiple of data 1 x tensor 3"),
+        ({"run": {"tensor_ways": 4}}, r"model\.text\.heads 2 is not a multiple of tensor_ways 4"),
         (
             {"model": {"text": HEADS, "speaker": HEADS, "heads": 8, "width": 64}, "run": {"tensor_ways": 8}},
             "tensor_ways 8: ",

@@ -4,15 +4,22 @@ Text files are read as UTF-8 regardless of the locale.
 """
 
 import codecs
+import functools
 import hashlib
+import itertools
 import os
+import re
 import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ASSETS = Path(__file__).parent / "assets"  # corpus, codec and model of the demo, part of the package
+
+SEARCHED = 1000  # entries of a folder checked for files of killed writers
+LEFT_S = 3600.0  # age at which a partial file of another machine counts as abandoned
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
@@ -53,8 +60,8 @@ def write_whole(path: Path, data: bytes) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path in the same folder, which is flushed and renamed to `path` on success, else removed.
 
-    Creates the folder. Raises OSError naming `path` and the reason if it cannot be written, or is a folder, device,
-    pipe or socket.
+    Creates the folder, and removes what killed writers of the same file left there. Raises OSError naming `path` and
+    the reason if it cannot be written, or is a folder, device, pipe or socket.
     """
     path = Path(path)
     temporary = _temporary(path)
@@ -71,7 +78,11 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def read_text(path: Path) -> str:
     """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of invalid UTF-8."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    return _decoded(path, path.read_bytes())
+
+
+def _decoded(path: Path, data: bytes) -> str:
+    data = data.removeprefix(codecs.BOM_UTF8)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -80,6 +91,18 @@ def read_text(path: Path) -> str:
         raise ValueError(
             f"{path}, line {line}, byte {column} (0x{data[error.start]:02x}): not UTF-8: save the file as UTF-8"
         ) from None
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, which end at line feeds only; none if the file does not exist.
+
+    Text after the last line feed is dropped: its writer was interrupted. Raises ValueError as `read_text`.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    return _decoded(path, data[: data.rfind(b"\n") + 1]).split("\n")[:-1]
 
 
 def cache_root() -> Path:
@@ -93,6 +116,11 @@ def cache_root() -> Path:
         return Path(tempfile.gettempdir()) / f"echotts-{os.getuid()}"
 
 
+def plain(name: str) -> str:
+    """A file name as one line of valid UTF-8: invalid bytes and line feeds are escaped."""
+    return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
+
+
 def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes."""
     with Path(path).open("rb") as file:
@@ -101,17 +129,40 @@ def sha256_file(path: Path) -> str:
 
 def _temporary(path: Path) -> Path:
     """An empty file beside `path` that can replace it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial") if path.name else path
+    temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial") if path.name else path
     try:
         if os.path.lexists(path) and not path.is_file() and (kind := _kind(path)):
             raise OSError(None, f"it is {kind}, not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left(path)
         temporary.touch()
     except (OSError, ValueError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).lower()
         kind = type(error) if isinstance(error, OSError) else OSError
         raise kind(f"{path}: cannot be written: {reason}") from error
     return temporary
+
+
+def _remove_left(path: Path) -> None:
+    """Removes partial files of writers of this file that no longer run."""
+    left = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.(\d+)\.partial")
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in itertools.islice(entries, SEARCHED):
+            if found := left.fullmatch(entry.name):
+                machine, pid = found.groups()
+                with suppress(FileNotFoundError):
+                    old = time.time() - entry.stat(follow_symlinks=False).st_mtime > LEFT_S
+                    if (machine == _machine() and not os.path.exists(f"/proc/{pid}")) or (
+                        machine != _machine() and old
+                    ):
+                        os.unlink(entry.path)
+
+
+@functools.cache
+def _machine() -> str:
+    """Hash of this boot and this container, in which a process id is unique."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
+    return hashlib.sha256(boot + os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:8]
 
 
 def _kind(path: Path) -> str | None:

@@ -70,13 +70,13 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def plain_errors(path: object) -> Iterator[None]:
-    """Converts bucket errors inside to one-line OSErrors that name `path`; FileNotFoundError is kept."""
+    """Converts bucket errors inside to one-line OSErrors that name `path`; FileNotFoundError and FileExistsError pass."""
     if not is_bucket(path):
         yield
         return
     try:
         yield
-    except FileNotFoundError:
+    except (FileNotFoundError, FileExistsError):
         raise
     except failures() as error:
         raise OSError(f"{path}: {describe(error)}") from error

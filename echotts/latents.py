@@ -64,6 +64,13 @@ class LatentScale:
             raise ValueError(f"{FACT} has {len(scale.mean)} channels, the latents have {channels}")
         return scale
 
+    @property
+    def name(self) -> ScaleName:
+        """The name of the scaling, as passed to `measured`."""
+        if self is UNSCALED:
+            return "none"
+        return "scalar" if len(self.mean) == 1 else "channel"
+
     def to_json(self) -> ScaleJson | None:
         """None if nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}

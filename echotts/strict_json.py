@@ -6,11 +6,14 @@ UTF-8. Integers of more than 64 bits become floats, so a check for int rejects t
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import msgspec
 import orjson
+
+from echotts.files import read_lines
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32  # nesting of objects and arrays
@@ -41,6 +44,20 @@ def load_json(data: bytes | str, where: str | Path, kind: Any = None, *, max_byt
     if not _is_shallow(data, value):
         raise ValueError(f"{where}: JSON nested more than {MAX_DEPTH} deep")
     return value if kind is None else check_type(value, where, kind)
+
+
+def load_rows(path: Path, needs: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The objects in a .jsonl file that grows, one a line; none where there is no such file, and no cut last line.
+
+    Raises ValueError that names the line of what is no object, or has no field of a name in `needs`.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), 1):
+        row = load_json(line, f"{path}, line {number}", dict)
+        if missing := [name for name in needs if name not in row]:
+            raise ValueError(f"{path}, line {number}: has no {missing[0]}: delete the line, or the file to begin anew")
+        rows.append(row)
+    return rows
 
 
 @overload

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,38 @@ def test_a_failure_leaves_the_previous_file_and_nothing_else(tmp_path: Path) -> 
         raise RuntimeError("midway")
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def killed_while_writing(path: Path) -> Path:
+    """What a writer leaves that was killed half way."""
+    code = f"import os; from echotts.files import atomic_write\nwith atomic_write({str(path)!r}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    [left] = path.parent.glob(".*.partial")
+    return left
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp_path: Path) -> None:
+    path = tmp_path / "out [1].wav"
+    left = killed_while_writing(path)
+    with atomic_write(tmp_path / "other.wav") as temporary:
+        temporary.write_bytes(b"x")
+    assert left.exists()
+    with atomic_write(path) as writing, atomic_write(tmp_path / "third.wav"):
+        assert not left.exists()
+        subprocess.run(
+            [sys.executable, "-c", f"from echotts.files import check_writable; check_writable({str(path)!r})"],
+            check=True,
+        )
+        assert writing.exists()  # its writer lives
+
+
+def test_what_another_machine_writes_stays_for_an_hour(tmp_path: Path) -> None:
+    theirs = tmp_path / ".out.wav.0123abcd.4194304.partial"
+    for age_s, stays in ((600, True), (4000, False)):
+        theirs.touch()
+        os.utime(theirs, (time.time() - age_s,) * 2)
+        check_writable(tmp_path / "out.wav")
+        assert theirs.exists() == stays
 
 
 def test_a_place_that_cannot_be_written_is_named_with_the_reason(tmp_path: Path) -> None:

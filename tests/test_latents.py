@@ -81,7 +81,9 @@ def test_training_sees_scaled_latents_references_and_silence(data: Path, name: s
     scale = LatentScale.measured(name, MEAN, STD)  # type: ignore[arg-type]
     np.testing.assert_allclose(batch.latent, scale.normalise(raw.latent), atol=1e-6)
     present = raw.speaker_mask[..., None]
-    np.testing.assert_allclose(batch.speaker_latent, np.where(present, scale.normalise(raw.speaker_latent), 0), atol=1e-6)
+    np.testing.assert_allclose(
+        batch.speaker_latent, np.where(present, scale.normalise(raw.speaker_latent), 0), atol=1e-6
+    )
     assert inputs.facts == dataclasses.replace(plain.facts, latent_scale=scale.to_json())
     assert FACT not in plain.facts.to_dict()
     check_facts(inputs.facts, inputs.facts, "data")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from echotts.strict_json import MAX_BYTES, MAX_DEPTH, check_type, load_json
+from echotts.strict_json import MAX_BYTES, MAX_DEPTH, check_type, load_json, load_rows
 
 
 @dataclass(frozen=True)
@@ -135,3 +135,16 @@ def test_damaged_documents_are_read_or_refused_in_one_line(data: st.DataObject):
         message = str(error)
     assert message.startswith("x: ")
     assert "\n" not in message
+
+
+def test_rows_of_a_file_that_grows_end_at_line_feeds_only_and_a_cut_one_is_left_out(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    assert load_rows(path) == []
+    path.write_bytes('{"text": "a\u2028b\x85c"}\n{"text": "gr\u00fc"}\n{"text": "cu'.encode())
+    assert [row["text"] for row in load_rows(path, ["text"])] == ["a\u2028b\x85c", "gr\u00fc"]
+    with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: has no audio"):
+        load_rows(path, ["audio"])
+    for line, words in ((b"[1]", "Expected object"), (b"\xff", "not UTF-8"), (b"[" * 400 + b"]" * 400, "nested")):
+        path.write_bytes(b'{"text": ""}\n' + line + b"\n")
+        with pytest.raises(ValueError, match=rf"rows\.jsonl, line 2.*{words}"):
+            load_rows(path)

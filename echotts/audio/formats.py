@@ -1,8 +1,9 @@
 """The file formats behind `read_audio`. Each opener returns a `Sound`; its length is known only if a header gives it.
 
-libsndfile decodes wav, flac, ogg, opus, mp3, aiff and more; PyAV (FFmpeg), if installed, m4a, aac and webm. Three kinds
-of file need special care because libsndfile alone drops or invents samples: flac of unknown length, chained ogg
-(RFC 3533), and mp3 without a Xing header, whose length libsndfile only estimates.
+libsndfile decodes wav, flac, ogg, opus, mp3, aiff and NIST; PyAV (FFmpeg), if installed, m4a, aac and webm. Some kinds
+of file need special care because libsndfile alone drops or invents samples: flac of unknown length, truncated or
+chained ogg (RFC 3533), truncated NIST, and mp3 without a Xing header, whose length libsndfile only estimates. Its other
+formats store no length, so a truncated file could not be detected: they are refused.
 """
 
 import os
@@ -10,7 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BufferedReader, BytesIO
 from typing import Any
 
@@ -22,16 +23,13 @@ UNKNOWN_FRAMES = 1 << 36  # a flac of unknown length reports more
 STREAMED_BYTES = 0x7FFFF000  # header length of a wav written to a pipe: 2 GiB (SoX) or 4 GiB (FFmpeg)
 PCM_SLACK_S = 0.02
 CODED_SLACK_S = 0.25  # encoder delay and padding, which decoders may trim or keep
-SILENT_DECODERS = (
-    b"RIFF",
-    b"RF64",
-    b"fLaC",
-    b"OggS",
-    b"FORM",
-    b".snd",
-    b"caff",
-)  # formats whose decoders write nothing to stderr
+# formats whose decoders write nothing to stderr
+SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
 LEAST_JOINED_BYTES = 1 << 13
+OPUS_HZ = 48000  # unit of the positions in Opus pages, whatever the sample rate
+KINDS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST")  # libsndfile's names
+ACCEPTED = "give wav, flac, ogg, opus, mp3 or m4a"
+NIST_HEADER_BYTES = 1024
 
 File = BytesIO | BufferedReader
 Source = str | File  # a path, or an open seekable file
@@ -71,6 +69,10 @@ def _open(file: File, source: Source, name: str) -> Sound:
         return _by_pyav(source, name)
     if head.startswith(b"OggS"):
         return _ogg(file, name)
+    if head.startswith(b"NIST"):
+        counted = re.search(rb"\nsample_count -i (\d{1,15})\s", head + file.read(NIST_HEADER_BYTES))
+        sound = _by_libsndfile(source, name)
+        return replace(sound, frames=int(counted[1])) if counted else sound
     mpeg = _Mpeg.find(file)
     if mpeg is None:
         return _by_libsndfile(source, name, loud=not head.startswith(SILENT_DECODERS))
@@ -98,16 +100,18 @@ class _Stream(soundfile.SoundFile):
         return False
 
 
-def _stream(source: Source, name: str, loud: bool) -> _Stream:
-    if not isinstance(source, str):
-        source.seek(0)
-    try:
-        with _quiet(loud):
-            return _Stream(source)
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise ValueError(
-            f"{name}: cannot be read as a recording ({_reason(error)}): give wav, flac, ogg, opus, mp3 or m4a"
-        ) from error
+@contextmanager
+def _stream(source: Source, name: str, loud: bool) -> Iterator[_Stream]:
+    """A path is opened here: libsndfile takes no name that is not UTF-8, but an open file by its descriptor."""
+    with open(source, "rb") if isinstance(source, str) else nullcontext(source) as file:
+        file.seek(0)
+        try:
+            with _quiet(loud):
+                stream = _Stream(file.fileno() if isinstance(source, str) else file, closefd=False)
+        except (soundfile.SoundFileError, TypeError) as error:
+            raise ValueError(f"{name}: cannot be read as a recording ({_reason(error)}): {ACCEPTED}") from error
+        with stream:
+            yield stream
 
 
 def _by_libsndfile(source: Source, name: str, *, loud: bool = False, counted: bool = True) -> Sound:
@@ -115,6 +119,8 @@ def _by_libsndfile(source: Source, name: str, *, loud: bool = False, counted: bo
     with _stream(source, name, loud) as stream:
         rate, channels, kind, frames = stream.samplerate, stream.channels, stream.format, stream.frames
         share = _share_of_claimed(stream.extra_info)
+    if kind not in KINDS:
+        raise ValueError(f"{name}: cannot be read as a recording (of the kind {kind}): {ACCEPTED}")
 
     def blocks() -> Iterator[Block]:
         with _stream(source, name, loud) as stream:
@@ -154,25 +160,61 @@ def _ogg(file: File, name: str) -> Sound:
     """
     file.seek(0)
     data = file.read()
-    starts, continues = [], True
-    for page in re.finditer(rb"OggS\0([\0-\x07])", data):
-        begins = bool(page[1][0] & 2)
-        if begins and continues:
-            starts.append(page.start())
-        continues = not begins
+    pages = list(_ogg_pages(data))
+    starts = [page.start for page, before in zip(pages, [None, *pages], strict=False) if page.begins_after(before)]
+    if not pages or not pages[-1].ends or pages[-1].end > len(data):
+        raise ValueError(f"{name}: breaks off: the end of its Ogg stream is missing")
     starts = starts or [0]  # damaged: libsndfile reports the reason
-    links = [
-        _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
-        for start, end in zip(starts, [*starts[1:], len(data)], strict=True)
-    ]
-    if len({(link.rate, link.channels) for link in links}) > 1:
+    links = []
+    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+        link = _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
+        numbered = [page.position for page in pages if start <= page.start < end and 0 < page.position < 1 << 62]
+        hz = OPUS_HZ if b"OpusHead" in data[start : start + 64] else link.rate
+        links.append((link, (numbered[-1] - numbered[0]) / hz if numbered else 0.0))
+    if len({(link.rate, link.channels) for link, _ in links}) > 1:
         raise ValueError(f"{name}: a chain of Ogg streams of different rates or channels: encode it again as one")
 
     def blocks() -> Iterator[Block]:
-        for link in links:
-            yield from link.blocks()
+        for link, least_s in links:
+            count = 0
+            for block in link.blocks():
+                count += len(block)
+                yield block
+            if count < (least_s - CODED_SLACK_S) * link.rate:
+                raise ValueError(
+                    f"{name}: {count / link.rate:.2f} s can be decoded, by its pages {least_s:.2f} s or more"
+                )
 
-    return Sound(links[0].rate, links[0].channels, None, CODED_SLACK_S, blocks)
+    first = links[0][0]
+    return Sound(first.rate, first.channels, None, CODED_SLACK_S, blocks)
+
+
+@dataclass(frozen=True)
+class _OggPage:
+    """The header of a page (RFC 3533). `position`: the frames until its end, from wherever the stream began."""
+
+    start: int
+    end: int
+    flags: int
+    position: int
+
+    @property
+    def ends(self) -> bool:
+        return bool(self.flags & 4)
+
+    def begins_after(self, before: "_OggPage | None") -> bool:
+        """Whether it is the first page of the file or of a link; several streams may begin in a row."""
+        return bool(self.flags & 2) and (before is None or not before.flags & 2)
+
+
+def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
+    """The pages one after another; bytes between them, of damage, are passed over."""
+    at = 0
+    while (at := data.find(b"OggS\0", at)) >= 0 and at + 27 <= len(data):
+        sizes = data[at + 27 : at + 27 + data[at + 26]]
+        end = at + 27 + data[at + 26] + sum(sizes)
+        yield _OggPage(at, end, data[at + 5], int.from_bytes(data[at + 6 : at + 14], "little"))
+        at = end
 
 
 @dataclass(frozen=True)

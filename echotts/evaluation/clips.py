@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 from echotts.audio import Samples, read_audio
 from echotts.data.format.tars import TarFile
 from echotts.data.prepare.recordings import RecordingReader, list_recordings
+from echotts.files import read_text
 from echotts.strict_json import load_json
 
 RATE_HZ = 16000
@@ -150,7 +151,7 @@ def _read_table(data: Path, count: int) -> tuple[list[Task], list[Clip]]:
 
 def _read_list(path: Path, count: int) -> list[Task]:
     tasks = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or len(tasks) == count:
             continue
         fields = line.split("|")

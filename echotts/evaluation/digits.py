@@ -4,7 +4,8 @@ The settings were tuned on clean synthetic speech. Digital silence breaks the re
 with a fixed seed is added to everything. The default cepstral mean and the noise estimate carry state from one
 utterance to the next, so the mean is taken per utterance and the noise estimate reset. The word insertion penalty is
 raised. 0.1 s of silence before the first word costs ten points of word error rate, so silence is trimmed first, for
-every system alike.
+every system alike. The noise continues after the last word: without that, one in five texts of one or two digits is
+not recognised.
 """
 
 import os
@@ -20,6 +21,7 @@ RATE_HZ = 16000
 PEAK = 0.5
 NOISE_FLOOR_DB = -30.0
 NOISE_SEED = 0
+NOISE_AFTER_S = 0.4
 WORD_INSERTION_PENALTY = 0.01
 EXTRA_HINT = "pip install 'echotts[eval]'"
 
@@ -61,8 +63,9 @@ class DigitRecogniser:
 
 
 def _with_noise_floor(speech: Samples) -> bytes:
-    """16-bit PCM at a fixed peak with added white noise from a fixed seed."""
+    """16-bit PCM at a fixed peak with added white noise from a fixed seed, which continues after the speech."""
     scaled = speech.astype(np.float64) * (PEAK / np.abs(speech).max())
     rms = np.sqrt(np.mean(np.square(scaled)))
+    scaled = np.pad(scaled, (0, round(NOISE_AFTER_S * RATE_HZ)))
     noise = np.random.default_rng(NOISE_SEED).standard_normal(len(scaled)) * rms * 10.0 ** (NOISE_FLOOR_DB / 20.0)
     return (np.clip(scaled + noise, -1.0, 1.0) * 32767).astype(np.int16).tobytes()

@@ -27,6 +27,7 @@ from types import TracebackType
 
 from echotts import gcs
 from echotts.files import atomic_write, cache_root
+from echotts.strict_json import load_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -35,12 +36,12 @@ FLUSH_S = 15.0  # how long a failing run waits for its last lines
 CLOSE_S = 45.0  # how long a finishing run waits; less than its processes wait for each other
 MAX_APPENDS = 20  # attempts to append to a file that others append to as well
 OWNER, STATE = "owner", ".sent.json"
+STATE_BYTES = 64 << 20
 LINES, EVENTS = ".jsonl", "tensorboard/"  # suffix and prefix of the names of append-only files
 NEW_LINES = ".new"  # suffix of the object that is about to be joined to a file
 LOCAL_ONLY = (  # not uploaded, like pause.<host>.json and all names that begin with a dot
     OWNER,
     "writer.lock",
-    "trainer.lock",
     "profile",
 )
 MARKER = "checkpoints"  # marks the spool as a run directory for the disk watchdog; it stays empty
@@ -240,6 +241,6 @@ def _read(path: Path, start: int, length: int) -> bytes:
 
 def _read_state(path: Path) -> dict[str, list[int]]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return load_json(path.read_bytes(), path, dict[str, list[int]], max_bytes=STATE_BYTES)
     except (OSError, ValueError):
         return {}

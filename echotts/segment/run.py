@@ -19,10 +19,11 @@ import soundfile
 from echotts.audio.reading import AUDIO_SUFFIXES
 from echotts.evaluation.asr import Whisper
 from echotts.evaluation.voices import VoiceEncoder
-from echotts.files import atomic_write
+from echotts.files import atomic_write, plain, read_lines
 from echotts.segment.align import align
 from echotts.segment.pieces import Piece, find_pieces
 from echotts.segment.quality import Limits, fault, snr_db
+from echotts.strict_json import load_rows
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 TABLE, REJECTED, DONE = "metadata.jsonl", "rejected.jsonl", "done.txt"
@@ -62,23 +63,23 @@ def segment(
     """
     files = list_files(source)
     output.mkdir(parents=True, exist_ok=True)
-    done = set((output / DONE).read_text().splitlines()) if (output / DONE).is_file() else set()
+    done = set(read_lines(output / DONE))
     for name in (TABLE, REJECTED):
         _keep(output / name, done)
     encoder = VoiceEncoder()
     for number, file in enumerate(files):
-        name = file.name if source.is_file() else file.relative_to(source).as_posix()
+        name = plain(file.name if source.is_file() else file.relative_to(source).as_posix())
         if name not in done:
             rows, rejected = _one(file, name, output, recogniser, encoder, settings)
             _append(output / TABLE, rows)
             _append(output / REJECTED, rejected)
-            with (output / DONE).open("a") as table:
+            with (output / DONE).open("a", encoding="utf-8") as table:
                 table.write(f"{name}\n")
         summary = _summary(output)
         progress(f"{summary.seconds / 60:.1f} min", number + 1, len(files), summary.rejected.total())
     summary = _summary(output)
-    heard = {row["source"] for file in (TABLE, REJECTED) for row in _rows(output / file)}
-    summary.silent = sorted(set((output / DONE).read_text().splitlines()) - heard)
+    heard = {row["source"] for file in (TABLE, REJECTED) for row in load_rows(output / file, ["source"])}
+    summary.silent = sorted(set(read_lines(output / DONE)) - heard)
     return summary
 
 
@@ -163,24 +164,20 @@ def name_speakers(pieces: Sequence[Piece], stem: str, encoder: VoiceEncoder, spe
 
 
 def _append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    with path.open("a") as table:
+    with path.open("a", encoding="utf-8") as table:
         table.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
 
 
 def _keep(path: Path, done: set[str]) -> None:
     """Removes rows of unfinished recordings: an earlier run may have been interrupted between writing two files."""
     if not path.is_file():
         return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    rows = [row for row in load_rows(path, ["source"]) if row["source"] in done]
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(line for line in lines if json.loads(line)["source"] in done))
+        _append(temporary, rows)
 
 
 def _summary(output: Path) -> Summary:
-    rows = _rows(output / TABLE)
-    causes = Counter(row["cause"] for row in _rows(output / REJECTED))
+    rows = load_rows(output / TABLE, ["start_s", "end_s"])
+    causes = Counter(row["cause"] for row in load_rows(output / REJECTED, ["cause"]))
     return Summary(len(rows), sum((row["end_s"] - row["start_s"] for row in rows), 0.0), causes)

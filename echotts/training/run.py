@@ -163,7 +163,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
-    claim = claimed(run_dir.local)
+    claim = claimed(run_dir.shared)
     messages.agree_on("claim", lambda: stack.enter_context(claim), "claim the run directory", LOOK_S)
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))

@@ -15,7 +15,8 @@ from jax.sharding import Mesh
 from echotts.checkpoint.agreement import differences
 from echotts.checkpoint.digests import array_digests, json_digest
 from echotts.checkpoint.export import Adam, Weights, load_weights
-from echotts.config import Config, ModelConfig, to_dict
+from echotts.config import Config, to_dict
+from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
 from echotts.model.parameters import flatten
 from echotts.multihost.processes import check_same
@@ -68,7 +69,7 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
     """
     source, resume = config.run.init_from, config.run.resume_optimizer
     if source:
-        weights = fitting_weights(source, config.model, resume)
+        weights = fitting_weights(source, config, resume)
         check_same(f"contents of {source}", json_digest(array_digests([weights.params, weights.adam])))
         step, samples_seen = (weights.facts.step or 0, weights.facts.samples_seen or 0) if resume else (0, 0)
         what = f"the optimizer state of step {step}, {samples_seen} samples, and " if resume else ""
@@ -79,14 +80,24 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
     return state, 0, 0
 
 
-def fitting_weights(source: str, model: ModelConfig, with_optimizer: bool = False) -> Weights:
-    """The weights of an export, a run or a published pickle; ValueError lists how they differ from the model."""
+def fitting_weights(source: str, config: Config, with_optimizer: bool = False) -> Weights:
+    """The weights of an export, a run or a published pickle; ValueError lists how they differ from the run's model.
+
+    The kind of latent scale must be the same; its statistics may differ, since they belong to the data.
+    """
     weights = load_weights(source, with_optimizer=with_optimizer)
-    theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in (weights.config, model))
+    models = (weights.config, config.model)
+    theirs, ours = ({k: v for k, v in to_dict(c).items() if k not in HOW_IT_COMPUTES} for c in models)
     if lines := differences(theirs, ours):
         raise ValueError(
             f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
             "(theirs -> this run's); set the model's sizes to theirs"
+        )
+    scale = LatentScale.from_json(weights.facts.latent_scale, weights.config.latent_channels).name
+    if scale != config.data.latent_scale:
+        raise ValueError(
+            f"{source}: weights for another latent scale: data.latent_scale: {scale} -> {config.data.latent_scale} "
+            f"(theirs -> this run's); use --data.latent_scale {scale}"
         )
     return weights
 

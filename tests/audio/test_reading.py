@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import socket
 import time
 from pathlib import Path
@@ -111,13 +112,44 @@ def test_an_mp3_that_breaks_off_is_refused_with_both_lengths():
 @pytest.mark.parametrize(
     ("kind", "subtype"),
     [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAVEX", "PCM_24"), ("AIFF", "PCM_16"), ("AU", "PCM_16"), ("RF64", "PCM_16"),
-     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("WAV", "IMA_ADPCM")],
+     ("W64", "PCM_16"), ("CAF", "PCM_16"), ("FLAC", "PCM_16"), ("MP3", "MPEG_LAYER_III"), ("WAV", "IMA_ADPCM"),
+     ("OGG", "VORBIS"), ("OGG", "OPUS"), ("NIST", "PCM_16"), ("NIST", "ULAW")],
 )  # fmt: skip
 def test_a_recording_shorter_than_its_header_says_is_refused(kind, subtype):
     whole = encoded(noise(2 * RATE), format=kind, subtype=subtype)
     assert abs(len(audio.read_audio(io.BytesIO(whole), RATE)) - 2 * RATE) < 0.05 * RATE
     for share in (0.95, 0.6, 0.2) if kind != "MP3" else (0.8, 0.6):
         refusal(whole[: int(share * len(whole))])
+
+
+def ogg_pages(data):
+    starts = [found.start() for found in re.finditer(b"OggS", data)]
+    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_an_ogg_file_without_its_last_or_a_middle_page_is_refused(subtype):
+    whole = encoded(noise(8 * RATE), format="OGG", subtype=subtype)
+    pages = ogg_pages(whole)
+    assert len(pages) > 4
+    assert "breaks off: the end of its Ogg stream is missing" in refusal(b"".join(pages[:-1]))
+    assert "breaks off" in refusal(whole[:-1])
+    assert "breaks off" in refusal(whole + whole[:-1])
+    assert "s can be decoded, by its pages" in refusal(b"".join(pages[:3] + pages[5:]))
+    assert len(audio.read_audio(io.BytesIO(whole + b"TAG" + bytes(125)), RATE)) == 8 * RATE
+
+
+@pytest.mark.parametrize("kind", ["AVR", "IRCAM", "MAT5", "PAF", "PVF", "SVX", "VOC"])
+def test_formats_without_a_length_are_refused_since_a_cut_one_would_pass(kind):
+    assert f"(of the kind {kind}): give wav" in refusal(encoded(tone(), format=kind, subtype="PCM_16"))
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3"])
+def test_a_name_that_is_not_utf8_and_a_resource_fork_beside_it_change_nothing(kind, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc\xdfe.bin"))
+    path.write_bytes(encoded(tone(), format=kind))
+    path.with_name(f"._{path.name}").write_bytes(b"\0\5\26\7\0\2\0\0Mac OS X")
+    assert len(audio.read_audio(path, RATE)) == RATE
 
 
 @pytest.mark.parametrize("claimed", [0xFFFFFFFF, 0x7FFFF000, 0xFFFFFFFF - 44])

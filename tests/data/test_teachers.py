@@ -1,7 +1,10 @@
 """Teachers and the corpora they speak: what is written, what a second run does, and what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +57,20 @@ def test_a_run_that_was_stopped_speaks_only_what_is_missing(tmp_path: Path) -> N
     assert speak(TEXTS, tmp_path, settings).clips == 4
     assert len({row["audio"] for row in rows(tmp_path)}) == 4
     assert (tmp_path / kept).stat().st_mtime_ns == before
+
+
+def test_texts_with_line_separators_and_a_stopped_run_in_another_locale_are_read_as_utf8(tmp_path: Path) -> None:
+    texts = tmp_path / "texts.txt"
+    texts.write_bytes(b"\xef\xbb\xbf" + "Sm\u00f8rrebr\u00f8d\u2028today.\nTwo.\n".encode())
+    assert read_texts(texts) == ["Sm\u00f8rrebr\u00f8d\u2028today.", "Two."]
+    command = [sys.executable, "-m", "echotts", "data", "speak", "--teacher", "espeak", "--voices", "en-us", "--texts"]
+    command += [str(texts), "--output", str(tmp_path / "out")]
+    for _ in range(2):  # the second finds all of it there
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0",
+                              "PYTHONCOERCECLOCALE": "0"}, check=False)  # fmt: skip
+        assert done.returncode == 0, done.stderr.decode()
+    lines = (tmp_path / "out" / "metadata.jsonl").read_bytes().decode().split("\n")
+    assert {json.loads(line)["text"] for line in lines[:-1]} == set(read_texts(texts))
 
 
 def test_hours_stop_a_run_and_more_hours_carry_it_on(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def test_recordings_are_recognised_nearly_without_error(recogniser, clips):
     assert errors(recogniser, clips, lambda samples: samples) <= 0.05 * sum(len(clip.text.split()) for clip in clips)
 
 
+def test_recordings_of_one_and_two_digits_are_heard_too(recogniser):
+    short = [clip for clip in read_clips(corpus_path(), "heldout") if len(clip.text.split()) <= 2]
+    assert errors(recogniser, short, lambda samples: samples) <= 0.05 * sum(len(clip.text.split()) for clip in short)
+
+
 def test_silence_around_the_speech_and_its_level_change_nothing(recogniser, clips):
     heard = [recogniser.recognise(clip.samples, RATE_HZ) for clip in clips]
     around = [np.pad(0.1 * clip.samples, (1600, 4800)) for clip in clips]

@@ -5,6 +5,8 @@ import logging
 import math
 import os
 import re
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -25,8 +27,8 @@ from echotts.data.stream.stream import Stream
 from echotts.disk.runs import run_folders
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
-from echotts.rundir import pause, spool
-from echotts.rundir.layout import CHECKPOINTS
+from echotts.rundir import claim, pause, spool
+from echotts.rundir.layout import CHECKPOINTS, TRAINER
 from echotts.rundir.location import check_run_dir, open_run_dir, run_path
 from echotts.rundir.metrics import MetricsWriter
 from echotts.training import hang
@@ -130,6 +132,71 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one_that_never_stopped_bit_by_
     assert_same_weights(
         load_weights(f"{url}/checkpoints/step_00000004"), load_run(run_path(url) / "checkpoints/step_00000004")
     )
+
+
+def claim_elsewhere(url: str, then: str) -> str:
+    """What another process of this machine says that claims the run."""
+    code = (
+        "import os; from echotts.rundir.claim import claimed; from echotts.rundir.location import run_path\n"
+        f"with claimed(run_path({url!r})): print('claimed', flush=True); {then}"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    return done.stdout + done.stderr
+
+
+def test_the_second_training_in_a_bucket_is_told_whose_the_run_is_and_later_gets_it(gcs, url, monkeypatch):
+    monkeypatch.setattr(claim, "HEARTBEAT_S", 0.2)
+    who = f"{url}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
+    with claim.claimed(run_path(url)):
+        assert who in claim_elsewhere(url, "pass").splitlines()[-1]
+        monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # from there only its beats are seen
+        with pytest.raises(claim.RunInUseError, match=who), claim.claimed(run_path(url)):
+            pytest.fail("claimed twice")
+    assert objects(gcs, url) == {}
+    assert claim_elsewhere(url, "pass") == "claimed\n"
+
+
+def test_what_a_killed_training_left_in_a_bucket_is_taken_at_once_on_its_machine(gcs, url):
+    assert claim_elsewhere(url, "os._exit(9)") == "claimed\n"
+    assert list(objects(gcs, url)) == [TRAINER]
+    began = time.monotonic()
+    with claim.claimed(run_path(url)):
+        assert json.loads(objects(gcs, url)[TRAINER])["pid"] == os.getpid()
+    assert time.monotonic() - began < 5
+
+
+def test_a_claim_in_a_bucket_of_another_machine_that_beats_no_more_is_taken(gcs, url, monkeypatch, caplog):
+    monkeypatch.setattr(claim, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(claim, "LOOK_S", 0.4)
+    key = f"{url.removeprefix('gs://')}/{TRAINER}"
+    for content in (b"{", b"", b'{"host": "elsewhere", "pid": 7, "since": "yesterday"}'):
+        gcs.put(key, content)
+        with caplog.at_level(logging.WARNING, logger="echotts"), claim.claimed(run_path(url)):
+            assert json.loads(objects(gcs, url)[TRAINER])["pid"] == os.getpid()
+    assert caplog.text.count("was in use on host elsewhere; waiting") == 1
+
+
+def test_of_two_trainings_that_come_at_once_one_gets_the_run_in_a_bucket(gcs, url, monkeypatch):
+    key = f"{url.removeprefix('gs://')}/{TRAINER}"
+    look = claim._object
+
+    def late(*asked):  # after it has looked, another is quicker
+        found = look(*asked)
+        gcs.put(key, b'{"host": "elsewhere", "pid": 7, "since": "now"}')
+        return found
+
+    monkeypatch.setattr(claim, "_object", late)
+    for there in (False, True):
+        if there:
+            gcs.put(key, b"")
+        with pytest.raises(claim.RunInUseError, match="host elsewhere, process 7"), claim.claimed(run_path(url)):
+            pytest.fail("claimed twice")
+        del gcs.objects[key]
+
+
+def test_a_training_in_a_bucket_claims_its_run(gcs, url, shards):
+    with claim.claimed(run_path(url)), pytest.raises(claim.RunInUseError, match=f"{url}: in use by another training"):
+        train(with_sections(TINY, data={"data": str(shards)}, run={"run_dir": url}))
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """From a long recording to clips: where speech is, what is left out and why, and that a second run changes nothing."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_a_second_run_goes_on_with_recordings_that_were_not_finished(talk, tmp_p
     assert segment(talk[0], tmp_path, recogniser, Settings()) == first and recogniser.calls == calls
     (tmp_path / "done.txt").write_text("")  # stopped after the rows were written, before the name was
     assert segment(talk[0], tmp_path, recogniser, Settings()) == first and recogniser.calls == 2 * calls
+
+
+def test_names_and_texts_of_any_letters_are_kept_and_a_second_run_goes_on(talk, tmp_path: Path) -> None:
+    ear = Deaf(Transcript("They were there\u2028again.", -0.1, "en"))
+    folder = tmp_path / "talks"
+    folder.mkdir()
+    (folder / os.fsdecode(b"gr\xfc\xdfe\n1.flac")).symlink_to(talk[0] / "day" / "talk one.flac")
+    first = segment(folder, tmp_path / "out", ear, Settings())
+    assert first.clips > 0 and not first.silent
+    calls = ear.calls
+    assert segment(folder, tmp_path / "out", ear, Settings()) == first and ear.calls == calls
 
 
 def test_a_recording_in_which_nobody_speaks_is_named(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from echotts.checkpoint.export import export, load_run
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.config import Bucket
+from echotts.latents import LatentScale
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import metrics
@@ -30,6 +31,8 @@ from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
 from echotts.training.run import check_facts
+from echotts.training.state import fitting_weights
+from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
 
 
@@ -290,7 +293,9 @@ def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stoppe
     assert read_meta(newest[0]).stream == read_meta(newest[1]).stream
 
 
-def test_a_pickle_of_too_many_samples_to_replay_starts_the_data_from_the_beginning(config, tmp_path, caplog, monkeypatch):
+def test_a_pickle_of_too_many_samples_to_replay_starts_the_data_from_the_beginning(
+    config, tmp_path, caplog, monkeypatch
+):
     train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
     export(tmp_path / "first", tmp_path / "step_3.pkl")
     monkeypatch.setattr("echotts.training.run.REPLAYED_SAMPLES", 23)
@@ -321,8 +326,23 @@ def test_weights_of_another_model_are_refused_with_the_sizes(config, tmp_path):
         train(other)
 
 
+@pytest.mark.parametrize(("theirs", "ours"), [("channel", "none"), ("none", "scalar"), ("scalar", "channel")])
+def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, ours, tmp_path):
+    scale = LatentScale.measured(theirs, [0.5] * CHANNELS, [2.0] * CHANNELS).to_json()
+    given, speaker = str(tmp_path / "a.safetensors"), tiny_speaker.CONFIG
+    facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=scale)
+    interop.save_export(given, tiny_speaker.random_params(), speaker, facts)
+    config = dataclasses.replace(TINY, model=speaker)
+    flag = f"data.latent_scale: {theirs} -> {ours} .*; use --data.latent_scale {theirs}"
+    with pytest.raises(ValueError, match=flag):
+        fitting_weights(given, with_sections(config, data={"latent_scale": ours}))
+    fitting_weights(given, with_sections(config, data={"latent_scale": theirs}))
+
+
 def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):
-    with pytest.raises(ValueError, match=r"latents of 8 channels, but the model takes 16: set --model\.latent_channels 8"):
+    with pytest.raises(
+        ValueError, match=r"latents of 8 channels, but the model takes 16: set --model\.latent_channels 8"
+    ):
         train(with_sections(config, model={"latent_channels": 16}))
     assert not (tmp_path / "run").exists()
 
@@ -349,7 +369,9 @@ def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(conf
     check_facts(one, one, "shards")
     with pytest.raises(ValueError, match="the tokenizer differs from the one the run was trained with"):
         check_facts(one, other, "shards")
-    with pytest.raises(ValueError, match="shards: latents of the codec with hash b, but the run was trained on those of a"):
+    with pytest.raises(
+        ValueError, match="shards: latents of the codec with hash b, but the run was trained on those of a"
+    ):
         check_facts(*(Facts(codec=CodecFacts(weights_hash=name)) for name in "ab"), "shards")
 
 

@@ -127,7 +127,9 @@ def test_replicas_of_the_model_do_not_span_slices():
     devices = [fake_device(number, slices=2) for number in (5, 2, 0, 7, 4, 1, 3, 6)]
     mesh = meshes.make_mesh(data=4, tensor=1, devices=devices).devices
     assert [sorted({device.slice_index for device in replica.flat}) for replica in mesh] == [[0], [0], [1], [1]]
-    with pytest.raises(ValueError, match=r"2 slices, but run\.data_ways is 1: .*set --run\.data_ways to 2 or a multiple"):
+    with pytest.raises(
+        ValueError, match=r"2 slices, but run\.data_ways is 1: .*set --run\.data_ways to 2 or a multiple"
+    ):
         meshes.make_mesh(devices=devices)
 
 

@@ -274,7 +274,7 @@ def _open_run(
     stack.callback(heldout.close)
     run_dir = stack.enter_context(open_run_dir(training.run.run_dir))
     if runtime.is_primary():
-        stack.enter_context(claimed(run_dir.local))
+        stack.enter_context(claimed(run_dir.shared))
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run))
     state = _placed(initial_state(training, start), placement)

@@ -32,7 +32,7 @@ from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, re
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
 from echotts.data.remote.sources import TABLE_NAMES, is_hidden, is_shard, resolve
-from echotts.files import read_text
+from echotts.files import plain, read_text
 from echotts.rundir.rejections import Rejected
 from echotts.strict_json import load_json
 
@@ -63,11 +63,6 @@ class Recording:
             raise Rejected(self.fault.cause, self.fault.detail)
         known = {name: self.meta.get(name) or None for name in ("text", "speaker", "language")}
         return parse_meta(json.dumps(known).encode())
-
-
-def plain(name: str) -> str:
-    """A file name with bytes that are not UTF-8 escaped."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def list_recordings(source: str, speaker: str | None = None, language: str | None = None) -> list[Recording]:

@@ -20,7 +20,8 @@ import soundfile
 from echotts.audio import HEADROOM_PEAK
 from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.teacher import Teacher, load_teacher
-from echotts.files import atomic_write
+from echotts.files import atomic_write, read_text
+from echotts.strict_json import load_rows
 
 TABLE = "metadata.jsonl"
 REFUSED = "refused.jsonl"
@@ -87,8 +88,8 @@ def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Prog
         teacher.check(voice)
     jobs = plan(texts, settings.voices or teacher.voices(), settings.per_text, settings.seed)
     output.mkdir(parents=True, exist_ok=True)
-    rows = _read_table(output / TABLE)
-    refused = {row["audio"] for row in _read_table(output / REFUSED)}
+    rows = _table(output / TABLE, "audio", "text", "duration_s")
+    refused = {row["audio"] for row in _table(output / REFUSED, "audio")}
     said = {row["audio"]: row["text"] for row in rows}
     for job in jobs:
         if said.get(job.audio, job.text) != job.text:
@@ -103,7 +104,7 @@ def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Prog
         else:
             summary.clips, summary.hours = summary.clips + 1, summary.hours + row["duration_s"] / 3600
             row["licence"] = teacher.licence(row["voice"])
-        with (output / (REFUSED if "reason" in row else TABLE)).open("a") as table:
+        with (output / (REFUSED if "reason" in row else TABLE)).open("a", encoding="utf-8") as table:
             table.write(json.dumps(row, ensure_ascii=False) + "\n")
         progress(settings.teacher, summary.clips + summary.refused, len(jobs), summary.refused)
     return summary
@@ -111,12 +112,7 @@ def speak(texts: Sequence[str], output: Path, settings: Settings, progress: Prog
 
 def read_texts(path: Path) -> list[str]:
     """The non-empty lines of a text file. Raises FileNotFoundError, or ValueError if there are none or not UTF-8."""
-    try:
-        texts = [line.strip() for line in path.read_text("utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not UTF-8 text (byte {error.start}): give a text file with one sentence per line"
-        ) from None
+    texts = [line.strip() for line in read_text(path).split("\n")]
     texts = [text for text in texts if text]
     if not texts:
         raise ValueError(f"{path}: contains no texts: give one sentence per line")
@@ -198,11 +194,10 @@ def _make(job: Job) -> dict[str, Any]:
     }
 
 
-def _read_table(path: Path) -> list[dict[str, Any]]:
+def _table(path: Path, *needs: str) -> list[dict[str, Any]]:
     """The rows of a table; an incomplete last line, left by an interrupted run, is removed."""
-    if not path.is_file():
-        return []
-    whole, mark, cut = path.read_text().rpartition("\n")
-    if cut:
-        path.write_text(whole + mark)
-    return [json.loads(line) for line in whole.splitlines()]
+    rows = load_rows(path, needs)
+    if path.is_file():
+        with path.open("r+b") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)
+    return rows

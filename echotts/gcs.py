@@ -70,7 +70,7 @@ def failures() -> tuple[type[Exception], ...]:
 
 @contextlib.contextmanager
 def plain_errors(path: object) -> Iterator[None]:
-    """Converts bucket errors inside to one-line OSErrors that name `path`; FileNotFoundError and FileExistsError pass."""
+    """Converts bucket errors inside to one-line OSErrors that name `path`; FileNotFoundError, FileExistsError pass."""
     if not is_bucket(path):
         yield
         return

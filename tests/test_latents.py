@@ -106,7 +106,7 @@ def test_held_out_voices_come_back_as_the_codec_has_them(data: Path) -> None:
 def test_a_scale_without_statistics_is_refused_with_the_remedy(data: Path, tmp_path: Path) -> None:
     DatasetInfo(channels=CHANNELS).save(tmp_path / "dataset.json")
     write_shards(tmp_path)
-    with pytest.raises(ValueError, match=r"not known: `data prepare` writes them to dataset\.json"):
+    with pytest.raises(ValueError, match=r"unknown: `data prepare` writes them to dataset\.json"):
         open_inputs(with_sections(TINY, data={"data": str(tmp_path), "latent_scale": "channel"}))
 
 

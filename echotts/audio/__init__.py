@@ -12,6 +12,7 @@ from echotts.audio.levels import (
     measure_loudness,
     normalise_output,
     resample,
+    sound_span,
     trim_silence,
 )
 from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
@@ -37,6 +38,7 @@ __all__ = [
     "open_recording",
     "read_audio",
     "resample",
+    "sound_span",
     "trim_silence",
     "write_audio",
 ]

@@ -79,13 +79,19 @@ def trim_silence(samples: Samples, rate: int, *, threshold_db: float = -40.0, wi
 
     A silent recording becomes empty.
     """
+    start, end = sound_span(samples, rate, threshold_db=threshold_db, window_s=window_s)
+    return samples[start:end]
+
+
+def sound_span(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> tuple[int, int]:
+    """First sample of what `trim_silence` keeps, and the one after its last; 0, 0 for a silent recording."""
     window = max(1, round(window_s * rate))
     padded = np.pad(samples, (0, -len(samples) % window)).astype(np.float64)
     power = np.mean(np.square(padded).reshape(-1, window), axis=1)
     if not len(power) or power.max() < SILENT_PEAK**2:
-        return samples[:0]
+        return 0, 0
     loud = np.flatnonzero(power > power.max() * 10.0 ** (threshold_db / 10.0))
-    return samples[loud[0] * window : (loud[-1] + 1) * window]
+    return int(loud[0]) * window, min((int(loud[-1]) + 1) * window, len(samples))
 
 
 def _scaled(samples: Samples, gain: float) -> Samples:

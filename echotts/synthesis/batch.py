@@ -1,9 +1,16 @@
 """Static shapes for utterances: sizes rounded up to a few steps, padded rows."""
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import threading
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+SLOW_COMPILE_S = 2.0
+
+logger = logging.getLogger(__name__)
 
 
 def rounded(size: int, largest: int, parts: int) -> int:
@@ -39,3 +46,24 @@ def padded_references(
 def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"]:
     """Standard normal noise for one utterance. The noise of a longer window starts with that of a shorter one."""
     return np.random.default_rng(seed).standard_normal((frames, channels), dtype=np.float32)
+
+
+class CompileNotice:
+    """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+
+    def __init__(self) -> None:
+        self._compiled: set[tuple[int, int, float]] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, rows: int, tokens: int, seconds: float) -> Iterator[None]:
+        shape = (rows, tokens, seconds)
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, *shape))
+        timer.daemon = True
+        if shape not in self._compiled:
+            timer.start()
+        try:
+            yield
+            self._compiled.add(shape)
+        finally:
+            timer.cancel()

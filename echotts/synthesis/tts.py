@@ -3,10 +3,8 @@
 Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
 """
 
-import contextlib
 import dataclasses
 import logging
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -25,12 +23,14 @@ from echotts.latents import LatentScale
 from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention
 from echotts.synthesis import references
-from echotts.synthesis.batch import make_noise, padded_references, padded_tokens, rounded
+from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
-from echotts.synthesis.demo import demo_text
+from echotts.synthesis.demo import demo_seconds, demo_text
 from echotts.synthesis.locate import DEMO, locate_checkpoint
+from echotts.synthesis.longform import joined, pieces_of, speak_pieces
 from echotts.synthesis.references import SpeakerReference
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
+from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
@@ -38,7 +38,8 @@ BATCH_ROWS = 16
 TEXT_SHAPES, FRAME_SHAPES = 2, 4  # number of compiled sizes up to the largest; references have one
 PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
 PUBLISHED_CHANNELS = 128
-SLOW_COMPILE_S = 2.0
+FILLED_SHARE = 0.9  # of a window that a piece of a long text may fill, by its estimated duration
+LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not cut for its duration
 MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
@@ -68,8 +69,9 @@ class EchoTTS:
         attend = choose_attention(jax.default_backend(), config)
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
-        self._compiled: set[tuple[int, ...]] = set()
+        self._announced = CompileNotice()
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
+        self._seconds: Callable[[str], float] = estimated_seconds
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
@@ -118,7 +120,7 @@ class EchoTTS:
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
-            tts._readable = demo_text
+            tts._readable, tts._seconds = demo_text, demo_seconds
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
@@ -162,8 +164,9 @@ class EchoTTS:
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
-        `duration` is the maximum in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
-        Raises ValueError if the text is empty or too long, or the reference silent, too short or unreadable.
+        Text that exceeds the model's window is spoken in pieces (`stream`), which are joined. `duration` is the maximum
+        per piece in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
         """
         sampler = SamplerConfig(
             steps=steps,
@@ -174,7 +177,35 @@ class EchoTTS:
             time_scale=time_scale,
             truncation=truncation,
         )
-        return self.synthesize_batch([text], [speaker_ref], seeds=[seed], duration=duration, sampler=sampler)[0]
+        return joined(list(self.stream(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
+
+    def stream(
+        self,
+        text: str,
+        speaker_ref: SpeakerReference | None = None,
+        *,
+        seed: int = 0,
+        duration: float = DEFAULT_DURATION_S,
+        sampler: SamplerConfig | None = None,
+    ) -> Iterator[Speech]:
+        """Speaks a text of any length piece by piece: sentences that fit the window together, in one voice throughout.
+
+        Pieces put one behind the other are `synthesize`'s speech: pauses are at their ends, and their loudness is that
+        of the first. Without a reference the first piece is the voice of the others. Errors come with the first piece.
+        """
+        most, sampler = self._most_frames(duration), sampler or SamplerConfig()
+        _check_seed(seed)
+        _check_text(text)
+        longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
+        pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
+        ids = [self._encode_text(piece.text) for piece in pieces]  # all are checked before the first is spoken
+        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+
+        def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
+            voice = None if voice is None else voice[: self.limits.reference_frames]
+            return self._speak([ids[number]], [voice], [(seed + number) % (MAX_SEED + 1)], most, sampler, rows=1)[0]
+
+        yield from speak_pieces(pieces, voice, speak)
 
     def synthesize_batch(
         self,
@@ -198,8 +229,7 @@ class EchoTTS:
             )
         most = self._most_frames(duration)
         for seed in seeds:
-            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-                raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")
+            _check_seed(seed)
         ids = [self._encode_text(text) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
@@ -224,7 +254,7 @@ class EchoTTS:
             text = padded_tokens([ids[i] for i in chosen], tokens)
             speaker = padded_references([voices[i] for i in chosen], reference_frames, self.config.latent_channels)
             noise = np.stack([make_noise(seeds[i], frames, self.config.latent_channels) for i in chosen])
-            with self._says_what_is_compiled(rows, tokens, frames):
+            with self._announced(rows, tokens, frames / self.frame_rate_hz):
                 conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
                 latents = self.scale.restore(np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler)))
             speeches += [self._finish(latent[:most]) for latent in latents[: len(ids) - start]]
@@ -241,26 +271,17 @@ class EchoTTS:
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
 
-    @contextlib.contextmanager
-    def _says_what_is_compiled(self, *shape: int) -> Iterator[None]:
-        """Logs a line if the first call with a shape compiles for long; other calls are fast."""
-        rows, tokens, frames = shape
-        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech; the result is cached"
-        timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, rows, tokens, frames / self.frame_rate_hz))
-        timer.daemon = True
-        if shape not in self._compiled:
-            timer.start()
-        try:
-            yield
-            self._compiled.add(shape)
-        finally:
-            timer.cancel()
+    def _fits(self, text: str, longest_s: float) -> bool:
+        """Whether a text fits one window: by its number of tokens and its estimated duration."""
+        if not has_sound(text):
+            return True
+        readable = self._readable(text)
+        if len(self.tokenizer.encode(readable)) > self.limits.tokens:
+            return False
+        return len(text) <= LEAST_TEXT or self._seconds(readable) <= longest_s
 
     def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
-        if not isinstance(text, str):
-            raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
-        if not text.strip():
-            raise ValueError("the text is empty")
+        _check_text(text)
         return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
@@ -280,3 +301,15 @@ class EchoTTS:
         if not known:
             end = energy_end(samples, self.sample_rate, self.codec.hop_length)
         return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end])
+
+
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
+    if not text.strip():
+        raise ValueError("the text is empty: there is nothing to say")
+
+
+def _check_seed(seed: int) -> None:
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")

@@ -1,0 +1,88 @@
+"""Text of any length: in pieces that fit the model's window, in one voice, joined at silences.
+
+Each piece ends with the pause that its place in the text asks for, at the loudness of the first one. Without a
+reference the first piece becomes the voice of the others.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from echotts.audio import Samples, measure_loudness, sound_span
+from echotts.synthesis.speech import Speech
+from echotts.text.pace import has_sound
+from echotts.text.sentences import Break, Piece, split_text
+
+PAUSE_S: dict[Break, float] = {"clause": 0.12, "sentence": 0.35, "paragraph": 0.7}
+EDGE_S = 0.03  # kept on both sides of what is louder than the silence around it, and faded
+MOST_GAIN_DB = 6.0  # by which a piece is brought to the loudness of the first
+
+
+SpeakPiece = Callable[[int, np.ndarray | None], Speech]
+"""Says the piece of that number in a voice: a reference's latents (m, c), or None for one made up from the seed."""
+
+
+def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
+    """The pieces of a text that hold a sound. ValueError where it holds none."""
+    # What fits is said as it was typed.
+    pieces = [Piece(text, "paragraph")] if fits(text) else split_text(text, fits)
+    sounding = [piece for piece in pieces if has_sound(piece.text)]
+    if not sounding:
+        raise ValueError(f"the text {text.strip()[:40]!r} holds no letter or digit: there is nothing to say")
+    return sounding
+
+
+def speak_pieces(pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece) -> Iterator[Speech]:
+    """Each piece as it is said: trimmed, at the first one's loudness, its pause behind it (none behind the last).
+
+    One piece alone is given as it is.
+    """
+    level: float | None = None
+    for number, piece in enumerate(pieces):
+        speech = speak(number, voice)
+        if len(pieces) == 1:
+            yield speech
+            return
+        if voice is None:
+            voice = speech.latents
+        samples, level = _levelled(_edged(speech.samples, speech.sample_rate), speech.sample_rate, level)
+        pause = PAUSE_S[piece.ends] if number < len(pieces) - 1 else 0.0
+        silence = np.zeros(round(pause * speech.sample_rate), np.float32)
+        yield Speech(np.concatenate([samples, silence]), speech.sample_rate, speech.latents)
+
+
+def joined(speeches: Sequence[Speech]) -> Speech:
+    """All pieces as one."""
+    if len(speeches) == 1:
+        return speeches[0]
+    return Speech(
+        np.concatenate([speech.samples for speech in speeches]),
+        speeches[0].sample_rate,
+        np.concatenate([speech.latents for speech in speeches]),
+    )
+
+
+def _edged(samples: Samples, rate: int) -> Samples:
+    """Without the silence at both ends but for a short edge, which rises from nothing and falls back to it."""
+    start, end = sound_span(samples, rate)
+    if not end:
+        return samples
+    edge = round(EDGE_S * rate)
+    kept = samples[max(0, start - edge) : end + edge].copy()
+    width = min(edge, len(kept) // 2)
+    if width:
+        rise = np.sin(np.linspace(0, np.pi / 2, width, dtype=np.float32)) ** 2
+        kept[:width] *= rise
+        kept[-width:] *= rise[::-1]
+    return kept
+
+
+def _levelled(samples: Samples, rate: int, level: float | None) -> tuple[Samples, float | None]:
+    """Samples at `level` (LUFS), and the level of those that follow; None sets it."""
+    loudness = measure_loudness(samples, rate)
+    if not np.isfinite(loudness):
+        return samples, level
+    if level is None:
+        return samples, loudness
+    gain_db = np.clip(level - loudness, -MOST_GAIN_DB, MOST_GAIN_DB)
+    return (samples * np.float32(10 ** (gain_db / 20))).astype(np.float32), level

@@ -1,9 +1,9 @@
-"""Large metrics files, read by processes of their own, each a part: so a server goes on answering, and uses the cores.
+"""Reads parts of large metrics files in subprocesses, so that the server stays responsive and uses several cores.
 
     python -m echotts.monitor.digest FOLDER PATH START END THINNED
 
-writes what is kept of the lines between two bytes, as arrays. Every kind of line with many rows is thinned so
-many times, which is worked out beforehand, so that all parts together fit into what a history may take.
+writes the lines between two bytes, as arrays. Every kind of line with many rows is thinned THINNED times, a number
+computed in advance such that all parts together fit the memory budget of a history.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from echotts.monitor.parsing import Event, Names, Table
 
 LOGGER = logging.getLogger(__name__)
 
-PART_BYTES = 64 << 20  # at least, of each process but the first
+PART_BYTES = 64 << 20  # minimum per process, except the first
 MAX_PROCESSES = 4
 PATIENCE_S = 600.0
-NICE = 10  # the host has something better to do
-SAMPLES = 8  # of a file, to judge it by
+NICE = 10  # training on the same host has priority
+SAMPLES = 8  # blocks of a file, to estimate its size in memory
 MAX_EVENTS = 5000
-BATCH_ROWS = 1 << 14  # thinned at a time; kinds with fewer lines are kept whole
+BATCH_ROWS = 1 << 14  # rows thinned at a time; kinds with fewer lines are not thinned
 
 
 @dataclass
 class Digest:
-    """What is kept of a part of a file. `columns`: with whether they are of irregular lines."""
+    """The result for a part of a file. `columns` are pairs with whether the lines are irregular."""
 
     columns: list[tuple[Columns, bool]]
     events: list[Event]
@@ -46,7 +46,7 @@ class Digest:
 
 
 def read(folder: Folder, path: str, size_bytes: int, budget_bytes: int) -> list[Digest] | None:
-    """The parts of the file up to a line's end near `size_bytes`, in about `budget_bytes`; None: not possible."""
+    """The parts of the file up to the last line end before `size_bytes`, in about `budget_bytes`; None on failure."""
     wanted = min(MAX_PROCESSES, os.cpu_count() or 1, -(-size_bytes // PART_BYTES))
     ends = [_line_end(folder, path, size_bytes * part // wanted) for part in range(1, wanted + 1)]
     thinned = _how_often(folder, path, ends[-1], budget_bytes)
@@ -61,10 +61,10 @@ def read(folder: Folder, path: str, size_bytes: int, budget_bytes: int) -> list[
                 processes.append(_start(folder.spec, path, start, end, thinned, output))
             codes = [process.wait(PATIENCE_S) for process in processes]
             if any(codes):
-                raise OSError(f"a process that read a part of it ended with {max(codes, key=abs)}")
+                raise OSError(f"a process reading part of it exited with code {max(codes, key=abs)}")
             return [_unpacked(output) for output in outputs]
         except (OSError, ValueError, subprocess.SubprocessError) as error:
-            LOGGER.warning("%s: %s: reading it here instead", path, error)
+            LOGGER.warning("%s: %s: reading it in this process instead", path, error)
             return None
         finally:
             for process in processes:
@@ -72,13 +72,13 @@ def read(folder: Folder, path: str, size_bytes: int, budget_bytes: int) -> list[
 
 
 def _line_end(folder: Folder, path: str, near: int) -> int:
-    """The last end of a line before a byte; 0 where there is none for long."""
+    """The last line end before byte `near`; 0 if there is none within a block."""
     start = max(near - BLOCK_BYTES, 0)
     return start + folder.read(path, start, near - start).rfind(b"\n") + 1 if near else 0
 
 
 def _how_often(folder: Folder, path: str, size_bytes: int, budget_bytes: int) -> int | None:
-    """How often the lines have to be thinned to fit, judged by some of them; None where none can be read."""
+    """How often lines must be thinned to fit, estimated from a sample; None if none can be read."""
     tables = [table for parsed in sampled(folder, path, size_bytes, SAMPLES) for table in parsed.tables]
     kept_bytes = sum(len(table.times) * Columns(table.process, table.names).row_bytes for table in tables)
     share = kept_bytes / (SAMPLES * SAMPLE_BYTES)
@@ -92,7 +92,7 @@ def _start(spec: str, path: str, start: int, end: int, thinned: int, output: IO[
 
 
 def _unpacked(file: IO[bytes]) -> Digest:
-    """What `main` wrote."""
+    """Parses the output of `main`."""
     file.seek(0)
     said = orjson.loads(np.load(file, allow_pickle=False).tobytes())
     found = []
@@ -113,7 +113,7 @@ def _event(values: dict[str, float | None], **words: Any) -> Event:
 
 
 class Part:
-    """What is kept of one part of a file."""
+    """The lines kept of one part of a file."""
 
     def __init__(self, thinned: int):
         self._thinned = thinned
@@ -129,7 +129,7 @@ class Part:
             self._thin(kind)
 
     def columns(self) -> list[tuple[Columns, bool]]:
-        """All of it, with whether it is of irregular lines."""
+        """All columns, with whether they are of irregular lines."""
         for kind, new in self._new.items():
             if self._kept[kind].rows:
                 self._thin(kind)
@@ -138,7 +138,7 @@ class Part:
         return [(columns, kind[2]) for kind, columns in self._kept.items()]
 
     def _thin(self, kind: tuple[int, Names, bool]) -> None:
-        """Moves the new lines to those that are kept, but for a few whose number does not come out even."""
+        """Thins new lines and moves them to the kept ones, except for a remainder that does not divide evenly."""
         new = self._new[kind]
         even = new.rows >> self._thinned + 1 << self._thinned + 1
         times, steps, values = new.times[:even], new.steps[:even], new.values[:, :even]

@@ -1,8 +1,8 @@
-"""Metrics lines as tables of numbers and events. A bad line is counted and left out.
+"""Parses metrics lines to tables of numbers and events. Bad lines are counted and skipped.
 
-A file holds few kinds of lines, so the names that they use are learned: a block of lines that use no others becomes a
-matrix without a look at any one of its numbers. What does not fit - events, torn lines, names that are new - is taken
-line by line. docs/training.md and rundir/metrics.py define the lines.
+A file has few kinds of lines, so the parser learns their names: a block of lines with known names becomes a matrix
+without processing single numbers in Python. Events, incomplete lines and new names are parsed line by line.
+docs/training.md and rundir/metrics.py define the lines.
 """
 
 import functools
@@ -20,17 +20,17 @@ Row = dict[str, Any]
 Names = tuple[str, ...]
 Block = bytes | memoryview
 
-MAX_NAMES = 500  # of one line
-MAX_LEARNED = 200  # of one file: lines with more are taken one by one
-MAX_SETS = 1000  # of names, that are remembered
+MAX_NAMES = 500  # per line
+MAX_LEARNED = 200  # per file: lines with more names are parsed one by one
+MAX_SETS = 1000  # cached sets of names
 MAX_NAME = 200  # characters
 MAX_STEP = 2**31 - 1
 MAX_MESSAGE = 1000
 NEWLINE, OPENING, CLOSING = b"\n{}"
-ESCAPED = re.compile(r'["\\\x00-\x1f]')  # in a JSON string; msgspec takes none of it in the name of a field
+ESCAPED = re.compile(r'["\\\x00-\x1f]')  # in a JSON string; msgspec does not allow these in field names
 HEAD = ("time", "step", "process")
 WORDS = ("event", "message")
-ABSENT = math.inf  # which no JSON number is
+ABSENT = math.inf  # not a valid JSON number
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class Table:
     times: np.ndarray  # (n,) float64, Unix s
     steps: np.ndarray  # (n,) int32
     values: np.ndarray  # (names, n) float64
-    irregular: bool = False  # of events and odd lines: their place among the regular ones is told by the time alone
+    irregular: bool = False  # events and other odd lines: only their time orders them among regular lines
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line that says what happened."""
+    """A line with an event."""
 
     time: float
     step: int
@@ -59,7 +59,7 @@ class Event:
 
 @dataclass
 class Parsed:
-    """What a block of lines held."""
+    """The contents of a block of lines."""
 
     tables: list[Table] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -67,13 +67,13 @@ class Parsed:
 
 
 class Parser:
-    """Parses the blocks of one file. It learns the names that its lines use."""
+    """Parses the blocks of one file, and learns the names that its lines use."""
 
     def __init__(self) -> None:
         self._shape: Shape | None = None
 
     def parse(self, block: Block) -> Parsed:
-        """Whole lines, each with its newline."""
+        """Parses complete lines, each ending with a newline."""
         parsed = Parsed()
         if self._all_at_once(block, parsed):
             return parsed
@@ -93,7 +93,7 @@ class Parser:
             self._shape = shape_of(tuple(names))
 
     def _all_at_once(self, block: Block, parsed: Parsed) -> bool:
-        """Adds the lines as tables, one for each set of names; False, with nothing added, where one does not fit."""
+        """Adds the lines as one table per set of names; False, adding nothing, if a line does not fit."""
         if not len(block):
             return True
         values = self._shape.matrix(block) if self._shape else None
@@ -110,7 +110,7 @@ class Parser:
 
 
 class Shape:
-    """Lines of numbers and nulls under these names or some of them; written in this order they are read fastest."""
+    """A decoder of lines with numbers and nulls under some of these names; fastest if they are in this order."""
 
     def __init__(self, names: Names):
         self.names = names
@@ -123,12 +123,12 @@ class Shape:
             gc=False,
         )
         self._decoder = msgspec.json.Decoder(line)
-        head = 1 if len(names) < 16 else 3  # bytes before an array in msgpack, where every double takes nine
+        head = 1 if len(names) < 16 else 3  # bytes of msgpack's array header; a double takes nine bytes
         self._row = np.dtype([("head", f"S{head}"), ("numbers", [("kind", "S1"), ("number", ">f8")], len(names))])
         self._columns: dict[bytes, Columns] = {}
 
     def columns(self, there: np.ndarray) -> "Columns":
-        """The places of the names that are `there`."""
+        """The columns of the names marked in `there`."""
         key = there.tobytes()
         if key not in self._columns:
             if len(self._columns) >= MAX_SETS:
@@ -137,7 +137,7 @@ class Shape:
         return self._columns[key]
 
     def matrix(self, block: Block) -> np.ndarray | None:
-        """(names, lines) float64, NaN for null, ABSENT where a line has no such name; None where a line is not so."""
+        """(names, lines) float64, NaN for null, ABSENT for missing names; None if a line does not fit."""
         try:
             lines = self._decoder.decode_lines(block)
         except msgspec.DecodeError:
@@ -145,9 +145,9 @@ class Shape:
         if not _is_one_a_line(block, len(lines)):
             return None
         rows = [*map(msgspec.structs.astuple, lines)]
-        packed = msgspec.msgpack.encode(rows)  # numbers at equal distances: the shortest way from lists to an array
+        packed = msgspec.msgpack.encode(rows)  # fixed-size numbers: the fastest way from lists to an array
         start = len(packed) - len(rows) * self._row.itemsize
-        if not 1 <= start <= 5:  # there are nulls, which take less
+        if not 1 <= start <= 5:  # there are nulls, which are shorter
             return np.array(rows, np.float64).T
         numbers = np.frombuffer(packed, self._row, offset=start)["numbers"]["number"]
         return np.ascontiguousarray(numbers.T, np.float64)
@@ -155,12 +155,12 @@ class Shape:
 
 @functools.lru_cache(maxsize=64)
 def shape_of(names: Names) -> Shape:
-    """The shape of these names, which takes milliseconds to make."""
+    """The shape of these names; cached, since building one takes milliseconds."""
     return Shape(names)
 
 
 def _is_one_a_line(block: Block, objects: int) -> bool:
-    """Whether so many objects without objects inside are one in each line. The decoder takes any white space."""
+    """Whether each line is exactly one of `objects` flat objects. The decoder itself accepts any white space."""
     characters = np.frombuffer(block, np.uint8)
     ends = np.flatnonzero(characters == NEWLINE)
     return (
@@ -172,7 +172,7 @@ def _is_one_a_line(block: Block, objects: int) -> bool:
 
 
 class Columns:
-    """Where in a row of a matrix the time, step, process and the numbers are."""
+    """The positions of time, step, process and the other numbers in a row of a matrix."""
 
     def __init__(self, places: dict[str, int]):
         self.time, self.step, self.process = (places.get(name) for name in HEAD)
@@ -181,7 +181,7 @@ class Columns:
 
 
 def _objects(block: Block, parsed: Parsed) -> tuple[list[tuple[bytes, Row]], list[Row]]:
-    """(lines that hold numbers and nulls only, with their objects; objects that hold more)."""
+    """(lines of only numbers and nulls, with their objects; other objects)."""
     plain, odd = [], []
     for line in bytes(block).split(b"\n"):
         if not line.strip():
@@ -200,7 +200,7 @@ def _objects(block: Block, parsed: Parsed) -> tuple[list[tuple[bytes, Row]], lis
 
 
 def _one_by_one(rows: list[Row], parsed: Parsed) -> None:
-    """Events apart, null as NaN, what is neither number nor null left out."""
+    """Adds rows as events and irregular tables: null becomes NaN; other non-numbers are dropped."""
     tables: dict[Names, list[list[float]]] = defaultdict(list)
     for row in rows:
         numbers = {name: number for name, value in row.items() if (number := _number(value)) is not None}
@@ -216,7 +216,7 @@ def _one_by_one(rows: list[Row], parsed: Parsed) -> None:
 
 
 def _add(columns: Columns, values: np.ndarray, parsed: Parsed, *, irregular: bool = False) -> None:
-    """Appends a table for each process; lines that do not say when and where they were written are bad."""
+    """Appends one table per process; lines without valid time and step are bad."""
     if columns.time is None or columns.step is None:
         parsed.bad += values.shape[1]
         return
@@ -236,7 +236,7 @@ def _add(columns: Columns, values: np.ndarray, parsed: Parsed, *, irregular: boo
 
 
 def _is_place(time: Any, step: Any) -> Any:
-    """Whether a line says when and where it was written; of numbers or arrays of them."""
+    """Whether time and step are valid; for numbers or arrays."""
     return np.isfinite(time) & (step >= 0) & (step <= MAX_STEP) & (np.floor(step) == step)
 
 

@@ -1,4 +1,4 @@
-"""The unit of a metric, told by its name: the last word of `group/name_unit`."""
+"""The unit of a metric by its name: the last word of `group/name_unit`."""
 
 UNITS = {
     "s": "s",
@@ -15,7 +15,7 @@ UNITS = {
 
 
 def unit_of(name: str) -> str:
-    """A few letters, empty for a plain number."""
+    """The unit's symbol, empty for a plain number."""
     if name.endswith("_per_s"):
         return UNITS["per_s"]
     return UNITS.get(name.rpartition("/")[2].rpartition("_")[2], "")

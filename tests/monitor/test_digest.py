@@ -91,7 +91,7 @@ def test_what_is_written_after_the_parts_were_read_is_new(large_run, tmp_path, m
 def test_where_no_process_can_be_started_the_file_is_read_all_the_same(large_run, monkeypatch, caplog):
     monkeypatch.setattr(digest.sys, "executable", "/bin/false")
     assert in_parts(large_run, monkeypatch, histories.BUDGET_BYTES).names()["x"] == LINES
-    assert "reading it here instead" in caplog.text
+    assert "reading it in this process instead" in caplog.text
 
 
 def test_old_parts_are_thinned_alike_however_long_the_run():

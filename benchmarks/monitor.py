@@ -7,7 +7,7 @@
 2. A page open on that run while it grows by a line a second: processor time of the server for one page that polls every
    two seconds, in parts of one core (target: 1 %).
 3. A file of 2,000,000 lines, of 3 numbers each and of the trainer's 23: seconds until the first chart, from a part of
-   the lines, and until every line is in; the most memory the process ever took (targets: 2 s, 200 MiB).
+   the lines, and until every line is in; the most memory the process ever took (targets: 2 s, 10 s, 200 MiB).
 
 Seconds on the clock and of processor time: on a machine that does other things, too, only the second can be compared.
 """

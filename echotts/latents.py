@@ -1,18 +1,46 @@
-"""Normalisation of latents: the model sees codec latents as they are, or with mean and standard deviation removed.
+"""Latents: the interface of a codec, and the scale of latents that the model uses.
 
-The statistics are those of the training data. They are stored with the weights in checkpoints and exports; inference
-applies them to references and undoes them before decoding.
+The model sees codec latents as they are, or with mean and standard deviation removed. The statistics are those of the
+training data. They are stored with the weights in checkpoints and exports; inference applies them to references and
+undoes them before decoding.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, get_args
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
 FACT = "latent_scale"  # its key in a checkpoint's facts and an export's header
+
+
+@runtime_checkable
+class LatentCodec(Protocol):
+    """The codec interface of data preparation and synthesis (echotts.codec.Codec, without importing jax)."""
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def hop_length(self) -> int: ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def codec_id(self) -> str: ...
+
+    @cached_property
+    def weights_hash(self) -> str: ...
+
+    def encode(self, audio: Any, /) -> Any: ...
+
+    def decode(self, latents: Any, /) -> Any: ...
+
+    def silence_latent(self, frames: int) -> Any: ...
 
 
 class ScaleJson(TypedDict):

@@ -37,6 +37,7 @@ class LinearCodec:
     hop_length = 320
     latent_channels = CHANNELS
     codec_id = "linear"
+    weights_hash = "00" * 32
 
     def __init__(self, channels: int = CHANNELS) -> None:
         self.latent_channels = channels

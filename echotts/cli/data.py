@@ -83,6 +83,16 @@ def main(argv: list[str]) -> int:
 
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
+    source = arguments.source
+    if source == "demo" and not Path(source).exists():
+        from echotts.data.prepare.demo import corpus_path
+
+        source = str(corpus_path() / "train-*.tar.gz")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(source)
+    locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.data.prepare.pipeline import HELDOUT_NAME, Settings, prepare
 
@@ -96,11 +106,6 @@ def _prepare(argv: list[str]) -> int:
         shard_samples=arguments.shard_samples,
         heldout_share=arguments.heldout_share,
     )
-    source = arguments.source
-    if source == "demo" and not Path(source).exists():
-        from echotts.data.prepare.demo import corpus_path
-
-        source = str(corpus_path() / "train-*.tar.gz")
     progress = Progress()
     try:
         summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)

@@ -68,11 +68,6 @@ class CodecConfig:
         """Channels of the input of `decode_frames`: of a Gaussian latent, or of the sum of quantized vectors."""
         return self.latent_dim if self.quantized else self.codebook_dim
 
-    @property
-    def output_channels(self) -> int:
-        """Channels at the input of the final convolution, which produces the audio."""
-        return self.decoder_dim // 2 ** len(self.decoder_rates)
-
     def left_padding(self, stride: int) -> int:
         """Zeros padded before a strided convolution. DACVAE and DAC differ where the stride is odd."""
         return (stride + 1) // 2 if self.quantized else stride // 2

@@ -4,6 +4,8 @@ Arrays are (channels, samples), float32, full scale 1. Loudness: ITU-R BS.1770-4
 """
 
 import logging
+import math
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,37 @@ class LoudnessMeter:
         meter = LoudnessMeter(10 * self._step, len(self._first))
         meter.push(np.tile(self._first, -(-5 * self._step // self._first.shape[1])))
         return meter.loudness()
+
+
+def measured_loudness(blocks: Iterator[Block], rate: int, channels: int) -> LoudnessMeter:
+    """A meter that has measured all blocks."""
+    meter = LoudnessMeter(rate, channels)
+    for block in blocks:
+        meter.push(block)
+    return meter
+
+
+class Spool:
+    """Arrays (c, n, ...) that differ only in n, collected on disk and read back concatenated."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.TemporaryFile()  # noqa: SIM115  stays open as long as the array is used
+        self._like: np.ndarray | None = None
+        self.count = 0
+
+    def append(self, piece: np.ndarray) -> None:
+        self._like, self.count = piece[:, :0], self.count + piece.shape[1]
+        self._file.write(np.ascontiguousarray(piece.swapaxes(0, 1)).data)
+
+    def array(self) -> np.ndarray:
+        """The concatenated array, memory-mapped."""
+        if self._like is None:
+            raise ValueError("nothing was collected")
+        shape = (self.count, len(self._like), *self._like.shape[2:])
+        if not math.prod(shape):
+            return self._like
+        self._file.flush()
+        return np.memmap(self._file, self._like.dtype, "r", shape=shape).swapaxes(0, 1)
 
 
 def write_sound(

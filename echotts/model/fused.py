@@ -18,7 +18,6 @@ from echotts.model.kernel import LANES, gated_attention
 
 BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster as long as padding does not grow
 CUDNN_HEAD_LIMIT = 128
-HIDDEN = 0  # the segment of padding and of keys that are not visible; queries are in segment 1
 
 
 def choose_attention(platform: str, config: ModelConfig) -> HeadAttention:

@@ -64,29 +64,15 @@ class Columns:
 
     def append(self, table: Table) -> None:
         """Appends lines that are newer than all present."""
-        self.extend(table.times, table.steps, table.values)
-
-    def extend(self, times: np.ndarray, steps: np.ndarray, values: np.ndarray, thinned: int = 0) -> None:
-        """Appends newer rows, which have been thinned `thinned` times."""
-        if not len(times):
-            return
-        start, self.rows = self.rows, self.rows + len(times)
+        start, self.rows = self.rows, self.rows + len(table.times)
         if self.rows > len(self._times):
             self._grow(max(self.rows, 2 * len(self._times)))
-        self._times[start : self.rows] = times
-        self._steps[start : self.rows] = steps
+        self._times[start : self.rows] = table.times
+        self._steps[start : self.rows] = table.steps
         with np.errstate(over="ignore"):  # a number beyond float32 is infinite
-            self._values[:, start : self.rows] = values
-        self.parts = _merged([*self.parts, (thinned, len(times))])
+            self._values[:, start : self.rows] = table.values
+        self.parts = _merged([*self.parts, (0, len(table.times))])
         self._cross_out(start)
-
-    def join(self, newer: "Columns") -> None:
-        """Appends all rows of other columns of this kind."""
-        start = 0
-        for thinned, rows in newer.parts:
-            part = slice(start, start + rows)
-            self.extend(newer.times[part], newer.steps[part], newer.values[:, part], thinned)
-            start += rows
 
     def thin(self) -> bool:
         """Halves the largest part, except for the newest rows; False if there is too little to thin."""

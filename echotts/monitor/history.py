@@ -1,8 +1,7 @@
 """All numbers of one run, in memory: columns for each kind of line, which grow with the files.
 
 Beyond BUDGET_BYTES older lines are thinned: of every four, each column keeps its minimum and maximum, so spikes are
-preserved. If a step occurs twice the later line counts; lines superseded by a resumed run do not count. Large files are
-read by subprocesses (digest.py).
+preserved. If a step occurs twice the later line counts; lines superseded by a resumed run do not count.
 """
 
 import itertools
@@ -14,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from echotts.monitor import digest
 from echotts.monitor.columns import Columns, standing
 from echotts.monitor.folders import Folder
 from echotts.monitor.hosts import MetricsFile, metrics_files
@@ -27,7 +25,6 @@ MAX_EVENTS = 5000
 ORDERS = 8  # cached orders of merged kinds of lines
 MARKS = 1000  # cursors that are kept
 HALF_LINE_S = 5.0  # a last line unfinished for longer is counted as bad
-LARGE_BYTES = 32 << 20  # size from which a file is read by subprocesses
 PREVIEW_BLOCKS = 64
 
 _numbers = itertools.count(1)
@@ -92,11 +89,6 @@ class History:
         return sum(columns.bytes for columns in self._columns.values())
 
     @property
-    def is_thinned(self) -> bool:
-        """Whether older lines were thinned."""
-        return any(columns.thinned for columns in self._columns.values())
-
-    @property
     def cuts(self) -> int:
         """How often a file was truncated or replaced."""
         return sum(reader.cuts for _, reader in self._readers.values())
@@ -116,8 +108,6 @@ class History:
         with self.lock:
             self._find_files()
             for path, (file, reader) in self._readers.items():
-                if not reader.done_bytes and file.size_bytes > LARGE_BYTES:
-                    self._digest(file, reader)
                 restarted, news = reader.poll()
                 if restarted:
                     self._forget(path)
@@ -239,38 +229,11 @@ class History:
                     continue
                 self._columns[kind] = Columns(table.process, table.names)
             self._columns[kind].append(table)
-        self._make_room()
-        self._note(file, parsed.events)
-
-    def _make_room(self) -> None:
-        while self.bytes > BUDGET_BYTES:
-            if not max(self._columns.values(), key=lambda columns: columns.bytes).thin():
-                return
+        while self.bytes > BUDGET_BYTES and max(self._columns.values(), key=lambda columns: columns.bytes).thin():
             self._generation += 1
-
-    def _note(self, file: MetricsFile, events: list[Event]) -> None:
-        self.events += ((file, event) for event in events)
+        self.events += ((file, event) for event in parsed.events)
         self._dropped_events += max(len(self.events) - MAX_EVENTS, 0)
         del self.events[:-MAX_EVENTS]
-
-    def _digest(self, file: MetricsFile, reader: LineReader) -> None:
-        """Adds the beginning of a large file, read by subprocesses; nothing if they failed."""
-        parts = digest.read(self.folder, file.path, file.size_bytes, BUDGET_BYTES // 2)
-        for found in parts or []:
-            for columns, irregular in found.columns:
-                self._add(file, columns, irregular)
-            self._note(file, found.events)
-            reader.skip(found.end_bytes, reader.bad + found.bad)
-        self._make_room()
-
-    def _add(self, file: MetricsFile, columns: Columns, irregular: bool) -> None:
-        kind = (file.path, columns.process, columns.names, irregular)
-        if kind not in self._columns:
-            if len(self._columns) >= MAX_KINDS:
-                self._ignored += columns.rows + columns.thinned
-                return
-            self._columns[kind] = Columns(columns.process, columns.names)
-        self._columns[kind].join(columns)
 
     def _forget(self, path: str) -> None:
         """Drops everything read from one file."""

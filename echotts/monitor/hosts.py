@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from echotts.monitor.folders import Folder, shown
-from echotts.monitor.parsing import Event, Parsed, Parser
+from echotts.monitor.parsing import Event, Parsed, parse
 from echotts.rundir.layout import METRICS
 
 FILE = re.compile(r"(?P<host>.+?)(?P<watchdog>\.watchdog)?\.jsonl(?:\.\d+)?")  # rotated files end with a number
@@ -50,7 +50,6 @@ class Ends:
     def __init__(self, folder: Folder):
         self._folder = folder
         self._known: dict[str, FileEnd] = {}
-        self._parsers: dict[str, Parser] = {}
 
     def look(self) -> list[FileEnd]:
         """One per file, by name."""
@@ -62,18 +61,17 @@ class Ends:
         return list(ends.values())
 
     def _read(self, file: MetricsFile) -> FileEnd:
-        parser = self._parsers.setdefault(file.path, Parser())
         start = max(file.size_bytes - END_BYTES, 0)
         block = self._folder.read(file.path, start, END_BYTES)
         first = block.find(b"\n") + 1 if start else 0
         end = FileEnd(file)
-        _take(end, parser.parse(block[first : block.rfind(b"\n") + 1]))
+        _take(end, parse(block[first : block.rfind(b"\n") + 1]))
         known = self._known.get(file.path)
         if known and known.file.size_bytes <= file.size_bytes and known.started:
             end.started = known.started
         else:
             head = self._folder.read(file.path, 0, START_BYTES)
-            parsed = parser.parse(head[: head.rfind(b"\n") + 1])
+            parsed = parse(head[: head.rfind(b"\n") + 1])
             end.started = min((float(table.times[0]) for table in parsed.tables if len(table.times)), default=end.time)
         return end
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from echotts.monitor.folders import Folder
-from echotts.monitor.parsing import Parsed, Parser
+from echotts.monitor.parsing import Parsed, parse
 
 BLOCK_BYTES = 1 << 20  # read and parsed at a time; longer lines are not metrics lines
 SAMPLE_BYTES = 1 << 16
@@ -23,7 +23,6 @@ class LineReader:
         self._identity: object = None
         self._before = b""
         self._in_long_line = False
-        self._parser = Parser()
 
     @property
     def has_half_line(self) -> bool:
@@ -43,17 +42,6 @@ class LineReader:
         self._identity = found.identity
         self.size_bytes = found.size_bytes
         return restarted, self._new_lines() if grown or restarted else iter(())
-
-    def skip(self, end_bytes: int, bad: int) -> None:
-        """Continues after `end_bytes`, a line end, in a file that was not read yet."""
-        start = max(end_bytes - CHECKED_BYTES, 0)
-        self._before = self._folder.read(self.path, start, end_bytes - start)
-        self.done_bytes, self.bad = end_bytes, bad
-
-    def between(self, start_bytes: int, end_bytes: int) -> Iterator[Parsed]:
-        """A part of the file between two line boundaries."""
-        self.done_bytes, self.size_bytes = start_bytes, end_bytes
-        return self._new_lines()
 
     def _restart(self, identity: object) -> bool:
         """Resets the position; True if it was not at the start."""
@@ -81,7 +69,7 @@ class LineReader:
             if self._in_long_line:
                 self._in_long_line, start = False, block.index(b"\n") + 1
                 self.bad += 1
-            parsed = self._parser.parse(memoryview(block)[start:whole])
+            parsed = parse(block[start:whole])
             self.bad += parsed.bad
             yield parsed
             self._advance(block[:whole])
@@ -93,10 +81,9 @@ class LineReader:
 
 def sampled(folder: Folder, path: str, size_bytes: int, blocks: int) -> Iterator[Parsed]:
     """Some lines from every part of a large file, in order."""
-    parser = Parser()
     for number in range(blocks):
         start = (size_bytes - SAMPLE_BYTES) * number // (blocks - 1)
         block = folder.read(path, start, SAMPLE_BYTES)
         first, last = block.find(b"\n") + 1 if start else 0, block.rfind(b"\n") + 1
         if first < last:
-            yield parser.parse(block[first:last])
+            yield parse(block[first:last])

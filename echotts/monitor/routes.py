@@ -25,8 +25,7 @@ from echotts.monitor.parsing import Event
 from echotts.monitor.runs import Library, Run, differences
 from echotts.monitor.samples import Item, Samples
 from echotts.monitor.security import Access, Guard
-from echotts.monitor.units import unit_of
-from echotts.rundir.metrics import METRICS
+from echotts.rundir.metrics import METRICS, unit_of
 
 MAX_NAMES, MAX_RUNS = 100, 50  # per request
 GZIP_BYTES, GZIP_LEVEL = 4096, 2  # shrinks a chart's points to a third; higher levels only cost time

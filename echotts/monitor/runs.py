@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from echotts.monitor.folders import Folder, hashed, open_folder, shown, walk
-from echotts.monitor.history import LARGE_BYTES, History
+from echotts.monitor.history import History
 from echotts.monitor.hosts import Ends, FileEnd
 from echotts.monitor.parsing import Event
 from echotts.rundir.layout import CHECKPOINT_METADATA, CHECKPOINTS, COMMITTED, CONFIG, METRICS, SAMPLES, STEP
@@ -22,6 +22,7 @@ UNFINISHED = re.compile(rf"{STEP.pattern}\.orbax-checkpoint-tmp.*")
 RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
 STALE_S = 120.0  # without a line; more if lines are written rarely
 STALE_LINES = 5
+LARGE_BYTES = 32 << 20  # size of a run's metrics files from which they are read in a thread, after a preview
 FOLDERS_S = 5.0  # listings of checkpoints, samples, configuration and runs are reused for this long
 HISTORIES_BYTES = 64 << 20  # kept in memory, besides the most recently used one
 

@@ -80,7 +80,10 @@ class Access:
         return hmac.digest((self.token or "").encode(), b"echotts dashboard cookie", hashlib.sha256).hex()
 
     def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server. Other names are rejected, which prevents DNS rebinding."""
+        """Whether a Host header names this server. Other names are rejected, which prevents DNS rebinding.
+
+        Starlette's TrustedHostMiddleware cannot accept arbitrary addresses, which a server on 0.0.0.0 needs.
+        """
         name = host_name(header)
         if name is None:
             return False

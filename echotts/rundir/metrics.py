@@ -103,6 +103,22 @@ EVENTS: dict[str, str] = {
     "disk_full": "a disk is nearly full and the watchdog can delete nothing more",
 }
 
+UNITS = {  # by the last word of `group/name_unit`; without an entry a plain number
+    "s": "s",
+    "share": "share",
+    "bytes": "bytes",
+    "hours": "h",
+    "steps": "steps",
+    "samples": "samples",
+    "frames": "frames",
+    "seen": "samples",
+}
+
+
+def unit_of(name: str) -> str:
+    """The unit of a metric, in a few letters."""
+    return "per s" if name.endswith("_per_s") else UNITS.get(name.rpartition("/")[2].rpartition("_")[2], "")
+
 
 def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
     """The metrics file of this host."""

@@ -27,6 +27,7 @@ from types import TracebackType
 
 from echotts import gcs
 from echotts.files import atomic_write, cache_root
+from echotts.rundir.layout import CHECKPOINTS, PROFILE, WRITER
 from echotts.strict_json import load_json
 
 LOGGER = logging.getLogger(__name__)
@@ -41,10 +42,10 @@ LINES, EVENTS = ".jsonl", "tensorboard/"  # suffix and prefix of the names of ap
 NEW_LINES = ".new"  # suffix of the object that is about to be joined to a file
 LOCAL_ONLY = (  # not uploaded, like pause.<host>.json and all names that begin with a dot
     OWNER,
-    "writer.lock",
-    "profile",
+    WRITER,
+    PROFILE,
 )
-MARKER = "checkpoints"  # marks the spool as a run directory for the disk watchdog; it stays empty
+MARKER = CHECKPOINTS  # marks the spool as a run directory for the disk watchdog; it stays empty
 
 
 def default_root() -> Path:

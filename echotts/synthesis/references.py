@@ -7,11 +7,12 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import Samples, loudness_normalise, read_audio, resample, trim_silence
-from echotts.synthesis.codec import CONTEXT_FRAMES, Codec
+from echotts.latents import LatentCodec
 
 LIMIT_S = 300.0
 CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # rate and duration for the early check of a recording
 LEAST_S = 0.5
+CONTEXT_FRAMES = 8  # frames on each side that a codec frame can depend on (docs/codec.md)
 LOUDNESS_LUFS = -16.0  # as in data preparation
 
 SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
@@ -34,7 +35,7 @@ def check_recording(path: str | Path) -> None:
     check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, str(path))
 
 
-def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: int) -> Float[np.ndarray, "m c"]:
+def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_frames: int) -> Float[np.ndarray, "m c"]:
     """The latent of a voice, at most `window_frames` long; truncation is logged.
 
     Raises ValueError if a recording is unreadable, silent or shorter than half a second.
@@ -57,7 +58,13 @@ def encode_reference(reference: SpeakerReference, codec: Codec, window_frames: i
     return np.asarray(codec.encode(heard[None]), np.float32)[0, :window_frames]
 
 
-def round_trip(samples: Samples, rate: int, codec: Codec) -> Samples:
+def silence_of(codec: LatentCodec) -> Float[np.ndarray, "1 c"]:
+    """One frame of the codec's silence: the median over a second, since the edges differ."""
+    frames = round(codec.sample_rate / codec.hop_length)
+    return np.median(np.asarray(codec.silence_latent(frames)), axis=0, keepdims=True)
+
+
+def round_trip(samples: Samples, rate: int, codec: LatentCodec) -> Samples:
     """A recording encoded and decoded, at the codec's rate and the same length: an upper bound of speech quality."""
     heard = loudness_normalise(resample(samples, rate, codec.sample_rate), codec.sample_rate, LOUDNESS_LUFS)
     return np.asarray(codec.decode(codec.encode(heard[None])), np.float32)[0, : len(heard)]

@@ -19,16 +19,15 @@ from echotts.audio import Samples
 from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import DataConfig, DtypeName, ModelConfig, to_dict
 from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
-from echotts.latents import LatentScale
+from echotts.latents import LatentCodec, LatentScale
 from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention
 from echotts.synthesis import references
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
-from echotts.synthesis.codec import CONTEXT_FRAMES, Codec, silence_of
 from echotts.synthesis.demo import demo_seconds, demo_text
 from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.longform import joined, pieces_of, speak_pieces
-from echotts.synthesis.references import SpeakerReference
+from echotts.synthesis.references import CONTEXT_FRAMES, SpeakerReference, silence_of
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
 from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
@@ -48,7 +47,7 @@ logger = logging.getLogger(__name__)
 class EchoTTS:
     """A model with its codec, ready to synthesise. Create one with `load`."""
 
-    def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: Codec) -> None:
+    def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec) -> None:
         """ValueError if the codec or the tokenizer does not match the model."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(

@@ -15,11 +15,12 @@ import jax
 
 from echotts.config import RunConfig
 from echotts.multihost.runtime import Announcements
+from echotts.rundir.layout import PROFILE
 from echotts.training.report import Reporter
 
 LOGGER = logging.getLogger(__name__)
 
-REQUEST_NAME, FOLDER = "profile", "profiles"
+FOLDER = "profiles"
 
 
 class Profiler:
@@ -53,7 +54,7 @@ class Profiler:
 
     def _requested(self) -> bool:
         """Whether the request file exists; removes it. If that fails, logs a warning and ignores the request."""
-        path = self._run_dir / REQUEST_NAME
+        path = self._run_dir / PROFILE
         try:
             if not path.is_file():
                 return False

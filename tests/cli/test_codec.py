@@ -110,12 +110,11 @@ def test_files_of_a_folder_are_encoded_on_every_device(weights: Path, recordings
     for name in "cde":
         soundfile.write(recordings / f"{name}.wav", 0.1 * np.random.default_rng(0).standard_normal(900), 8000)
     program = (
-        "import jax, sys; from echotts.cli import codec; from echotts.codec import Codec, codec as module\n"
-        "used = set(); real = module.encode_sound\n"
-        "from echotts.codec import transcode\n"
+        "import jax, sys; from echotts.cli import codec; from echotts.codec import Codec\n"
+        "used = set(); real = Codec.compress\n"
         "def seen(codec, *rest):\n"
         "    used.update(codec.params['encoder']['snake'].devices()); return real(codec, *rest)\n"
-        "transcode.encode_sound = seen\n"
+        "Codec.compress = seen\n"
         "assert not codec.main(sys.argv[1:]); assert len(used) == len(jax.devices()) == 2, used"
     )
     argv = ["encode", str(recordings), str(tmp_path / "two"), "--codec", str(weights), "--format", "npz"]

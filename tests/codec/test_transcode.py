@@ -14,7 +14,6 @@ from safetensors.numpy import save_file
 
 from echotts.codec import Codec, Encoded, Tokens, load_encoded, save_encoded
 from echotts.codec.sound import LoudnessMeter, SoundFile
-from echotts.codec.transcode import encode_sound, restore_to_file
 from echotts.codec.unpadded import decode_chunk
 from tests.codec import descript
 from tests.codec.conftest import TINY_DAC, noise
@@ -58,7 +57,7 @@ def test_decompressing_restores_loudness_rate_length_and_channels(
         if rate == 8000:  # the codec's: no resampler between
             assert abs(loudness(restored, rate) - loudness(audio, rate)) < 0.1
         output = tmp_path / f"out{suffix}.flac"
-        assert restore_to_file(codec, compressed, output) == audio.shape[1]
+        assert codec.decompress_to_file(compressed, output) == audio.shape[1]
         assert SoundFile(output).channels == channels
 
 
@@ -277,6 +276,6 @@ def test_memory_does_not_hold_the_recording(tiny: Codec, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(SoundFile, "blocks", watched)
     seconds: list[float] = []
-    encode_sound(tiny, tmp_path / "in.wav", progress=seconds.append)
+    tiny.compress(tmp_path / "in.wav", loudness=None, progress=seconds.append)
     assert largest <= 1 << 16
     assert sum(seconds) == pytest.approx(50)

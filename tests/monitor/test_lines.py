@@ -4,7 +4,6 @@ import contextlib
 import json
 import math
 import os
-import weakref
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from echotts.monitor import lines, parsing
 from echotts.monitor.folders import LocalFolder
 from echotts.monitor.lines import LineReader, sampled
-from echotts.monitor.parsing import MAX_NAME, MAX_NAMES, Parser
+from echotts.monitor.parsing import MAX_NAME, MAX_NAMES, parse
 from tests.monitor.fake_run import event_line, run_lines, train_line
 
 PATH = "metrics/host.jsonl"
@@ -98,12 +97,18 @@ files = st.lists(st.one_of(good, good, good, events, broken), max_size=30).map(
 
 
 @settings(deadline=None, max_examples=150)
-@given(content=files, cuts=st.lists(st.integers(0, 3000), max_size=6), block=st.sampled_from([1 << 10, 5000, 1 << 22]))
-def test_a_growing_file_is_read_as_if_it_had_been_read_line_by_line(tmp_path_factory, content, cuts, block):
+@given(
+    content=files,
+    cuts=st.lists(st.integers(0, 3000), max_size=6),
+    block=st.sampled_from([1 << 10, 5000, 1 << 22]),
+    usual=st.sampled_from([1, 3, 32]),
+)
+def test_a_growing_file_is_read_as_if_it_had_been_read_line_by_line(tmp_path_factory, content, cuts, block, usual):
     path, reader = open_file(tmp_path_factory.mktemp("growing"))
     seen = Seen()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK_BYTES", block)
+        patch.setattr(parsing, "USUAL", usual)
         for end in [*sorted(cuts), len(content)]:
             path.write_bytes(content[:end])  # at any byte: within a line, within a character
             restarted, news = reader.poll()
@@ -193,7 +198,7 @@ def test_an_endless_line_costs_no_memory_and_counts_once(tmp_path, monkeypatch):
 
 def test_two_lines_that_only_together_are_json_are_two_bad_lines():
     torn = b'{"time": 1, "step": 1, "a": 1\n"b": 2, "c": 3}\n'
-    parsed = Parser().parse(torn + b'{"time": 2, "step": 2}\n')
+    parsed = parse(torn + b'{"time": 2, "step": 2}\n')
     assert parsed.bad == 2
     assert [table.steps.tolist() for table in parsed.tables] == [[2]]
 
@@ -218,44 +223,32 @@ def test_a_sample_of_a_file_reaches_from_its_first_line_to_its_last(tmp_path, mo
     ],
 )
 @pytest.mark.parametrize("name", ["a", "}{"])
-def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad, name):
-    parser, good = Parser(), f'{{"time": 1, "step": 1, "{name}": 1}}\n'.encode()
-    assert parser.parse(good).bad == 0
-    parsed = parser.parse(good + odd + good)
+def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad, name, monkeypatch):
+    monkeypatch.setattr(parsing, "USUAL", 1)
+    good = f'{{"time": 1, "step": 1, "{name}": 1}}\n'.encode()
+    assert parse(good).bad == 0
+    parsed = parse(good + odd + good)
     assert parsed.bad == bad
     assert [step for table in parsed.tables for step in table.steps.tolist()] == [1, 1]
     assert not any(table.irregular for table in parsed.tables)
 
 
 @pytest.mark.parametrize("name", ["", "}{", 'a"b', "a\\b", "a\nb", "x" * MAX_NAME, "x" * (MAX_NAME + 1)])
-def test_a_name_may_hold_anything_and_is_left_out_where_it_is_too_long(name):
+@pytest.mark.parametrize("usual", [1, 32])
+def test_a_name_may_hold_anything_and_is_left_out_where_it_is_too_long(name, usual, monkeypatch):
+    monkeypatch.setattr(parsing, "USUAL", usual)
     line = orjson.dumps({"time": 1, "step": 1, "loss/train": 2.0, name: 3.0}) + b"\n"
-    parser = Parser()
-    for _ in range(2):  # the second time the names are known
-        parsed = parser.parse(line * 2)
+    for _ in range(2):
+        parsed = parse(line * 2)
         [table] = parsed.tables
         assert (parsed.bad, table.steps.tolist()) == (0, [1, 1])
         found = dict(zip(table.names, table.values.tolist(), strict=True))
         assert found == {"loss/train": [2.0, 2.0]} | ({name: [3.0, 3.0]} if len(name) <= MAX_NAME else {})
 
 
-def test_ever_new_choices_among_known_names_take_no_more_memory(monkeypatch):
-    alive = weakref.WeakSet()
-
-    class Counted(parsing.Columns):
-        def __init__(self, places):
-            super().__init__(places)
-            alive.add(self)
-
-    monkeypatch.setattr(parsing, "Columns", Counted)
-    monkeypatch.setattr(parsing, "MAX_SETS", 10)
-    names = [f"choice/{number}" for number in range(6)]
-    block = b""
-    for choice in range(63, 0, -1):
-        chosen = {name: choice for place, name in enumerate(names) if choice >> place & 1}
-        block += orjson.dumps({"time": 1, "step": choice} | chosen) + b"\n"
-    parser = Parser()
-    parsed = parser.parse(block)
-    assert sorted(table.steps.tolist() for table in parsed.tables) == [[choice] for choice in range(1, 64)]
-    assert all((table.values == table.steps).all() for table in parsed.tables)
-    assert 0 < len(alive) <= 10
+def test_lines_with_the_same_names_in_another_order_stay_in_the_order_of_the_file(monkeypatch):
+    monkeypatch.setattr(parsing, "USUAL", 3)
+    one, other = b'{"time": %(n)d, "step": %(n)d, "a": 1}\n', b'{"a": 2, "step": %(n)d, "time": %(n)d}\n'
+    [table] = parse(b"".join((other, one)[n % 2] % {b"n": n} for n in range(6))).tables
+    assert table.steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert table.values.tolist() == [[2, 1, 2, 1, 2, 1]]

@@ -41,6 +41,12 @@ def evaluate(argv: list[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     if not arguments.codec or not arguments.conditions:
         raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(arguments.data)
+    for spec in arguments.codec:
+        locate_codec(spec)
     from echotts.codec import load_codec
     from echotts.codec.evaluation import format_table, latent_statistics, round_trip, summarise, write_report
 

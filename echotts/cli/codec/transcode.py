@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
+from echotts.codec.location import locate_codec
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
@@ -116,7 +117,6 @@ def decode(argv: list[str]) -> int:
     from echotts.audio import check_mp3_rate, write_audio
     from echotts.codec.sound import write_sound
     from echotts.codec.tokens import load_encoded
-    from echotts.codec.transcode import decoded_blocks
 
     check_mp3_rate(arguments.mp3_rate)
     message = None if bits is None else np.array([int(bit) for bit in bits])
@@ -124,7 +124,7 @@ def decode(argv: list[str]) -> int:
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         if source.suffix in TOKEN_SUFFIXES:
             encoded = load_encoded(source)
-            blocks = _reported(decoded_blocks(codec, encoded, arguments.n_quantizers, message), codec, report)
+            blocks = _reported(codec.decoded_blocks(encoded, arguments.n_quantizers, message), codec, report)
             samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
         else:
             latent = _read_latent(source, codec.latent_channels)[None]
@@ -141,13 +141,12 @@ def decompress(argv: list[str]) -> int:
     arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
     from echotts.audio import check_mp3_rate
     from echotts.codec.tokens import load_encoded
-    from echotts.codec.transcode import restore_to_file
 
     check_mp3_rate(arguments.mp3_rate)
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         encoded = load_encoded(source)
-        samples = restore_to_file(codec, encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
+        samples = codec.decompress_to_file(encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
         rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
         return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
 
@@ -162,6 +161,7 @@ def _recordings(arguments: Any, work: Any, title: str) -> int:
     allowed = (".npy", *TOKEN_SUFFIXES) if title == "encode" else TOKEN_SUFFIXES
     if pairs[0][1].suffix not in allowed:
         raise UsageError(f"--output {pairs[0][1]}: {title} can write {', '.join(allowed)}")
+    locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.codec.sound import SoundFile
     from echotts.codec.tokens import check_token_path
@@ -182,10 +182,12 @@ def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) ->
     """Processes token files, after checking the outputs."""
     pairs = pairs_of(arguments.input, arguments.output, suffixes, f".{arguments.format}")
     from echotts.audio import check_suffix
-    from echotts.codec import load_codec
 
     for _, target in pairs:
         check_suffix(target)
+    locate_codec(arguments.codec)
+    from echotts.codec import load_codec
+
     codec = load_codec(arguments.codec)
     seconds = 0.0
     if len(pairs) == 1 and pairs[0][0].suffix in TOKEN_SUFFIXES:
@@ -200,9 +202,8 @@ def _tokens_to_file(
     codec: "Codec", source: Path, target: Path, n_quantizers: int | None, loudness: float | None, report: Report
 ) -> str:
     from echotts.codec.tokens import save_encoded
-    from echotts.codec.transcode import encode_sound
 
-    encoded = encode_sound(codec, source, n_quantizers, loudness, report)
+    encoded = codec.compress(source, n_quantizers, loudness, report)
     save_encoded(target, encoded)
     channels = len(encoded.tokens)
     what = f"{encoded.tokens.shape[1]} codebooks" if encoded.are_codes else f"{codec.latent_channels} values"

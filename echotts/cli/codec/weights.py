@@ -39,6 +39,9 @@ def convert(argv: list[str]) -> int:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output} must be a .safetensors or .pth")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.input)
     from echotts.codec import load_codec, save_codec
     from echotts.codec.publish import write_published
     from echotts.codec.registry import cache_folder
@@ -64,6 +67,9 @@ def convert(argv: list[str]) -> int:
 def info(argv: list[str]) -> int:
     """Prints a description of a codec; returns the exit code."""
     arguments = parse(InfoArguments, argv, prog="echotts codec info")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.codec)
     import jax
 
     from echotts.codec import load_codec

@@ -10,9 +10,9 @@ import numpy as np
 
 from echotts.data.format.info import DatasetInfo, ShardInfo
 from echotts.data.format.shards import Sample, ShardReader, ShardWriter, read_shard
-from echotts.data.prepare.encoding import Encoder
 from echotts.data.stream.order import hash_int
 from echotts.files import sha256_file
+from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejections
 
 EXACT_BITS = 6  # lengths in the histogram keep this many leading bits, so they are exact below 64
@@ -97,7 +97,7 @@ def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
 
 
 def summarise_shards(
-    shards: Sequence[Path], codec: Encoder, on_progress: Callable[[str, int, int, int], None]
+    shards: Sequence[Path], codec: LatentCodec, on_progress: Callable[[str, int, int, int], None]
 ) -> tuple[DatasetInfo, int]:
     """The dataset.json of newly written shards, and the number of samples with a reference. Reads all shards."""
     moments = ChannelMoments(codec.latent_channels)

@@ -2,11 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
+
+from echotts.latents import LatentCodec
 
 ENCODE_ROWS = 8
 ENCODE_GRID_FRAMES = 16
@@ -14,34 +14,8 @@ CHECKED_CLIPS, CHECKED_FRAMES = 4, 48  # for the round trip check: the beginning
 WORST_CONVERGENCE, WORST_LEVEL_DB = 0.5, 3.0
 
 
-@runtime_checkable
-class Encoder(Protocol):
-    """The codec interface that preparation needs (echotts.codec)."""
-
-    @property
-    def sample_rate(self) -> int: ...
-
-    @property
-    def hop_length(self) -> int: ...
-
-    @property
-    def latent_channels(self) -> int: ...
-
-    @property
-    def codec_id(self) -> str: ...
-
-    @cached_property
-    def weights_hash(self) -> str: ...
-
-    def encode(self, audio: Any) -> Any: ...
-
-    def decode(self, latent: Any) -> Any: ...
-
-    def silence_latent(self, frames: int) -> Any: ...
-
-
 def encode_clips(
-    codec: Encoder,
+    codec: LatentCodec,
     clips: Sequence[Float[np.ndarray, " _"]],
     on_encoded: Callable[[int], None] = lambda _: None,
 ) -> list[Float[np.ndarray, " _ c"]]:
@@ -70,7 +44,7 @@ def encode_clips(
 
 
 def check_round_trip(
-    codec: Encoder, clips: Sequence[Float[np.ndarray, " _"]], latents: Sequence[Float[np.ndarray, " _ c"]]
+    codec: LatentCodec, clips: Sequence[Float[np.ndarray, " _"]], latents: Sequence[Float[np.ndarray, " _ c"]]
 ) -> str | None:
     """A warning for the user if the codec does not reproduce these clips well, else None.
 

@@ -28,9 +28,10 @@ from echotts.audio import SILENT_PEAK, loudness_normalise
 from echotts.data.format.info import INFO_NAME, SILENCE_NAME, DatasetInfo
 from echotts.data.format.shards import Sample, ShardWriter
 from echotts.data.prepare.assemble import Clip, choose_heldout, choose_references, summarise_shards, write_shards
-from echotts.data.prepare.encoding import Encoder, check_round_trip, encode_clips
+from echotts.data.prepare.encoding import check_round_trip, encode_clips
 from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings, plain
 from echotts.files import atomic_write
+from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejected
 from echotts.strict_json import load_json
 
@@ -87,7 +88,7 @@ class Summary:
 def prepare(
     source: str,
     output: Path,
-    codec: Encoder,
+    codec: LatentCodec,
     settings: Settings | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Summary:
@@ -117,7 +118,7 @@ def prepare(
 
 
 def _encode_parts(
-    parts: Sequence[Sequence[Recording]], work: Path, codec: Encoder, settings: Settings, on_progress: OnProgress
+    parts: Sequence[Sequence[Recording]], work: Path, codec: LatentCodec, settings: Settings, on_progress: OnProgress
 ) -> tuple[list[Clip], list[dict[str, str]]]:
     """Pass 1: accepted clips and rejected recordings of all parts; encodes only missing parts."""
     files = [work / f"part-{number:06d}.tar" for number in range(len(parts))]
@@ -161,7 +162,7 @@ def _encode_part(
     recordings: Sequence[Recording],
     loaded: Sequence[Loaded],
     tar: Path,
-    codec: Encoder,
+    codec: LatentCodec,
     on_encoded: Callable[[int], None],
     first: bool,
 ) -> int:
@@ -196,7 +197,7 @@ def _encode_part(
     return len(bad)
 
 
-def _load(reader: RecordingReader, recording: Recording, codec: Encoder, settings: Settings) -> Loaded:
+def _load(reader: RecordingReader, recording: Recording, codec: LatentCodec, settings: Settings) -> Loaded:
     """Metadata and normalised audio of one recording, or why it was rejected."""
     try:
         meta = recording.checked_meta()
@@ -215,7 +216,7 @@ def _write_data_sets(
     output: Path,
     clips: Sequence[Clip],
     recordings: Sequence[Recording],
-    codec: Encoder,
+    codec: LatentCodec,
     settings: Settings,
     plan: Mapping[str, Any],
     rejected: Sequence[Mapping[str, str]],
@@ -253,7 +254,7 @@ def _write_shards(
     folder: Path,
     clips: Sequence[Clip],
     references: Mapping[str, Clip],
-    codec: Encoder,
+    codec: LatentCodec,
     settings: Settings,
     on_progress: OnProgress,
 ) -> tuple[DatasetInfo, int]:
@@ -267,7 +268,7 @@ def _write_shards(
     return summarise_shards(shards, codec, on_progress)
 
 
-def _plan(recordings: Sequence[Recording], codec: Encoder, settings: Settings) -> dict[str, Any]:
+def _plan(recordings: Sequence[Recording], codec: LatentCodec, settings: Settings) -> dict[str, Any]:
     """Everything that determines the result."""
     decided = dataclasses.asdict(settings)
     if not settings.heldout_share:

@@ -86,6 +86,11 @@ def list_recordings(source: str, speaker: str | None = None, language: str | Non
     ]
 
 
+def check_source(source: str) -> None:
+    """Raises the errors of `list_recordings` for a missing source, without reading it."""
+    _recordings(source)
+
+
 class RecordingReader:
     """Reads clips from files and tars; a few tars stay open. Thread-safe."""
 

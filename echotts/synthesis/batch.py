@@ -49,7 +49,7 @@ def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"
 
 
 class CompileNotice:
-    """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+    """Logs a line if the first call with a shape compiles for long; other calls are fast."""
 
     def __init__(self) -> None:
         self._compiled: set[tuple[int, int, float]] = set()
@@ -57,7 +57,7 @@ class CompileNotice:
     @contextlib.contextmanager
     def __call__(self, rows: int, tokens: int, seconds: float) -> Iterator[None]:
         shape = (rows, tokens, seconds)
-        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech; the result is cached"
         timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, *shape))
         timer.daemon = True
         if shape not in self._compiled:

@@ -37,8 +37,8 @@ BATCH_ROWS = 16
 TEXT_SHAPES, FRAME_SHAPES = 2, 4  # number of compiled sizes up to the largest; references have one
 PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
 PUBLISHED_CHANNELS = 128
-FILLED_SHARE = 0.9  # of a window that a piece of a long text may fill, by its estimated duration
-LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not cut for its duration
+FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by its estimated duration
+LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class EchoTTS:
         if codec is None and not trained.id and not trained.weights_hash:
             if loaded.config.latent_channels != PUBLISHED_CHANNELS:
                 raise ValueError(
-                    f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
+                    f"{path}: does not name the codec of its latents of {loaded.config.latent_channels} channels: "
                     "give one with --codec"
                 )
             logger.info("%s names no codec: using %s (override with --codec)", path, PUBLISHED_CODEC)
@@ -187,17 +187,17 @@ class EchoTTS:
         duration: float = DEFAULT_DURATION_S,
         sampler: SamplerConfig | None = None,
     ) -> Iterator[Speech]:
-        """Speaks a text of any length piece by piece: sentences that fit the window together, in one voice throughout.
+        """Speaks a text of any length piece by piece: sentences that fit the window together, all in one voice.
 
-        Pieces put one behind the other are `synthesize`'s speech: pauses are at their ends, and their loudness is that
-        of the first. Without a reference the first piece is the voice of the others. Errors come with the first piece.
+        The concatenated pieces equal the result of `synthesize`: they include pauses, and have the loudness of the
+        first. Without a reference the first piece is the voice of the others. Errors are raised before the first piece.
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
         _check_text(text)
         longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
         pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
-        ids = [self._encode_text(piece.text) for piece in pieces]  # all are checked before the first is spoken
+        ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
@@ -306,7 +306,7 @@ def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
     if not text.strip():
-        raise ValueError("the text is empty: there is nothing to say")
+        raise ValueError("the text is empty")
 
 
 def _check_seed(seed: int) -> None:

@@ -252,7 +252,9 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):
-        with pytest.raises(ValueError, match=f"{name}: names no codec for its latents of 8 channels: .*--codec"):
+        with pytest.raises(
+            ValueError, match=f"{name}: does not name the codec of its latents of 8 channels: .*--codec"
+        ):
             EchoTTS.load(home / name)
         assert len(say(EchoTTS.load(home / name, home / "mine.safetensors"), duration=0.4).samples)
 

@@ -16,6 +16,7 @@ from echotts.strict_json import check_type
 FRAME_RATE_HZ = 25
 SEED_BITS = 63
 MAX_SIZE = 1 << 20  # upper limit of numbers of channels, layers, heads and ids
+DEFAULT_CODEC = "demo"  # the built-in codec, default of commands
 HELDOUT_VOICES = "heldout"  # value of run.sample_references that stands for the held-out samples' voices
 
 LossName = Literal["published", "frame"]
@@ -381,7 +382,7 @@ def demo() -> Config:
             streams=8,
         ),
         optim=OptimConfig(steps=2400, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
-        run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec="demo"),
+        run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec=DEFAULT_CODEC),
     )
 
 

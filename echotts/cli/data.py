@@ -6,6 +6,7 @@ from pathlib import Path
 from echotts.cli import data_segment, data_speak
 from echotts.cli.app import choose, parse
 from echotts.cli.progress import Progress
+from echotts.config import DEFAULT_CODEC
 
 PROG = "echotts data"
 
@@ -20,7 +21,7 @@ class PrepareArguments:
     corpus of spoken digits."""
     output: Path
     """Folder of the dataset; created if missing."""
-    codec: str = "demo"
+    codec: str = DEFAULT_CODEC
     """Codec that makes the latents: demo (built in), .pth, .safetensors, a folder, or a Hub id."""
     speaker: str | None = None
     """Speaker of recordings whose source does not name one; samples without a speaker get no reference."""

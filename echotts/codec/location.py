@@ -5,13 +5,17 @@ from pathlib import Path
 
 from echotts.files import ASSETS
 
-BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
+BUILT_IN = {name: ASSETS / "codec" / f"{name}.safetensors" for name in ("demo", "speech")}
 HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
     """The file or folder at `spec`, else (repository, revision) on the Hub. FileNotFoundError if it is neither."""
     if spec in BUILT_IN:
+        if not BUILT_IN[str(spec)].exists():
+            raise FileNotFoundError(
+                f"codec {spec}: is not built in yet: name a file, or take 'demo' (docs/codec.md says how to train one)"
+            )
         return BUILT_IN[str(spec)]
     path = Path(spec).expanduser()
     if path.exists():

@@ -13,6 +13,7 @@ from echotts.codec.location import BUILT_IN, HUB_ID, locate_codec
 from echotts.codec.published import read_hub_layout, read_published
 from echotts.codec.weights import is_own_format, read_codec
 from echotts.files import cache_root
+from echotts.rundir.layout import CHECKPOINTS, STEP
 
 log = logging.getLogger(__name__)
 
@@ -20,9 +21,10 @@ NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weigh
 
 
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
-    """Loads the codec named by `spec`: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
+    """Loads the codec named by `spec`: a built-in one, a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    DACVAE and DAC are told apart by the file's contents. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
+    DACVAE and DAC are told apart by the file's contents. A codec training's run directory, or one of its step_*
+    folders, gives the EMA weights of its newest checkpoint. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
     descript/dac_44khz, hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; files are kept in the Hub's
     own cache. The codec id is the spec for built-in and Hub codecs, the id in the header for .safetensors, and the
     file's stem for .pth. Raises FileNotFoundError if nothing matches, ValueError if the file is damaged, hostile or not
@@ -32,6 +34,10 @@ def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
     if isinstance(found, tuple):
         repository, revision = found
         return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+    if found.is_dir() and ((found / CHECKPOINTS).is_dir() or STEP.fullmatch(found.name)):
+        from echotts.codec.training.checkpointed import read_run
+
+        return Codec(*read_run(found), found.resolve().name, window_frames)
     codec_id = str(spec) if spec in BUILT_IN else None
     return _load_file(_in_folder(found) if found.is_dir() else found, window_frames, codec_id)
 

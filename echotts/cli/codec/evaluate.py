@@ -9,6 +9,7 @@ import numpy as np
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.recordings import clips_of
+from echotts.config import DEFAULT_CODEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class EvaluateArguments:
 
     data: str
     """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    codec: tuple[str, ...] = ("demo",)
-    """One or several codecs: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
+    codec: tuple[str, ...] = (DEFAULT_CODEC,)
+    """One or several codecs: a .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a run directory."""
     limit: int = 100
     """Maximum number of clips."""
     loudness: float = -16.0

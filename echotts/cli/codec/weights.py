@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
+from echotts.config import DEFAULT_CODEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,7 @@ class ConvertArguments:
     """Write a codec as .safetensors (weight norm folded, sizes in the header) or as .pth in the published layout."""
 
     input: str
-    """The codec: a published .pth, a .safetensors, a folder or a Hub id."""
+    """The codec: a published .pth, a .safetensors, a folder, a Hub id, or a codec training's run directory."""
     output: Path | None = None
     """The .safetensors or .pth to write."""
     install: bool = False
@@ -28,8 +29,8 @@ class ConvertArguments:
 class InfoArguments:
     """Describe a codec."""
 
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id, or demo."""
+    codec: str = DEFAULT_CODEC
+    """A .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a codec training's run directory."""
 
 
 def convert(argv: list[str]) -> int:

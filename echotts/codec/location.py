@@ -14,7 +14,7 @@ def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
     if spec in BUILT_IN:
         if not BUILT_IN[str(spec)].exists():
             raise FileNotFoundError(
-                f"codec {spec}: is not built in yet: name a file, or take 'demo' (docs/codec.md says how to train one)"
+                f"codec {spec}: is not built in yet: give a file or 'demo' (docs/codec.md explains how to train one)"
             )
         return BUILT_IN[str(spec)]
     path = Path(spec).expanduser()

@@ -68,9 +68,8 @@ class HangWatch:
         """Reports that a step has finished and its duration, without pauses and compilation."""
         self._times.append(seconds)
         self._usual_s = statistics.median(self._times)
-        self._since = (
-            time.monotonic()
-        )  # before the update that lowers the limit, because the thread reads this after the limit
+        # Set before the step, which lowers the limit: the thread reads the limit first.
+        self._since = time.monotonic()
         self._step = step
 
     @contextlib.contextmanager

@@ -229,7 +229,7 @@ def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: Enco
 
 
 def _read_tokens(codec: "Codec", path: Path) -> Any:
-    """The tokens in a file, which ValueError names if they are another codec's."""
+    """Reads tokens from a file. ValueError names the file if they were made by another codec."""
     from echotts.codec.tokens import load_encoded
 
     encoded = load_encoded(path)

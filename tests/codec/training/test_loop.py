@@ -132,7 +132,7 @@ def test_a_codec_is_read_from_a_run_that_may_still_go_on(whole, tmp_path: Path):
         assert (codec.config, codec.codec_id) == (SMALL, place.name)
         jax.tree.map(np.testing.assert_array_equal, codec.params, params)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint there yet"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         load_codec(tmp_path)
 
 

@@ -38,7 +38,7 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path) -> 
         ("[launch]\nspot = perhaps\n", "pod.ini: spot: 'perhaps' must be yes or no"),
         ("[launch]\ngrace_s = soon\n", "pod.ini: grace_s: 'soon' is not a number"),
         ("zone = x\n", "pod.ini: File contains no section headers"),
-        ("[launch]\nname = My TPU\n", "name 'My TPU': lower-case letters"),
+        ("[launch]\nname = My TPU\n", "name 'My TPU': must be lower-case letters"),
         ("[launch]\nbase = ../x\n", r"base '\.\./x'"),
         ("[launch]\npython = python3\n", "python 'python3': give a version such as 3.11"),
         ("[launch]\nmax_per_day = 0\n", "must be above 0"),

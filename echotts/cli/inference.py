@@ -22,6 +22,8 @@ class Arguments:
     """UTF-8 file with the text to speak."""
     speaker_ref: Path | None = None
     """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: a voice from the seed."""
+    voice: str | None = None
+    """Name of a saved voice (echotts voice save), instead of --speaker_ref."""
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
     None: the built-in demo model, which speaks digits."""
@@ -67,6 +69,8 @@ class Arguments:
             raise ValueError("give either --text or --text_file")
         if self.text is not None and not self.text.strip():
             raise ValueError("--text is empty")
+        if self.voice is not None and self.speaker_ref is not None:
+            raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
         if self.steps < 1:
@@ -85,8 +89,13 @@ def main(argv: list[str]) -> int:
     from echotts.synthesis.locate import DEMO, locate_checkpoint
     from echotts.synthesis.references import check_recording
 
-    if arguments.speaker_ref is not None:
-        check_recording(arguments.speaker_ref)
+    reference = arguments.speaker_ref
+    if arguments.voice is not None:
+        from echotts.synthesis.voices import find_voice
+
+        reference = find_voice(arguments.voice)
+    if reference is not None:
+        check_recording(reference)
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
     from echotts.synthesis import EchoTTS  # imports jax, which takes longer than the checks above
 
@@ -95,7 +104,7 @@ def main(argv: list[str]) -> int:
     loaded = time.perf_counter()
     speech = tts.synthesize(
         text,
-        arguments.speaker_ref,
+        reference,
         seed=arguments.seed,
         duration=arguments.duration,
         steps=arguments.steps,

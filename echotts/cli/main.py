@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, Main]] = {
     "watchdog": ("keep this host's disks from filling up", _command("watchdog")),
     "data": ("prepare shards from recordings; inspect shards", _command("data")),
     "codec": ("encode and decode audio; train, evaluate or convert a codec", _command("codec")),
+    "voice": ("save and manage voices made from recordings", _command("voice")),
     "plan": ("estimate what a training needs on a TPU slice, without having one", _command("plan")),
     "export": ("write a run's weights to one model.safetensors", _command("export")),
     "eval": ("evaluate a model's speech: word errors and voice similarity", _command("evaluate")),

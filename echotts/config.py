@@ -16,6 +16,7 @@ from echotts.strict_json import check_type
 FRAME_RATE_HZ = 25
 SEED_BITS = 63
 MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
+DEFAULT_CODEC = "demo"  # the built-in codec that commands use unless one is named
 HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
 
 LossName = Literal["published", "frame"]
@@ -375,7 +376,7 @@ def demo() -> Config:
             streams=8,
         ),
         optim=OptimConfig(steps=2400, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
-        run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec="demo"),
+        run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec=DEFAULT_CODEC),
     )
 
 

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "audio": set(),
     "model": set(),
     "flow": set(),
-    "codec": {"audio", "pickles", "rundir", "multihost", "checkpoint"},
+    "codec": {"audio", "pickles", "rundir", "disk", "multihost", "checkpoint"},
     "data": {"text", "audio", "codec", "rundir"},
     "multihost": {"rundir"},
     "checkpoint": {"text", "pickles", "model", "rundir", "multihost"},

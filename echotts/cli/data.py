@@ -6,6 +6,7 @@ from pathlib import Path
 from echotts.cli import data_segment, data_speak
 from echotts.cli.app import choose, parse
 from echotts.cli.progress import Progress
+from echotts.config import DEFAULT_CODEC
 
 PROG = "echotts data"
 
@@ -20,7 +21,7 @@ class PrepareArguments:
     corpus of spoken digits."""
     output: Path
     """Folder of the data set; made if missing."""
-    codec: str = "demo"
+    codec: str = DEFAULT_CODEC
     """Codec that makes the latents: demo (built in), .pth, .safetensors, a folder, or a Hub id."""
     speaker: str | None = None
     """Speaker of recordings whose source names none; without a speaker a sample gets no reference."""
@@ -83,6 +84,16 @@ def main(argv: list[str]) -> int:
 
 def _prepare(argv: list[str]) -> int:
     arguments = parse(PrepareArguments, argv, prog=f"{PROG} prepare")
+    source = arguments.source
+    if source == "demo" and not Path(source).exists():
+        from echotts.data.prepare.demo import corpus_path
+
+        source = str(corpus_path() / "train-*.tar.gz")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(source)
+    locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.data.prepare.pipeline import HELDOUT_NAME, Settings, prepare
 
@@ -96,11 +107,6 @@ def _prepare(argv: list[str]) -> int:
         shard_samples=arguments.shard_samples,
         heldout_share=arguments.heldout_share,
     )
-    source = arguments.source
-    if source == "demo" and not Path(source).exists():
-        from echotts.data.prepare.demo import corpus_path
-
-        source = str(corpus_path() / "train-*.tar.gz")
     progress = Progress()
     try:
         summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)

@@ -45,6 +45,8 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, cut, say what is there; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
+    if not arguments.source.exists():
+        raise FileNotFoundError(f"{arguments.source}: no such recording or folder")
     from echotts.evaluation.asr import Whisper
     from echotts.segment.quality import Limits
     from echotts.segment.run import Settings, segment

@@ -84,6 +84,12 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, speak, listen, print the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
+    from echotts.synthesis.locate import locate_checkpoint
+
+    if arguments.data is not None and not arguments.data.exists():
+        raise FileNotFoundError(f"{arguments.data}: no such file or folder")
+    for checkpoint in (arguments.checkpoint, arguments.against):
+        locate_checkpoint(checkpoint)
     from echotts.data.prepare.demo import corpus_path
     from echotts.evaluation import report
     from echotts.evaluation.asr import load_recogniser

@@ -27,10 +27,14 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, export, say what was written; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    from echotts.checkpoint.export import export
     from echotts.files import check_outputs
+    from echotts.gcs import is_bucket
 
+    if not is_bucket(arguments.run_dir) and not Path(arguments.run_dir).expanduser().exists():
+        raise FileNotFoundError(f"{arguments.run_dir}: no such run directory")
     check_outputs([arguments.output])
+    from echotts.checkpoint.export import export
+
     facts = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
     print(f"{arguments.output}: {facts.weights} weights of step {facts.step}, {size_mb:.1f} MB")

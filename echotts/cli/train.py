@@ -63,6 +63,7 @@ class Arguments:
 def main(argv: list[str]) -> int:
     """Parse, check, train; returns the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
     config = parse_config(argv)
+    check_data(config)
     from echotts.evaluation.samples import make_speaker
     from echotts.rundir import tensorboard
     from echotts.training.loop import train
@@ -80,6 +81,14 @@ def main(argv: list[str]) -> int:
         f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
     )
     return 0
+
+
+def check_data(config: Config) -> None:
+    """Raises ValueError or FileNotFoundError for data that are not on this machine, before jax is imported."""
+    from echotts.data.remote.sources import check_local
+
+    for data in filter(None, (config.data.data, config.data.heldout)):
+        check_local(data)
 
 
 def parse_config(argv: Sequence[str]) -> Config:

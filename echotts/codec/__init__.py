@@ -1,10 +1,14 @@
 """Audio codecs (DACVAE and DAC): audio to a sequence of latents and back."""
 
-from echotts.codec.backbone import CodecConfig
-from echotts.codec.codec import Codec, Tokens
-from echotts.codec.registry import find_codec, load_codec
-from echotts.codec.tokens import Encoded, load_encoded, save_encoded
-from echotts.codec.weights import save_codec
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from echotts.codec.backbone import CodecConfig
+    from echotts.codec.codec import Codec, Tokens
+    from echotts.codec.registry import find_codec, load_codec
+    from echotts.codec.tokens import Encoded, load_encoded, save_encoded
+    from echotts.codec.weights import save_codec
 
 __all__ = [
     "Codec",
@@ -17,3 +21,22 @@ __all__ = [
     "save_codec",
     "save_encoded",
 ]
+
+_MODULES = {
+    "Codec": "codec",
+    "CodecConfig": "backbone",
+    "Encoded": "tokens",
+    "Tokens": "codec",
+    "find_codec": "registry",
+    "load_codec": "registry",
+    "load_encoded": "tokens",
+    "save_codec": "weights",
+    "save_encoded": "tokens",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports jax when a codec is first asked for: checks of a codec's name and of its inputs do not wait for it."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -209,7 +209,7 @@ class Codec:
     def save_tokens(self, path: str | Path, tokens: Array | np.ndarray) -> None:
         """Writes codes (c, q, t) or DACVAE latents (c, t, d) as .npz or .safetensors; codes also as .dac."""
         encoded = Encoded(tokens=np.asarray(tokens), codec_id=self.codec_id, weights_hash=self.weights_hash)
-        self._check_tokens(encoded)
+        self.check_tokens(encoded)
         length = self.config.output_samples(encoded.frames)
         save_encoded(path, replace(encoded, sample_rate=self.sample_rate, original_length=length))
 
@@ -217,7 +217,7 @@ class Codec:
         """Reads codes or latents written by `save_tokens` or `compress`; ValueError if another codec made them."""
         encoded = load_encoded(path)
         try:
-            self._check_tokens(encoded)
+            self.check_tokens(encoded)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         return encoded.tokens.astype(np.int32 if encoded.are_codes else np.float32)
@@ -288,7 +288,7 @@ class Codec:
 
         `message` (bits,) of 0 and 1 is embedded in every channel as a watermark.
         """
-        self._check_tokens(encoded)
+        self.check_tokens(encoded)
         n_quantizers = self.check_quantizers(n_quantizers)
         if encoded.chunk_length is not None:
             yield from self._chunks(encoded, n_quantizers)
@@ -341,7 +341,7 @@ class Codec:
         if left:
             yield np.zeros((channels, left), np.float32)  # DAC at 16 and 24 kHz decodes 8 samples fewer
 
-    def _check_tokens(self, encoded: Encoded) -> None:
+    def check_tokens(self, encoded: Encoded) -> None:
         """Raises ValueError if the tokens belong to another codec, by weights hash or by shape and range."""
         if encoded.weights_hash is not None and encoded.weights_hash != self.weights_hash:
             name = encoded.codec_id or "another codec"

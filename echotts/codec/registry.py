@@ -5,45 +5,41 @@ Checkpoints and datasets identify a codec by id and weights hash (`find_codec`);
 
 import contextlib
 import logging
-import re
 import zipfile
 from pathlib import Path
 
 from echotts.codec.codec import Codec
+from echotts.codec.location import BUILT_IN, HUB_ID, locate_codec
 from echotts.codec.published import read_hub_layout, read_published
 from echotts.codec.weights import is_own_format, read_codec
-from echotts.files import ASSETS, cache_root
+from echotts.files import cache_root
+from echotts.rundir.layout import CHECKPOINTS, STEP
 
 log = logging.getLogger(__name__)
 
-BUILT_IN = {"demo": ASSETS / "codec" / "demo.safetensors"}
 NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weights.pth")  # tried in this order
-_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
-    """Loads the codec named by `spec`: "demo" (built in), a .pth or .safetensors file, a folder with one, or a Hub id.
+    """Loads the codec named by `spec`: a built-in one, a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    DACVAE and DAC are told apart by the file's contents. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
+    DACVAE and DAC are told apart by the file's contents. A codec training's run directory, or one of its step_*
+    folders, gives the EMA weights of its newest checkpoint. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
     descript/dac_44khz, hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; files are kept in the Hub's
     own cache. The codec id is the spec for built-in and Hub codecs, the id in the header for .safetensors, and the
     file's stem for .pth. Raises FileNotFoundError if nothing matches, ValueError if the file is damaged, hostile or not
     a supported codec.
     """
-    if spec in BUILT_IN:
-        return _load_file(BUILT_IN[str(spec)], window_frames, codec_id=str(spec))
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _load_file(_in_folder(path), window_frames)
-    if path.exists():
-        return _load_file(path, window_frames)
-    match = _HUB_ID.fullmatch(str(spec))
-    if not match or path.suffix in (".pth", ".pt", ".safetensors"):
-        raise FileNotFoundError(
-            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'demo'"
-        )
-    repository, revision = match.groups()
-    return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+    found = locate_codec(spec)
+    if isinstance(found, tuple):
+        repository, revision = found
+        return _load_file(_from_hub(repository, revision), window_frames, codec_id=repository)
+    if found.is_dir() and ((found / CHECKPOINTS).is_dir() or STEP.fullmatch(found.name)):
+        from echotts.codec.training.checkpointed import read_run
+
+        return Codec(*read_run(found), found.resolve().name, window_frames)
+    codec_id = str(spec) if spec in BUILT_IN else None
+    return _load_file(_in_folder(found) if found.is_dir() else found, window_frames, codec_id)
 
 
 def find_codec(
@@ -67,7 +63,7 @@ def find_codec(
         raise ValueError(f"{path}: its weights do not match the hash in its name: delete it")
     if not codec_id:
         raise FileNotFoundError("no codec is recorded: name one with --codec")
-    if codec_id not in BUILT_IN and not _HUB_ID.fullmatch(codec_id):
+    if codec_id not in BUILT_IN and not HUB_ID.fullmatch(codec_id):
         raise FileNotFoundError(
             f"codec {codec_id} ({_short(weights_hash)}) is neither built in nor in {cache_folder()}: name its file "
             "with --codec, or install it with `echotts codec convert FILE --install`"

@@ -95,4 +95,4 @@ def _mapped(file: Any, path: str | Path) -> memoryview:
     try:
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     except ValueError as error:
-        raise RestrictedPickleError(f"{path}: empty") from error
+        raise RestrictedPickleError(f"{path}: is empty (0 bytes): fetch it again") from error

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from echotts.config import Config
 from echotts.multihost import processes
 from echotts.multihost.runtime import StopSignal
+from echotts.multihost.waiting import asked_to_wait
 from echotts.rundir.location import check_run_dir
-from echotts.training.run import asked_to_wait, open_run
+from echotts.training.run import open_run
 from echotts.training.samples import Speaker
 
 

@@ -15,13 +15,13 @@ import numpy as np
 
 from echotts.checkpoint.guard import Guard, NonFiniteError, describe
 from echotts.config import FRAME_RATE_HZ, Config
+from echotts.multihost.hang import HangWatch
 from echotts.multihost.processes import first_host
 from echotts.rundir.free_space import Space
 from echotts.rundir.location import RunPath
 from echotts.rundir.metrics import MetricsWriter, rejected_name
 from echotts.training.feed import Fed, Feed
 from echotts.training.flops import peak_flops, training_flops
-from echotts.training.hang import HangWatch
 from echotts.training.progress import Progress
 from echotts.training.step import Metrics, TrainStep
 from echotts.training.vitals import Pace, StepTimes, host_numbers

@@ -4,10 +4,8 @@ import dataclasses
 import json
 import logging
 import math
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -24,18 +22,18 @@ from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker
 from echotts.multihost import messages, processes, runtime
+from echotts.multihost.hang import HangWatch
 from echotts.multihost.messages import any_process
 from echotts.multihost.runtime import StopSignal
-from echotts.rundir import pause
+from echotts.multihost.waiting import wait_for_space
 from echotts.rundir.claim import LOOK_S, claimed
-from echotts.rundir.free_space import Space, measure
+from echotts.rundir.free_space import Space
 from echotts.rundir.layout import CONFIG, writing
 from echotts.rundir.location import RunDir, RunPath, open_run_dir, write_whole
 from echotts.rundir.metrics import MetricsWriter
 from echotts.rundir.tensorboard import TensorBoard
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.hang import HangWatch
 from echotts.training.inputs import Inputs, open_inputs, store_pins
 from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
@@ -129,25 +127,6 @@ class Run:
     def _save(self) -> None:
         meta = for_checkpoint(self._here(), self.guard)
         self.reporter.saved(self.step, self.checkpoints.save(self.state.arrays(), meta))
-
-
-def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
-    """The space on the disk for which the watchdog asks to wait, on all processes where one is asked; else None.
-
-    Several processes ask each other every so many steps (`every`, at least 1); one alone looks after each step.
-    """
-    if jax.process_count() > 1 and step % max(every, 1):
-        return None
-    space = pause.full(run_dir)
-    if not any_process(space is not None):
-        return None
-    return space or measure(run_dir)
-
-
-def wait_for_space(run_dir: Path, stop: StopSignal) -> None:
-    """Waits until no process is asked to wait any more, or one is asked to stop."""
-    while any_process(pause.full(run_dir) is not None) and not stop.agreed():
-        time.sleep(pause.LOOK_S)
 
 
 def open_run(config: Config, stack: ExitStack) -> Run:

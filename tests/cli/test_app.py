@@ -266,3 +266,38 @@ def test_what_is_compiled_is_kept_for_the_next_process(tmp_path: Path, chosen: s
     done = subprocess.run([sys.executable, "-c", COMPILES], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert list((tmp_path / kept).glob("*-cache"))
+
+
+MISSING = (
+    "train --data none --run_dir run",
+    "data prepare --source none.csv --output out",
+    "data prepare --source demo --output out --codec none.pth",
+    "data inspect --data none",
+    "data segment --source none --output out",
+    "speak --text one --speaker_ref broken.wav --output out.wav",
+    "speak --text one --checkpoint none.safetensors --output out.wav",
+    "export --run_dir none --output out.safetensors",
+    "eval --checkpoint none",
+    "eval --data none",
+    "codec info --codec none.pth",
+    "codec convert --input none.pth --output out.safetensors",
+    "codec encode none.wav out.npy",
+    "codec evaluate --data none",
+)
+
+
+def test_what_is_missing_is_reported_within_a_second_before_jax_is_imported(tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"RIFF")
+    program = (
+        "import runpy, sys, time\n"
+        f"for call in {MISSING!r}:\n"
+        "    sys.argv, began = ['echotts', *call.split()], time.process_time()\n"
+        "    try:\n        runpy.run_module('echotts', run_name='__main__')\n"
+        "    except SystemExit as stop:\n        print(stop.code, 'jax' in sys.modules, time.process_time() - began)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=False)
+    said, seen = done.stderr.splitlines(), [line.split() for line in done.stdout.splitlines()]
+    assert len(said) == len(seen) == len(MISSING), done.stderr
+    for call, line, (code, with_jax, seconds) in zip(MISSING, said, seen, strict=True):
+        assert (code, with_jax) == ("1", "False") and ("none" in line or "broken" in line), (call, line)
+        assert float(seconds) < 1.0, call

@@ -221,6 +221,7 @@ def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path
 def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Path, tmp_path: Path):
     latent = tmp_path / "z.npy"
     np.save(latent, np.zeros((3, 7), np.float32))
+    np.savez(tmp_path / "z.npz", latents=np.zeros((1, 3, 7), np.float32))
     np.save(tmp_path / "objects.npy", np.array([{}]), allow_pickle=True)
     (tmp_path / "empty").mkdir()
     output = tmp_path / "out.wav"
@@ -230,6 +231,8 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (UsageError, "name a folder", {"name": "encode", "input": recordings, "output": latent}),
         (ValueError, "7 channels", {"name": "decode", "input": latent, "output": output}),
         (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decode", "input": tmp_path / "z.npz", "output": output}),
+        (ValueError, r"z\.npz: .* 7 ", {"name": "decompress", "input": tmp_path / "z.npz", "output": output}),
         (UsageError, "16 bits", {"name": "decode", "input": latent, "output": output, "watermark": "102"}),
         (ValueError, "unknown suffix", {"name": "decode", "input": latent, "output": tmp_path / "out.xyz"}),
         (

@@ -66,7 +66,9 @@ def test_the_table_has_every_row_and_the_json_the_same_figures(call, tmp_path):
 
 
 @needs_extra
-def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(call, tmp_path):
+def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other").mkdir()
     code, out, err = call("--count", 2, "--steps", 1, "--against", "other", "--report", tmp_path / "page")
     assert code == 0, err
     assert "other against demo model: word errors +0.0% (+0.0% to +0.0%)" in out  # the fixture loads the same twice
@@ -99,7 +101,7 @@ def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digit
         ("--asr huge", 1, "unknown recogniser 'huge'"),
         ("--count 0", 2, "--count 0: at least 1 is needed"),
         ("--seed -3", 2, "--seed -3: it must not be negative"),
-        ("--data /no/such/folder", 1, "/no/such/folder/dataset.json: no such file"),
+        ("--data /no/such/folder", 1, "/no/such/folder: no such file or folder"),
     ],
 )
 def test_bad_input_is_one_line(call, line, code, words):

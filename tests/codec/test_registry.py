@@ -134,3 +134,12 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="not an echotts codec"):
         load_codec("org/dac")
+
+
+def test_the_codec_for_any_voice_is_not_built_in_yet_and_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setitem(registry.BUILT_IN, "speech", tmp_path / "speech.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"codec speech: is not built in yet: name a file") as caught:
+        load_codec("speech")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="is not built in yet"):
+        find_codec("speech", "ab12")

@@ -27,11 +27,11 @@ from echotts.data.stream.stream import Stream
 from echotts.disk.runs import run_folders
 from echotts.model.parameters import flatten
 from echotts.monitor.runs import Library
+from echotts.multihost import hang
 from echotts.rundir import claim, pause, spool
 from echotts.rundir.layout import CHECKPOINTS, TRAINER
 from echotts.rundir.location import check_run_dir, open_run_dir, run_path
 from echotts.rundir.metrics import MetricsWriter
-from echotts.training import hang
 from echotts.training.loop import train
 from tests.checkpoint.test_checkpoints import abstract, arrays, meta, save_and_wait
 from tests.fake_gcs import FakeGcs

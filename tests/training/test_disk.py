@@ -15,13 +15,12 @@ from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.disk.runs import verified_step
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Watchdog, space_maker
-from echotts.multihost import messages
+from echotts.multihost import messages, waiting
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import pause
 from echotts.rundir.layout import CHECKPOINTS, WRITER
 from echotts.rundir.leases import is_leased, lease
 from echotts.rundir.metrics import metrics_path
-from echotts.training import run as run_module
 from echotts.training.loop import train
 from tests.checkpoint.test_checkpoints import abstract, arrays, meta, names, open_run, restore, save_steps
 from tests.tiny_training import TINY, with_sections
@@ -177,7 +176,7 @@ class Others:
 
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)
-        monkeypatch.setattr(run_module.jax, "process_count", lambda: 3)
+        monkeypatch.setattr(waiting.jax, "process_count", lambda: 3)
         monkeypatch.setattr(messages, "reduce", self.say)
 
     def say(self, topic, flag, combine):
@@ -188,11 +187,11 @@ class Others:
 def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):
     monkeypatch.setattr(pause, "LOOK_S", 0.01)
     others = Others(monkeypatch, False, True)
-    assert run_module.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
-    assert run_module.asked_to_wait(tmp_path, 10, 10) is None
-    assert run_module.asked_to_wait(tmp_path, 20, 10) is not None
+    assert waiting.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
+    assert waiting.asked_to_wait(tmp_path, 10, 10) is None
+    assert waiting.asked_to_wait(tmp_path, 20, 10) is not None
     others = Others(monkeypatch, True, True, False)
-    run_module.wait_for_space(tmp_path, StopSignal())
+    waiting.wait_for_space(tmp_path, StopSignal())
     assert others.asked == 3
 
 
@@ -203,6 +202,6 @@ def test_processes_that_wait_for_room_leave_together_when_one_is_told_to_stop(tm
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda n: asked.append(n) or n == point)
     stop = StopSignal()
     assert not stop.agreed()  # after a step
-    run_module.wait_for_space(tmp_path, stop)
+    waiting.wait_for_space(tmp_path, stop)
     assert asked == [1, 2, 3]
     assert stop.agreed()  # the loop asks again, and leaves

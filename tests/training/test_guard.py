@@ -17,11 +17,11 @@ from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import load_run
 from echotts.checkpoint.guard import Guard, NonFiniteError, describe
 from echotts.data.stream.stream import Stream
+from echotts.multihost.hang import HangWatch
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.rundir.metrics import MetricsWriter, metrics_path
 from echotts.training import mesh as meshes
 from echotts.training.feed import Fed, Feed
-from echotts.training.hang import HangWatch
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.progress import Progress

@@ -9,6 +9,7 @@ import numpy as np
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.recordings import clips_of
+from echotts.config import DEFAULT_CODEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,8 @@ class EvaluateArguments:
 
     data: str
     """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
-    codec: tuple[str, ...] = ("demo",)
-    """One or several: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
+    codec: tuple[str, ...] = (DEFAULT_CODEC,)
+    """One or several: a .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a run directory."""
     limit: int = 100
     """The first so many clips."""
     loudness: float = -16.0
@@ -41,6 +42,12 @@ def evaluate(argv: list[str]) -> int:
     arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     if not arguments.codec or not arguments.conditions:
         raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(arguments.data)
+    for spec in arguments.codec:
+        locate_codec(spec)
     from echotts.codec import load_codec
     from echotts.codec.evaluation import format_table, latent_statistics, round_trip, summarise, write_report
 

@@ -95,6 +95,12 @@ def train(argv: list[str]) -> int:
     arguments = parse_arguments(argv)
     if arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+    from echotts.codec.location import locate_codec
+    from echotts.data.prepare.recordings import check_source
+
+    check_source(arguments.data)
+    if arguments.init_from is not None:
+        locate_codec(arguments.init_from)
     from echotts.codec import load_codec
     from echotts.data.prepare.clips import open_clips
     from echotts.files import check_outputs

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
+from echotts.codec.location import locate_codec
+from echotts.config import DEFAULT_CODEC
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
@@ -22,8 +24,8 @@ class _Arguments:
     """A file, or a folder: its tree is mirrored in --output. May be given first, without the flag."""
     output: Path
     """The file to write, or the folder. May be given second, without the flag."""
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), or demo, the built-in one."""
+    codec: str = DEFAULT_CODEC
+    """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), demo (built in), or a run directory."""
     n_quantizers: int | None = None
     """Use the first so many codebooks of DAC. None: all."""
     shard: str = "0/1"
@@ -115,14 +117,13 @@ def decode(argv: list[str]) -> int:
 
     from echotts.audio import check_mp3_rate, write_audio
     from echotts.codec.sound import write_sound
-    from echotts.codec.tokens import load_encoded
 
     check_mp3_rate(arguments.mp3_rate)
     message = None if bits is None else np.array([int(bit) for bit in bits])
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         if source.suffix in TOKEN_SUFFIXES:
-            encoded = load_encoded(source)
+            encoded = _read_tokens(codec, source)
             blocks = _reported(codec.decoded_blocks(encoded, arguments.n_quantizers, message), codec, report)
             samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
         else:
@@ -139,12 +140,11 @@ def decompress(argv: list[str]) -> int:
     """Tokens to the recordings they were; gives the exit code."""
     arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
     from echotts.audio import check_mp3_rate
-    from echotts.codec.tokens import load_encoded
 
     check_mp3_rate(arguments.mp3_rate)
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
-        encoded = load_encoded(source)
+        encoded = _read_tokens(codec, source)
         samples = codec.decompress_to_file(encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
         rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
         return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
@@ -160,6 +160,7 @@ def _recordings(arguments: Any, work: Any, title: str) -> int:
     allowed = (".npy", *TOKEN_SUFFIXES) if title == "encode" else TOKEN_SUFFIXES
     if pairs[0][1].suffix not in allowed:
         raise UsageError(f"--output {pairs[0][1]}: {title} writes {', '.join(allowed)}")
+    locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.codec.sound import SoundFile
     from echotts.codec.tokens import check_token_path
@@ -180,10 +181,12 @@ def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) ->
     """The work on files of tokens, of which the outputs are checked first."""
     pairs = pairs_of(arguments.input, arguments.output, suffixes, f".{arguments.format}")
     from echotts.audio import check_suffix
-    from echotts.codec import load_codec
 
     for _, target in pairs:
         check_suffix(target)
+    locate_codec(arguments.codec)
+    from echotts.codec import load_codec
+
     codec = load_codec(arguments.codec)
     seconds = 0.0
     if len(pairs) == 1 and pairs[0][0].suffix in TOKEN_SUFFIXES:
@@ -223,6 +226,18 @@ def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: Enco
         np.save(file, latent)
     seconds = len(audio) / codec.sample_rate
     return f"{target}: {len(latent)} frames of {codec.latent_channels} channels, {seconds:.2f} s"
+
+
+def _read_tokens(codec: "Codec", path: Path) -> Any:
+    """The tokens in a file, which ValueError names if they are another codec's."""
+    from echotts.codec.tokens import load_encoded
+
+    encoded = load_encoded(path)
+    try:
+        codec.check_tokens(encoded)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return encoded
 
 
 def _reported(blocks: Any, codec: "Codec", report: Report) -> Any:

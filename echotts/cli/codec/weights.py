@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
+from echotts.config import DEFAULT_CODEC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,7 @@ class ConvertArguments:
     """Write a codec as .safetensors (weight norm folded, sizes in the header) or as .pth in the published layout."""
 
     input: str
-    """The codec: a published .pth, a .safetensors, a folder or a Hub id."""
+    """The codec: a published .pth, a .safetensors, a folder, a Hub id, or a codec training's run directory."""
     output: Path | None = None
     """The .safetensors or .pth to write."""
     install: bool = False
@@ -28,8 +29,8 @@ class ConvertArguments:
 class InfoArguments:
     """Say what a codec is."""
 
-    codec: str = "demo"
-    """A .pth or .safetensors, a folder, a Hub id, or demo."""
+    codec: str = DEFAULT_CODEC
+    """A .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a codec training's run directory."""
 
 
 def convert(argv: list[str]) -> int:
@@ -39,6 +40,9 @@ def convert(argv: list[str]) -> int:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.input)
     from echotts.codec import load_codec, save_codec
     from echotts.codec.publish import write_published
     from echotts.codec.registry import cache_folder
@@ -64,6 +68,9 @@ def convert(argv: list[str]) -> int:
 def info(argv: list[str]) -> int:
     """Print what a codec is; gives the exit code."""
     arguments = parse(InfoArguments, argv, prog="echotts codec info")
+    from echotts.codec.location import locate_codec
+
+    locate_codec(arguments.codec)
     import jax
 
     from echotts.codec import load_codec

@@ -8,9 +8,10 @@ import dataclasses
 import functools
 import json
 import logging
+import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,10 +40,15 @@ from echotts.codec.training.step import (
 )
 from echotts.codec.training.weight_norm import fold
 from echotts.config import RunConfig
+from echotts.disk.watchdog import space_maker
 from echotts.files import atomic_write
 from echotts.multihost import runtime
+from echotts.multihost.hang import HangWatch
+from echotts.multihost.messages import any_process
 from echotts.multihost.runtime import StopSignal
+from echotts.multihost.waiting import asked_to_wait, wait_for_space
 from echotts.rundir.claim import claimed
+from echotts.rundir.free_space import Space
 from echotts.rundir.layout import CONFIG, SAMPLES, SENTENCES, step_name, writing
 from echotts.rundir.location import RunDir, check_run_dir, open_run_dir, write_whole
 from echotts.rundir.metrics import MetricsWriter
@@ -97,6 +103,8 @@ def train_codec(
             run.launch()
             if run.guard.lost(run.step):
                 run.roll_back()
+            if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):
+                run.wait_for_space(space, stop)
             if run.due(settings.log_every):
                 report(run.step, run.write_line())
             leaving = stop.agreed() or run.step == training.steps
@@ -108,7 +116,8 @@ def train_codec(
                 run.save()
             if leaving:
                 break
-        run.checkpoints.wait()
+        with run.pause():
+            run.checkpoints.wait()
         event = "finished" if run.step == training.steps else "stopped"
         run.writer.event(run.step, event, f"saved after step {run.step} of {training.steps}")
         return exported(training, runtime.whole(run.state.ema), start), run.step
@@ -128,14 +137,17 @@ class Run:
     crops: Crops
     heldout: Crops
     state: CodecState
+    watch: HangWatch
     step: int
     began: tuple[int, float]
+    settled: float
     pending: dict[str, Array] | None = None
     last: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def launch(self) -> None:
         """Launches a step on the next crops; returns while the devices compute it."""
         batch = self._to_devices(self.crops.batch(self.step))
+        self.watch.launching(self.step + 1, self._is_adversarial(self.step))
         limit = np.float32(self.guard.limit(self.step + 1))
         self.state, numbers = self._step_at(self.step)(self.state, batch, limit)
         self._settle()
@@ -162,49 +174,78 @@ class Run:
         self.writer.write(self.step, line)
         return line
 
+    @contextmanager
+    def pause(self, hang_s: float = 0.0) -> Iterator[None]:
+        """Settles first. The hang watch allows what is done inside `hang_s`, or an hour if that is more."""
+        self._settle()
+        with self.watch.pause(hang_s):
+            yield
+        self.settled = time.monotonic()
+
+    def wait_for_space(self, space: Space, stop: StopSignal) -> None:
+        """Saves, if that fits, and waits until no process is asked to wait any more, or one is asked to stop."""
+        with self.pause(hang_s=math.inf):
+            if not any_process(not self.checkpoints.fits(self.state.arrays())):
+                self._save()
+                self.checkpoints.wait()
+            free = {"host/disk_free_bytes": space.free_bytes, "host/disk_free_share": 1 - space.used_share}
+            what = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"
+            self.writer.event(self.step, "disk_full", what, free)
+            wait_for_space(self.run_dir.local, stop)
+
     def measure(self) -> None:
         """Evaluates the EMA weights on held-out crops, the same ones each time."""
         if not len(self.heldout):
             return
         totals: dict[str, float] = {"mel": 0.0, "stft": 0.0, "total": 0.0}
         batches = self.training.run.eval_batches
-        for number in range(batches):
-            batch = self._to_devices(self.heldout.batch(number))
-            loss, terms = _measured(_without_run(self.training))(self.state.ema, batch)
-            for name, value in jax.device_get({"total": loss, **terms}).items():
-                if name in totals:
-                    totals[name] += float(value) / batches
+        with self.pause():
+            for number in range(batches):
+                batch = self._to_devices(self.heldout.batch(number))
+                loss, terms = _measured(_without_run(self.training))(self.state.ema, batch)
+                for name, value in jax.device_get({"total": loss, **terms}).items():
+                    if name in totals:
+                        totals[name] += float(value) / batches
         names = {"mel": "heldout/mel", "stft": "heldout/stft", "total": "heldout/loss"}
         self.writer.write(self.step, {names[name]: value for name, value in totals.items()})
 
     def play(self) -> None:
         """Writes held-out crops and their decoded versions, which the dashboard plays and plots."""
         crops = self.heldout if len(self.heldout) else self.crops
-        batch = self._to_devices(crops.batch(0))
-        decoded = _played(_without_run(self.training))(self.state.ema, batch, jax.random.key(0))
-        before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
-        if runtime.is_primary():
-            write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
+        with self.pause():
+            batch = self._to_devices(crops.batch(0))
+            decoded = _played(_without_run(self.training))(self.state.ema, batch, jax.random.key(0))
+            before, after = (np.asarray(sounds) for sounds in runtime.whole((batch, decoded)))
+            if runtime.is_primary():
+                write_samples(self.run_dir.local, self.step, self.training.codec.sample_rate, before, after)
 
     def roll_back(self) -> None:
         """Rolls back to the weights from before the first of too many rejected steps."""
-        self._settle()
         given = self.training.to_dict()
-        abstract = jax.tree.map(_abstract, self.state.arrays())
-        arrays, what = self.guard.roll_back(
-            self.state,
-            self.step,
-            self.checkpoints,
-            lambda before: self.checkpoints.restore(abstract, given, before=before),
-            lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
-        )
-        self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
-        self.writer.event(self.step, "rolled_back", what[:500])
-        self.save()
+        with self.pause():
+            abstract = jax.tree.map(_abstract, self.state.arrays())
+            arrays, what = self.guard.roll_back(
+                self.state,
+                self.step,
+                self.checkpoints,
+                lambda before: self.checkpoints.restore(abstract, given, before=before),
+                lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
+            )
+            self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
+            self.writer.event(self.step, "rolled_back", what[:500])
+            self._save()
 
     def save(self) -> None:
         """Starts writing a checkpoint; training goes on meanwhile."""
-        self._settle()
+        with self.pause():
+            self._save()
+
+    def hung(self, step: int, why: str) -> None:
+        """Called by the hang watch before it ends this process."""
+        self.writer.event(step, "hang", why)
+        self.writer.event(step, "failed", why)
+
+    def _save(self) -> None:
         meta = Meta(
             step=self.step,
             samples_seen=self.step * self.training.batch_size,
@@ -220,6 +261,8 @@ class Run:
             return
         numbers = {name: float(value) for name, value in jax.device_get(self.pending).items()}
         self.pending, step = None, self.step
+        before, self.settled = self.settled, time.monotonic()
+        self.watch.finished(step, self.settled - before)
         if numbers["good"]:
             self.guard.counted(step, numbers["error"])
             self.last = numbers
@@ -234,10 +277,10 @@ class Run:
         self.writer.event(step, "skipped", f"{often}; {what}"[:500])
 
     def _step_at(self, step: int) -> Any:
-        return _jitted(
-            _without_run(self.training),
-            self.training.loss.uses_discriminators and step >= self.training.loss.adversarial_from,
-        )
+        return _jitted(_without_run(self.training), self._is_adversarial(step))
+
+    def _is_adversarial(self, step: int) -> bool:
+        return self.training.loss.uses_discriminators and step >= self.training.loss.adversarial_from
 
     def _to_devices(self, rows: np.ndarray) -> Array:
         if jax.process_count() == 1:
@@ -276,7 +319,7 @@ def _open_run(
     if runtime.is_primary():
         stack.enter_context(claimed(run_dir.shared))
     stack.enter_context(writing(run_dir.local))
-    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run))
+    checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run, space_maker(training.run.disk_config)))
     state = _placed(initial_state(training, start), placement)
     restored = checkpoints.restore(jax.tree.map(_abstract, state.arrays()), training.to_dict())
     step, guard = 0, Guard(training.run)
@@ -290,7 +333,7 @@ def _open_run(
     writer = stack.enter_context(MetricsWriter(run_dir.local, process=index))
     what = f"after step {step}" if step else "a new codec training"
     writer.event(step, "resumed" if step else "started", f"{what}, {len(crops)} recordings")
-    return Run(
+    run = Run(
         training=training,
         start=start,
         placement=placement,
@@ -301,9 +344,14 @@ def _open_run(
         crops=crops,
         heldout=heldout,
         state=state,
+        watch=HangWatch(training.run.hang_s, training.run.hang_factor, start=step),
         step=step,
         began=(step, time.monotonic()),
+        settled=time.monotonic(),
     )
+    stack.enter_context(run_dir.sent_if_it_fails())
+    stack.enter_context(run.watch.telling(run.hung, run_dir.send))
+    return run
 
 
 def _without_run(training: CodecTraining) -> CodecTraining:

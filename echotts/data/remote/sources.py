@@ -53,6 +53,13 @@ def split_parts(argument: str) -> list[Part]:
     return parts
 
 
+def check_local(argument: str) -> None:
+    """Raises ValueError for a wrong data argument, FileNotFoundError for one that names missing local files."""
+    for part in split_parts(argument):
+        if not scheme_of(part.spec):
+            resolve(part.spec)
+
+
 def scheme_of(spec: str) -> str:
     """`https` of https://host/x.tar, in lower case; empty for a local path."""
     found = _SCHEME.match(spec)

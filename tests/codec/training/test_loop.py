@@ -5,7 +5,11 @@ import json
 import os
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +19,18 @@ import soundfile
 
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.guard import NonFiniteError
-from echotts.codec import CodecConfig
+from echotts.codec import CodecConfig, load_codec
 from echotts.codec.backbone import init_params
 from echotts.codec.training.config import CodecOptim, CodecTraining, CropConfig, LossConfig
+from echotts.codec.training.crops import Crops
 from echotts.codec.training.discriminators import DiscriminatorConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.training.step import initial_state, learning_rate, make_step
 from echotts.config import RunConfig
 from echotts.monitor.folders import LocalFolder
 from echotts.monitor.samples import Samples
+from echotts.multihost import hang
+from echotts.rundir import pause
 from tests.conftest import ROOT
 
 RATE = 8000
@@ -118,6 +125,74 @@ def test_held_out_losses_and_samples_are_where_the_dashboard_looks_for_them(whol
     assert soundfile.info(whole[1] / items[0].path).frames == TRAINING.crop_samples
 
 
+def test_a_codec_is_read_from_a_run_that_may_still_go_on(whole, tmp_path: Path):
+    params, folder = whole
+    for place in (folder, folder / "checkpoints" / "step_00000006"):
+        codec = load_codec(place)
+        assert (codec.config, codec.codec_id) == (SMALL, place.name)
+        jax.tree.map(np.testing.assert_array_equal, codec.params, params)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FileNotFoundError, match="no checkpoint there yet"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the watch's SystemExit
+def test_a_step_that_hangs_ends_the_process_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    ended = threading.Event()
+
+    def end(code: int) -> None:
+        ended.set()
+        raise SystemExit(code)  # of the watching thread alone
+
+    monkeypatch.setattr(hang, "os", SimpleNamespace(_exit=end))
+    monkeypatch.setattr(hang, "faulthandler", Mock())
+    monkeypatch.setattr(hang, "logging", Mock())
+    next_crops = Crops.batch
+
+    def stuck(crops: Crops, step: int) -> np.ndarray:
+        if step == 1:
+            assert ended.wait(60)
+            raise RuntimeError("as if it had not been ended")
+        return next_crops(crops, step)
+
+    monkeypatch.setattr(Crops, "batch", stuck)
+    with pytest.raises(RuntimeError, match="as if it had not been ended"):
+        train_codec(run_in(tmp_path, save_every_steps=0, hang_s=0.2), Tones())
+    (said,) = [line for line in lines(tmp_path) if line.get("event") == "hang"]
+    assert said["step"] == 1 and "no step was finished for" in said["message"]
+
+
+def test_before_a_save_room_is_made_by_the_rules_of_the_watchdog(tmp_path: Path):
+    log = tmp_path / "logs" / "old.log"
+    log.parent.mkdir()
+    log.write_bytes(b"x" * 100)
+    os.utime(log, (1, 1))
+    rules = tmp_path / "watchdog.toml"
+    rules.write_text(f'[limits]\nstart = 1e-9\nstop = 1e-9\n[[root]]\nkind = "logs"\npath = "{log.parent}"\n')
+    short = dataclasses.replace(TRAINING, steps=1)
+    train_codec(run_in(tmp_path / "run", short, disk_config=str(rules)), Tones())
+    assert not log.exists()
+
+
+def test_a_run_that_is_asked_to_wait_saves_waits_for_room_and_goes_on(tmp_path: Path):
+    assert pause.ask(tmp_path, pause.Request(place=str(tmp_path), below=0.0))
+    saved: list[str] = []
+
+    def make_room() -> None:
+        for _ in range(6000):
+            if any(line.get("event") == "disk_full" for line in lines(tmp_path)):
+                break
+            time.sleep(0.01)
+        saved.extend(path.name for path in (tmp_path / "checkpoints").iterdir())
+        pause.withdraw(tmp_path)
+
+    other = threading.Thread(target=make_room)
+    other.start()
+    assert train_codec(run_in(tmp_path), Tones())[1] == 6
+    other.join()
+    assert saved == ["step_00000001"]
+
+
 def test_another_configuration_is_not_resumed(whole):
     other = dataclasses.replace(TRAINING, optim=CodecOptim(learning_rate=0.1))
     with pytest.raises(ConfigDiffersError, match=r"optim\.learning_rate: 0\.003 -> 0\.1"):
@@ -205,3 +280,28 @@ def test_the_rate_rises_decays_and_ends_along_a_cosine():
 def test_without_clips_nothing_is_trained(tmp_path: Path):
     with pytest.raises(ValueError, match="no clips to train the codec on"):
         train_codec(run_in(tmp_path), Tones(0))
+
+
+class HardTones(Tones):
+    """Of five clips one is silent, and one is a square wave at full scale."""
+
+    def read(self, clip: int, start_s: float, limit_s: float, sample_rate: int) -> np.ndarray:
+        tone = super().read(clip, start_s, limit_s, sample_rate)
+        return (0 * tone, np.sign(tone), tone, tone, tone)[clip % 5]
+
+
+@pytest.mark.slow
+def test_two_thousand_adversarial_steps_stay_finite_with_silent_and_clipped_clips(tmp_path: Path):
+    hard = dataclasses.replace(
+        TRAINING,
+        steps=2000,
+        loss=dataclasses.replace(TRAINING.loss, adversarial_from=0),
+        crops=CropConfig(silence_db=-1000.0, clipped_share=1.0),  # none is drawn again
+    )
+    params, step = train_codec(run_in(tmp_path, hard, save_every_steps=0, log_every=50), HardTones())
+    assert step == 2000
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    told = [line for line in lines(tmp_path) if "loss/train" in line]
+    assert len(told) == 40 and told[-1]["loss/mel"] < told[0]["loss/mel"]
+    assert all(line[name] is not None for line in told for name in ("loss/train", "loss/discriminator", "grad/norm"))
+    assert not [line for line in lines(tmp_path) if line.get("event") in ("nan", "failed")]

@@ -28,6 +28,8 @@ LAST_WORDS_S = 30.0  # for telling the metrics, on a disk or in a bucket that ma
 STANDARD_ERROR = 2
 WAITS = (  # where the loop stands -> what it waits for
     ("echotts.data.", "the next batch"),
+    ("echotts.codec.training.crops", "the next batch"),
+    ("echotts.codec.training.", "a compilation or the devices"),
     ("echotts.training.feed", "the next batch"),
     ("echotts.training.report", "the devices"),
     ("echotts.training.step", "a compilation or the devices"),

@@ -9,12 +9,12 @@ import time
 
 import pytest
 
-from echotts.training import hang
-from echotts.training.hang import HangWatch, waiting_for
+from echotts.multihost import hang
+from echotts.multihost.hang import HangWatch, waiting_for
 
 RUN = """
 import logging, sys, threading, time
-from echotts.training.hang import HangWatch
+from echotts.multihost.hang import HangWatch
 logging.basicConfig(format="%(message)s")
 
 def stuck():
@@ -61,7 +61,7 @@ def test_a_process_that_hangs_shows_all_stacks_tells_the_metrics_and_ends() -> N
 
 @pytest.mark.parametrize("last_words", ["tell", "send"])
 def test_a_process_whose_last_words_hang_too_still_ends(last_words) -> None:
-    code = "import echotts.training.hang as hang; hang.LAST_WORDS_S = 1.0\n    stuck()"
+    code = "import echotts.multihost.hang as hang; hang.LAST_WORDS_S = 1.0\n    stuck()"
     assert run(code, **{last_words: "stuck()"}).returncode == 1
 
 
@@ -125,6 +125,8 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
     [
         ("echotts.data.stream.stream", "the next batch"),
         ("echotts.training.feed", "the next batch"),
+        ("echotts.codec.training.crops", "the next batch"),
+        ("echotts.codec.training.loop", "a compilation or the devices"),
         ("echotts.training.report", "the devices"),
         ("echotts.checkpoint.checkpoints", "a checkpoint"),
         ("echotts.checkpoint.contents", "a checkpoint"),

@@ -1,0 +1,28 @@
+"""What a codec's name means on this machine. Imports nothing heavy, so a wrong name is reported at once."""
+
+import re
+from pathlib import Path
+
+from echotts.files import ASSETS
+
+BUILT_IN = {name: ASSETS / "codec" / f"{name}.safetensors" for name in ("demo", "speech")}
+HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+
+
+def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
+    """The file or folder that `spec` names, else (repository, revision) of the Hub. FileNotFoundError if neither."""
+    if spec in BUILT_IN:
+        if not BUILT_IN[str(spec)].exists():
+            raise FileNotFoundError(
+                f"codec {spec}: is not built in yet: name a file, or take 'demo' (docs/codec.md says how to train one)"
+            )
+        return BUILT_IN[str(spec)]
+    path = Path(spec).expanduser()
+    if path.exists():
+        return path
+    match = HUB_ID.fullmatch(str(spec))
+    if not match or path.suffix in (".pth", ".pt", ".safetensors"):
+        raise FileNotFoundError(
+            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'demo'"
+        )
+    return match[1], match[2]

@@ -1,0 +1,70 @@
+"""The codec in a checkpoint of a training that may still be going on: to hear and to measure it before its end."""
+
+import logging
+from pathlib import Path
+
+import jax
+
+from echotts.checkpoint.contents import (
+    UNREADABLE,
+    CheckpointError,
+    first_line,
+    read_arrays,
+    read_digests,
+    read_meta,
+    reading,
+    step_folders,
+)
+from echotts.checkpoint.digests import array_digests
+from echotts.codec.backbone import CodecConfig, init_params
+from echotts.codec.layers import Params
+from echotts.codec.published import config_from_kwargs
+from echotts.codec.training.weight_norm import fold, unfold
+from echotts.rundir.layout import CHECKPOINTS, STEP
+from echotts.rundir.location import RunPath
+
+LOGGER = logging.getLogger(__name__)
+
+
+def read_run(path: Path) -> tuple[Params, CodecConfig]:
+    """Folded parameters (the moving average) and sizes of the newest whole checkpoint, or of the step folder given.
+
+    Raises FileNotFoundError without a checkpoint, CheckpointError where none can be read, ValueError where the run
+    does not train a codec, or trains a decoder alone: what it leaves alone is not in its checkpoints as it was.
+    """
+    folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS)
+    if not folders:
+        raise FileNotFoundError(f"{path}: no checkpoint there yet")
+    for folder in folders:
+        try:
+            with reading(folder):
+                config = _config(folder)
+                return fold(_average(folder, config)), config
+        except _OtherRunError:
+            raise
+        except UNREADABLE as error:
+            LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
+    raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
+
+
+class _OtherRunError(ValueError):
+    """The checkpoint is whole, and holds no codec that can be read from it."""
+
+
+def _config(folder: RunPath) -> CodecConfig:
+    given = read_meta(folder).config
+    if not isinstance(given.get("codec"), dict):
+        raise _OtherRunError(f"{folder}: a checkpoint of a speech model, not of a codec: name a codec's")
+    if given.get("decoder_only"):
+        raise _OtherRunError(f"{folder}: trains a decoder alone: its codec is the file written at the end of the run")
+    return config_from_kwargs(given["codec"], str(folder))
+
+
+def _average(folder: RunPath, config: CodecConfig) -> Params:
+    here = jax.device_put(0.0, jax.local_devices()[0]).sharding
+    shapes = jax.eval_shape(lambda: unfold(init_params(config, jax.random.key(0))))
+    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+    arrays, digests = read_arrays(folder, "ema", placed), read_digests(folder)
+    if what := digests.changed_in({"ema": array_digests(arrays)}) if digests else "":
+        raise ValueError(what)
+    return arrays

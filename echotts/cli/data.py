@@ -118,8 +118,8 @@ def _prepare(argv: list[str]) -> int:
     )
     if summary.heldout:
         print(
-            f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out: pass the folder to a training as "
-            "--data.heldout"
+            f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out; "
+            f"use them in `echotts train` with --heldout {arguments.output / HELDOUT_NAME}"
         )
     if not summary.with_reference:
         print(

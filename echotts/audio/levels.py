@@ -17,6 +17,7 @@ OUTPUT_LOUDNESS_LUFS = -14.0
 HEADROOM_PEAK = 10.0 ** (-1.0 / 20.0)  # 1 dB below full scale
 OUTPUT_RMS = 10.0 ** (-18.0 / 20.0)
 SILENT_PEAK = 1e-4  # -80 dB: quieter signals are not amplified
+FLAT_TOP_SAMPLES = 3  # consecutive samples at the extreme value: a natural peak has one
 SILENT_RMS = 2e-3  # below this, loudness is meaningless
 
 
@@ -92,6 +93,15 @@ def sound_span(samples: Samples, rate: int, *, threshold_db: float = -40.0, wind
         return 0, 0
     loud = np.flatnonzero(power > power.max() * 10.0 ** (threshold_db / 10.0))
     return int(loud[0]) * window, min((int(loud[-1]) + 1) * window, len(samples))
+
+
+def clipped_share(samples: Samples) -> float:
+    """Share of the samples in runs of FLAT_TOP_SAMPLES or more within 0.1 % of the extreme value."""
+    level = np.abs(samples)
+    top = np.concatenate([[False], level >= 0.999 * level.max(), [False]])
+    edges = np.flatnonzero(np.diff(top.astype(np.int8)))
+    runs = edges[1::2] - edges[::2]
+    return float(runs[runs >= FLAT_TOP_SAMPLES].sum() / len(samples))
 
 
 def _scaled(samples: Samples, gain: float) -> Samples:

@@ -118,7 +118,8 @@ def _prepare(argv: list[str]) -> int:
     )
     if summary.heldout:
         print(
-            f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out: train with --data.heldout on them"
+            f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out; "
+            f"`echotts train` takes them with --heldout {arguments.output / HELDOUT_NAME}"
         )
     if not summary.with_reference:
         print(

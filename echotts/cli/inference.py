@@ -22,6 +22,8 @@ class Arguments:
     """File that holds what to say, UTF-8."""
     speaker_ref: Path | None = None
     """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: one made up from the seed."""
+    voice: str | None = None
+    """Name of a saved voice (echotts voice save), instead of --speaker_ref."""
     checkpoint: str | None = None
     """Run directory (gs://bucket/run too), one of its checkpoints, .safetensors, published .pkl or Hub id.
     None: the built-in demo model, which says digits."""
@@ -66,6 +68,8 @@ class Arguments:
             raise ValueError("give --text or --text_file, one of the two")
         if self.text is not None and not self.text.strip():
             raise ValueError("--text is empty: there is nothing to say")
+        if self.voice is not None and self.speaker_ref is not None:
+            raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
         if self.steps < 1:
@@ -84,8 +88,13 @@ def main(argv: list[str]) -> int:
     from echotts.synthesis.locate import DEMO, locate_checkpoint
     from echotts.synthesis.references import check_recording
 
-    if arguments.speaker_ref is not None:
-        check_recording(arguments.speaker_ref)
+    reference = arguments.speaker_ref
+    if arguments.voice is not None:
+        from echotts.synthesis.voices import find_voice
+
+        reference = find_voice(arguments.voice)
+    if reference is not None:
+        check_recording(reference)
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
     from echotts.synthesis import EchoTTS  # with jax, whose import takes longer than these checks
 
@@ -94,7 +103,7 @@ def main(argv: list[str]) -> int:
     loaded = time.perf_counter()
     speech = tts.synthesize(
         text,
-        arguments.speaker_ref,
+        reference,
         seed=arguments.seed,
         duration=arguments.duration,
         steps=arguments.steps,

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, Main]] = {
     "watchdog": ("keep this host's disks from filling", _command("watchdog")),
     "data": ("recordings to shards; inspect shards", _command("data")),
     "codec": ("audio to latents and back; train, evaluate, convert a codec", _command("codec")),
+    "voice": ("voices made of recordings, saved under a name", _command("voice")),
     "plan": ("what a training needs on a TPU slice, without one", _command("plan")),
     "export": ("a run's weights as one model.safetensors", _command("export")),
     "eval": ("measure how well a model speaks: word errors and voice match", _command("evaluate")),

@@ -4,19 +4,15 @@ A file is known by an id that this index makes; no path ever comes from a reques
 """
 
 import io
-import math
 import re
-import struct
 import threading
-import zlib
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from echotts.monitor.folders import Folder, hashed
 from echotts.rundir.layout import SAMPLES, SENTENCES
+from echotts.spectrogram import draw_spectrogram
 from echotts.strict_json import load_json
 
 STEP_FOLDER = re.compile(r"step_(\d{1,18})")
@@ -25,9 +21,6 @@ AUDIO_BYTES = 64 << 20  # larger files are not listed
 TEXT_BYTES = 1 << 20
 SHOWN_STEPS = 200  # the newest
 
-PICTURE_WIDTH, BANDS = 512, 96  # pixels
-WINDOW = 1024
-LOWEST_HZ, FLOOR_DB = 40.0, -80.0
 KEPT_PICTURES = 200  # about 30 kB each
 PICTURE_SECONDS = 60.0  # of the beginning
 
@@ -163,51 +156,7 @@ def draw(audio: bytes) -> bytes | None:
             sound = file.read(int(PICTURE_SECONDS * rate), dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.SoundFileError, ValueError):
         return None
-    if not len(sound):
-        return None
-    sound = np.nan_to_num(np.pad(sound, WINDOW // 2))
-    starts = np.linspace(0, len(sound) - WINDOW, PICTURE_WIDTH).astype(int)
-    frames = sound[starts[:, None] + np.arange(WINDOW)] * np.hanning(WINDOW)
-    power = np.abs(np.fft.rfft(frames, axis=1)) ** 2
-    mel = power @ mel_filters(rate).T
-    decibel = 10 * np.log10(np.maximum(mel / max(mel.max(), 1e-12), 1e-12))
-    return png(colours(np.clip(1 - decibel / FLOOR_DB, 0, 1).T[::-1]))
-
-
-def mel_filters(rate: int) -> np.ndarray:
-    """(bands, bins): triangles, equally far apart on the mel scale 2595 log10(1 + f / 700)."""
-    edges_mel = np.linspace(_mel(LOWEST_HZ), _mel(rate / 2), BANDS + 2)
-    edges_hz = 700 * (10 ** (edges_mel / 2595) - 1)
-    bins_hz = np.fft.rfftfreq(WINDOW, 1 / rate)
-    low, middle, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
-    triangles = np.clip(np.minimum((bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)), 0, None)
-    # the lowest bands are narrower than a bin: each takes the bin that is nearest
-    empty = triangles.sum(axis=1) == 0
-    triangles[empty, np.abs(bins_hz - middle[empty]).argmin(axis=1)] = 1
-    return triangles
-
-
-def _mel(frequency_hz: float) -> float:
-    return 2595 * math.log10(1 + frequency_hz / 700)
-
-
-def colours(share: np.ndarray) -> np.ndarray:
-    """(height, width) in 0 to 1 as (height, width, 3) bytes: dark blue, violet, orange, pale yellow."""
-    stops = np.array([[6, 8, 30], [70, 20, 110], [185, 50, 90], [250, 140, 30], [252, 250, 190]], float)
-    places = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(share, places, stops[:, channel]) for channel in range(3)], axis=-1).astype(np.uint8)
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """(height, width, 3) bytes as a PNG file (RFC 2083: each row begins with its filter, 0 for none)."""
-    height, width, _ = pixels.shape
-    rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 6)), (b"IEND", b""))
-    chunks = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    return draw_spectrogram(sound, rate) if len(sound) else None
 
 
 def _id(path: str, name: str) -> str:

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from echotts.audio import Samples
+from echotts.audio import clipped_share
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.segment.pieces import LEAD_S, Piece
 
 FRAME_S = 0.016
 CLIPPED_SHARE = 0.001  # maximum share of clipped samples
-FLAT_TOP_SAMPLES = 3  # consecutive samples at the extreme value: a natural peak has one
 QUIET_SHARE = 0.05  # share of the frames, the quietest ones, that count as background
 MUSIC_SNR_DB = 30.0  # above this SNR, tones in the background are acceptable
 TONAL_FLATNESS = 0.4  # spectral flatness is lower for music and hum, higher for noise
@@ -55,15 +54,6 @@ def fault(piece: Piece, limits: Limits, encoder: VoiceEncoder) -> tuple[str, str
         if first.any() and second.any() and first @ second < SAME_VOICE:
             return "several_speakers", f"the voices of its halves have a similarity of {first @ second:.2f}"
     return None
-
-
-def clipped_share(samples: Samples) -> float:
-    """Share of the samples in runs of FLAT_TOP_SAMPLES or more within 0.1 % of the extreme value."""
-    level = np.abs(samples)
-    top = np.concatenate([[False], level >= 0.999 * level.max(), [False]])
-    edges = np.flatnonzero(np.diff(top.astype(np.int8)))
-    runs = edges[1::2] - edges[::2]
-    return float(runs[runs >= FLAT_TOP_SAMPLES].sum() / len(samples))
 
 
 def snr_db(piece: Piece) -> float:

@@ -1,6 +1,7 @@
 """Voices to speak in: recordings, checked and brought to a level, as latents of the model's codec."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from jaxtyping import Float
 
 from echotts.audio import Samples, loudness_normalise, read_audio, resample, trim_silence
 from echotts.latents import LatentCodec
+from echotts.synthesis.stretches import best_stretches
+from echotts.synthesis.voices import SUFFIX, About, Voice, latent_for, read_voice
 
 LIMIT_S = 300.0
 CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a recording that is looked at before the work
@@ -16,7 +19,8 @@ CONTEXT_FRAMES = 8  # what a codec frame can depend on, each side (docs/codec.md
 LOUDNESS_LUFS = -16.0  # as data preparation leaves recordings
 
 SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
-"""A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec."""
+"""A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec; or the file
+of a saved voice (voices.py)."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +35,10 @@ def check_reference(samples: Samples, rate: int, name: str) -> None:
 
 
 def check_recording(path: str | Path) -> None:
-    """ValueError or OSError where a file is no recording of a voice; for a look at it before anything heavy."""
+    """ValueError or OSError where a file is neither a recording of a voice nor a saved one, before anything heavy."""
+    if Path(path).suffix == SUFFIX:
+        read_voice(Path(path).expanduser())
+        return
     check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, str(path))
 
 
@@ -40,6 +47,8 @@ def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_fra
 
     Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
     """
+    if isinstance(reference, str | Path) and Path(reference).suffix == SUFFIX:
+        reference = latent_for(Path(reference).expanduser(), codec)
     if isinstance(reference, np.ndarray):
         return _checked_latent(reference, codec.latent_channels)[:window_frames]
     samples, name = _read(reference, codec.sample_rate)
@@ -53,6 +62,26 @@ def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_fra
     level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
     heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
     return np.asarray(codec.encode(heard[None]), np.float32)[0, :window_frames]
+
+
+def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_frames: int) -> Voice:
+    """A voice to be saved: the best `window_frames` of the recordings, as latents of `codec`.
+
+    Raises ValueError or OSError for a recording that is unreadable, silent or holds no speech.
+    """
+    names, rate = [str(path) for path in recordings], codec.sample_rate
+    samples = [read_audio(Path(path).expanduser(), rate, limit_s=LIMIT_S) for path in recordings]
+    for recording, name in zip(samples, names, strict=True):
+        check_reference(recording, rate, name)
+    frame_rate_hz = rate / codec.hop_length
+    best = best_stretches(samples, rate, window_frames / frame_rate_hz, names)
+    about = About(
+        codec_id=codec.codec_id,
+        weights_hash=codec.weights_hash,
+        frame_rate_hz=frame_rate_hz,
+        recordings=tuple(Path(name).name for name in names),
+    )
+    return Voice(encode_reference((best, rate), codec, window_frames), about)
 
 
 def silence_of(codec: LatentCodec) -> Float[np.ndarray, "1 c"]:

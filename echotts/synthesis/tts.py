@@ -29,6 +29,7 @@ from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.longform import joined, pieces_of, speak_pieces
 from echotts.synthesis.references import CONTEXT_FRAMES, SpeakerReference, silence_of
 from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
+from echotts.synthesis.voices import Voice
 from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
@@ -269,6 +270,10 @@ class EchoTTS:
         Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
+
+    def record_voice(self, recordings: Sequence[str | Path]) -> Voice:
+        """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""
+        return references.record_voice(recordings, self.codec, self.limits.reference_frames)
 
     def _fits(self, text: str, longest_s: float) -> bool:
         """Whether a text can be said at once: by its tokens, and by an estimate of its duration."""

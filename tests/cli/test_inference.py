@@ -33,7 +33,7 @@ def call(tts, monkeypatch, capfd):
         return tts if checkpoint is None else real_load(checkpoint, codec, **options)
 
     monkeypatch.setattr(synthesis.EchoTTS, "load", load)
-    monkeypatch.setattr("echotts.synthesis.tts.SLOW_COMPILE_S", 600.0)  # however slow this machine is just now
+    monkeypatch.setattr("echotts.synthesis.batch.SLOW_COMPILE_S", 600.0)  # however slow this machine is just now
 
     def run_it(*arguments):
         with pytest.raises(SystemExit) as stop:
@@ -146,7 +146,9 @@ def bad_inputs(folder):
         ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: 0.25 s long: a reference needs"),
         ((*text, *output, "--speaker_ref", folder / "noise.mp3"), "noise.mp3: cannot be read as a recording"),
         ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
-        ((*output, "--text", "x" * 99), "text has 99 bytes, at most 23 fit"),
+        ((*output, "--text", "?! ..."), "holds no letter or digit"),
+        ((*output, "--text", "one", "--voice", "nobody"), "voice 'nobody': there is none of that name"),
+        ((*output, "--text", "one", "--voice", "a/b"), "a name has letters"),
         ((*output, "--text_file", folder / "empty.txt"), "empty.txt: is empty"),
         ((*output, "--text_file", folder / "latin.txt"), "latin.txt, line 1, byte 1 (0xe9): not UTF-8"),
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from echotts.audio import trim_silence
+from echotts.audio import clipped_share, trim_silence
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
 from echotts.data.teachers import load_teacher
@@ -16,7 +16,7 @@ from echotts.evaluation.asr import Transcript, Whisper, count_errors
 from echotts.segment import pieces, run
 from echotts.segment.align import align
 from echotts.segment.pieces import find_pieces, join
-from echotts.segment.quality import clipped_share, flatness
+from echotts.segment.quality import flatness
 from echotts.segment.run import Settings, segment
 
 RATE = 24000
@@ -133,14 +133,14 @@ def test_a_second_run_goes_on_with_recordings_that_were_not_finished(talk, tmp_p
 
 
 def test_names_and_texts_of_any_letters_are_kept_and_a_second_run_goes_on(talk, tmp_path: Path) -> None:
-    ear = Deaf(Transcript("They were there\u2028again.", -0.1, "en"))
+    recogniser = FakeWhisper(Transcript("They were there\u2028again.", -0.1, "en"))
     folder = tmp_path / "talks"
     folder.mkdir()
     (folder / os.fsdecode(b"gr\xfc\xdfe\n1.flac")).symlink_to(talk[0] / "day" / "talk one.flac")
-    first = segment(folder, tmp_path / "out", ear, Settings())
+    first = segment(folder, tmp_path / "out", recogniser, Settings())
     assert first.clips > 0 and not first.silent
-    calls = ear.calls
-    assert segment(folder, tmp_path / "out", ear, Settings()) == first and ear.calls == calls
+    calls = recogniser.calls
+    assert segment(folder, tmp_path / "out", recogniser, Settings()) == first and recogniser.calls == calls
 
 
 def test_a_recording_in_which_nobody_speaks_is_named(tmp_path: Path) -> None:

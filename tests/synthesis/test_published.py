@@ -40,7 +40,7 @@ def folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def speak(capfd, monkeypatch):
-    monkeypatch.setattr("echotts.synthesis.tts.SLOW_COMPILE_S", 600.0)
+    monkeypatch.setattr("echotts.synthesis.batch.SLOW_COMPILE_S", 600.0)
 
     def call():
         line = "--checkpoint checkpoints/step_0935000.pkl --text Hello. --output output.wav --steps 1 --duration 1"

@@ -274,22 +274,22 @@ def test_fine_tuning_begins_with_the_given_weights_and_counts_from_zero(config, 
     assert_same_weights(load_run(tmp_path / "tuned", "raw"), load_run(tmp_path / "run", "ema"))
 
 
-def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stopped(config, uninterrupted, tmp_path):
-    train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
-    pickled = tmp_path / "step_3.pkl"
-    export(tmp_path / "first", pickled)
-    run = {"init_from": str(pickled), "resume_optimizer": True}
-    again = with_sections(in_folder(config, tmp_path / "again"), run=run)
-    assert train(again) == Result(step=6, samples_seen=48, finished=True)
-    for folder in (uninterrupted, tmp_path / "again"):
+def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stopped(config, tmp_path):
+    whole, again = tmp_path / "whole", tmp_path / "again"
+    config = with_sections(config, optim={"steps": 20}, run={"save_every_steps": 10})
+    train(in_folder(config, whole))
+    export(whole / CHECKPOINTS / "step_00000010", tmp_path / "step_10.pkl")
+    run = {"init_from": str(tmp_path / "step_10.pkl"), "resume_optimizer": True}
+    assert train(with_sections(in_folder(config, again), run=run)) == Result(step=20, samples_seen=160, finished=True)
+    for folder in (whole, again):
         export(folder, folder / "last.pkl")
-    one, other = (interop.load_published(folder / "last.pkl") for folder in (uninterrupted, tmp_path / "again"))
-    assert (one.step, one.samples_seen) == (other.step, other.samples_seen) == (6, 48)
+    one, other = (interop.load_published(folder / "last.pkl") for folder in (whole, again))
+    assert (one.step, one.samples_seen) == (other.step, other.samples_seen) == (20, 160)
     jax.tree.map(np.testing.assert_array_equal, (one.params, one.opt_state), (other.params, other.opt_state))
     for name in ("loss/train", "data/audio_hours", "optim/learning_rate"):
-        expected = lines(uninterrupted, name)
-        assert lines(tmp_path / "again", name) == {step: expected[step] for step in (4, 5, 6)}
-    newest = [step_folders(folder / CHECKPOINTS)[0] for folder in (uninterrupted, tmp_path / "again")]
+        expected = lines(whole, name)
+        assert lines(again, name) == {step: expected[step] for step in range(11, 21)}
+    newest = [step_folders(folder / CHECKPOINTS)[0] for folder in (whole, again)]
     assert read_meta(newest[0]).stream == read_meta(newest[1]).stream
 
 

@@ -1,0 +1,102 @@
+"""`echotts voice`: voices made of recordings, saved under a name for `echotts speak --voice NAME`."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from echotts.cli.app import choose, parse
+
+PROG = "echotts voice"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveArguments:
+    """Save a voice: the best parts of recordings of one person, encoded once."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the voice: letters, digits, _ . and -. A voice of that name is replaced."""
+    recordings: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Recordings of the voice, any format and rate, 0.5 to 300 seconds each. The clearest phrases are taken, as long as
+    the model's reference window."""
+    checkpoint: str | None = None
+    """Model that is to speak in this voice, as for echotts speak. None: the built-in one."""
+    codec: str | None = None
+    """Codec instead of the one that the checkpoint names."""
+
+    def __post_init__(self) -> None:
+        if not self.recordings:
+            raise ValueError("give at least one recording of the voice")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NameArguments:
+    """A saved voice."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """Name of the voice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoArguments:
+    """List the saved voices."""
+
+
+def main(argv: list[str]) -> int:
+    """Run the sub-command that `argv` names; returns the exit code."""
+    commands = {
+        "save": ("save a voice made of one or several recordings", _save),
+        "list": ("the saved voices", _list),
+        "info": ("what a saved voice was made of", _info),
+        "remove": ("forget a saved voice", _remove),
+    }
+    return choose(PROG, "Voices for echotts speak --voice NAME.", commands, argv)
+
+
+def _save(argv: list[str]) -> int:
+    arguments = parse(SaveArguments, argv, prog=f"{PROG} save")
+    from echotts.synthesis.references import check_recording
+    from echotts.synthesis.voices import check_name, save_voice
+
+    check_name(arguments.name)
+    for recording in arguments.recordings:
+        check_recording(recording)
+    from echotts.synthesis import EchoTTS
+
+    voice = EchoTTS.load(arguments.checkpoint, arguments.codec).record_voice(arguments.recordings)
+    path = save_voice(arguments.name, voice)
+    print(f"{path}: {voice.duration_s:.2f} s of {len(arguments.recordings)} recordings")
+    return 0
+
+
+def _list(argv: list[str]) -> int:
+    parse(NoArguments, argv, prog=f"{PROG} list")
+    from echotts.synthesis.voices import list_voices, voices_folder
+
+    names = list_voices()
+    print("\n".join(names) if names else f"{voices_folder()}: no voice is saved yet")
+    return 0
+
+
+def _info(argv: list[str]) -> int:
+    arguments = parse(NameArguments, argv, prog=f"{PROG} info")
+    from echotts.synthesis.voices import find_voice, read_voice
+
+    path = find_voice(arguments.name)
+    voice = read_voice(path)
+    frames, channels = voice.latent.shape
+    print(f"{path}: {voice.duration_s:.2f} s, latents {frames} x {channels}")
+    print(f"codec {voice.about.codec_id}, weights {voice.about.weights_hash}")
+    print(f"recordings: {', '.join(voice.about.recordings)}")
+    return 0
+
+
+def _remove(argv: list[str]) -> int:
+    arguments = parse(NameArguments, argv, prog=f"{PROG} remove")
+    from echotts.synthesis.voices import find_voice
+
+    path = find_voice(arguments.name)
+    path.unlink()
+    print(f"{path}: removed")
+    return 0

@@ -1,0 +1,118 @@
+"""Saved voices: the best stretches of one or several recordings, encoded once, as a small .safetensors file.
+
+Voices live in ~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice belongs to the codec that encoded it.
+"""
+
+import difflib
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from echotts.files import write_whole
+from echotts.latents import LatentCodec
+from echotts.strict_json import load_json
+from echotts.strict_tensors import open_tensors
+
+SUFFIX = ".safetensors"
+TENSOR, HEADER = "latent", "voice"
+NAME = re.compile(r"[\w][\w.-]{0,63}")
+MOST_FRAMES, MOST_CHANNELS = 1 << 16, 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What a voice file says of itself."""
+
+    codec_id: str
+    weights_hash: str
+    frame_rate_hz: float
+    recordings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Voice:
+    """A voice: a reference's latents, as the codec gives them, and where they come from."""
+
+    latent: Float[np.ndarray, "m c"]
+    about: About
+
+    @property
+    def duration_s(self) -> float:
+        return len(self.latent) / self.about.frame_rate_hz
+
+
+def voices_folder() -> Path:
+    """Where saved voices are; it may not exist yet. OSError without a home."""
+    chosen = os.environ.get("XDG_DATA_HOME")
+    try:
+        root = Path(chosen) if chosen else Path.home() / ".local" / "share"
+    except RuntimeError as error:
+        raise OSError("there is no home folder for voices: set XDG_DATA_HOME") from error
+    return root / "echotts" / "voices"
+
+
+def save_voice(name: str, voice: Voice) -> Path:
+    """Writes a voice under a name, over what was there; equal voices are equal files. ValueError for an odd name."""
+    path = _path(name)
+    header = json.dumps({**vars(voice.about), "recordings": list(voice.about.recordings)}, sort_keys=True)
+    tensors = {TENSOR: np.ascontiguousarray(voice.latent, np.float32)}
+    write_whole(path, safetensors.numpy.save(tensors, metadata={HEADER: header}))
+    return path
+
+
+def read_voice(path: str | Path) -> Voice:
+    """The voice in a file. FileNotFoundError, or ValueError where it is not a whole voice file."""
+    with open_tensors(path) as file:
+        if HEADER not in file.header or file.names != [TENSOR]:
+            raise ValueError(f"{path}: is not a saved voice: make one with echotts voice save")
+        about = load_json(file.header[HEADER], path, About)
+        latent = file.read(TENSOR)
+    if latent.ndim != 2 or not 1 <= len(latent) <= MOST_FRAMES or not 1 <= latent.shape[1] <= MOST_CHANNELS:
+        raise ValueError(f"{path}: holds a latent of shape {latent.shape}: save the voice again")
+    if not 0 < about.frame_rate_hz < 1e4:
+        raise ValueError(f"{path}: frame_rate_hz {about.frame_rate_hz} is not possible: save the voice again")
+    return Voice(latent, about)
+
+
+def list_voices() -> list[str]:
+    """The names of the saved voices, sorted."""
+    return sorted(path.stem for path in voices_folder().glob(f"*{SUFFIX}") if NAME.fullmatch(path.stem))
+
+
+def find_voice(name: str) -> Path:
+    """The file of a saved voice. ValueError with the nearest names where there is none."""
+    path = _path(name)
+    if path.is_file():
+        return path
+    known = list_voices()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:5]
+    hint = f"saved are {', '.join(near)}" if near else "none is saved yet: make one with echotts voice save"
+    raise ValueError(f"voice {name!r}: there is none of that name; {hint}")
+
+
+def latent_for(path: str | Path, codec: LatentCodec) -> Float[np.ndarray, "m c"]:
+    """The latent of a saved voice, for a model that speaks with `codec`. ValueError where another codec made it."""
+    voice = read_voice(path)
+    if voice.about.weights_hash != codec.weights_hash:
+        raise ValueError(
+            f"{path}: encoded by the codec {voice.about.codec_id} ({voice.about.weights_hash[:12]}), this model speaks "
+            f"with {codec.codec_id} ({codec.weights_hash[:12]}): save the voice again with this model"
+        )
+    return voice.latent
+
+
+def check_name(name: str) -> str:
+    """A name that a voice may have. ValueError where it is none."""
+    if not NAME.fullmatch(name):
+        raise ValueError(f"voice {name!r}: a name has letters, digits, _ . or -, 64 at most, and begins with a letter")
+    return name
+
+
+def _path(name: str) -> Path:
+    return voices_folder() / f"{check_name(name)}{SUFFIX}"

@@ -1,5 +1,6 @@
 """`echotts eval`: measure how well a model speaks."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import parse
+from echotts.cli.sampler_flags import SamplerFlags
 
 if TYPE_CHECKING:
     from echotts.evaluation.clips import Task
@@ -23,13 +25,8 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Word errors and voice of what a model says, by a recogniser and a speaker encoder (Resemblyzer).
-
-    The model speaks texts it was not trained on, each in the voice of a reference clip. Beside it stand the recordings
-    themselves, the codec's round trip, its own outputs judged by other texts, and noise. Digits need the extra eval,
-    anything else the extras eval and asr.
-    """
+class MeasuredFlags:
+    """What is measured: a model, by a recogniser, on texts."""
 
     checkpoint: str | None = None
     """Run directory, here or gs://bucket/run, one of its checkpoints, .safetensors, published .pkl or Hub id.
@@ -50,16 +47,17 @@ class Arguments:
     """How many held-out texts are spoken."""
     seed: int = 0
     """The first text's seed; each next one counts up."""
-    steps: int = 32
-    """Euler steps from noise to speech."""
-    cfg_scale: float = 3.0
-    """Guidance towards text and voice together; 0 is none."""
-    text_scale: float | None = None
-    """Guidance towards the text alone; this or --speaker_scale takes the place of --cfg_scale."""
-    speaker_scale: float | None = None
-    """Guidance towards the voice alone."""
-    guidance_interval: tuple[float, float] | None = None
-    """Times t between which guidance acts, 1 = noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplerFlags, MeasuredFlags):
+    """Word errors and voice of what a model says, by a recogniser and a speaker encoder (Resemblyzer).
+
+    The model speaks texts it was not trained on, each in the voice of a reference clip. Beside it stand the recordings
+    themselves, the codec's round trip, its own outputs judged by other texts, and noise. Digits need the extra eval,
+    anything else the extras eval and asr.
+    """
+
     weights: Literal["ema", "raw"] = "ema"
     """Which weights of a run directory."""
     rows: int = 20
@@ -72,7 +70,8 @@ class Arguments:
     """Folder for what the model said, one .wav for each text."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "steps", "rows"):
+        self.check_sampling()
+        for name in ("count", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
         if self.against is not None and self.against == self.checkpoint:
@@ -146,21 +145,12 @@ def speak_all(
 
 def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list["Recording"]:
     """Each task's text in the voice of its reference."""
-    from echotts.flow.sampling import SamplerConfig
-
-    sampler = SamplerConfig(
-        steps=arguments.steps,
-        cfg_scale=arguments.cfg_scale,
-        text_scale=arguments.text_scale,
-        speaker_scale=arguments.speaker_scale,
-        interval=arguments.guidance_interval,
-    )
     heard = int(tts.reference_window_s * RATE_HZ)
     speeches = tts.synthesize_batch(
         [task.text for task in tasks],
         [(task.reference.samples[:heard], RATE_HZ) for task in tasks],
         seeds=range(arguments.seed, arguments.seed + len(tasks)),
-        sampler=sampler,
+        sampler=arguments.sampler(),
         rows=arguments.rows,
     )
     return [(speech.samples, speech.sample_rate) for speech in speeches]
@@ -175,9 +165,6 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,
-        "steps": arguments.steps,
-        "cfg_scale": arguments.cfg_scale,
-        "text_scale": arguments.text_scale,
-        "speaker_scale": arguments.speaker_scale,
+        "sampler": dataclasses.asdict(arguments.sampler()),
         "audio_s_per_s": round(speed, 3),
     }

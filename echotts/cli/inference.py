@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
+from echotts.cli.sampler_flags import SamplerFlags
 
 PROG = "echotts speak"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Speak a text, in the voice of a recording or in one made up from the seed, into a file."""
+class SpeechFlags:
+    """What is said, by what and whose voice."""
 
     output: Path = Path("out.wav")
     """File to write, over what was there: .wav, .flac, .ogg or .mp3. A missing folder is made."""
@@ -34,20 +35,12 @@ class Arguments:
     """Maximum duration in seconds; trailing silence is cropped. Each model also has a longest window of its own."""
     seed: int = 42
     """Seed of the noise, and so of the voice where no reference is given; the same seed gives the same file."""
-    steps: int = 32
-    """Euler steps from noise to speech."""
-    cfg_scale: float = 3.0
-    """Classifier-free guidance scale for text and voice together; 0: none."""
-    text_scale: float | None = None
-    """Guidance scale for the text alone; this or --speaker_scale replaces --cfg_scale."""
-    speaker_scale: float | None = None
-    """Guidance scale for the voice alone."""
-    guidance_interval: tuple[float, float] | None = None
-    """Times t between which guidance acts, 1 = noise. None: 0 1, or 0.5 1 with a scale of its own for text or voice."""
-    time_scale: float = 1.0
-    """Factor on the time grid, above 0 and at most 1 (Echo: 0.999)."""
-    truncation: float = 1.0
-    """Factor on the initial noise; less is calmer (Echo: 0.8 to 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplerFlags, SpeechFlags):
+    """Speak a text, in the voice of a recording or in one made up from the seed, into a file."""
+
     normalise: Literal["peak", "rms", "clip", "loudness", "none"] = "peak"
     """Level of the output: largest sample at -1 dB, RMS at -18 dB, cut at -1 dB, --loudness, or as it comes."""
     loudness: float = -14.0
@@ -72,8 +65,7 @@ class Arguments:
             raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
-        if self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
+        self.check_sampling()
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed}: it must not be negative")
         if not -70 <= self.loudness <= 0:
@@ -95,25 +87,16 @@ def main(argv: list[str]) -> int:
         reference = find_voice(arguments.voice)
     if reference is not None:
         check_recording(reference)
+    sampler = arguments.sampler()
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
     from echotts.synthesis import EchoTTS  # with jax, whose import takes longer than these checks
+    from echotts.synthesis.longform import joined
 
     began = time.perf_counter()
     tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
     loaded = time.perf_counter()
-    speech = tts.synthesize(
-        text,
-        reference,
-        seed=arguments.seed,
-        duration=arguments.duration,
-        steps=arguments.steps,
-        cfg_scale=arguments.cfg_scale,
-        text_scale=arguments.text_scale,
-        speaker_scale=arguments.speaker_scale,
-        guidance_interval=arguments.guidance_interval,
-        time_scale=arguments.time_scale,
-        truncation=arguments.truncation,
-    )
+    pieces = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+    speech = joined(list(pieces))
     spoken = time.perf_counter()
     speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
     if arguments.save_latents is not None:

@@ -14,6 +14,7 @@ import soundfile
 from echotts import synthesis
 from echotts.cli.app import run
 from echotts.cli.inference import main
+from echotts.flow.options import SamplerConfig
 from tests.tiny_speaker import LinearCodec, tiny_tts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,24 +80,32 @@ def test_the_same_seed_writes_the_same_bytes_and_hyphens_work_as_well(call, tmp_
 
 def test_every_guidance_flag_reaches_the_sampler(call, tmp_path, tts, monkeypatch):
     seen = {}
-    real = tts.synthesize
-    monkeypatch.setattr(tts, "synthesize", lambda *args, **options: seen.update(options) or real(*args, **options))
+    real = tts.stream
+    monkeypatch.setattr(tts, "stream", lambda *args, **options: seen.update(options) or real(*args, **options))
     code, _, err = call(
-        *("--text", "one", "--output", tmp_path / "a.wav", "--steps", 4, "--text_scale", 2, "--speaker_scale", 5),
+        *("--text", "one", "--output", tmp_path / "a.wav", "--steps", 5, "--text_scale", 2, "--speaker_scale", 5),
         *("--guidance_interval", 0.25, 0.75, "--time_scale", 0.999, "--truncation", 0.8, "--duration", 0.8),
+        *("--solver", "ab2", "--grid", "epss", "--sway", -1, "--alternating", "True", "--rescale", 1.2, 3),
+        *("--speaker_kv_scale", 1.5, "--speaker_kv_layers", 1, "--speaker_kv_until", 0.8),
     )
     assert (code, err) == (0, "")
-    assert seen == {
-        "seed": 42,
-        "duration": 0.8,
-        "steps": 4,
-        "cfg_scale": 3.0,
-        "text_scale": 2.0,
-        "speaker_scale": 5.0,
-        "guidance_interval": (0.25, 0.75),
-        "time_scale": 0.999,
-        "truncation": 0.8,
-    }
+    wanted = SamplerConfig(
+        steps=5,
+        text_scale=2.0,
+        speaker_scale=5.0,
+        interval=(0.25, 0.75),
+        time_scale=0.999,
+        truncation=0.8,
+        solver="ab2",
+        grid="epss",
+        sway=-1.0,
+        alternating=True,
+        rescale=(1.2, 3.0),
+        speaker_kv_scale=1.5,
+        speaker_kv_layers=1,
+        speaker_kv_until=0.8,
+    )
+    assert seen == {"seed": 42, "duration": 0.8, "sampler": wanted}
 
 
 def test_output_levels_are_chosen_by_flag(call, tmp_path):
@@ -114,6 +123,8 @@ WRONG_CALLS = {
     "--text= --output a.wav": "--text is empty",
     "--text one --output a.wav --steps 0": "--steps 0: at least 1",
     "--text one --output a.wav --steps many": "many",
+    "--text one --output a.wav --preset fastest": "sampler preset 'fastest': choose one of draft",
+    "--text one --output a.wav --grid epss": "the epss grid knows 5, 6, 7, 10, 12, 16 steps, not 32",
     "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
     "--text one --output a.wav --seed -1": "--seed -1: it must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
@@ -223,5 +234,5 @@ def test_help_names_units_and_defaults_and_the_script_is_there():
     )
     assert (done.returncode, done.stderr) == (0, "")
     told = re.sub(r"[│\s]+", " ", done.stdout)
-    for words in ("seconds", "LUFS", "default: 32", "default: 3.0", "default: 15.0", "default: 42", "default: peak"):
+    for words in ("seconds", "LUFS", "the preset's, 32", "the preset's, 3", "default: 15.0", "default: 42", "default: peak"):
         assert words in told

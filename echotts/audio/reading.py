@@ -10,7 +10,10 @@ import numpy as np
 from echotts.audio.formats import Sound, open_sound
 from echotts.audio.levels import Samples, resample
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".aac", ".webm")
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".m4a", ".aac", ".webm"),
+    *(".aif", ".aiff", ".au", ".caf", ".w64", ".sph"),
+)
 LEAST_RATE_HZ, MOST_RATE_HZ = 4_000, 384_000
 MOST_CHANNELS = 32
 LONGEST_S = 4 * 3600.0

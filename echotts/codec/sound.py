@@ -173,15 +173,21 @@ def write_sound(
     Raises ValueError for an unknown suffix, no samples, or a rate or number of channels the format cannot hold.
     """
     path = check_suffix(path)
-    options: dict[str, Any] = FORMATS[path.suffix.lower()]
+    options: dict[str, Any] = dict(FORMATS[path.suffix.lower()])
     if path.suffix.lower() == ".mp3":
         options = options | {"compression_level": mp3_level(mp3_rate, rate)}
     if path.suffix.lower() == ".wav" and 2 * channels * expected > _LARGEST_WAV_BYTES:
         options = options | {"format": "RF64"}
     written, peak = 0, 0.0
-    with atomic_write(path) as temporary:
+    options |= {"samplerate": rate, "channels": channels, "closefd": False}
+    with atomic_write(path) as temporary, temporary.open("wb") as opened:
         try:
-            with soundfile.SoundFile(temporary, "w", samplerate=rate, channels=channels, **options) as file:
+            file = soundfile.SoundFile(opened.fileno(), "w", **options)
+        except soundfile.SoundFileError as error:
+            what = f"{rate} Hz, {channels} channels"
+            raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
+        try:
+            with file:
                 for block in blocks:
                     for start in range(0, block.shape[1], BLOCK_FRAMES):
                         part = block[:, start : start + BLOCK_FRAMES]
@@ -189,8 +195,7 @@ def write_sound(
                         file.write(np.clip(part, -1.0, 1.0).T)
                         written += part.shape[1]
         except soundfile.SoundFileError as error:
-            what = f"{rate} Hz, {channels} channels"
-            raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
+            raise OSError(f"{path}: cannot be written ({str(error).strip()}): is the disk full?") from error
         if not written:
             raise ValueError(f"{path}: there are no samples to write")
     if peak > 1.0:

@@ -128,8 +128,8 @@ def _one(
         zip(rows, kept, name_speakers(kept, stem, encoder, settings.speakers), strict=True)
     ):
         row |= {"audio": f"{speaker}/{stem}_{number:05d}.flac", "speaker": speaker}
-        with atomic_write(output / row["audio"]) as temporary:
-            soundfile.write(temporary, piece.samples, piece.rate, format="FLAC", subtype="PCM_16")
+        with atomic_write(output / row["audio"]) as temporary, temporary.open("wb") as opened:
+            soundfile.write(opened, piece.samples, piece.rate, format="FLAC", subtype="PCM_16")
     return rows, rejected
 
 

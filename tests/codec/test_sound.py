@@ -1,5 +1,7 @@
 """Sound in blocks: loudness as pyloudnorm measures it, resampling as of the whole, files of many channels."""
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +72,29 @@ def test_eight_channels_are_written_and_read_and_loud_samples_are_cut(tmp_path: 
     np.testing.assert_allclose(read, np.clip(audio, -1, 1), atol=1e-4)
 
 
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".mp3"])
+def test_a_full_disk_is_one_line_and_leaves_nothing_and_names_need_not_be_utf8(suffix: str, tmp_path: Path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/gr\xfc" + suffix.encode()))
+    audio = noise(1, 200_000).astype(np.float32)
+    assert write_sound(path, [0.1 * audio], 16000, 1) == 200_000
+    path.unlink()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # a write beyond it fails as on a full disk
+    try:
+        with pytest.raises(OSError, match=r"cannot be written .*is the disk full\?"):
+            write_sound(path, [0.1 * audio], 16000, 1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_wrong_sound_is_one_line(tmp_path: Path):
     broken = np.zeros(100, np.float32)
     broken[7] = np.nan
     soundfile.write(tmp_path / "nan.wav", broken, 8000, subtype="FLOAT")
     soundfile.write(tmp_path / "empty.wav", broken[:0], 8000)
     cases = {
-        "1 samples from 0 on are not finite": lambda: list(SoundFile(tmp_path / "nan.wav").blocks()),
+        "1 samples from sample 0 on are not finite": lambda: list(SoundFile(tmp_path / "nan.wav").blocks()),
         "empty": lambda: list(SoundFile(tmp_path / "empty.wav").blocks()),
         "MP3 cannot hold 16000 Hz, 8 channels": lambda: write_sound(tmp_path / "x.mp3", [speech_like(8, 9)], 16000, 8),
         "no samples": lambda: write_sound(tmp_path / "x.wav", [], 16000, 1),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from echotts.data.prepare.pipeline import Settings, prepare
 from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
@@ -93,6 +94,37 @@ def test_every_recording_of_a_folder_is_a_sample_or_is_listed_as_rejected(tmp_pa
     assert "there is no b.txt beside it" in lines
     assert "d.txt, line 1, byte 4 (0xe9): not UTF-8" in lines
     assert "e.m4a" in lines
+
+
+def test_recordings_of_any_kind_in_a_folder_are_read_or_rejected_and_folders_name_speakers(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"gr\xfc\xdfe")
+    folder.mkdir()
+    with (folder / "a.aiff").open("wb") as file:
+        soundfile.write(file, np.zeros(1600), 16000, format="AIFF")
+    for name in ("b.wma", "c.AMR", "d.3gp"):
+        (folder / name).write_bytes(b"something else")
+    for name in "abcd":
+        (folder / f"{name}.txt").write_text("said")
+    found = list_recordings(str(tmp_path))
+    assert [recording.checked_meta()["speaker"] for recording in found] == ["gr\\udcfc\\udcdfe"] * 4
+    with RecordingReader() as reader:
+        assert len(reader.read(found[0], 16000)) == 1600
+        for recording in found[1:]:
+            with pytest.raises(Rejected, match="cannot be read as a recording"):
+                reader.read(recording, 16000)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("audio,text,text\na.wav,one,two\n", "two columns are called text"),
+        ("audio\ttext\tAudio\na.wav\tone\tb.wav\n", "two columns are called audio"),
+        ("audio,text\ra.wav,one\r", "row 1: a carriage return inside a value: rows end at line feeds"),
+    ],
+)
+def test_a_table_that_could_mean_two_things_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        list_recordings(str(write_table(tmp_path / "t.csv", content)))
 
 
 def test_pipes_devices_and_sockets_are_rejected_and_never_opened(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from echotts.files import plain, read_text
 from echotts.rundir.rejections import Rejected
 from echotts.strict_json import load_json
 
+UNREADABLE_SUFFIXES = (".wma", ".amr", ".ape", ".wv", ".spx", ".mp2", ".3gp", ".mka")  # counted as rejected recordings
 SHARD_SUFFIXES = (".tar", ".tar.gz")
 MAX_ROW_BYTES = 8 << 20
 MAX_AUDIO_BYTES = 1 << 30
@@ -227,6 +228,8 @@ def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
     _, header = next(rows, (0, []))
     header = [name.strip().lower() for name in header]
     if {"audio", "text"} <= set(header):
+        if twice := [name for name in ("audio", "text", "speaker", "language") if header.count(name) > 1]:
+            raise ValueError(f"{path}: two columns are called {twice[0]}: rename the one that is not meant")
         for number, row in rows:
             if len(row) != len(header):
                 raise ValueError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
@@ -248,7 +251,10 @@ def _quoted_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[s
         try:
             row = next(reader, None)
         except csv.Error as error:
-            raise ValueError(f"{path}, row {number}: {error}: look for a quotation mark that is not closed") from None
+            hint = "look for a quotation mark that is not closed"
+            if "new-line" in str(error):
+                error, hint = "a carriage return inside a value", "rows end at line feeds: save the table with them"
+            raise ValueError(f"{path}, row {number}: {error}: {hint}") from None
         if row is None:
             return
         if any(row):
@@ -278,9 +284,9 @@ def _pairs(folder: Path) -> Iterator[Recording]:
         texts = {name.lower(): Path(place, name) for name in sorted(names) if name.lower().endswith(".txt")}
         for name in sorted(names):
             audio = Path(place, name)
-            if audio.suffix.lower() not in AUDIO_SUFFIXES or is_hidden(name):
+            if audio.suffix.lower() not in (*AUDIO_SUFFIXES, *UNREADABLE_SUFFIXES) or is_hidden(name):
                 continue
-            speaker = None if audio.parent == folder else audio.parent.name
+            speaker = None if audio.parent == folder else plain(audio.parent.name)
             exact = audio.with_suffix(".txt")
             words, fault = _words(exact if exact.is_file() else texts.get(exact.name.lower(), exact))
             yield Recording(audio.stem, {"text": words, "speaker": speaker}, audio, fault=_path_fault(audio) or fault)

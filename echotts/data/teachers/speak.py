@@ -181,8 +181,8 @@ def _make(job: Job) -> dict[str, Any]:
         samples = vary(samples, rate, random)
     peak = float(np.abs(samples).max())
     samples = samples * min(1.0, HEADROOM_PEAK / max(peak, 1e-9))
-    with atomic_write(_output / job.audio) as temporary:
-        soundfile.write(temporary, samples, rate, format="FLAC", subtype="PCM_16")
+    with atomic_write(_output / job.audio) as temporary, temporary.open("wb") as file:
+        soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
     return {
         "audio": job.audio,
         "text": job.text,

@@ -234,5 +234,13 @@ def test_help_names_units_and_defaults_and_the_script_is_there():
     )
     assert (done.returncode, done.stderr) == (0, "")
     told = re.sub(r"[│\s]+", " ", done.stdout)
-    for words in ("seconds", "LUFS", "the preset's, 32", "the preset's, 3", "default: 15.0", "default: 42", "default: peak"):
+    for words in (
+        "seconds",
+        "LUFS",
+        "the preset's, 32",
+        "the preset's, 3",
+        "default: 15.0",
+        "default: 42",
+        "default: peak",
+    ):
         assert words in told

@@ -1,4 +1,4 @@
-"""The flags of sampling, which `echotts speak` and `echotts eval` share."""
+"""Sampling flags shared by `echotts speak` and `echotts eval`."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,11 +8,11 @@ from echotts.flow.options import SamplerConfig, sampler_config
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerFlags:
-    """How noise becomes speech. A flag that is not given is the preset's."""
+    """Sampling options. A flag that is not given takes the value of the preset."""
 
     preset: str = "quality"
     """draft, balanced or quality (32 Euler steps); for Echo's checkpoints echo-high-cfg, echo-high-speaker-cfg,
-    echo-low-cfg, and each of these with -flat behind it."""
+    echo-low-cfg, each also with the suffix -flat."""
     steps: int | None = None
     """Steps from noise to speech. None: the preset's, 32."""
     cfg_scale: float | None = None
@@ -22,35 +22,36 @@ class SamplerFlags:
     speaker_scale: float | None = None
     """Guidance scale for the voice alone."""
     guidance_interval: tuple[float, float] | None = None
-    """Times t between which guidance acts, 1 = noise. None: 0 1, or 0.5 1 with a scale of its own for text or voice."""
+    """Range of times t in which guidance is applied; t = 1 is noise. None: 0 1, or 0.5 1 with separate scales for text
+    or voice."""
     alternating: bool | None = None
-    """With scales for text and voice: guide by one of them a step, in turn. Two rows a step instead of three."""
+    """With scales for text and voice: alternate between them from step to step. Two rows per step instead of three."""
     solver: Literal["euler", "ab2"] | None = None
-    """Euler's method, or the two-step method of Adams and Bashforth, which needs fewer steps."""
+    """Euler's method, or the two-step Adams-Bashforth method, which needs fewer steps."""
     grid: Literal["even", "epss"] | None = None
-    """Even steps, or F5-TTS's grid of 5, 6, 7, 10, 12 or 16 steps."""
+    """Uniform steps, or F5-TTS's grid for 5, 6, 7, 10, 12 or 16 steps."""
     sway: float | None = None
-    """F5-TTS's sway: -1 spends more steps near the noise, 0 none."""
+    """F5-TTS's sway coefficient: -1 puts more steps near the noise, 0 disables it."""
     time_scale: float | None = None
-    """Factor on the time grid, above 0 and at most 1 (Echo: 0.999)."""
+    """Scale of the time grid, above 0 and at most 1 (Echo: 0.999)."""
     truncation: float | None = None
-    """Factor on the initial noise; less is calmer (Echo: 0.8 to 1)."""
+    """Scale of the initial noise; lower values give calmer speech (Echo: 0.8 to 1)."""
     rescale: tuple[float, float] | None = None
     """Temporal score rescaling: k and s (Echo: 1.2 3)."""
     speaker_kv_scale: float | None = None
-    """Factor on the voice's keys and values while t is at least --speaker_kv_until (Echo: 1.5)."""
+    """Scale of the speaker's keys and values while t is at least --speaker_kv_until (Echo: 1.5)."""
     speaker_kv_layers: int | None = None
-    """In how many layers, from the first. None: in all."""
+    """Number of layers, from the first, that --speaker_kv_scale applies to. None: all."""
     speaker_kv_until: float | None = None
-    """Time down to which --speaker_kv_scale acts. None: 0.9."""
+    """Lowest time t at which --speaker_kv_scale applies. None: 0.9."""
 
     def check_sampling(self) -> None:
-        """ValueError for values that no sampler takes."""
+        """ValueError for invalid or contradictory values."""
         if self.steps is not None and self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
+            raise ValueError(f"--steps {self.steps} must be at least 1")
         self.sampler()
 
     def sampler(self) -> SamplerConfig:
-        """The sampling that the flags describe. ValueError where they contradict each other."""
+        """The sampler configuration. ValueError for invalid or contradictory values."""
         names = SamplerFlags.__dataclass_fields__
         return sampler_config(**{name: getattr(self, name) for name in names})

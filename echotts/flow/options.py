@@ -1,4 +1,4 @@
-"""How noise becomes latents: the options of the sampler, and presets of them. Imports no jax."""
+"""Sampler options and presets; does not import jax."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,23 +11,23 @@ from echotts.flow.grids import Grid, time_grid
 
 EVERY_T = (0.0, 1.0)
 TIME_TOLERANCE = 1e-6  # of float32 times beside a border
-STEPS_LIMIT = 1024  # what the times make of the network is held for all steps at once
-GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters while the noise is being laid out; later steps cost one row
+STEPS_LIMIT = 1024  # the modulation of all steps is held in memory
+GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters early, at high noise; later steps need only one row
 
 Solver = Literal["euler", "ab2"]
-"""Euler's method, or the two-step method of Adams and Bashforth: second order, one evaluation a step as well."""
+"""Euler's method, or the two-step Adams-Bashforth method: second order, also one evaluation per step."""
 
-Drop = tuple[bool, bool]  # (text, speaker): what a guidance branch goes without
+Drop = tuple[bool, bool]  # (text, speaker): the conditions that a guidance branch drops
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How noise becomes latents. Every number here is an argument of the compiled sampler, none a constant of it.
+    """How noise becomes latents. Every number is an argument of the compiled sampler, none a compile-time constant.
 
-    `cfg_scale` guides jointly. Giving `text_scale` or `speaker_scale` guides independently instead (one left out is 0).
-    Guidance acts while interval[0] <= t <= interval[1]; steps outside run one row per sample. By default joint
-    guidance acts at every t, as published, and independent guidance within GUIDANCE_INTERVAL, as in Echo.
-    Alternating guidance runs one branch a step in turn instead of all of them.
+    `cfg_scale` guides jointly. `text_scale` or `speaker_scale` guide independently instead (a missing one is 0).
+    Guidance is applied for interval[0] <= t <= interval[1]; other steps run one row per sample. By default joint
+    guidance is applied at every t, as published, and independent guidance within GUIDANCE_INTERVAL, as in Echo.
+    Alternating guidance runs one branch per step, in turn, instead of all of them.
     `time_scale` multiplies the time grid (Echo: 0.999); `truncation` multiplies the initial noise (Echo: 0.8 to 1).
     `rescale` (k, s) is the temporal score rescaling of arXiv 2510.01184 (Echo: 1.2, 3). `speaker_kv_scale` multiplies
     the speaker's keys and values in the first `speaker_kv_layers` layers (None: all) while t >= `speaker_kv_until`
@@ -52,12 +52,12 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_LIMIT:
-            raise ValueError(f"sampler steps {self.steps}: 1 to {STEPS_LIMIT:,} are possible")
+            raise ValueError(f"sampler steps {self.steps} must be from 1 to {STEPS_LIMIT:,}")
         low, high = self.guided
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval {low}..{high}: it must be within 0..1, the lower end first")
+            raise ValueError(f"guidance interval {low}..{high} must be within 0..1, the lower end first")
         if not 0 < self.time_scale <= 1:
-            raise ValueError(f"time_scale {self.time_scale}: it must be above 0 and at most 1")
+            raise ValueError(f"time_scale {self.time_scale} must be above 0 and at most 1")
         numbers = (*self.branches.values(), self.truncation, self.speaker_kv_scale)
         if not np.isfinite(numbers).all():
             raise ValueError(f"guidance scales, truncation and speaker_kv_scale must be finite numbers: {numbers}")
@@ -66,7 +66,7 @@ class SamplerConfig:
                 f"solver {self.solver!r} and grid {self.grid!r}: euler or ab2, and even or epss, are known"
             )
         if not -1.5 <= self.sway <= 1.0:
-            raise ValueError(f"sway {self.sway}: it must be within -1.5..1 (F5-TTS: -1)")
+            raise ValueError(f"sway {self.sway} must be within -1.5..1 (F5-TTS: -1)")
         if self.rescale is not None and not all(0 < number < np.inf for number in self.rescale):
             raise ValueError(f"rescale {self.rescale}: give k and s above 0 (Echo: 1.2 and 3)")
         if not 0 <= self.speaker_kv_until <= 1 or (self.speaker_kv_layers is not None and self.speaker_kv_layers < 1):
@@ -82,12 +82,12 @@ class SamplerConfig:
 
     @property
     def guided(self) -> tuple[float, float]:
-        """The times at which guidance acts."""
+        """The range of times in which guidance is applied."""
         return self.interval or (GUIDANCE_INTERVAL if self.independent else EVERY_T)
 
     @property
     def branches(self) -> dict[Drop, float]:
-        """What each guidance branch drops, and its scale; branches of scale 0 are left out."""
+        """The conditions that each guidance branch drops, and its scale; branches of scale 0 are omitted."""
         scales = (
             {(True, False): self.text_scale or 0.0, (False, True): self.speaker_scale or 0.0}
             if self.independent
@@ -122,7 +122,7 @@ def _echo(text_scale: float, speaker_scale: float, *, flat: bool) -> SamplerConf
 _ECHO_SCALES = {"high-speaker-cfg": (3.0, 8.0), "high-cfg": (8.0, 8.0), "low-cfg": (3.0, 3.0)}  # text, speaker
 
 PRESETS: dict[str, SamplerConfig] = {
-    # By purpose, with joint guidance: docs/sampling.md has what they cost and what they get wrong.
+    # By purpose, with joint guidance.
     "draft": SamplerConfig(steps=5, grid="epss", solver="ab2"),
     "balanced": SamplerConfig(steps=16, sway=-1.0, solver="ab2"),
     "quality": SamplerConfig(),
@@ -133,16 +133,16 @@ PRESETS: dict[str, SamplerConfig] = {
 
 
 def _preset(name: str) -> SamplerConfig:
-    """A sampling by name. ValueError lists the names."""
+    """A preset by name. ValueError lists the names."""
     if name not in PRESETS:
         raise ValueError(f"sampler preset {name!r}: choose one of {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def sampler_config(preset: str = "quality", **options: Any) -> SamplerConfig:
-    """A preset with other values for some of SamplerConfig's fields; None leaves the preset's.
+    """A preset, with `options` replacing fields of SamplerConfig; None keeps the preset's value.
 
-    `guidance_interval` is the field `interval`. ValueError for an unknown preset or option, and for impossible values.
+    `guidance_interval` is the field `interval`. ValueError for unknown presets or options and invalid values.
     """
     given = {"interval" if name == "guidance_interval" else name: value for name, value in options.items()}
     given = {name: value for name, value in given.items() if value is not None}

@@ -1,10 +1,10 @@
-"""Sampling: from noise (t = 1) to data (t = 0) by Euler's or a second-order method, with classifier-free guidance.
+"""Sampling: from noise (t = 1) to data (t = 0) with a first- or second-order solver and classifier-free guidance.
 
-v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 is no guidance. Joint guidance has one branch
+v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 means no guidance. Joint guidance has one branch
 without both conditions (published: scale 3 at every t); independent guidance has one without text and one without
-speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either reads its own
-latents alone: all branches of a step run as one batch over keys and values that were computed once. What the network
-makes of the times is computed once as well, for all steps, ahead of their loop.
+speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either condition attends
+only to its own latents, so all branches of a step run as one batch over cached keys and values. Everything that depends
+only on the timesteps is computed once for all steps, before their loop.
 Formulas: docs/sampling.md.
 """
 
@@ -27,7 +27,7 @@ MOST_LAYERS = 1 << 20  # "all layers" as a number
 
 @runtime_checkable
 class Conditions(Protocol):
-    """Encoded text and speaker: a dataclass of keys and values (l, b, n, h, d), and of a mask for each of the two."""
+    """Encoded text and speaker: a dataclass of keys and values (l, b, n, h, d), and a mask for each of the two."""
 
     @property
     def text_mask(self) -> Any: ...
@@ -40,8 +40,8 @@ class Conditions(Protocol):
 class VelocityModel(Protocol):
     """A pytree with a velocity; BlockDiT is one.
 
-    `modulate` turns times (s,) into whatever `velocity` wants to know of them, leaves (l, s, ...); it is given one
-    time's (l, 1, ...).
+    `modulate` maps times (s,) to the modulation that `velocity` needs, with leaves (l, s, ...); `velocity` is given
+    that of a single time, (l, 1, ...).
     """
 
     def modulate(self, t: Any) -> Any: ...
@@ -51,7 +51,7 @@ class VelocityModel(Protocol):
 
 @runtime_checkable
 class ConditionEncoder(Protocol):
-    """A pytree that encodes what a velocity is conditioned on; BlockDiT is one."""
+    """A pytree that encodes the conditions of a velocity; BlockDiT is one."""
 
     def encode_conditions(self, text_ids: Any, text_mask: Any, speaker_latent: Any, speaker_mask: Any) -> Any: ...
 
@@ -212,9 +212,9 @@ def _speaker_scaled(conditions: Any, schedule: Schedule, i: Int[Array, ""]) -> A
 
 
 def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Conditions:
-    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; a branch differs by its masks.
+    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; branches differ in their masks.
 
-    The branch that drops both, the last if there is one, needs no rows here: see `BlockDiT.velocity`.
+    The branch that drops both conditions, always last, needs no rows here: see `BlockDiT.velocity`.
     """
     drops = tuple(drop for drop in drops if drop != (True, True))
     if not drops:

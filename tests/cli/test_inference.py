@@ -118,15 +118,15 @@ def test_output_levels_are_chosen_by_flag(call, tmp_path):
 
 WRONG_CALLS = {
     "--text one --output a.wav --nonsense 3": "nonsense",
-    "--output a.wav": "give --text or --text_file",
-    "--text one --text_file text.txt --output a.wav": "give --text or --text_file",
+    "--output a.wav": "give either --text or --text_file",
+    "--text one --text_file text.txt --output a.wav": "give either --text or --text_file",
     "--text= --output a.wav": "--text is empty",
-    "--text one --output a.wav --steps 0": "--steps 0: at least 1",
+    "--text one --output a.wav --steps 0": "--steps 0 must be at least 1",
     "--text one --output a.wav --steps many": "many",
     "--text one --output a.wav --preset fastest": "sampler preset 'fastest': choose one of draft",
     "--text one --output a.wav --grid epss": "the epss grid knows 5, 6, 7, 10, 12, 16 steps, not 32",
     "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
-    "--text one --output a.wav --seed -1": "--seed -1: it must not be negative",
+    "--text one --output a.wav --seed -1": "--seed -1 must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
 }
 
@@ -154,7 +154,7 @@ def bad_inputs(folder):
     text, output = ("--text", "one"), ("--output", folder / "out.wav")
     return [
         ((*text, *output, "--speaker_ref", folder / "silent.wav"), "silent.wav: is silent"),
-        ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: 0.25 s long: a reference needs"),
+        ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: is 0.25 s long: a reference needs"),
         ((*text, *output, "--speaker_ref", folder / "noise.mp3"), "noise.mp3: cannot be read as a recording"),
         ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
         ((*output, "--text", "?! ..."), "holds no letter or digit"),
@@ -165,7 +165,7 @@ def bad_inputs(folder):
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
         ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
         ((*text, *output, "--checkpoint", folder / "cut.safetensors"), "cut.safetensors"),
-        ((*text, *output, "--checkpoint", folder), "no checkpoint there"),
+        ((*text, *output, "--checkpoint", folder), "no checkpoint found"),
         ((*text, *output, "--time_scale", "2"), "time_scale 2.0"),
         ((*text, *output, "--guidance_interval", "0.9", "0.1"), "guidance interval 0.9..0.1"),
         ((*text, "--output", folder / "out.xyz"), "out.xyz: unknown suffix '.xyz'"),
@@ -198,7 +198,7 @@ def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatc
         (("--output", tmp_path / "link.wav"), "link.wav: cannot be written: it is a device"),
         (("--output", tmp_path / "pipe.wav"), "pipe.wav: cannot be written: it is a pipe"),
         (("--output", wav, "--save_latents", wav), "is the same file as"),
-        (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: name another"),
+        (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: choose another name"),
         (("--output", wav, "--save_latents", tmp_path / "file" / "z.npy"), "z.npy: cannot be written"),
         (("--output", tmp_path / "a.mp3", "--mp3_rate", 100), "mp3_rate 100 kbit/s: choose one of"),
     ]:

@@ -46,7 +46,8 @@ export class Chart {
 
   /**
    * `lines`: [{label, colour, dash, listed, curve: {x, y, smooth}}], of which the listed are in the legend; `marks`:
-   * [{x, label, colour}]; `keys`: [{label, dash}], what the dashes mean; `missing` is said when no line has a point.
+   * [{x, label, colour}]; `keys`: [{label, dash}], what the dashes mean; `missing` is said when no line has a point;
+   * without it the chart is hidden then.
    */
   draw(lines, { marks, keys, missing }) {
     this.#lines = lines.filter((line) => line.curve.x.length);
@@ -56,7 +57,8 @@ export class Chart {
     this.node.classList.toggle("empty", empty);
     this.#body.hidden = this.#legend.hidden = this.#place.hidden = empty;
     this.#blank.hidden = !empty;
-    setText(this.#blank, missing);
+    this.node.hidden = empty && !missing;
+    setText(this.#blank, missing ?? "");
     if (empty) return this.#drop();
     const look = JSON.stringify([this.#hub.axis, this.#isLog(), keys, this.#lines.map((line) => [line.label, line.colour,
       line.dash, line.curve.smooth.length > 0])]);

@@ -7,7 +7,7 @@ const BUCKET = /^heldout\/loss_t(\d\.\d+)_(\d\.\d+)$/;
 /**
  * id, section, title; lines: [{name, label}] or a function of the run's metric names; unit: how values are read;
  * log: follows the scale switch; smooth: follows the smoothing slider; zero: the axis begins at 0;
- * full: as wide as the page; missing: said instead of an empty chart.
+ * full: as wide as the page; missing: said instead of an empty chart; without it an empty chart is hidden.
  */
 export const PANELS = [
   { id: "loss", section: "loss", title: "Training loss", full: true, log: true, smooth: true,
@@ -33,15 +33,13 @@ export const PANELS = [
     otherwise: [{ name: "time/step_s", label: "mean" }],
     missing: "No step time recorded." },
   { id: "mfu", section: "speed", title: "Model FLOP/s utilisation", unit: UNITS.share, zero: true, smooth: true,
-    lines: one("throughput/mfu_share", "MFU"),
-    missing: "No MFU recorded. It needs a device whose peak is known." },
+    lines: one("throughput/mfu_share", "MFU") }, // only where the peak of the device is known
   { id: "useful", section: "speed", title: "Useful frames", unit: UNITS.share, zero: true, smooth: true,
     lines: one("data/frames_valid_share", "speech, not padding"), missing: "No share of useful frames recorded." },
   { id: "wait", section: "speed", title: "Waiting for data", unit: UNITS.share, zero: true, smooth: true,
     lines: one("time/data_wait_share", "share of the step"), missing: "No data wait recorded." },
   { id: "memory", section: "speed", title: "Device memory (HBM)", unit: UNITS.bytes, zero: true,
-    lines: one("device/memory_bytes", "in use"),
-    missing: "No device memory recorded. CPU devices do not report it." },
+    lines: one("device/memory_bytes", "in use") }, // CPUs have none
 ];
 
 function one(name, label) {

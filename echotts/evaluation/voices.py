@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 
 from echotts.audio import Samples, resample, trim_silence
 from echotts.files import sha256_file
+from echotts.spectrogram import mel_filters
 
 RATE_HZ = 16000
 MELS = 40
@@ -42,7 +43,7 @@ class VoiceEncoder:
 
     def __init__(self, weights: Path | None = None) -> None:
         self._weights = read_legacy_weights(weights or find_weights())
-        self._filters = mel_filters()
+        self._filters = mel_filters(WINDOW_SAMPLES, MELS, RATE_HZ)
 
     def embed(self, recordings: Sequence[tuple[Samples, int]]) -> Float[np.ndarray, "b e"]:
         """One embedding per (samples, rate); all zeros for silence."""
@@ -120,26 +121,13 @@ def nearest_voice(embedding: Embedding, known: Mapping[str, Embedding]) -> str |
     return max(known, key=lambda voice: float(embedding @ known[voice]))
 
 
-def mel_filters() -> Float[np.ndarray, "m k"]:
-    """Slaney's mel filters, each of unit area, up to half the sample rate: linear to 1 kHz, logarithmic above."""
-    linear_hz, knee_hz, log_step = 200.0 / 3, 1000.0, np.log(6.4) / 27.0
-    knee = knee_hz / linear_hz
-    top = knee + np.log(RATE_HZ / 2 / knee_hz) / log_step
-    mels = np.linspace(0.0, top, MELS + 2)
-    edges_hz = np.where(mels < knee, mels * linear_hz, knee_hz * np.exp(log_step * (mels - knee)))
-    bins_hz = np.fft.rfftfreq(WINDOW_SAMPLES, 1.0 / RATE_HZ)
-    low, centre, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
-    rising, falling = (bins_hz - low) / (centre - low), (high - bins_hz) / (high - centre)
-    return (np.maximum(0.0, np.minimum(rising, falling)) * 2.0 / (high - low)).astype(np.float32)
-
-
-def mel_spectrogram(speech: Samples, filters: Float[np.ndarray, "m k"]) -> Float[np.ndarray, "f m"]:
+def mel_spectrogram(speech: Samples, filters: Float[np.ndarray, "k m"]) -> Float[np.ndarray, "f m"]:
     """Power mel spectrogram (not logarithmic), one row per 10 ms, with windows centred on their row."""
     padded = np.pad(speech, WINDOW_SAMPLES // 2)
     window = np.hanning(WINDOW_SAMPLES + 1)[:-1].astype(np.float32)
     frames = np.lib.stride_tricks.sliding_window_view(padded, WINDOW_SAMPLES)[::STEP_SAMPLES] * window
     power = np.square(np.abs(np.fft.rfft(frames, axis=1))).astype(np.float32)
-    return power @ filters.T
+    return power @ filters
 
 
 def find_weights() -> Path:

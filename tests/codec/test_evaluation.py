@@ -9,8 +9,8 @@ import pytest
 from echotts.codec import Codec
 from echotts.codec.evaluation import format_table, latent_statistics, round_trip, summarise, write_report
 from echotts.codec.evaluation.measures import level_db, si_sdr_db, spectral_distances, stoi
-from echotts.codec.evaluation.report import spectrogram
 from echotts.codec.evaluation.round_trips import disturbed
+from echotts.spectrogram import draw_spectrogram
 from tests.codec.conftest import noise
 
 RATE = 16000
@@ -107,4 +107,4 @@ def test_round_trips_are_measured_summarised_and_shown(tiny: Codec, tmp_path: Pa
 
 def test_a_spectrogram_is_a_png_also_of_silence_and_of_a_single_sample():
     for sound in (TONE, 0 * TONE, TONE[:1]):
-        assert spectrogram(sound, RATE).startswith(b"\x89PNG")
+        assert draw_spectrogram(sound, RATE).startswith(b"\x89PNG")

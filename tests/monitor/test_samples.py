@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from echotts.monitor.folders import LocalFolder
-from echotts.monitor.samples import BANDS, PICTURE_WIDTH, Samples, draw, mel_filters
+from echotts.monitor.samples import Samples, draw
+from echotts.spectrogram import BANDS, PICTURE_WIDTH, picture_filters
 from tests.monitor.fake_run import make_samples
 
 
@@ -79,7 +80,7 @@ def test_a_tone_is_a_bright_line_at_its_height(frequency_hz):
     picture = pixels(draw(tone(frequency_hz)))
     assert picture.shape == (BANDS, PICTURE_WIDTH, 3)
     brightest = BANDS - 1 - picture[:, 100:400].sum(axis=(1, 2), dtype=int).argmax()
-    assert abs(brightest - mel_filters(16_000)[:, round(frequency_hz * 1024 / 16_000)].argmax()) <= 1
+    assert abs(brightest - picture_filters(16_000)[:, round(frequency_hz * 1024 / 16_000)].argmax()) <= 1
 
 
 def test_time_runs_to_the_right():
@@ -92,7 +93,7 @@ def test_time_runs_to_the_right():
 
 def test_each_band_hears_something_and_the_filters_cover_the_range():
     for rate in (8_000, 16_000, 48_000):
-        filters = mel_filters(rate)
+        filters = picture_filters(rate)
         assert (filters.sum(axis=1) > 0).all()
         assert (filters[:, 10:-2].sum(axis=0) > 0).all()
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from echotts.audio import resample
 from echotts.codec.training.config import SPEECH_SCALES
-from echotts.codec.training.spectra import mel_filters
+from echotts.spectrogram import mel_filters
 
 SHORTEST_SAMPLES = max(window for window, _ in SPEECH_SCALES)
 FLOOR = 1e-3  # relative to the magnitude of a full-scale sine

@@ -3,8 +3,6 @@
 import base64
 import html
 import json
-import struct
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,8 +11,8 @@ from jaxtyping import Float
 
 from echotts.audio import write_audio
 from echotts.codec.evaluation.round_trips import RoundTrip
-from echotts.codec.training.spectra import mel_filters
 from echotts.files import atomic_write
+from echotts.spectrogram import draw_spectrogram
 
 ROWS = {  # metric -> title in the table, number format
     "clips": ("clips", ".0f"),
@@ -43,8 +41,6 @@ STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:90
 table{border-collapse:collapse}th,td{padding:.3rem .7rem;border-bottom:1px solid #8884;text-align:left}
 td+td,th+th{text-align:right}audio{width:15rem;display:block}img{width:15rem;height:6rem;display:block}
 figure{display:inline-block;margin:.3rem}@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}}"""
-_PICTURE = (256, 80)  # columns, mel bands
-_WINDOW, _RANGE_DB = 1024, 70.0
 
 Heard = tuple[RoundTrip, Float[np.ndarray, " _n"], Float[np.ndarray, " _n"], int]
 """(round trip, input, output, sample rate) of a clip that the page plays."""
@@ -85,28 +81,6 @@ def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip
     _write(folder / "index.html", f"{page}<h1>Codecs</h1><table>{table}</table><h2>Clips</h2>{sounds}</html>\n")
 
 
-def spectrogram(samples: Float[np.ndarray, " _n"], rate: int) -> bytes:
-    """A grey PNG of log mel magnitudes: time to the right, frequency upwards, 70 dB from black to white."""
-    padded = np.pad(samples, _WINDOW // 2)
-    starts = np.linspace(0, len(padded) - _WINDOW, _PICTURE[0]).astype(int)
-    frames = padded[starts[:, None] + np.arange(_WINDOW)] * np.hanning(_WINDOW)
-    mel = np.abs(np.fft.rfft(frames)) @ mel_filters(_WINDOW, _PICTURE[1], rate)
-    decibel = 20 * np.log10(np.maximum(mel / max(mel.max(), 1e-9), 1e-9))
-    grey = (255 * np.clip(1 + decibel / _RANGE_DB, 0, 1)).astype(np.uint8).T[::-1]
-    rows = np.concatenate(
-        [np.zeros((len(grey), 1), np.uint8), grey], axis=1
-    )  # each row begins with its filter type, 0: none
-    parts = (
-        (b"IHDR", struct.pack(">IIBBBBB", grey.shape[1], grey.shape[0], 8, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows.tobytes())),
-        (b"IEND", b""),
-    )
-    chunks = (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
-
-
 def _rows(summaries: Summaries) -> list[list[str]]:
     head = ["", *(f"{codec}, {condition}" for codec, condition in summaries)]
     rows = [head]
@@ -118,7 +92,7 @@ def _rows(summaries: Summaries) -> list[list[str]]:
 
 def _figure(folder: Path, name: str, title: str, samples: np.ndarray, rate: int) -> str:
     write_audio(folder / name, samples, rate, "none" if np.abs(samples).max(initial=0) < 1 else "clip")
-    picture = base64.b64encode(spectrogram(samples, rate)).decode()
+    picture = base64.b64encode(draw_spectrogram(samples, rate)).decode()
     return (
         f'<figure><figcaption>{html.escape(title)}</figcaption><img alt="" src="data:image/png;base64,{picture}">'
         f'<audio controls preload="none" src="{name}"></audio></figure>'

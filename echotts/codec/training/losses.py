@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from echotts.codec.training.spectra import magnitudes, mel_filters
+from echotts.codec.training.spectra import magnitudes
+from echotts.spectrogram import mel_filters
 
 Maps = Sequence[Sequence[Array]]
 """Layer outputs of each discriminator; the last one is its score map."""

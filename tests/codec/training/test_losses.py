@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from echotts.codec.training import losses
-from echotts.codec.training.spectra import magnitudes, mel_filters
+from echotts.codec.training.spectra import magnitudes
+from echotts.spectrogram import mel_filters
 
 RATE = 16000
 RNG = np.random.default_rng(0)

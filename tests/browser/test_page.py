@@ -39,7 +39,7 @@ def reading(page: Page, panel: str) -> str:
     return page.locator(f'[data-panel="{panel}"] .chart-place').inner_text()
 
 
-def test_a_run_is_told_in_one_glance(still: Dashboard, open_page: Open) -> None:
+def test_a_run_has_a_summary(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     expect(page.locator("#run-name")).to_have_text("going")
     expect(page.locator("#run-status")).to_have_text("Running")
@@ -81,7 +81,7 @@ def test_the_log_scale_redraws_the_loss_and_leaves_the_speed_alone(still: Dashbo
     assert "scale=log" in page.url
 
 
-def test_on_the_log_scale_equal_factors_lie_equally_far_apart(still: Dashboard, open_page: Open) -> None:
+def test_on_the_log_scale_equal_factors_have_equal_distances(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     page.get_by_role("radio", name="Log").check()
     page.locator('[data-panel="loss"]').scroll_into_view_if_needed()

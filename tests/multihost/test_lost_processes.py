@@ -36,7 +36,7 @@ def finish(folder, run_dir, flags, devices) -> Group:
 
 
 @pytest.mark.timeout(1200)
-def test_when_one_is_lost_the_other_ends_in_time_and_a_restart_goes_on(
+def test_if_one_process_is_lost_the_other_exits_in_time_and_a_restart_resumes(
     tmp_path, shards, flags, monkeypatch, capsys
 ) -> None:
     run_dir, groups = tmp_path / "run", []
@@ -134,7 +134,7 @@ def check_resumed(pair: Group, before: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_processes_that_wait_for_room_on_the_disk_leave_together_on_sigterm(tmp_path, flags) -> None:
+def test_processes_waiting_for_disk_space_exit_together_on_sigterm(tmp_path, flags) -> None:
     run_dir = tmp_path / "run"
     with Group(tmp_path / "pair", 2, 1, *flags(run_dir)) as pair:
         pair.until_step(3)

@@ -23,7 +23,9 @@ def train_a_little(folder, count, devices, flags, after):
     return group, saved_steps(run_dir)[-1]
 
 
-def test_what_four_processes_saved_goes_on_with_two_and_with_one(tmp_path, shards, compile_once, monkeypatch) -> None:
+def test_a_checkpoint_of_four_processes_resumes_with_two_and_with_one(
+    tmp_path, shards, compile_once, monkeypatch
+) -> None:
     flags = run_flags(compile_once, monkeypatch, f"--data={shards}")
     four, stop = train_a_little(tmp_path, 4, 2, flags, after=0)
     for copy in ("with two", "with one"):

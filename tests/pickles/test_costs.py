@@ -40,7 +40,7 @@ def test_a_file_costs_a_few_times_its_size(measured: dict[str, dict[str, Any]], 
 
 
 @pytest.mark.parametrize("name", ["lists doubled", "tuples doubled", "dicts doubled", "lists tenfold", "dicts tenfold"])
-def test_what_unfolds_to_far_more_than_the_file_is_refused(tmp_path: Path, name: str):
+def test_values_that_unfold_to_far_more_than_the_file_are_rejected(tmp_path: Path, name: str):
     path = tmp_path / "bad.pkl"
     path.write_bytes(pickles(0)[name])
     with pytest.raises(RestrictedPickleError, match="unfold to far more"):

@@ -53,7 +53,7 @@ def test_optimizer_states_become_tuples_and_dicts(tmp_path: Path):
     assert masked == ((),)
 
 
-def test_boxed_parameters_are_opened(tmp_path: Path):
+def test_boxed_parameters_are_unwrapped(tmp_path: Path):
     from flax.core import freeze
     from flax.core.meta import Partitioned
 
@@ -61,7 +61,7 @@ def test_boxed_parameters_are_opened(tmp_path: Path):
     assert_same(read_pickle(pickled(tmp_path / "boxed.pkl", content)), {"kernel": np.ones(3, np.float32)})
 
 
-def test_a_shared_object_stays_shared(tmp_path: Path):
+def test_shared_objects_stay_shared(tmp_path: Path):
     shared = {"a": [1]}
     read = read_pickle(pickled(tmp_path / "shared.pkl", [shared, shared]))
     assert read[0] is read[1]

@@ -160,7 +160,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(
     refusal(read_torch_zip, rewritten(path, tmp_path / "bad.pth", {"data.pkl": bad}))
 
 
-def test_archives_with_tricks_are_refused(tmp_path: Path):
+def test_malicious_archives_are_rejected(tmp_path: Path):
     path = saved(tmp_path / "good.pth", [torch.zeros(1000)])
     runs = pickle.dumps([Runs()], protocol=2)
     assert "posix.system" in refusal(read_torch_zip, rewritten(path, tmp_path / "a.pth", {"data.pkl": runs}))
@@ -192,7 +192,7 @@ def test_archives_with_tricks_are_refused(tmp_path: Path):
     assert "a zip file, not a pickle" in refusal(read_pickle, path)
 
 
-def test_old_foreign_and_cut_files_are_refused_with_a_remedy(tmp_path: Path):
+def test_old_foreign_and_truncated_files_are_rejected_with_a_remedy(tmp_path: Path):
     torch.save([torch.zeros(3)], tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "before PyTorch 1.6" in refusal(read_torch_zip, tmp_path / "old.pth")
     whole = saved(tmp_path / "good.pth", [torch.zeros(3000)]).read_bytes()

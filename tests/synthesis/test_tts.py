@@ -51,7 +51,7 @@ def test_seed_text_and_voice_all_change_the_speech(tts):
         assert np.abs(other.latents[:length] - usual[:length]).max() > 1e-3
 
 
-def test_speech_is_what_the_codec_makes_of_its_latents(tts):
+def test_speech_equals_its_decoded_latents(tts):
     speech = say(tts)
     assert (speech.latents.shape[1], speech.sample_rate) == (CHANNELS, RATE)
     assert len(speech.samples) == len(speech.latents) * HOP
@@ -59,7 +59,7 @@ def test_speech_is_what_the_codec_makes_of_its_latents(tts):
     assert speech.duration_s == pytest.approx(len(speech.latents) / 25)
 
 
-def test_a_batch_says_what_each_utterance_says_alone(tts):
+def test_a_batch_equals_single_utterances(tts):
     texts, refs = ["one", "two two", "three"], [(voice(), RATE), None, (voice(2.0), RATE)]
     sampler = sampling.SamplerConfig(steps=2)
     together = tts.synthesize_batch(texts, refs, seeds=[4, 5, 6], sampler=sampler, rows=2)
@@ -115,7 +115,7 @@ for given in (
 """
 
 
-def test_what_is_wrong_with_an_argument_names_it_and_the_right_form():
+def test_argument_errors_name_the_argument_and_the_right_form():
     """In a process of its own: under pytest jaxtyping answers first."""
     done = subprocess.run([sys.executable, "-c", WRONG_ARGUMENTS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines() == [
@@ -137,7 +137,7 @@ def test_model_and_speech_describe_themselves_in_one_line(tts):
     assert re.fullmatch(r"Speech\(\d\.\d\d s at 8000 Hz, latents \d+ x 8\)", repr(say(tts)))
 
 
-def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
+def test_duration_is_a_maximum_and_exceeding_the_window_is_logged(tts, caplog):
     assert len(say(tts, duration=0.4).latents) <= 10
     with caplog.at_level(logging.WARNING):
         assert len(say(tts, duration=15.0).latents) <= FRAMES
@@ -159,12 +159,12 @@ def test_a_wrong_silence_latent_falls_back_on_energy(tts, monkeypatch):
     assert len(speech.samples) == len(speech.latents) * HOP
 
 
-def test_the_noise_of_a_longer_window_begins_with_that_of_a_shorter():
+def test_the_noise_of_a_longer_window_starts_with_that_of_a_shorter_one():
     assert np.array_equal(make_noise(3, 50, 8)[:20], make_noise(3, 20, 8))
     assert not np.array_equal(make_noise(3, 20, 8), make_noise(4, 20, 8))
 
 
-def test_texts_that_cannot_be_said_are_refused(tts):
+def test_unspeakable_texts_are_rejected(tts):
     for empty in ("", "  \n"):
         with pytest.raises(ValueError, match="the text is empty"):
             say(tts, empty)
@@ -230,7 +230,7 @@ class TestCheckpoints:
     def at_home(self, home, monkeypatch):
         monkeypatch.setenv("HOME", str(home))
 
-    def test_a_codec_that_is_nowhere_is_said_with_the_remedy(self, home):
+    def test_a_codec_found_nowhere_is_an_error_with_the_remedy(self, home):
         with pytest.raises(FileNotFoundError, match=r"codec mine .* is neither built in nor in .*--codec"):
             EchoTTS.load(home / "model.safetensors")
 
@@ -245,7 +245,7 @@ class TestCheckpoints:
         assert found.facts.step == 7
         assert np.array_equal(say(found).samples, say(told).samples)
 
-    def test_another_codec_is_used_only_when_told_and_then_said(self, home, caplog):
+    def test_another_codec_is_used_only_on_request_and_logged(self, home, caplog):
         with caplog.at_level(logging.WARNING):
             EchoTTS.load(home / "model.safetensors", home / "other.safetensors")
         assert "is not the recorded one" in caplog.text

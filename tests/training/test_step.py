@@ -165,6 +165,6 @@ def test_the_shortest_runs_have_a_finite_learning_rate(steps):
     assert max(rates) > 0
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_refused():
+def test_a_batch_that_cannot_be_divided_evenly_is_rejected():
     with pytest.raises(ValueError, match="8 is not a multiple of accumulation 3"):
         with_sections(TINY, optim={"accumulation": 3})

@@ -1,4 +1,4 @@
-"""What every test shares: a compile cache that outlives the run, JAX on the CPU, and when a test is skipped."""
+"""Common setup: a persistent compile cache, JAX on the CPU, and skipping of tests."""
 
 import importlib.util
 import os
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run and, unless asked for by --all or -m, what is slow."""
+    """Skips, with the reason, tests that this machine cannot run and, without --all or -m, slow ones."""
     reasons = {}
     if not config.getoption("--all") and "slow" not in config.getoption("-m"):
         reasons["slow"] = "takes minutes: make test-slow"

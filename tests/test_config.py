@@ -1,4 +1,4 @@
-"""Presets are the published sizes, and a wrong configuration says so when it is made."""
+"""Presets have the published sizes, and an invalid configuration raises on construction."""
 
 import dataclasses
 import json

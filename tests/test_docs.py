@@ -1,4 +1,4 @@
-"""The documents against what is there: links to files, and commands that exist."""
+"""Checks of the documentation: links to files, and commands that exist."""
 
 import ast
 import itertools

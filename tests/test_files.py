@@ -1,4 +1,4 @@
-"""A file appears under its name when it is whole, and never otherwise."""
+"""Files appear under their names only when complete."""
 
 import hashlib
 import os
@@ -34,7 +34,7 @@ def test_a_failure_leaves_the_previous_file_and_nothing_else(tmp_path: Path) -> 
 
 
 def killed_while_writing(path: Path) -> Path:
-    """What a writer leaves that was killed half way."""
+    """The partial file of a killed writer."""
     code = f"import os; from echotts.files import atomic_write\nwith atomic_write({str(path)!r}): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     [left] = path.parent.glob(".*.partial")

@@ -1,6 +1,6 @@
-"""The arrows of ARCHITECTURE.md: which room may import which, and what must never be imported at all.
+"""The import table of ARCHITECTURE.md: which package may import which, and what must never be imported.
 
-Rooms are the modules and packages directly under echotts/. Imports inside functions count too.
+Packages here are the modules and packages directly under echotts/. Imports inside functions count too.
 """
 
 import ast
@@ -96,7 +96,7 @@ class Import:
 
     @property
     def imported_room(self) -> str | None:
-        """The room of ours that is imported; None for other packages."""
+        """The imported package of echotts; None for other packages."""
         parts = self.name.split(".")
         return None if parts[0] != "echotts" else parts[1] if len(parts) > 1 else "__init__"
 
@@ -109,7 +109,7 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import statement of a module; a relative one fails, so that a grep finds who imports what."""
+    """All import statements of a module; relative ones are errors, so that imports can be found with grep."""
     tree = ast.parse(path.read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     inner = {id(node) for function in functions for node in ast.walk(function)}

@@ -1,4 +1,4 @@
-"""What is built and what is installed: the wheel in an empty folder, and the pinned versions of a pod."""
+"""Building and installing: the wheel in an empty folder, and the pinned versions for pods."""
 
 import os
 import re

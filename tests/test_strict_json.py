@@ -1,4 +1,4 @@
-"""What a JSON document may ask for, and what is said of one that asks for more."""
+"""Limits of JSON documents, and the errors for documents that exceed them."""
 
 import json
 import time

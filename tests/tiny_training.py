@@ -47,7 +47,7 @@ TINY = Config(
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """What a speaker in a test returns: anything that saves itself."""
+    """The result of a fake speaker: anything with a save method."""
 
     speech: Any
     reference: Any = None

@@ -1,4 +1,4 @@
-"""Recordings in: every format, nothing lost, nothing asked for that is not there."""
+"""Reading recordings: all formats, complete data, no trust in headers."""
 
 import io
 import os
@@ -318,7 +318,7 @@ ORIGINALS = {
 
 
 def damaged(random, data):
-    """Some bytes changed, most of them in the header; now and then a piece cut out or doubled."""
+    """Changes some bytes, mostly in the header; sometimes deletes or duplicates a piece."""
     data = bytearray(data)
     for _ in range(random.randint(1, 6)):
         data[random.randrange(min(len(data), random.choice([64, 512, len(data)])))] = random.choice(

@@ -1,4 +1,4 @@
-"""Recordings out: formats, bit rates, whole or not at all."""
+"""Writing recordings: formats, bit rates, atomicity."""
 
 import numpy as np
 import pytest

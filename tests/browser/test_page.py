@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows, what can be done with it, and what it says when something is missing."""
+"""The page in a real browser: contents, interaction, and messages about missing data."""
 
 import math
 import re
@@ -30,12 +30,12 @@ SHOWN_CHARTS = {
 
 
 def picture(page: Page, panel: str) -> str:
-    """What the canvas of a chart holds."""
+    """The pixels of a chart's canvas."""
     return page.locator(f'[data-panel="{panel}"] canvas').evaluate("canvas => canvas.toDataURL()")
 
 
 def reading(page: Page, panel: str) -> str:
-    """Where a chart's legend reads."""
+    """The values in a chart's legend."""
     return page.locator(f'[data-panel="{panel}"] .chart-place').inner_text()
 
 
@@ -186,7 +186,7 @@ def test_dragging_over_a_chart_zooms_all_of_them(still: Dashboard, open_page: Op
     left, top, width = box["x"], box["y"] + 50, box["width"]
 
     def first_shown() -> str:
-        """What the gradient norm's chart reads near its left edge."""
+        """The legend of the gradient norm chart near its left edge."""
         page.mouse.move(left + 60, top)
         page.mouse.move(left + 30, top)  # the axis may need a little more or less room
         return reading(page, "norm")

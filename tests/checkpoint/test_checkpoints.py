@@ -1,4 +1,4 @@
-"""Checkpoints: one unit, committed atomically, kept by policy, refused where the configuration is another."""
+"""Checkpoints: one unit, written atomically, retained by policy, rejected for other configurations."""
 
 import dataclasses
 import gc
@@ -160,7 +160,7 @@ def test_when_no_checkpoint_can_be_read_the_run_does_not_start_over_silently(tmp
 
 @pytest.fixture
 def no_room():
-    """Files of more than 100 kB cannot be written: what a full disk does to a large array, on any machine."""
+    """Files above 100 kB cannot be written, which simulates a full disk for large arrays on any machine."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -286,7 +286,7 @@ def test_a_checkpoint_changed_after_saving_is_neither_restored_nor_marked_as_ver
 
 @pytest.fixture
 def coroutines_collected():
-    """Those that orbax leaves behind where it trips itself: they complain in this test, not in the next."""
+    """Exceptions left over by orbax, raised in this test rather than in the next."""
     yield
     gc.collect()
 

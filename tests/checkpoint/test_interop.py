@@ -217,7 +217,7 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
 
 
 def changed_export(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
-    """The export with fields of its header replaced (JSON, or text as it is, or left out where None), and tensors."""
+    """The export with replaced header fields (JSON or raw text; removed if None) and tensors."""
     from safetensors.numpy import load_file, save_file
 
     with safe_open(path, framework="numpy") as file:

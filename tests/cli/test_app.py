@@ -1,4 +1,4 @@
-"""The common command line: flags, one-line errors, exit codes, silence, and what `echotts` lists."""
+"""The command line: flags, one-line errors, exit codes, quietness, and the list of commands."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Say something."""
+    """Prints something."""
 
     text: str
     """What to say."""

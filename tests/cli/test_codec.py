@@ -1,4 +1,4 @@
-"""`echotts codec`: files in, files out, and one line for what is wrong."""
+"""`echotts codec`: input and output files, and one-line errors."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""`echotts eval`: the table is printed and kept, controls and all, for a model that says nothing yet."""
+"""`echotts eval`: the table is printed and saved, including controls, for an untrained model."""
 
 import dataclasses
 import importlib.util

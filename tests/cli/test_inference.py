@@ -1,4 +1,4 @@
-"""inference.py: flags, exit codes, one line for each bad input, and no file where there is no speech."""
+"""inference.py: flags, exit codes, one-line errors for bad input, and no output file without speech."""
 
 import os
 import re

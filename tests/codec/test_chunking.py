@@ -1,4 +1,4 @@
-"""Windows and streams equal the whole, for both families, at any length and window width; memory does not grow."""
+"""Windows and streams equal a single pass for both families, any length and window width; memory does not grow."""
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def test_encoding_in_windows_equals_a_single_pass(family: str, samples: int, wid
 @settings(max_examples=25, deadline=None)
 @given(family=st.sampled_from(FAMILIES), lengths=st.lists(st.integers(1, 30), min_size=3, max_size=3))
 def test_rows_of_unequal_length_decode_as_they_do_alone(family: str, lengths: list[int]):
-    """What lies behind a row's end, here loud noise, does not reach it."""
+    """Content behind a row's end, here loud noise, does not affect the row."""
     codec = codecs[family]
     latent = 3 * noise(3, max(lengths), codec.latent_channels, seed=lengths[0])
     audio = codec.decode(latent, lengths=lengths)
@@ -193,7 +193,7 @@ def test_windows_equal_a_single_pass_for_other_rates(rates: tuple[int, ...], qua
 
 
 def test_whole_networks_equal_the_reference_too(tiny: Codec):
-    """What the codec's training runs: backbone.py with layers.py, without windows."""
+    """The network as in codec training: backbone.py with layers.py, without windows."""
     latent, audio = noise(1, 9, TINY.latent_channels), 0.3 * noise(1, 9 * HOP)
     decoded = jax.jit(lambda p, z: decode_frames(p, TINY, z))(tiny.params, latent)
     np.testing.assert_allclose(decoded, reference.decode(tiny.params, TINY, latent), atol=EXACT)
@@ -203,7 +203,7 @@ def test_whole_networks_equal_the_reference_too(tiny: Codec):
 
 
 def test_the_published_receptive_fields_follow_from_the_rates():
-    """A window is late by what the layers look ahead: 7 frames and 353 samples; 9,953 samples past a latent's frame."""
+    """The latency of a window is the look-ahead of the layers: 7 frames and 353 samples; 9,953 samples for a latent."""
     dacvae, dac = CodecConfig(), CodecConfig(encoder_rates=(2, 4, 8, 8), decoder_rates=(8, 8, 4, 2), n_codebooks=9)
 
     def delay(network: object, config: CodecConfig, shape: tuple[int, ...]) -> int:
@@ -236,7 +236,7 @@ def test_carried_state_does_not_grow_with_the_length(tiny: Codec):
 
 
 def test_signals_longer_than_32_bits_of_samples_are_still_exact(tiny: Codec):
-    """The network is told how far the ends are only as far as a kernel reaches."""
+    """The network gets the distance to the ends only as far as a kernel reaches."""
     latent = noise(1, 24, TINY.latent_channels)
     stream = tiny.stream_decoder()
     stream._stream._start = 1 << 40  # as after a million hours

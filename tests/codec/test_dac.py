@@ -133,7 +133,7 @@ def test_descript_audio_codecs_file_gives_its_codes_and_audio(name: str, origina
 
 @pytest.mark.parametrize("prefix", ["dac.", "model.", ""])
 def test_repositories_on_the_hub_with_prefixed_names_are_read(prefix: str, original: Any, tmp_path: Path):
-    """hance-ai/descript-audio-codec-* and parler-tts/dac_*: a class around the original, and a config of its own."""
+    """hance-ai/descript-audio-codec-* and parler-tts/dac_*: a wrapper around the original, with its own config."""
     model = randomised(original.DAC(**small_kwargs("24khz")).eval())
     state = {prefix + key: value.numpy() for key, value in model.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Round-trip measures: zero where nothing is lost, the order that ears would give, and a page to listen by."""
+"""Round-trip measures: zero without loss, ordered like perceived quality, and a page with players."""
 
 import json
 from pathlib import Path

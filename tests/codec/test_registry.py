@@ -26,7 +26,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the Hub: ORG/NAME/file. The Hub's own errors are kept."""
+    """A folder in place of the Hub: ORG/NAME/file, with the Hub's errors."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 

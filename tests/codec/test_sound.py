@@ -1,4 +1,4 @@
-"""Sound in blocks: loudness as pyloudnorm measures it, resampling as of the whole, files of many channels."""
+"""Audio in blocks: loudness equal to pyloudnorm, resampling equal to a single pass, files with many channels."""
 
 import os
 import resource

@@ -1,4 +1,4 @@
-"""Local sources and dataset.json: what is there is used, what is missing is made up and said."""
+"""Local sources and dataset.json: existing metadata are used, missing ones are derived and reported."""
 
 import json
 import logging

@@ -1,6 +1,6 @@
-"""Shards from a server that speaks the Hub's routes and misbehaves, through the real huggingface_hub.
+"""Shards from a fake Hub with failures, through the real huggingface_hub.
 
-What the stream gives is compared with the same shards on disk: troubles change nothing but the time.
+The stream's output is compared with that of the same shards on disk: failures affect only the time.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def test_an_unavailable_shard_is_skipped_and_the_order_of_the_rest_is_kept(
 
 
 class _Lacking(Shards):
-    """Local shards of which one cannot be had."""
+    """Local shards, one of which is unavailable."""
 
     def __init__(self, files: list[Path], number: int) -> None:
         super().__init__(local_shards(files).sources)

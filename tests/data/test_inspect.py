@@ -1,4 +1,4 @@
-"""What `data inspect` counts and decodes, and the command line around preparation."""
+"""Counts and decoding of `data inspect`, and the command line of preparation."""
 
 from collections import Counter
 from pathlib import Path

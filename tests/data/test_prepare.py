@@ -1,4 +1,4 @@
-"""From recordings to a data set: what is read, what is refused, and that being killed changes nothing."""
+"""From recordings to a dataset: accepted and rejected inputs, and resuming after a kill."""
 
 import gzip
 import io

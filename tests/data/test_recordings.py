@@ -1,4 +1,4 @@
-"""Tables, pairs and texts as people write them: every row and recording is read as it stands, or refused by name."""
+"""Tables, pairs and texts as found in practice: every row and recording is read unchanged, or rejected by name."""
 
 import os
 import socket

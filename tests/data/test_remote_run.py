@@ -1,4 +1,4 @@
-"""What a run does with data from elsewhere: the list it stores, and what it opens when it resumes."""
+"""Runs with remote data: the stored shard list, and resuming."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The shard format: what the writer writes, webdataset reads; what is broken is counted by cause and skipped."""
+"""The shard format: webdataset reads what the writer writes; invalid samples are counted by cause and skipped."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""What a data argument means, mixtures, and shards on the web and in stores that fsspec knows."""
+"""Data arguments, mixtures, and shards over HTTPS and in stores supported by fsspec."""
 
 import threading
 import time

@@ -198,7 +198,7 @@ def test_a_sample_is_counted_once_however_many_of_its_members_are_wrong(tmp_path
 
 
 def rotten(data: bytes, rng: random.Random) -> bytes:
-    """A few random changes: bits, bytes, stretches that are cut, doubled, zeroed or swapped."""
+    """A few random changes: bits, bytes, and pieces that are deleted, duplicated, zeroed or swapped."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place, width = rng.randrange(len(out)), rng.choice((1, 1, 1, 2, 8, 512, 3000))

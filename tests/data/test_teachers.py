@@ -1,4 +1,4 @@
-"""Teachers and the corpora they speak: what is written, what a second run does, and what is refused."""
+"""Teachers and their corpora: output, resuming, and rejected texts."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What may go: what nobody needs, in order; and never what is needed."""
+"""Candidates for deletion: everything unneeded, in order; never anything needed."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, steps, wr
 
 
 def listed(*roots: Root, count: int = 1000) -> list[str]:
-    """Names of what may go from these roots, in order; a partial file's with the reason's first word."""
+    """Names of the candidates in these roots, in order; for partial files with the first word of the reason."""
     with ExitStack() as stack:
         targets = [target for root in roots if (target := open_target(root, stack))]
         return [candidate.path.name for candidate in candidates(targets, scan.open_files(), count)]

@@ -1,4 +1,4 @@
-"""Logs that may take only so much, though the disk has room."""
+"""Logs with a size limit, even if the disk has space."""
 
 import os
 import threading

@@ -1,4 +1,4 @@
-"""Mounts below roots, deep trees, odd small files, half-written checkpoints: what must stay stays whole."""
+"""Mounts below roots, deep trees, unusual files, partial checkpoints: needed files are kept."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def bind_mount(source, target):
 
 
 def cleaned(*roots, **limits):
-    """What a pass deletes."""
+    """The deletions of a pass."""
     return [action.path for action in Watchdog(settings(*roots, **limits)).run_pass()]
 
 

@@ -1,4 +1,4 @@
-"""What goes is what was found: not through a symlink, not what took its name, not what somebody reads."""
+"""Only found targets are deleted: not through symlinks, not replacements, not files in use."""
 
 import os
 from pathlib import Path
@@ -58,7 +58,7 @@ def test_a_replacement_of_the_same_name_is_kept(root, is_folder):
 
 @both
 def test_a_replacement_at_the_last_moment_is_kept(root, is_folder, monkeypatch):
-    """Between the last look at a name and the deletion lies a moment in which a log is rotated."""
+    """A log is rotated between the last check of a name and the deletion."""
     path = thing(root.path / "thing", is_folder)
     was = found(root, path)
     really = os.rename

@@ -1,4 +1,4 @@
-"""The watchdog's file: what it says, and what it must not say."""
+"""The watchdog's configuration file: valid and invalid contents."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Passes: when they start and stop, what they say, and what they ask of trainers; on a disk that a test can fill."""
+"""Passes: start, end, output and requests to trainers; on a disk that a test can fill."""
 
 import json
 import logging

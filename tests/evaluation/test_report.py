@@ -26,7 +26,7 @@ TASKS = [task(0, "one two three", "us"), task(1, "four five six seven", "f2"), t
 
 
 class FakeEvaluator(report.Evaluator):
-    """Hears what the table says a recording of this level holds; anything else is nothing."""
+    """A recogniser that returns the text in the table for a recording's level; else nothing."""
 
     voices = ("us", "f2")  # pyright: ignore[reportAssignmentType]
 

@@ -1,4 +1,4 @@
-"""Speaker embeddings: Resemblyzer's own figures, and voices told apart."""
+"""Speaker embeddings: Resemblyzer's values, and distinct voices."""
 
 import importlib.util
 import pickle

@@ -1,4 +1,4 @@
-"""sync: what is sent, that it arrived whole, and that all switch together."""
+"""sync: the contents of the archive, its integrity, and the switch of all workers."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""up, down and status: what Google Cloud is asked, in which state."""
+"""up, down and status: the calls of gcloud in each state."""
 
 from tests.launch.conftest import World
 

@@ -1,4 +1,4 @@
-"""What start refuses, on which worker, and why: before a process is started anywhere."""
+"""Reasons why start fails, with the worker, before any process is started."""
 
 import subprocess
 import sys

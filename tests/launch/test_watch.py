@@ -1,4 +1,4 @@
-"""watch: what is taken away comes back, what breaks is tried again, and what a person ended is left alone."""
+"""watch: preempted machines are replaced, failures retried, and manually stopped runs left alone."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.launch.conftest import World, until
 
 @contextmanager
 def watching(world: World, *flags: str) -> Iterator[list[str]]:
-    """A watch in the background; yields the (out, err) that it has said once it has ended."""
+    """A watch in the background; yields its (out, err) after it has ended."""
     said: list[str] = []
     process = world.start("watch", "--accelerator_type", "v4-16", *flags)
     try:

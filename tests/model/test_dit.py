@@ -53,7 +53,7 @@ def test_velocity_equals_the_golden_vector(name: str):
 
 @jax.jit
 def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str, Any]:
-    """What the golden file keeps on the way: encoder states, time, and the first decoder block."""
+    """Intermediate values of the golden file: encoder states, time, and the first decoder block."""
     text_ids, text_mask, speaker_latent, speaker_mask = conditions
     text_state, speaker_state = model.encode_text(text_ids, text_mask), model.encode_speaker(speaker_latent)
     time = model.embed_time(t)

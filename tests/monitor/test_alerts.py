@@ -100,7 +100,7 @@ def test_a_disk_that_fills_by_its_host(run_dir):
 
 
 class Listener:
-    """A chat program's webhook on a free port; `codes` are what it answers, the last for ever."""
+    """A webhook on a free port; `codes` are its responses, the last one repeated."""
 
     def __init__(self, *codes: int):
         self.bodies: list[dict] = []

@@ -1,4 +1,4 @@
-"""The numbers of lines of one kind: what is thinned, and what is not lost by it."""
+"""Columns of one kind of line: thinning, and what it preserves."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""The numbers of a run: what counts after a resume, what is new since a cursor, what a chart is sent."""
+"""The numbers of a run: resumes, cursors, and data for charts."""
 
 import json
 import os

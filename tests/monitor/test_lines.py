@@ -1,4 +1,4 @@
-"""The reader of metrics files, driven by files that are cut, garbled and growing."""
+"""The reader of metrics files, with truncated, garbled and growing files."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Seen:
 
 
 def one_by_one(content: bytes) -> tuple[Seen, int]:
-    """What the lines of a file mean, read in the plainest way; and how many are bad."""
+    """The contents of a file by a naive parser, and the number of bad lines."""
     seen, bad = Seen(), 0
     for text in content.split(b"\n")[:-1]:
         if not text.strip():

@@ -1,4 +1,4 @@
-"""The page's files, read without a browser: what is vendored is what was published, and texts stay texts."""
+"""Static files of the page, without a browser: vendored files are unmodified, and texts are not interpreted."""
 
 import hashlib
 import re

@@ -176,7 +176,7 @@ def test_a_page_sees_the_run_grow(tmp_path, monkeypatch):
 
 
 def test_requests_are_served_concurrently(open_port):
-    """Many pages at once: each gets a whole answer."""
+    """Many pages at once: each gets a complete response."""
     answers = []
     path = f"/api/runs/{the_run(open_port)}/series?names=loss/train,grad/norm&smooth=0.9"
     threads = [threading.Thread(target=lambda: answers.append(get(open_port, path)[::2])) for _ in range(16)]

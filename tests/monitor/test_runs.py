@@ -1,4 +1,4 @@
-"""Status, hosts, checkpoints and configuration of runs, live and dead, whole and in part, here and in a bucket."""
+"""Status, hosts, checkpoints and configuration of running and ended, complete and partial, local and bucket runs."""
 
 import json
 import os

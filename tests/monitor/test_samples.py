@@ -16,7 +16,7 @@ from tests.monitor.fake_run import make_samples
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """(height, width, 3) of an unfiltered PNG; each chunk's checksum is looked at."""
+    """(height, width, 3) of an unfiltered PNG; checks the checksum of each chunk."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     place, parts = 8, {}
     while place < len(png):

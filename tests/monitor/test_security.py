@@ -1,4 +1,4 @@
-"""The dashboard as a stranger meets it: whom it answers, and what it bears. Real requests to a real server."""
+"""The dashboard against untrusted clients: access and robustness. Real requests to a real server."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 def raw(port, request: bytes, timeout_s: float = 20) -> bytes:
-    """What the server says to these bytes until it closes."""
+    """The server's response to these bytes, until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         connection.sendall(request)
         said = b""
@@ -71,7 +71,7 @@ def test_every_answer_has_its_headers(open_port, path):
     ],
 )
 def test_a_foreign_host_header_is_refused(open_port, host, good):
-    """What DNS rebinding needs: a page of evil.example whose name now leads to 127.0.0.1."""
+    """A DNS rebinding attack: a page of evil.example whose name now resolves to 127.0.0.1."""
     assert (get(open_port, "/api/runs", Host=host.format(port=open_port))[0] == 200) is good
 
 

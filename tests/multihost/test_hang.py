@@ -41,7 +41,7 @@ print("done", flush=True)
 
 
 def run(body: str, tell: str = "pass", send: str = "pass") -> subprocess.CompletedProcess:
-    """A run of seven quick steps, and then what `body` does."""
+    """A run of seven fast steps, followed by `body`."""
     code = RUN.replace("BODY", body).replace("TELL", tell).replace("SEND", send)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
 

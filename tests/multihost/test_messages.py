@@ -15,7 +15,7 @@ COUNT = 3
 
 
 class Coordinator:
-    """What JAX's client does for the processes that share it."""
+    """A fake of JAX's client, shared by several processes."""
 
     def __init__(self):
         self.words, self._changed, self.requests, self.failures = {}, threading.Condition(), Counter(), 0

@@ -110,7 +110,7 @@ def alone(folder, shards, steps, monkeypatch):
 
 
 def stopped_at(run_dir, event="stopped"):
-    """The step that each process said it stopped after, the last time."""
+    """The step after which each process last reported to have stopped."""
     return {line["process"]: line["step"] for line in metric_lines(run_dir) if line.get("event") == event}
 
 
@@ -118,7 +118,7 @@ def stopped_at(run_dir, event="stopped"):
 @pytest.mark.network_fake
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_whatever_ends_them(tmp_path, flags, shards, hub, monkeypatch) -> None:
-    """Told to stop, then one killed, then told again: the batches and losses are those of one that nobody touched."""
+    """Stopped, then one process killed, then stopped again: batches and losses equal those of an uninterrupted run."""
     run_dir = tmp_path / "run"
     data = [f"--data=hf://datasets/{REPOSITORY}/train", f"--data.cache_dir={tmp_path}/cache", "--data.cache_gb=0.1"]
 

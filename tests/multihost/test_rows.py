@@ -42,7 +42,7 @@ print(json.dumps({"own": own, "rows": sorted(sum(each, [])), "digests": digests}
 
 
 def read_by(count: int, shards: Path) -> dict:
-    """What process 0 of so many says they read together; all must say the same."""
+    """The result of process 0 of this many processes; all must agree."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"

@@ -172,7 +172,7 @@ def test_corrupted_pickles_never_run_and_fail_in_one_line(tmp_path: Path, data: 
 
 
 def test_a_dict_that_numpy_saved_is_read_as_data(tmp_path: Path):
-    """An array of no dimensions that holds one object; arrays of more objects stay refused."""
+    """A zero-dimensional array with one object; larger arrays of objects are rejected."""
     path = tmp_path / "x.npy"
     content = {"codes": np.arange(6, dtype=np.uint16).reshape(1, 2, 3), "about": {"rate": 8000, "name": "x"}}
     np.save(path, np.array(content, dtype=object), allow_pickle=True)

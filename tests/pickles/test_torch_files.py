@@ -29,7 +29,7 @@ def saved(path: Path, content: Any) -> Path:
 def rewritten(
     source: Path, target: Path, change: dict[str, bytes | None], compression: int = zipfile.ZIP_STORED
 ) -> Path:
-    """A copy of a torch file with members (without their root) replaced, added, or left out where None."""
+    """A copy of a torch file with members (without their root) replaced, added, or removed if None."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         root = old.namelist()[0].split("/")[0]
         members = {name.removeprefix(f"{root}/"): old.read(name) for name in old.namelist()} | change
@@ -99,7 +99,7 @@ def test_classes_of_torch_that_are_no_tensors_are_refused_by_name(tmp_path: Path
 
 
 class Storage:
-    """Stands for a persistent id in a pickle written by hand."""
+    """Represents a persistent id in a handwritten pickle."""
 
     def __init__(self, identity: tuple) -> None:
         self.identity = identity

@@ -1,4 +1,4 @@
-"""Runs in a bucket, of a server here that speaks Google Cloud Storage's API: as local runs, and what is different."""
+"""Runs in a bucket, on a local server of Google Cloud Storage's API: same as local runs, and the differences."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def server():
-    """One for all, since the clients keep their connections; each test has a run of its own."""
+    """One server for all tests, since the clients keep their connections; each test has its own run."""
     with FakeGcs("bucket") as gcs, pytest.MonkeyPatch.context() as patch:
         for name, value in gcs.environment.items():
             patch.setenv(name, value)
@@ -68,7 +68,7 @@ def url(request) -> str:
 
 
 def objects(gcs, url) -> dict[str, bytes]:
-    """What lies below, by its name there."""
+    """The contents below, by name."""
     folder = url.removeprefix("gs://") + "/"
     return {name.removeprefix(folder): gcs.objects[name].content for name in gcs.names(folder)}
 
@@ -135,7 +135,7 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one_that_never_stopped_bit_by_
 
 
 def claim_elsewhere(url: str, then: str) -> str:
-    """What another process of this machine says that claims the run."""
+    """The output of another process on this machine that claims the run."""
     code = (
         "import os; from echotts.rundir.claim import claimed; from echotts.rundir.location import run_path\n"
         f"with claimed(run_path({url!r})): print('claimed', flush=True); {then}"
@@ -201,14 +201,14 @@ def test_a_training_in_a_bucket_claims_its_run(gcs, url, shards):
 
 @pytest.fixture(scope="module")
 def kept(server):
-    """What is left in a bucket of three saved steps, which tests copy: writing them takes hundreds of requests."""
+    """A bucket run with three saved steps, which tests copy: writing them takes hundreds of requests."""
     save_steps("gs://bucket/kept", 2, 3, 5, keep_last=1, keep_every=2)
     return objects(server, "gs://bucket/kept")
 
 
 @pytest.fixture
 def saved(gcs, url, kept):
-    """A run of its own with the checkpoints of steps 2 and 5."""
+    """A separate run with the checkpoints of steps 2 and 5."""
     for name, content in kept.items():
         gcs.put(f"{url.removeprefix('gs://')}/{name}", content)
     return url

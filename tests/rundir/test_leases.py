@@ -1,4 +1,4 @@
-"""Leases: while one lives nothing deletes what it names; when its process dies it is over."""
+"""Leases: their targets are not deleted while they live, and they end with their process."""
 
 import contextlib
 import json

@@ -1,4 +1,4 @@
-"""From a long recording to clips: where speech is, what is left out and why, and that a second run changes nothing."""
+"""From a long recording to clips: speech detection, rejected segments with causes, and repeated runs."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def test_good_sentences_are_written_with_their_texts_and_the_rest_is_counted_by_
 
 
 class FakeWhisper(Whisper):
-    """Hears what it is told to."""
+    """A fake recogniser with fixed results."""
 
     def __init__(self, *heard: Transcript) -> None:
         self.heard, self.calls = heard, 0

@@ -1,4 +1,4 @@
-"""What the built-in demo model is given to say, and what it answers to anything else."""
+"""Texts for the built-in demo model, and its errors for other texts."""
 
 import pytest
 

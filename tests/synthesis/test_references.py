@@ -1,4 +1,4 @@
-"""Voices to speak in: formats, lengths, levels, and what is refused."""
+"""Reference voices: formats, lengths, levels, and rejected inputs."""
 
 import logging
 

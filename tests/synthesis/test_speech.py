@@ -1,4 +1,4 @@
-"""The end of speech, told by its latents and by its sound."""
+"""The end of speech, detected by latents and by energy."""
 
 import numpy as np
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""Text and a voice in, speech out: what repeats, what is compiled, what is refused; checkpoints and their codecs."""
+"""Text and a voice to speech: determinism, compilation, invalid arguments; checkpoints and their codecs."""
 
 import dataclasses
 import logging
@@ -116,7 +116,7 @@ for given in (
 
 
 def test_argument_errors_name_the_argument_and_the_right_form():
-    """In a process of its own: under pytest jaxtyping answers first."""
+    """In a subprocess, because under pytest jaxtyping raises its own errors first."""
     done = subprocess.run([sys.executable, "-c", WRONG_ARGUMENTS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines() == [
         'text: 42 is int: give a string, as in "four two"',
@@ -224,7 +224,7 @@ def home(tmp_path_factory):
 
 
 class TestCheckpoints:
-    """Loading: the codec is found by the checkpoint's word for it, and another one is refused unless told."""
+    """Loading: the codec is found by its name in the checkpoint, and another one needs an explicit request."""
 
     @pytest.fixture(autouse=True)
     def at_home(self, home, monkeypatch):

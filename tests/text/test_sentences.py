@@ -1,4 +1,4 @@
-"""Long text is cut where a reader would pause, and nothing of it is lost."""
+"""Long text is split where a reader would pause, without losing anything."""
 
 import pytest
 from hypothesis import given

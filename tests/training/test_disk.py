@@ -1,4 +1,4 @@
-"""The trainer and the watchdog: leases, what both call a checkpoint, room before a save, waiting when asked to."""
+"""The trainer and the watchdog: leases, complete checkpoints, freeing space before a save, waiting when asked."""
 
 import json
 import os
@@ -172,7 +172,7 @@ def test_a_waiting_run_can_be_stopped_and_has_saved_if_possible(config, tmp_path
 
 
 class Others:
-    """Two more processes, of which one is asked to wait or not."""
+    """Two more processes, one of which may be asked to wait."""
 
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)

@@ -1,4 +1,4 @@
-"""Analytic work of the presets, against the table that was checked by hand."""
+"""Analytic FLOPs of the presets, against a table checked by hand."""
 
 import pytest
 

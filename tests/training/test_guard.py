@@ -1,4 +1,4 @@
-"""Bad steps: left out while they are few, else the run goes back, and stops when that does not help."""
+"""Bad steps: skipped while there are few, else the run rolls back, and stops if that does not help."""
 
 import json
 import math
@@ -112,7 +112,7 @@ def test_a_bad_step_is_described_with_its_worst_rows_first():
 
 @pytest.fixture
 def config(tmp_path, shards):
-    """Six steps as everywhere here, of which one in four may be skipped; one makes what is usual."""
+    """Six steps as in the other tests, of which one in four may be skipped; one good step defines the median."""
     return with_sections(TINY, data={"data": str(shards)}, run={"skips": 1, "skip_window": 4})
 
 

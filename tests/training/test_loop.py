@@ -1,4 +1,4 @@
-"""Whole runs on tiny shards: the loss falls, a resumed run is the same run, and a bad one stops."""
+"""Complete runs on tiny shards: the loss falls, a resumed run is identical, and a bad one stops."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def events(run_dir):
 
 
 class StopAfter(StopSignal):
-    """Asks for a stop once it has been looked at this often."""
+    """Requests a stop after it has been checked this often."""
 
     def __init__(self, steps):
         self._left = steps
@@ -149,7 +149,7 @@ def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
 
 
 class Sound:
-    """Stands for synthesis: the file holds what was asked."""
+    """A fake of synthesis: the file contains the request."""
 
     def __init__(self, *asked):
         self.asked = asked

@@ -1,4 +1,4 @@
-"""The sharding table: every large parameter is cut, and cutting changes no number."""
+"""The sharding table: every large parameter is sharded, and sharding changes no results."""
 
 import json
 import os

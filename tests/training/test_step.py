@@ -1,4 +1,4 @@
-"""The train step: what it computes, and what it must not depend on."""
+"""The train step: its results, and what they must not depend on."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def step(mesh):
 
 @pytest.fixture(scope="module")
 def begin(mesh):
-    """Makes copies of one first state: the step donates what it is given."""
+    """Creates copies of one initial state, since the step donates its arguments."""
     state = initial_state(TINY, mesh)
     return lambda: jax.tree.map(jnp.copy, state)
 

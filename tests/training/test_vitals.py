@@ -1,4 +1,4 @@
-"""Step times and what the machine says."""
+"""Step times and host metrics."""
 
 import pytest
 

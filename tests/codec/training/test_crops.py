@@ -1,4 +1,4 @@
-"""Crops: a function of (seed, step, row), from parts of files, without what is silent or clipped."""
+"""Crops: a function of (seed, step, row), read from parts of files, not silent or clipped."""
 
 import dataclasses
 from pathlib import Path

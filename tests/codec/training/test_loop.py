@@ -1,4 +1,4 @@
-"""The codec's training: resumes bitwise, leaves alone what it should, and does not care how many devices there are."""
+"""Codec training: resumes bitwise, keeps frozen parameters, independent of the number of devices."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""A trained codec as the published .pth: the reference modules open it and say the same."""
+"""A trained codec as the published .pth: the reference modules load it and give the same results."""
 
 import dataclasses
 from pathlib import Path

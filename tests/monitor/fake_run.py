@@ -97,7 +97,7 @@ def make_run(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> Path:
-    """A complete run directory: metrics of all hosts, configuration, checkpoints, samples; `ending` is its last event."""
+    """A complete run directory: metrics of all hosts, configuration, checkpoints, samples; `ending`: its last event."""
     end = time.time() if end is None else end
     for host in range(hosts):
         path = run_dir / "metrics" / f"host-{host}.jsonl"

@@ -1,4 +1,4 @@
-"""Keep the disks of this host from filling: the same as `echotts watchdog`."""
+"""Keeps the disks of this host from filling: same as `echotts watchdog`."""
 
 from echotts.cli.main import console
 

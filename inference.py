@@ -1,4 +1,4 @@
-"""Speak a text into a file: the same as `echotts speak`."""
+"""Speaks a text into a file: same as `echotts speak`."""
 
 from echotts.cli.main import console
 

@@ -1,4 +1,4 @@
-"""Show runs in a browser: the same as `echotts monitor`."""
+"""Shows runs in a browser: same as `echotts monitor`."""
 
 from echotts.cli.main import console
 

@@ -1,4 +1,4 @@
-"""Train a model: the same as `echotts train`."""
+"""Trains a model: same as `echotts train`."""
 
 from echotts.cli.main import console
 

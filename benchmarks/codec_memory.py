@@ -1,10 +1,10 @@
 """Peak memory of decoding at full size (DACVAE, 48 kHz): 10 minutes of audio against 10 seconds.
 
-    python -m benchmarks.codec_memory         # about 20 minutes on two cores; --minutes 2 is a shorter look
+    python -m benchmarks.codec_memory         # about 20 minutes on two cores; --minutes 2 is faster
 
-Each length is decoded in a process of its own, with the weights of the golden files. The figure is that process's peak
-resident memory as the system counted it: weights, runtime, latents and the finished audio (115 MB of float32 for 10
-minutes) included (target: at most 300 MiB more for 10 minutes than for 10 seconds). Encoding is measured likewise.
+Each length is decoded in its own process, with the weights of the golden files. The figure is that process's peak
+resident memory, including weights, runtime, latents and the complete audio (115 MB of float32 for 10 minutes)
+(target: at most 300 MiB more for 10 minutes than for 10 seconds). Encoding is measured in the same way.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(codec: Codec, way: str, seconds: float) -> dict[str, float]:
-    """Peak resident memory of this process in MiB and its CPU time, once it has decoded or encoded so much."""
+    """Peak resident memory of this process in MiB and its CPU time, after decoding or encoding this much audio."""
     rng = np.random.default_rng(0)
     frames = round(seconds * codec.sample_rate / HOP)
     if way == "decode":
@@ -63,7 +63,7 @@ def measure(codec: Codec, way: str, seconds: float) -> dict[str, float]:
 
 
 def peak_mib() -> float:
-    """Of this program alone: getrusage's figure begins with the size of the process that started it."""
+    """Of this program alone: getrusage's figure starts with the size of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
 

@@ -3,11 +3,11 @@
     make bench-env                                  # descript-audio-codec, the PyTorch side
     python -m benchmarks.codec_windows --plot docs/codec_windows.svg      # an hour on two busy cores
 
-Windows of 0.37 to 20 s, as in the figures of the papers. The PyTorch side runs a window by itself, weight norm removed:
-joined, such windows have seams. Ours are the next window of a stream, whose result equals that of the whole signal;
-what is wider than `window_frames` it computes in several windows of that width. Both sides take turns in one process;
-PyTorch has one thread, since threads that wait for each other cost it CPU time on a busy machine. What counts is CPU
-time over all threads (target: at most 0.6 of PyTorch's at every window).
+Windows of 0.37 to 20 s, as in the figures of the papers. The PyTorch side processes isolated windows, weight norm
+removed: joined, such windows have seams. Ours are successive windows of a stream, with the result of a single pass;
+windows wider than `window_frames` are split. Both sides take turns in one process; PyTorch has one thread, since
+threads waiting for each other cost CPU time on a busy machine. The criterion is CPU time over all threads (target: at
+most 0.6 of PyTorch's for every window).
 """
 
 import argparse
@@ -62,7 +62,7 @@ def measure(codec: Codec, theirs: Any, decode: bool, seconds: float, rounds: int
     window = rng.standard_normal(shape, np.float32)
     kind = DecoderStream if decode else EncoderStream
     stream = kind(codec.params, codec.config, 1, (width,))
-    for _ in range(2):  # past the start: each push now gives a window's worth
+    for _ in range(2):  # past the start: each push now returns a full window
         stream.push(window)
     spent = best_of({"ours": lambda: stream.push(window), "pytorch": lambda: theirs(window)}, rounds)
     return spent["ours"], spent["pytorch"]
@@ -101,7 +101,7 @@ def dac() -> Any:
 
 
 def loaded(model: Any, weight: Callable[[str], np.ndarray]) -> Any:
-    """The PyTorch module with those weights, weight norm folded, without gradients."""
+    """The PyTorch module with these weights, weight norm folded, without gradients."""
     import torch
 
     model.load_state_dict({key: torch.from_numpy(weight(key)) for key in model.state_dict()})
@@ -112,7 +112,7 @@ def loaded(model: Any, weight: Callable[[str], np.ndarray]) -> Any:
 
 
 def plot(measured: dict[str, list[tuple[float, Spent, Spent]]]) -> str:
-    """CPU seconds over seconds of sound: ours solid, PyTorch dashed."""
+    """Plots CPU seconds over seconds of audio: ours solid, PyTorch dashed."""
     width, height, left, bottom = 720, 440, 60, 390
     seconds = [row[0] for rows in measured.values() for row in rows]
     cpu = [side.cpu for rows in measured.values() for row in rows for side in row[1:]]

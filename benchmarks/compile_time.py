@@ -1,9 +1,9 @@
-"""Compile time of the train step of a 24-layer model: layers scanned, against the same layers unrolled.
+"""Compile time of the train step of a 24-layer model: scanned layers against unrolled layers.
 
     python -m benchmarks.compile_time         # about 10 minutes on two cores, nearly all of it the unrolled side
 
 Model: the 840m preset (24 decoder layers, two encoders of 8), float32, batch 4 of 375 frames, 200 text bytes and 248
-reference frames; loss, gradient and clipped AdamW. Nothing is run and no parameter allocated: the time is that of
+reference frames; loss, gradient and clipped AdamW. Nothing is run, no parameters are allocated: the time is that of
 tracing, lowering and compiling, both sides in this process (target: scanned at most 0.35 of unrolled).
 """
 

@@ -1,11 +1,11 @@
-"""Seconds from opening the dashboard's page to its first data, and what an open page costs the server's processor.
+"""Seconds from opening the dashboard to its first data, and the server's CPU time for an open page.
 
     python -m benchmarks.dashboard_page [--steps 100000] [--rounds 5]
 
-A made-up run of that many steps, a line every 10, is served by `monitor.py` and opened in Chromium (apt-get install
-chromium), each time in a fresh context, so that nothing is cached. First data: the loss is drawn and its last value can
-be read. All data: the first round of questions is over. Then the page stays open for a while on the run, to which a
-line a second is added; the server's CPU time over that is what polling costs. Goals: 1 s, and 1 % of a core.
+A synthetic run with that many steps and a line every 10 is served by `monitor.py` and opened in Chromium (apt-get
+install chromium), each time in a fresh context without cache. First data: the loss is drawn and its last value is
+shown. All data: the first round of requests is complete. Then the page stays open while the run grows by a line per
+second; the server's CPU time meanwhile is the cost of polling. Goals: 1 s, and 1 % of a core.
 """
 
 import argparse
@@ -40,7 +40,7 @@ def opened(browser: Browser, url: str) -> tuple[float, float]:
 
 
 def polled(browser: Browser, dashboard: Dashboard, run_dir: Path, steps: int) -> float:
-    """The share of a core that the server takes while a page is open on a growing run."""
+    """The share of a core that the server uses while a page is open on a growing run."""
     page = browser.new_page()
     page.goto(dashboard.url)
     page.locator(LIVE).wait_for()
@@ -70,7 +70,7 @@ def main() -> None:
         run_dir = make_run(Path(folder) / "run", steps=asked.steps, hosts=1)
         dashboard, browser = Dashboard(("--run_dir", str(run_dir))).start(), launch(playwright)
         try:
-            opened(browser, dashboard.url)  # uncounted: the browser itself starts
+            opened(browser, dashboard.url)  # not measured: includes the browser's start
             seconds = sorted(opened(browser, dashboard.url) for _ in range(asked.rounds))
             share = polled(browser, dashboard, run_dir, asked.steps)
         finally:

@@ -8,14 +8,14 @@ import jax
 
 
 class Spent(NamedTuple):
-    """Seconds of one call: on the clock, and of processor time over all threads."""
+    """Wall-clock seconds of one call, and CPU seconds over all threads."""
 
     wall: float
     cpu: float
 
 
 def best_of(sides: dict[str, Callable[[], Any]], rounds: int) -> dict[str, Spent]:
-    """The least wall and the least CPU time of each side. Sides take turns; an uncounted call of each comes first."""
+    """The minimum wall and CPU time of each side. Sides take turns, after an unmeasured call of each."""
     for run in sides.values():
         jax.block_until_ready(run())
     spent: dict[str, list[Spent]] = {name: [] for name in sides}

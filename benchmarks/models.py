@@ -1,4 +1,4 @@
-"""What the model benchmarks share: the 100M model, one example of its inputs, and the same layers unrolled."""
+"""Common parts of the model benchmarks: the 100M model, an example of its inputs, and its layers unrolled."""
 
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ def model_100m(remat: RematName = "none") -> ModelConfig:
 
 
 def example(rows: int) -> tuple[Any, Any, Any, Any]:
-    """Text and reference of full length for every row, in the order the model takes them."""
+    """Text and reference of full length for every row, in the model's argument order."""
     rng = np.random.default_rng(0)
     return (
         jnp.asarray(rng.integers(1, 256, (rows, TOKENS)), jnp.int32),
@@ -36,7 +36,7 @@ def example(rows: int) -> tuple[Any, Any, Any, Any]:
 
 
 def unrolled(model: BlockDiT) -> BlockDiT:
-    """The same model with every layer a module of its own. Run it while `layers.scan_layers` is `loop_over_layers`."""
+    """The same model with a separate module per layer. Run it while `layers.scan_layers` is `loop_over_layers`."""
     model = nnx.clone(model)
     for owner in (model, model.text_encoder, model.speaker_encoder):
         graphdef, params = nnx.split(owner.blocks)
@@ -50,7 +50,7 @@ def unrolled(model: BlockDiT) -> BlockDiT:
 def loop_over_layers(
     blocks: nnx.List, apply: Any, carry: Any, xs: Any = None, *, remat: RematName, gather: Any = None
 ) -> tuple[Any, Any]:
-    """Stands in for `model.layers.scan_layers`: a Python loop, every layer a piece of program of its own."""
+    """Replaces `model.layers.scan_layers`: a Python loop, in which every layer is compiled separately."""
     ys = []
     for i, block in enumerate(blocks):
         carry, y = apply(block, carry, jax.tree.map(lambda leaf, i=i: leaf[i], xs))
@@ -59,7 +59,7 @@ def loop_over_layers(
 
 
 class Batch(NamedTuple):
-    """What the loss reads."""
+    """The fields of a batch that the loss reads."""
 
     latent: Any
     latent_mask: Any
@@ -91,5 +91,5 @@ def train_step(optimizer: Any, graphdef: Any) -> Any:
 
 
 def adamw() -> Any:
-    """The published optimizer at a constant rate."""
+    """The published optimizer with a constant learning rate."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-4, b1=0.9, b2=0.99, weight_decay=1e-2))

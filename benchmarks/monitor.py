@@ -1,15 +1,15 @@
-"""The dashboard: how soon it shows something, what polling costs, and how it opens a very large file.
+"""Dashboard server: time to first data, cost of polling, and opening a very large file.
 
     python -m benchmarks.monitor [--lines 2000000]
 
-1. A run of 100,000 steps, a line for each, as the trainer writes them: seconds from starting to ask a server that has
-   not read it yet until runs, names and the first charts are there (target: 1 s).
-2. A page open on that run while it grows by a line a second: processor time of the server for one page that polls every
-   two seconds, in parts of one core (target: 1 %).
-3. A file of 2,000,000 lines, of 3 numbers each and of the trainer's 23: seconds until the first chart, from a part of
-   the lines, and until every line is in; the most memory the process ever took (targets: 2 s, 10 s, 200 MiB).
+1. A run of 100,000 steps with one trainer line each: seconds from the first request to a server that has not read it
+   yet until runs, names and the first charts are there (target: 1 s).
+2. A page open on that run while it grows by a line per second: CPU time of the server for one page that polls every
+   two seconds, as a share of one core (target: 1 %).
+3. A file of 2,000,000 lines, with 3 numbers each or the trainer's 23: seconds until the first chart, from a sample of
+   the lines, and until every line is read; the peak memory (targets: 2 s, 10 s, 200 MiB).
 
-Seconds on the clock and of processor time: on a machine that does other things, too, only the second can be compared.
+Reports wall-clock and CPU seconds: on a busy machine only the latter are comparable.
 """
 
 import argparse
@@ -60,13 +60,13 @@ def main() -> None:
 
 
 def apart(part: str, run: Path) -> dict[str, float]:
-    """Measures in a process of its own, whose memory and processor time are the server's alone."""
+    """Measures in a separate process, whose memory and CPU time are those of the server alone."""
     command = [sys.executable, "-m", "benchmarks.monitor", "--part", part, "--run", str(run)]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure_page(run: Path) -> dict[str, float]:
-    """First data and polling, by real requests to a real server; what this thread spends on asking is left out."""
+    """First data and polling, by real requests to a real server; this thread's own CPU time is excluded."""
     from echotts.monitor.runs import Library
     from echotts.monitor.security import called
     from echotts.monitor.serve import listen, make_server
@@ -104,8 +104,8 @@ def measure_page(run: Path) -> dict[str, float]:
 
 
 def measure_open(run: Path) -> dict[str, float]:
-    """A rough chart, then all lines, as the server does it."""
-    from echotts.monitor import serve  # what the server loads counts as memory
+    """A preview of the chart, then all lines, as the server reads them."""
+    from echotts.monitor import serve  # the server's imports count as memory
     from echotts.monitor.folders import open_folder
     from echotts.monitor.history import History
     from echotts.monitor.series import answer
@@ -127,7 +127,7 @@ def measure_open(run: Path) -> dict[str, float]:
 
 
 class Memory(threading.Thread):
-    """Watches what this process and those it starts hold together, pages that they share counted once."""
+    """Tracks the total memory of this process and its children; shared pages are counted once."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
@@ -152,7 +152,7 @@ class Memory(threading.Thread):
 
 
 def parent(process: str) -> int:
-    """The process that started it; -1 if it ended."""
+    """The parent of a process; -1 if it ended."""
     try:
         return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
     except OSError:
@@ -160,7 +160,7 @@ def parent(process: str) -> int:
 
 
 def proportional_kib(process: str) -> int:
-    """The memory of a process, where pages that n processes share count 1/n (proc(5): smaps_rollup); 0 if it ended."""
+    """The memory of a process; pages shared by n processes count 1/n (proc(5): smaps_rollup). 0 if it ended."""
     try:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
     except OSError:
@@ -169,20 +169,20 @@ def proportional_kib(process: str) -> int:
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, float]:
-    """Seconds on the clock and of processor time, that of processes started meanwhile among it."""
+    """Wall-clock and CPU seconds, including those of child processes."""
     began, cpu = time.perf_counter(), cpu_s()
     work()
     return time.perf_counter() - began, cpu_s() - cpu
 
 
 def cpu_s() -> float:
-    """Processor time of this process and of those it started, which have ended."""
+    """CPU time of this process and of its ended children."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def write_run(run: Path, lines: int, kind: str) -> int:
-    """A metrics file with so many lines, one a step; returns its bytes."""
+    """Writes a metrics file with this many lines, one per step; returns its size in bytes."""
     import numpy as np
 
     from tests.monitor.fake_run import train_line
@@ -192,7 +192,7 @@ def write_run(run: Path, lines: int, kind: str) -> int:
     rng = np.random.default_rng(0)
     began = time.time() - lines
     patterns = []
-    for _ in range(1000):  # as many different lines, over and over, with steps and times of their own
+    for _ in range(1000):  # this many different lines, repeated with new steps and times
         line = train_line(1000, began, 0, rng)
         if kind == "short":
             line = {name: line[name] for name in ("time", "step", "process", "loss/train", "grad/norm", "time/step_s")}

@@ -1,4 +1,4 @@
-"""Two processes of the real training program, for the benchmarks that start and save: shards, flags, who said what."""
+"""Starts processes of the real training program, for the benchmarks of starting and saving."""
 
 import contextlib
 import json
@@ -22,7 +22,7 @@ LIMIT_S = 900
 
 
 def write_shards(folder: Path, shards: int = 8, samples: int = 32) -> Path:
-    """Noise that the demo preset takes: clips of 20 to 60 frames, each with a text and a reference."""
+    """Shards of noise for the demo preset: clips of 20 to 60 frames, each with a text and a reference."""
     config, rng = demo(), np.random.default_rng(0)
     channels = config.model.latent_channels
     folder.mkdir()
@@ -38,7 +38,7 @@ def write_shards(folder: Path, shards: int = 8, samples: int = 32) -> Path:
 
 @contextlib.contextmanager
 def training(count: int, folder: Path, flags: Sequence[str], cache: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """`count` processes of the demo preset; none outlives the `with`. Each writes to `folder`/log<index>."""
+    """`count` processes of the demo preset, ended with the context. Each writes to `folder`/log<index>."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -66,7 +66,7 @@ def training(count: int, folder: Path, flags: Sequence[str], cache: Path) -> Ite
 
 
 def until(words: str, folder: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """Waits until each process has said the words."""
+    """Waits until each process has logged these words."""
     end = time.monotonic() + LIMIT_S
     logs = [folder / f"log{index}" for index in range(len(processes))]
     while not all(words in log.read_text(errors="replace") for log in logs):
@@ -76,7 +76,7 @@ def until(words: str, folder: Path, processes: Sequence[subprocess.Popen[bytes]]
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> float:
-    """SIGTERM to the last of them; the seconds until all have saved and left."""
+    """Sends SIGTERM to the last process; returns the seconds until all have saved and exited."""
     began = time.perf_counter()
     processes[-1].send_signal(signal.SIGTERM)
     codes = [process.wait(timeout=LIMIT_S) for process in processes]
@@ -86,7 +86,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> float:
 
 
 def metric_lines(run_dir: Path) -> list[dict]:
-    """All lines of the run, in the order in which they were written."""
+    """All lines of the run, in order of writing."""
     return [
         json.loads(line) for path in (run_dir / "metrics").glob("*.jsonl") for line in path.read_text().splitlines()
     ]

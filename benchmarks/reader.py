@@ -1,9 +1,9 @@
-"""Samples a second and core: our validating reader and the whole stream, beside webdataset's own decoding.
+"""Samples per second and core: our validating reader and the whole stream, against webdataset's decoding.
 
     python -m benchmarks.reader [--samples 2000] [--frames 300]
 
-Both read the same shards (frames of 128 channels, a reference of as many, JSON) from a warm cache in one run,
-turn about; figures are per second of process time, the best of three. webdataset checks nothing of what it decodes.
+Both read the same shards (frames of 128 channels, a reference of the same length, JSON) from a warm cache in one run,
+taking turns; figures are per second of process time, the best of three. webdataset does not validate.
 """
 
 import argparse

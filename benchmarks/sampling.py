@@ -1,6 +1,6 @@
-"""Speed of sampling on this machine's CPU: guidance in one batch over cached conditions, and PyTorch beside it.
+"""Speed of sampling on this machine's CPU: guidance in one batch with cached conditions, and against PyTorch.
 
-    pip install --no-deps echo-tts==0.1.4     # the PyTorch model to compare with; of its own list it needs torch alone
+    pip install --no-deps echo-tts==0.1.4     # the PyTorch model; of its requirements it needs only torch
     python -m benchmarks.sampling             # about 10 minutes on two cores; --steps 8 --rounds 1 for a look
 
 Model: about 100M parameters (640 wide, 12 layers, 10 heads, encoders 384/4/6), float32. One utterance: 375 frames
@@ -77,9 +77,9 @@ def guidance(steps: int, rounds: int) -> None:
 
 
 def encode_each_step(model: Any, noise: Any, conditions: Any, dropped: Any, scale: Any, steps: int) -> Any:
-    """Joint guidance as it is often written: both encoders and the whole decoder, twice a step.
+    """Joint guidance as commonly implemented: both encoders and the whole decoder, twice per step.
 
-    The loop is Python's: XLA would take the encoders out of a loop of its own, and so compare with something else.
+    The loop is in Python: XLA would hoist the encoders out of a compiled loop.
     """
     x = noise
     for i in range(steps):
@@ -124,7 +124,7 @@ def torch_row(rounds: int) -> None:
 
 
 def echo_dit(config: Any) -> Any:
-    """EchoDiT of the installed echo-tts at our sizes. Its model file is loaded alone: the package wants torchaudio."""
+    """EchoDiT of the installed echo-tts at our sizes. Loads only its model file: the package needs torchaudio."""
     package = importlib.util.find_spec("echo_tts")
     if package is None or not package.submodule_search_locations:
         sys.exit("echo-tts is not installed: pip install --no-deps echo-tts==0.1.4")
@@ -154,7 +154,7 @@ def echo_dit(config: Any) -> Any:
 
 
 def new_model() -> BlockDiT:
-    """With the attention that `EchoTTS` would choose."""
+    """A model with the attention that `EchoTTS` would choose."""
     config = model_100m()
     return BlockDiT(config, rngs=nnx.Rngs(0), attend=choose_attention(jax.default_backend(), config))
 

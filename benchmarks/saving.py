@@ -1,11 +1,11 @@
-"""What a checkpoint costs the training: the loop's stand-still, and all of it, as a share of the default interval.
+"""Cost of a checkpoint: the pause of the training loop, and the total, as a share of the default interval.
 
     python -m benchmarks.saving [--processes 2]         # five minutes on two cores, with two processes ten
 
-The demo preset trains STEPS steps twice, without a save and with one after every EVERY steps; both sides take their
-steps in turns of the same program and compile cache. `stands still` is the longest checkpoint/save_s (the copy off the
-devices); `costs` is the wall time that one save adds in all, writing in the background included. Both are given as a
-share of the time between two saves at the preset's default interval, and the first also of a single step.
+The demo preset trains STEPS steps twice, without saving and with a checkpoint every EVERY steps; both sides take turns
+with the same program and compile cache. `stands still` is the longest checkpoint/save_s (the copy from the devices);
+`costs` is the total wall time added by one save, including writing in the background. Both are given as a share of the
+time between two saves at the preset's default interval, and the first also of a single step.
 Target: at most 5 % of the time of the steps.
 """
 
@@ -29,7 +29,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         shards = write_shards(root / "shards")
-        for turn in range(1 + ROUNDS):  # the first, which compiles, does not count
+        for turn in range(1 + ROUNDS):  # the first compiles, and is not measured
             for every, figures in sides.items():
                 run = root / f"run {turn} {every}"
                 measured = measure(run, count, shards, every, root / "compiled")
@@ -47,7 +47,7 @@ def share(seconds: float, step_s: float, interval: int) -> str:
 
 
 def measure(run: Path, count: int, shards: Path, every: int, cache: Path) -> tuple[float, float]:
-    """(wall seconds a step, saves included; the longest stand-still) of one run."""
+    """(wall seconds per step including saves; the longest pause) of one run."""
     flags = [
         *(f"--data={shards}", f"--run_dir={run / 'trained'}", f"--steps={STEPS}", "--run.log_every=1"),
         *("--run.eval_every=0", "--run.save_every_minutes=0", f"--run.save_every_steps={every}"),
@@ -57,7 +57,7 @@ def measure(run: Path, count: int, shards: Path, every: int, cache: Path) -> tup
             raise SystemExit("\n".join(log.read_text() for log in run.glob("log*")))
     lines = metric_lines(run / "trained")
     times = {line["step"]: line["time"] for line in lines if "loss/train" in line and line["process"] == 0}
-    last = STEPS - 1  # the save after the last step is another matter
+    last = STEPS - 1  # excludes the save after the last step
     stalls = [line["checkpoint/save_s"] for line in lines if "checkpoint/save_s" in line and line["step"] < STEPS]
     return (times[last] - times[WARM]) / (last - WARM), max(stalls, default=0.0)
 

@@ -1,9 +1,8 @@
 """How well `data segment` finds and transcribes speech: `python -m benchmarks.segmenting --clips english/train`.
 
 Joins known clips into one long recording, with silence, noise or music between them, and compares the result with the
-truth: the share of the speech found, the error of the boundaries, and the word errors in the found clips beside those
-of the recogniser on the clips themselves. Some of the clips lie over music, are noisy or clipped, and should be
-rejected.
+ground truth: the share of the speech found, the error of the boundaries, and the word errors in the found clips beside
+those of the recogniser on the clips themselves. Some clips are over music, noisy or clipped, and should be rejected.
 """
 
 import argparse
@@ -30,7 +29,7 @@ NEAR_S = 0.2
 
 
 def glue(folder: Path, seconds: float, random: np.random.Generator) -> tuple[Samples, list[dict]]:
-    """A recording of so many seconds, and where each clip is in it: start_s, end_s, text, kind."""
+    """A recording of this many seconds, and its clips: start_s, end_s, text, kind."""
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     rows.sort(key=lambda row: (row["speaker"], row["audio"]))
     rows = [pair for pair in zip(rows[::2], rows[1::2], strict=False) if pair[0]["speaker"] == pair[1]["speaker"]]
@@ -68,7 +67,7 @@ def main() -> None:
     parser.add_argument("--clips", type=Path, required=True, help="folder with metadata.jsonl (`data speak`)")
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--asr", default="base")
-    parser.add_argument("--only_find", action="store_true", help="leave out the recogniser")
+    parser.add_argument("--only_find", action="store_true", help="skip the recogniser")
     arguments = parser.parse_args()
     samples, places = glue(arguments.clips, 60 * arguments.minutes, np.random.default_rng(0))
     began = time.process_time()
@@ -83,7 +82,7 @@ def main() -> None:
 
 
 def compare(spans: list[tuple[float, float]], places: list[dict]) -> None:
-    """Speech found, and boundaries of the clips that are one piece."""
+    """Speech found, and boundaries of clips that were found as one piece."""
     grid = np.zeros((2, round(100 * (max(places[-1]["end_s"], spans[-1][1]) + 1))), bool)
     for row, edges in enumerate(([(p["start_s"], p["end_s"]) for p in places if p["kind"] == "good"], spans)):
         for start_s, end_s in edges:
@@ -99,7 +98,7 @@ def compare(spans: list[tuple[float, float]], places: list[dict]) -> None:
 
 
 def score_clips(folder: Path, places: list[dict], recogniser: Whisper) -> None:
-    """What `data segment` makes of it: rejections by kind of clip, errors in its texts beside the recogniser's own."""
+    """Result of `data segment`: rejections by kind of clip, errors in its texts beside the recogniser's own."""
     summary = segment(folder / "talk.flac", folder / "clips", recogniser, Settings())
     print(f"{summary.clips} clips, {summary.seconds / 60:.1f} min; rejected {dict(summary.rejected)}")
     counts: dict[str, Counter[str]] = {}

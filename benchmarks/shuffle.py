@@ -1,10 +1,10 @@
-"""What a batch costs with many shards, and how many shards neighbouring batches have in common.
+"""Cost of a batch with many shards, and number of shards that neighbouring batches have in common.
 
     python -m benchmarks.shuffle [--shards 1000 10000 100000] [--shuffle 1024] [--interleave 1 16]
 
-One shard of 100 short samples stands under as many names (hard links). Milliseconds of process time: of the state
-that goes with every batch, and of the whole batch of 256 over 64 streams. The common shards are counted between
-batches 1 and 8 steps apart, beside what independent draws from all shards would share.
+One shard of 100 short samples has as many names (hard links). Milliseconds of process time: of the state stored with
+every batch, and of the whole batch of 256 over 64 streams. Common shards are counted between batches 1 and 8 steps
+apart, beside the expected number for independent draws from all shards.
 """
 
 import argparse
@@ -80,7 +80,7 @@ def linked(folder: Path, count: int) -> list[Path]:
         names.append(folder / f"s-{number:06d}.tar")
         try:
             os.link(first, names[-1])
-        except OSError:  # file systems limit the names of a file
+        except OSError:  # file systems limit the number of hard links
             first = names[-1]
             first.write_bytes(names[0].read_bytes())
     return names

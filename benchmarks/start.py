@@ -1,12 +1,11 @@
-"""From the command to the first step: the demo preset as one process and over two, with an empty and a warm cache.
+"""Time from the command to the first step: the demo preset in one and two processes, with empty and warm cache.
 
     python -m benchmarks.start         # about three minutes on two cores
 
-Each line starts `train_pretrain.py` on this machine and stops the clock when all processes have said the numbers of
-step 1: imports, joining, listing the shards, the first batch, compiling and the step are in it. The lines of a pair
-differ in the compile cache alone, which several processes on CPUs do without. The last figure is from SIGTERM to one of
-the processes until all have saved and left. Target: at most 60 s over two processes once the cache is warm; 10 s for
-leaving.
+Each line starts `train_pretrain.py` on this machine and measures until all processes have logged step 1: imports,
+joining, listing the shards, the first batch, compilation and the step. The lines of a pair differ only in the compile
+cache, which several processes on CPUs do not use. The last figure is the time from SIGTERM to one of the processes
+until all have saved and exited. Target: at most 60 s for two processes with a warm cache; 10 s for exiting.
 """
 
 import tempfile

@@ -3,9 +3,9 @@
     python -m benchmarks.train_memory         # about 5 minutes on two cores
 
 Each policy runs two steps (loss, gradient, clipped AdamW; float32; 375 frames, 200 text bytes, 248 reference frames) in
-a process of its own. Two figures: the peak the compiler planned for the step, parameters and optimizer state included,
-and the process's peak resident memory as the system counted it, Python and the runtime included; the compiler, which
-takes memory of its own, has run in another process and left its result in a cache. Target: full at most half of none.
+its own process. Two figures: the compiler's planned peak for the step, including parameters and optimizer state, and
+the process's peak resident memory, including Python and the runtime; compilation, which needs memory itself, happens in
+another process that fills a cache. Target: full at most half of none.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def in_process(policy: str) -> dict[str, float]:
-    """`measure` in a process of its own, with the step compiled by another one before."""
+    """`measure` in a separate process, after another one has compiled the step."""
     command = [sys.executable, "-m", "benchmarks.train_memory", "--policy", policy]
     with tempfile.TemporaryDirectory() as cache:
         environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": cache}
@@ -63,7 +63,7 @@ def measure(policy: str) -> dict[str, float]:
     jitted = jax.jit(train_step(optimizer, graphdef), donate_argnums=(0, 1))
     step = jitted.lower(params, state, batch, jax.random.key(0)).compile()
     plan = step.memory_analysis()
-    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes  # outputs take the place of donated arguments
+    planned = plan.argument_size_in_bytes + plan.temp_size_in_bytes  # outputs reuse donated arguments
     for _ in range(2):
         start = time.perf_counter()
         params, state, loss = step(params, state, batch, jax.random.key(0))

@@ -1,9 +1,9 @@
-"""Seconds and memory of a watchdog's pass over 100,000 files: looking at them all, and deleting a cap's worth.
+"""Seconds and memory of a watchdog pass over 100,000 files: scanning them, and deleting the excess over a cap.
 
     python -m benchmarks.watchdog [--files 100000] [--folder FOLDER]
 
-The files are old logs and shards in 200 folders. Each pass is a process of its own, which prints its wall and CPU
-seconds and its highest resident memory. Goal: under 5 s and 100 MiB.
+The files are old logs and shards in 200 folders. Each pass is a separate process that prints its wall and CPU seconds
+and its peak resident memory. Goal: under 5 s and 100 MiB.
 """
 
 import argparse

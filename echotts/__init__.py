@@ -20,7 +20,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name, and jax with it, when it is first used: `--help` must not wait for that."""
+    """Imports a public name on first use: it needs jax, and `--help` must not wait for that."""
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'echotts' has no attribute {name!r}")

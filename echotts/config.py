@@ -1,6 +1,6 @@
-"""Configuration: frozen, typed, checked once, then trusted.
+"""Configuration: frozen dataclasses, validated once and then trusted.
 
-Each section belongs to one room of the package; presets are functions that return whole configs.
+Each section belongs to one part of the package; presets are functions that return complete configurations.
 Model sizes come from LAION's README and the published parameter totals (docs/model.md).
 """
 
@@ -15,9 +15,9 @@ from echotts.strict_json import check_type
 
 FRAME_RATE_HZ = 25
 SEED_BITS = 63
-MAX_SIZE = 1 << 20  # no channel, layer, head or id count is larger
-DEFAULT_CODEC = "demo"  # the built-in codec that commands use unless one is named
-HELDOUT_VOICES = "heldout"  # in the place of recordings, in run.sample_references
+MAX_SIZE = 1 << 20  # upper limit of numbers of channels, layers, heads and ids
+DEFAULT_CODEC = "demo"  # the built-in codec, default of commands
+HELDOUT_VOICES = "heldout"  # value of run.sample_references that stands for the held-out samples' voices
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
@@ -79,7 +79,7 @@ class ModelConfig:
     compute_dtype: DtypeName = "bfloat16"
     """Dtype of matrix products and activations; weights, norms and softmax stay float32."""
     attention: AttentionName = "auto"
-    """auto: a fused kernel where the platform has one (TPU, GPU); splash: on TPU the kernel of JAX instead of ours;
+    """auto: a fused kernel if the platform has one (TPU, GPU); splash: on TPU, JAX's kernel instead of this package's;
     xla: plain softmax attention everywhere."""
     remat: RematName = "none"
     """What the backward pass recomputes (rematerialization): nothing, all but matrix products, or whole layers."""
@@ -90,9 +90,9 @@ class ModelConfig:
             raise ValueError(f"norm_eps {self.norm_eps} must be from 0 to 1 and rope_theta {self.rope_theta} above 0")
         _check_heads("decoder", self.width, self.heads)
         if self.heads % 2:
-            raise ValueError(f"decoder heads {self.heads} is odd: rotary embedding turns half of the heads")
+            raise ValueError(f"decoder heads {self.heads} is odd: rotary embedding applies to half of the heads")
         if self.timestep_width % 2:
-            raise ValueError(f"timestep_width {self.timestep_width} is odd: it holds cosine and sine pairs")
+            raise ValueError(f"timestep_width {self.timestep_width} is odd, but it consists of cosine and sine pairs")
 
     @property
     def head_dim(self) -> int:
@@ -136,12 +136,12 @@ class DataConfig:
     reference_frames: int = 512
     """Maximum reference length in frames; a multiple of model.patch."""
     streams: int = 64
-    """Virtual streams that the shards are dealt to; fixed for a run, a multiple of the number of processes."""
+    """Virtual streams over which the shards are distributed; fixed for a run, a multiple of the number of processes."""
     shuffle_samples: int = 1024
     """Size of the shuffle buffer in samples, over all streams."""
     interleave: int = 1
-    """Shards that each stream reads in turns: more of them mix batches better, and take as many open files and as much
-    more of the cache."""
+    """Shards that each stream reads alternately: more of them mix batches better, but need proportionally more open
+    files and cache."""
     tokenizer: str = "byte"
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
@@ -150,7 +150,7 @@ class DataConfig:
     """Normalization of latents for training, undone before decoding: none, by the mean and standard deviation of all
     values (scalar), or by those of each channel. The statistics come from dataset.json."""
     longer_share: float = 0.1
-    """Share of samples put into a longer bucket than they need, so that trailing silence is learned in every bucket."""
+    """Share of samples put into a longer bucket than needed, so that trailing silence is learned in every bucket."""
     cache_dir: str = ""
     """Cache folder for remote shards; empty: ~/.cache/echotts/shards."""
     cache_gb: float = 40.0
@@ -192,7 +192,7 @@ class OptimConfig:
     clip_norm: float = 1.0
     """Gradients are clipped to this global norm."""
     accumulation: int = 1
-    """Gradient accumulation: a batch is computed in so many equal parts, to save memory."""
+    """Gradient accumulation: a batch is computed in this many equal parts, to save memory."""
     ema_decay: float = 0.9999
     """Decay of the exponential moving average (EMA) of the weights, per step."""
     init: InitName = "published"
@@ -218,7 +218,7 @@ class RunConfig:
     seed: int = 0
     """Random seed, 0 to 2^63 - 1; data order, noise and initial weights are functions of it."""
     accept_changed_data: bool = False
-    """Resume although shards were rewritten since the run began: which sample comes when is then another order."""
+    """Resume even if shards were rewritten since the run started, which changes the order of samples."""
     data_ways: int = 1
     """Data-parallel replicas, as between slices; parameters are sharded over the devices of each replica (FSDP)."""
     tensor_ways: int = 1
@@ -226,13 +226,13 @@ class RunConfig:
     log_every: int = 10
     """Steps between metrics lines."""
     save_every_steps: int = 5000
-    """Steps between checkpoints; 0: by the clock alone."""
+    """Steps between checkpoints; 0: only by time."""
     save_every_minutes: float = 30.0
-    """Maximum minutes between checkpoints; 0: by steps alone."""
+    """Maximum minutes between checkpoints; 0: only by steps."""
     keep_last: int = 3
     """Number of newest checkpoints to keep."""
     keep_every: int = 0
-    """Checkpoints at multiples of this step are kept forever; 0: none."""
+    """Keep checkpoints at multiples of this step forever; 0: none."""
     disk_config: str = ""
     """TOML file of `echotts watchdog`: its rules free disk space before each save; empty: nothing is deleted."""
     eval_every: int = 1000
@@ -242,26 +242,26 @@ class RunConfig:
     sample_every: int = 5000
     """Steps between speech samples; 0: never."""
     sentences: tuple[str, ...] = ()
-    """Sentences to speak as samples."""
+    """Sentences to synthesise as samples."""
     sample_references: tuple[str, ...] = ()
     """Reference recordings for the samples, used in turn; heldout: the voices of the held-out samples."""
     eval_asr: str = ""
-    """Recogniser that listens to the speech samples: digits, base or tiny.en (extra asr), a folder or a Hub id with a
-    Whisper model; its word errors are a metric. Empty: none."""
+    """Recogniser for the speech samples: digits, base or tiny.en (extra asr), or a folder or Hub id of a Whisper model;
+    its word error rate becomes a metric. Empty: none."""
     codec: str = ""
-    """Codec for the samples: demo, a file, a folder or a Hub id; empty: the data's."""
+    """Codec for the samples: demo, a file, a folder or a Hub id; empty: the codec of the data."""
     init_from: str | None = None
-    """Weights to begin with: an export, a published .pkl or another run."""
+    """Initial weights: an export, a published .pkl or another run."""
     resume_optimizer: bool = False
-    """Take the optimizer state, step and samples seen of init_from (a .pkl), too, and go on at that step."""
+    """Also take optimizer state, step and samples seen from init_from (a .pkl), and continue at that step."""
     coordinator: str = ""
-    """HOST:PORT of process 0 for multi-process runs, or auto where the cluster provides it (TPU pods, GKE, Slurm)."""
+    """HOST:PORT of process 0 for multi-process runs, or auto if the cluster provides it (TPU pods, GKE, Slurm)."""
     processes: int = 1
-    """Number of processes; with auto the cluster provides it."""
+    """Number of processes; with auto, provided by the cluster."""
     process_index: int = 0
-    """Index of this process, from 0; with auto the cluster provides it."""
+    """Index of this process, from 0; with auto, provided by the cluster."""
     join_timeout_s: int = 1800
-    """Seconds to wait for the other processes at the start."""
+    """Seconds to wait for the other processes at startup."""
     tensorboard: bool = False
     """Also write TensorBoard event files into RUN_DIR/tensorboard; needs the extra tensorboard."""
     profile_step: int = 0
@@ -271,8 +271,8 @@ class RunConfig:
     heartbeat_s: int = 60
     """Seconds without a heartbeat after which a process counts as lost and all others exit."""
     skips: int = 10
-    """Maximum number of skipped updates (non-finite values or loss spikes) within skip_window; beyond it the run rolls
-    back to an earlier checkpoint. 0: the first non-finite value stops the run."""
+    """Maximum number of skipped updates (non-finite values or loss spikes) within skip_window; if exceeded, the run
+    rolls back to an earlier checkpoint. 0: the first non-finite value stops the run."""
     skip_window: int = 500
     """Window, in steps, over which skipped updates are counted."""
     spike_factor: float = 3.0
@@ -280,25 +280,29 @@ class RunConfig:
     rollbacks: int = 5
     """Maximum number of automatic roll-backs before the run stops."""
     hang_s: float = 1800.0
-    """Seconds without a finished step after which a process dumps its stacks and exits; 0: never. Must exceed the
-    time to fetch a shard; the first step, compilation, saving, evaluation and samples may take an hour."""
+    """Seconds without a finished step after which a process dumps its stacks and exits; 0: never. Must exceed the time
+    to download a shard; the first step, compilation, saving, evaluation and samples may take an hour."""
     hang_factor: float = 20.0
     """A step may always take this multiple of the median step time, whatever hang_s is."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.resume_optimizer and not (self.init_from or "").endswith((".pkl", ".pickle")):
-            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl, which carries its state")
+            raise ValueError(f"resume_optimizer: init_from {self.init_from} must be a .pkl with optimizer state")
         if not 0 <= self.process_index < self.processes:
-            raise ValueError(f"process_index {self.process_index} of {self.processes} processes: count from 0")
+            raise ValueError(
+                f"process_index {self.process_index} must be at least 0 and below processes {self.processes}"
+            )
         if self.processes > 1 and not self.coordinator:
-            raise ValueError(f"processes {self.processes} need --run.coordinator HOST:PORT to find each other")
+            raise ValueError(f"processes {self.processes} need --run.coordinator HOST:PORT")
         if self.coordinator not in ("", "auto") and not self.coordinator.rpartition(":")[2].isdigit():
             raise ValueError(f"coordinator {self.coordinator!r}: give HOST:PORT of process 0, or auto")
         if self.join_timeout_s < 1 or self.heartbeat_s < 1:
             raise ValueError(f"join_timeout_s {self.join_timeout_s} and heartbeat_s {self.heartbeat_s} must be above 0")
         if self.profile_step < 0 or self.profile_steps < 1:
-            raise ValueError(f"profile_step {self.profile_step}: from 0; profile_steps {self.profile_steps}: from 1")
+            raise ValueError(
+                f"profile_step {self.profile_step} must be at least 0, profile_steps {self.profile_steps} at least 1"
+            )
         if self.data_ways < 1 or self.tensor_ways < 1:
             raise ValueError(f"data_ways {self.data_ways} and tensor_ways {self.tensor_ways} must be at least 1")
         if self.keep_last < 1 or self.eval_batches < 1:
@@ -311,7 +315,7 @@ class RunConfig:
         if self.hang_s < 0 or self.hang_factor < 1:
             raise ValueError(f"hang_s {self.hang_s} must be at least 0 and hang_factor {self.hang_factor} at least 1")
         if self.spike_factor != 0 and self.spike_factor <= 1:
-            raise ValueError(f"spike_factor {self.spike_factor} must be above 1, or 0: no step counts as a spike")
+            raise ValueError(f"spike_factor {self.spike_factor} must be above 1, or 0 for no spike detection")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -328,7 +332,9 @@ class Config:
     def __post_init__(self) -> None:
         for section in (self.model, self.flow, self.data, self.optim, self.run):
             for key, value in vars(section).items():
-                if isinstance(value, float) and not math.isfinite(value):  # which JSON, where it is saved, lacks
+                if isinstance(value, float) and not math.isfinite(
+                    value
+                ):  # JSON, in which configurations are saved, cannot represent it
                     raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(
@@ -336,23 +342,23 @@ class Config:
                 f"{self.model.patch}"
             )
         if self.run.sample_references == (HELDOUT_VOICES,) and not self.data.heldout:
-            raise ValueError(f"sample_references {HELDOUT_VOICES}: there are no held-out shards (--heldout)")
+            raise ValueError(f"sample_references {HELDOUT_VOICES} needs held-out shards (--heldout)")
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(
-                f"batch_size {self.data.batch_size} cannot be accumulated in {self.optim.accumulation} equal parts"
+                f"batch_size {self.data.batch_size} is not a multiple of accumulation {self.optim.accumulation}"
             )
 
 
 def check_seed(seed: int) -> None:
-    """ValueError for a seed that no generator takes whole."""
+    """Raises ValueError for a seed outside of the supported range."""
     if not 0 <= seed < 1 << SEED_BITS:
         raise ValueError(f"seed {seed}: give a whole number from 0 to 2^{SEED_BITS} - 1 ({(1 << SEED_BITS) - 1})")
 
 
 def demo() -> Config:
-    """4.86M parameters: trains on two CPU cores in minutes, on the built-in digit corpus.
+    """4.86M parameters: trains in minutes on two CPU cores, on the built-in digit corpus.
 
-    One bucket: whatever the text, the model sees the whole window and learns where speech ends in it.
+    It has a single bucket, so that the model always sees the whole window and learns where speech ends in it.
     """
     return Config(
         preset="demo",
@@ -409,12 +415,12 @@ def preset(name: str) -> Config:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config section as plain JSON-ready containers."""
+    """A config section as plain JSON-serialisable containers."""
     return dataclasses.asdict(config)
 
 
 def read_model_config(fields: Any, where: str | Path) -> ModelConfig:
-    """The model of a stored config (`to_dict` of a ModelConfig, through JSON). ValueError names the wrong field."""
+    """The ModelConfig from its stored form (`to_dict`, through JSON). ValueError names the invalid field."""
     return check_type(fields, where, ModelConfig)
 
 
@@ -428,4 +434,4 @@ def _check_heads(owner: str, width: int, heads: int) -> None:
     if width % heads:
         raise ValueError(f"{owner} width {width} is not a multiple of heads {heads}")
     if width // heads % 2:
-        raise ValueError(f"{owner} head width {width // heads} is odd: rotary embedding turns channel pairs")
+        raise ValueError(f"{owner} head width {width // heads} is odd: rotary embedding rotates pairs of channels")

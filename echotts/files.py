@@ -1,6 +1,6 @@
-"""Files that appear under their name only when they are whole, in places that were checked before the work.
+"""Atomic writes, and early checks that output files can be written.
 
-Text files are read as UTF-8 whatever the locale.
+Text files are read as UTF-8 regardless of the locale.
 """
 
 import codecs
@@ -16,59 +16,59 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-ASSETS = Path(__file__).parent / "assets"  # what the package brings: corpus, codec and model of the demo
+ASSETS = Path(__file__).parent / "assets"  # corpus, codec and model of the demo, part of the package
 
-SEARCHED = 1000  # names in a folder, for what killed writers left there
-LEFT_S = 3600.0  # after which a half-written file of another machine counts as left
+SEARCHED = 1000  # entries of a folder checked for files of killed writers
+LEFT_S = 3600.0  # age at which a partial file of another machine counts as abandoned
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:
-    """Before long work: each output can be written, and none of them is another output or one of the `inputs`.
+    """Checks before long work that each output can be written and is neither another output nor one of the `inputs`.
 
-    A missing folder is made. Raises OSError where an output is a folder, device, pipe or socket or cannot be made in
-    its folder, ValueError where a path is given twice.
+    Missing folders are created. Raises OSError if an output is a folder, device, pipe or socket, or cannot be created,
+    ValueError if a path is given twice.
     """
     taken = {_identity(Path(path)): f"{path}, which is read" for path in inputs}
     for path in map(Path, outputs):
-        check_place(path)
+        check_writable(path)
         identity = _identity(path)
         if identity in taken:
-            raise ValueError(f"{path}: is the same file as {taken[identity]}: name another")
+            raise ValueError(f"{path}: is the same file as {taken[identity]}: choose another name")
         taken[identity] = f"{path}, which is written too"
 
 
-def check_place(path: str | Path) -> None:
-    """`path` can be written by `atomic_write`: its folder is made if missing, and takes a file, which goes again.
+def check_writable(path: str | Path) -> None:
+    """Checks that `atomic_write` can write `path`, by creating and removing a file; creates its folder if missing.
 
-    Trying is the only test that knows of read-only mounts and quotas. Raises OSError, one line.
+    Only an attempt can tell about read-only mounts and quotas. Raises OSError with a one-line message.
     """
     _temporary(Path(path)).unlink()
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """A file that appears whole or not at all. OSError names it and the reason."""
+    """Writes a file atomically. OSError names it and the reason."""
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(data)
     except OSError as error:
-        if error.strerror is None:  # says it already
+        if error.strerror is None:  # the message already has both
             raise
         raise OSError(f"{path}: cannot be written: {(error.strerror or str(error)).lower()}") from error
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, flushed and named `path` on success, removed on failure.
+    """Yields a temporary path in the same folder, which is flushed and renamed to `path` on success, else removed.
 
-    Makes the folder, and removes what killed writers of the same file left there. Raises OSError that names `path` and
-    the reason when nothing can be written there, or when `path` is a folder, device, pipe or socket.
+    Creates the folder, and removes what killed writers of the same file left there. Raises OSError naming `path` and
+    the reason if it cannot be written, or is a folder, device, pipe or socket.
     """
     path = Path(path)
     temporary = _temporary(path)
     try:
         mode = temporary.stat().st_mode
         yield temporary
-        temporary.chmod(mode)  # safetensors puts a file of its own there, which nobody else may read
+        temporary.chmod(mode)  # safetensors replaces the file with one that only its owner may read
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -77,7 +77,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of what is not UTF-8."""
+    """A UTF-8 text file without its byte order mark. ValueError names file, line and byte of invalid UTF-8."""
     return _decoded(path, path.read_bytes())
 
 
@@ -94,9 +94,9 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 text file, which end at line feeds only; none where there is no such file.
+    """The lines of a UTF-8 text file, which end at line feeds only; none if the file does not exist.
 
-    What follows the last line feed is left out: a program was stopped while it wrote that. ValueError as `read_text`.
+    Text after the last line feed is dropped: its writer was interrupted. Raises ValueError as `read_text`.
     """
     try:
         data = path.read_bytes()
@@ -106,7 +106,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def cache_root() -> Path:
-    """~/.cache/echotts, or below XDG_CACHE_HOME. Without a home it is a folder of this user in the temporary one."""
+    """~/.cache/echotts, or below XDG_CACHE_HOME. Without a home folder, a per-user folder in the temporary one."""
     chosen = os.environ.get("XDG_CACHE_HOME")
     if chosen:
         return Path(chosen) / "echotts"
@@ -117,7 +117,7 @@ def cache_root() -> Path:
 
 
 def plain(name: str) -> str:
-    """A name of the file system as UTF-8 can hold it, on one line: other bytes and line feeds as escapes."""
+    """A file name as one line of valid UTF-8: invalid bytes and line feeds are escaped."""
     return name.encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
@@ -128,11 +128,11 @@ def sha256_file(path: Path) -> str:
 
 
 def _temporary(path: Path) -> Path:
-    """An empty file beside `path`, by which it can be replaced."""
+    """An empty file beside `path` that can replace it."""
     temporary = path.with_name(f".{path.name}.{_machine()}.{os.getpid()}.partial") if path.name else path
     try:
         if os.path.lexists(path) and not path.is_file() and (kind := _kind(path)):
-            raise OSError(None, f"it is {kind}: name a file")
+            raise OSError(None, f"it is {kind}, not a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)
         temporary.touch()
@@ -144,7 +144,7 @@ def _temporary(path: Path) -> Path:
 
 
 def _remove_left(path: Path) -> None:
-    """Removes what writers of this file that are no more have left half written."""
+    """Removes partial files of writers of this file that no longer run."""
     left = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.(\d+)\.partial")
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in itertools.islice(entries, SEARCHED):
@@ -160,13 +160,13 @@ def _remove_left(path: Path) -> None:
 
 @functools.cache
 def _machine() -> str:
-    """Tells process ids of this machine, since it was started and in this container, from others."""
+    """Hash of this boot and this container, in which a process id is unique."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_bytes()
     return hashlib.sha256(boot + os.readlink("/proc/self/ns/pid").encode()).hexdigest()[:8]
 
 
 def _kind(path: Path) -> str | None:
-    """What a path is that is no regular file; None for a link to nothing."""
+    """What a path is if it is not a regular file; None for a dangling symlink."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -176,7 +176,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _identity(path: Path) -> tuple[int, int] | str:
-    """The same for two names of one file."""
+    """Equal for two names of the same file."""
     try:
         status = path.stat()
     except OSError:
@@ -185,7 +185,7 @@ def _identity(path: Path) -> tuple[int, int] | str:
 
 
 def _flush(path: Path) -> None:
-    """Wait until the file or folder is on the disk: a name must not outlive a power cut that its bytes did not."""
+    """Flushes a file or folder to disk: after a power cut a name must not exist without its contents."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

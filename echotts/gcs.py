@@ -1,7 +1,7 @@
-"""Buckets of Google Cloud Storage, through gcsfs, which the extra `gcs` brings; TensorStore reads and writes by itself.
+"""Google Cloud Storage through gcsfs (extra `gcs`), except for TensorStore, which has its own access.
 
-Who shares a bucket with other processes must see what they wrote a second ago, so no listing is kept. Folders do not
-exist there: a folder is what some object's name begins with.
+Processes that share a bucket must see each other's latest writes, so listings are not cached. Buckets have no folders:
+a folder is a common prefix of object names.
 """
 
 import contextlib
@@ -14,19 +14,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 SCHEME = "gs://"
-CHECK_S = 60.0  # that opening a bucket may take
+CHECK_S = 60.0  # maximum time for opening a bucket
 INSTALL = "pip install 'echotts[gcs]'"
 NO_CREDENTIALS = "gcloud auth application-default login, or a service account on the machine"
 RIGHTS = "roles/storage.objectUser and roles/storage.legacyBucketReader on the bucket"
 
 
 def is_bucket(spec: object) -> bool:
-    """Whether it names something in a bucket: gs://bucket/run."""
+    """Whether a path is in a bucket, like gs://bucket/run."""
     return str(spec).startswith(SCHEME)
 
 
 def open_bucket(url: str) -> tuple[Any, str]:
-    """(fsspec's file system, `bucket/path` in it). ModuleNotFoundError where the extra is not installed."""
+    """(fsspec file system, `bucket/path`). ModuleNotFoundError if the extra is not installed."""
     try:
         return _filesystem(), url.removeprefix(SCHEME).rstrip("/")
     except ImportError as error:
@@ -40,16 +40,16 @@ def _filesystem() -> Any:
     import gcsfs.core
 
     for protocol in ("gs", "gcs"):
-        # not the class for buckets with folders, which asks by gRPC for the kind of each bucket
+        # the default class supports hierarchical buckets and needs a gRPC request for each bucket
         fsspec.register_implementation(protocol, gcsfs.core.GCSFileSystem, clobber=True)
         fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
-    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tells each failure with a traceback, and then raises it
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each error with a traceback before raising it
     return fsspec.filesystem("gcs")
 
 
 @functools.cache
 def failures() -> tuple[type[Exception], ...]:
-    """What goes wrong in a bucket, OSError among them."""
+    """Exceptions of bucket access, including OSError."""
     try:
         import aiohttp
         import gcsfs.retry
@@ -69,9 +69,9 @@ def failures() -> tuple[type[Exception], ...]:
 
 
 @contextlib.contextmanager
-def plainly(place: object) -> Iterator[None]:
-    """In here failures in a bucket are OSError of one line that names `place`; that something is there or not stays."""
-    if not is_bucket(place):
+def plain_errors(path: object) -> Iterator[None]:
+    """Converts bucket errors inside to one-line OSErrors that name `path`; FileNotFoundError, FileExistsError pass."""
+    if not is_bucket(path):
         yield
         return
     try:
@@ -79,11 +79,11 @@ def plainly(place: object) -> Iterator[None]:
     except (FileNotFoundError, FileExistsError):
         raise
     except failures() as error:
-        raise OSError(f"{place}: {describe(error)}") from error
+        raise OSError(f"{path}: {describe(error)}") from error
 
 
 def describe(error: BaseException) -> str:
-    """What went wrong, in one line, with the remedy where one is known."""
+    """A one-line description of an error, with a remedy if known."""
     code, text = getattr(error, "code", None), _first_line(error)
     if code == 401:
         return f"no valid credentials ({text}): {NO_CREDENTIALS}"
@@ -93,7 +93,7 @@ def describe(error: BaseException) -> str:
 
 
 def check(url: str) -> None:
-    """Writes, reads and deletes an object below `url`. OSError of one line, within CHECK_S, where that fails."""
+    """Writes, reads and deletes an object below `url`. One-line OSError, within CHECK_S, if that fails."""
     fs, path = open_bucket(url)
     bucket = path.split("/")[0]
     probe = f"{path}/.probe-{socket.gethostname()}-{os.getpid()}"
@@ -102,28 +102,28 @@ def check(url: str) -> None:
         try:
             fs.call("GET", "b/{}", bucket)
         except FileNotFoundError:
-            raise FileNotFoundError(f"{url}: there is no bucket {bucket}: make it, or correct the name") from None
+            raise FileNotFoundError(f"{url}: there is no bucket {bucket}: create it, or correct the name") from None
         fs.pipe_file(probe, b"x")
         if fs.cat_file(probe) != b"x":
-            raise OSError(f"{url}: what is written there does not come back")
+            raise OSError(f"{url}: data written there cannot be read back")
         fs.rm_file(probe)
 
-    with plainly(url):
+    with plain_errors(url):
         _within(CHECK_S, use, url)
 
 
 def names_below(url: str) -> list[str]:
-    """The objects below a folder, by their names after it; one request for a thousand. None where there is none."""
+    """Object names relative to a folder (one request per 1000); empty if there are none."""
     fs, path = open_bucket(url)
-    with plainly(url):
+    with plain_errors(url):
         return [name.removeprefix(f"{path}/") for name in fs.find(path)]
 
 
 def set_aside(url: str, target: str, marker: str) -> None:
-    """Renames the folder `url`, which has a file `marker` as long as it counts. Nothing of it counts half way."""
+    """Renames the folder `url`; its file `marker`, which makes it valid, is removed before the rest is deleted."""
     fs, source = open_bucket(url)
     _, copy = open_bucket(target)
-    with plainly(url):
+    with plain_errors(url):
         if fs.exists(copy):
             fs.rm(copy, recursive=True)
         fs.copy(source, copy, recursive=True)
@@ -133,7 +133,7 @@ def set_aside(url: str, target: str, marker: str) -> None:
 
 
 def _within(seconds: float, call: Callable[[], None], what: str) -> None:
-    """Runs `call` in a thread, so that a network that swallows everything does not hold the program up."""
+    """Runs `call` in a thread with a timeout, in case the network drops everything silently."""
     failed: list[Exception] = []
 
     def run() -> None:
@@ -146,7 +146,7 @@ def _within(seconds: float, call: Callable[[], None], what: str) -> None:
     thread.start()
     thread.join(seconds)
     if thread.is_alive():
-        raise TimeoutError(f"no answer within {seconds:.0f} s: is there a way to the network?")
+        raise TimeoutError(f"no answer within {seconds:.0f} s: check the network connection")
     if failed:
         raise failed[0]
 

@@ -1,8 +1,8 @@
-"""Latents: what is needed of the codec that makes them, and how the model sees them.
+"""Latents: the interface of a codec, and the scale of latents that the model uses.
 
-The model's are the codec's, or have mean and standard deviation taken out. The statistics are those of the training
-data. They travel with the weights, in checkpoints and exports: who speaks undoes them before decoding, and applies
-them to references.
+The model sees codec latents as they are, or with mean and standard deviation removed. The statistics are those of the
+training data. They are stored with the weights in checkpoints and exports; inference applies them to references and
+undoes them before decoding.
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float
 
 ScaleName = Literal["none", "scalar", "channel"]
-FACT = "latent_scale"  # its name among the facts of a checkpoint and in the header of an export
+FACT = "latent_scale"  # its key in a checkpoint's facts and an export's header
 
 
 @runtime_checkable
 class LatentCodec(Protocol):
-    """What data preparation and speaking need of a codec (echotts.codec.Codec, without loading jax)."""
+    """The codec interface of data preparation and synthesis (echotts.codec.Codec, without importing jax)."""
 
     @property
     def sample_rate(self) -> int: ...
@@ -44,7 +44,7 @@ class LatentCodec(Protocol):
 
 
 class ScaleJson(TypedDict):
-    """A scale as checkpoints and exports carry it."""
+    """The JSON form of a scale in checkpoints and exports."""
 
     mean: list[float]
     std: list[float]
@@ -52,7 +52,7 @@ class ScaleJson(TypedDict):
 
 @dataclass(frozen=True, eq=False)
 class LatentScale:
-    """`mean` and `std`, (c,) or (1,) for all channels; without them latents stay as they are. float32."""
+    """`mean` and `std` are (c,), or (1,) for all channels, in float32. UNSCALED leaves latents unchanged."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -69,13 +69,13 @@ class LatentScale:
 
     @classmethod
     def measured(cls, name: ScaleName, mean: Sequence[float], std: Sequence[float]) -> "LatentScale":
-        """From the statistics of each channel; `scalar` takes those of all values together. ValueError without any."""
+        """From per-channel statistics; `scalar` pools them over all channels. ValueError if they are missing."""
         if name not in get_args(ScaleName):
             raise ValueError(f"{FACT} {name!r}: give one of {', '.join(get_args(ScaleName))}")
         if name == "none":
             return UNSCALED
         if not len(mean):
-            raise ValueError(f"{FACT} {name} needs the mean and standard deviation of the latents, which are not known")
+            raise ValueError(f"{FACT} {name} needs the mean and standard deviation of the latents, which are unknown")
         if name == "channel":
             return cls.of(mean, std)
         centre = float(np.mean(mean))
@@ -84,7 +84,7 @@ class LatentScale:
 
     @classmethod
     def from_json(cls, value: ScaleJson | None, channels: int) -> "LatentScale":
-        """What `to_json` gave; None is no scale. ValueError where it is not for so many channels."""
+        """Reads the form of `to_json`; None is UNSCALED. ValueError if it is for another number of channels."""
         if value is None:
             return UNSCALED
         scale = cls.of(value["mean"], value["std"])
@@ -100,15 +100,15 @@ class LatentScale:
         return "scalar" if len(self.mean) == 1 else "channel"
 
     def to_json(self) -> ScaleJson | None:
-        """None where nothing is scaled."""
+        """None if nothing is scaled."""
         return None if self is UNSCALED else {"mean": self.mean.tolist(), "std": self.std.tolist()}
 
     def normalise(self, latent: Float[np.ndarray, "*_ c"]) -> Float[np.ndarray, "*_ c"]:
-        """Codec latents as the model sees them."""
+        """Converts codec latents to model latents."""
         return latent if self is UNSCALED else (latent.astype(np.float32) - self.mean) / self.std
 
     def restore(self, latent: Float[np.ndarray, "*_ c"]) -> Float[np.ndarray, "*_ c"]:
-        """What the model made, as the codec's decoder takes it."""
+        """Converts model latents to codec latents."""
         return latent if self is UNSCALED else latent * self.std + self.mean
 
 

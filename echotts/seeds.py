@@ -1,4 +1,4 @@
-"""Random keys from seeds: every bit of a seed counts, and each seed has its own key."""
+"""Random keys from 64-bit seeds: every bit counts, and each seed has its own key."""
 
 import jax
 from jaxtyping import Array, Key
@@ -7,9 +7,9 @@ from echotts.config import check_seed
 
 
 def random_key(seed: int) -> Key[Array, ""]:
-    """The key of a seed from 0 to 2^63 - 1. ValueError for another.
+    """The key of a seed from 0 to 2^63 - 1. ValueError for other seeds.
 
-    jax.random.key takes the low 32 bits alone; higher bits are folded in where there are any.
+    jax.random.key uses only the low 32 bits; the high bits are folded in if there are any.
     """
     check_seed(seed)
     low, high = seed & (1 << 32) - 1, seed >> 32

@@ -1,4 +1,4 @@
-"""Mel filters, and spectrograms as pictures. NumPy only."""
+"""Mel filters, and pictures of spectrograms. NumPy only."""
 
 import math
 import struct
@@ -18,7 +18,7 @@ _LINEAR_MEL, _LOG_HZ, _LOG_STEP = 3 / 200, 1000.0, np.log(6.4) / 27  # Slaney's 
 def mel_filters(window: int, bands: int, sample_rate: int) -> np.ndarray:
     """(bins, bands): triangular filters on Slaney's mel scale, each of unit area in Hz (librosa's default).
 
-    A band that falls between two bins is empty, as in librosa.
+    Bands between two bins are empty, as in librosa.
     """
     edges = _hz(np.linspace(0, _mel(sample_rate / 2), bands + 2))
     hz = np.linspace(0, sample_rate / 2, window // 2 + 1)
@@ -40,13 +40,13 @@ def draw_spectrogram(samples: Float[np.ndarray, " _n"], rate: int) -> bytes:
 
 
 def picture_filters(rate: int) -> Float[np.ndarray, "bands bins"]:
-    """(bands, bins): triangles, equally far apart on the mel scale 2595 log10(1 + f / 700)."""
+    """(bands, bins): triangles equally spaced on the mel scale 2595 log10(1 + f / 700)."""
     edges_mel = np.linspace(_htk_mel(LOWEST_HZ), _htk_mel(rate / 2), BANDS + 2)
     edges_hz = 700 * (10 ** (edges_mel / 2595) - 1)
     bins_hz = np.fft.rfftfreq(WINDOW, 1 / rate)
     low, middle, high = edges_hz[:-2, None], edges_hz[1:-1, None], edges_hz[2:, None]
     triangles = np.clip(np.minimum((bins_hz - low) / (middle - low), (high - bins_hz) / (high - middle)), 0, None)
-    # the lowest bands are narrower than a bin: each takes the bin that is nearest
+    # the lowest bands are narrower than a bin: use the nearest bin
     empty = triangles.sum(axis=1) == 0
     triangles[empty, np.abs(bins_hz - middle[empty]).argmin(axis=1)] = 1
     return triangles
@@ -64,7 +64,7 @@ def colours(share: Float[np.ndarray, "h w"]) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def png(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """(height, width, 3) bytes as a PNG file (RFC 2083: each row begins with its filter, 0 for none)."""
+    """(height, width, 3) bytes as a PNG file (RFC 2083: each row starts with its filter type, 0 for none)."""
     height, width, _ = pixels.shape
     rows = np.concatenate([np.zeros((height, 1), np.uint8), pixels.reshape(height, -1)], axis=1)
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)

@@ -1,7 +1,7 @@
-"""JSON from files and servers that may be damaged or hostile: bounded size, nesting and numbers, one-line errors.
+"""JSON from untrusted files and servers: limited size, nesting and numbers, one-line errors.
 
-orjson refuses what the standard library lets through: NaN and infinity, numbers beyond float64, lone surrogates, bytes
-that are not UTF-8. Integers of more than 64 bits become floats, so a check for int refuses them.
+orjson rejects what the standard library accepts: NaN and infinity, numbers beyond float64, lone surrogates, invalid
+UTF-8. Integers of more than 64 bits become floats, so a check for int rejects them.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import orjson
 from echotts.files import read_lines
 
 MAX_BYTES = 1 << 20
-MAX_DEPTH = 32  # objects and arrays inside each other
+MAX_DEPTH = 32  # nesting of objects and arrays
 
 Kind = TypeVar("Kind")
 
@@ -30,13 +30,13 @@ def load_json(data: bytes | str, where: str | Path, kind: Any, *, max_bytes: int
 
 
 def load_json(data: bytes | str, where: str | Path, kind: Any = None, *, max_bytes: int = MAX_BYTES) -> Any:
-    """The value of a JSON document of at most `max_bytes`, nested at most 32 deep; checked against `kind` if given.
+    """Parses a JSON document of at most `max_bytes`, nested at most 32 deep, and checks it against `kind` if given.
 
-    `where` begins the message: a path, or path and line. A parsed document takes up to 25 times its bytes, in time
-    linear in them. Raises ValueError.
+    `where` starts the message: a path, or path and line. A parsed document takes up to 25 times its bytes, in linear
+    time. Raises ValueError.
     """
     if len(data) > max_bytes:
-        raise ValueError(f"{where}: {len(data)} bytes of JSON, at most {max_bytes} are read")
+        raise ValueError(f"{where}: {len(data)} bytes of JSON exceed the limit of {max_bytes}")
     try:
         value = orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -67,10 +67,10 @@ def check_type(value: Any, where: str | Path, kind: Any) -> Any: ...
 
 
 def check_type(value: Any, where: str | Path, kind: Any) -> Any:
-    """A parsed value as `kind`: a dataclass, TypedDict, `dict[str, int]`, ... (anything msgspec knows).
+    """Converts a parsed value to `kind`: a dataclass, TypedDict, `dict[str, int]` or anything else msgspec supports.
 
-    Types are not bent (no "3" or True for an int), and an unknown field of a dataclass is refused. The checks of a
-    dataclass's own `__post_init__` run. Raises ValueError that names the field.
+    Types are not coerced (no "3" or True for an int), and unknown fields of a dataclass are rejected. A dataclass's
+    `__post_init__` runs. Raises ValueError that names the field.
     """
     try:
         made = msgspec.convert(value, kind)
@@ -81,7 +81,7 @@ def check_type(value: Any, where: str | Path, kind: Any) -> Any:
 
 
 def _plain(message: str) -> str:
-    """msgspec's "Expected `int`, got `str` - at `$.text.width`" as "text.width: Expected int, got str"."""
+    """Rewrites msgspec's "Expected `int`, got `str` - at `$.text.width`" as "text.width: Expected int, got str"."""
     found = re.fullmatch(r"(.*) - at `(?:key in )?\$\.?(.*)`", message, re.DOTALL)
     what, place = found.groups() if found else (message, "")
     text = (f"{place}: " if place else "") + what.replace("`", "")
@@ -94,12 +94,12 @@ def _refuse_unknown(value: Any, made: Any, where: str | Path) -> None:
     known = {field.name for field in dataclasses.fields(made)}
     for name, part in value.items():
         if name not in known:
-            raise ValueError(f"{where}: unknown field {name[:60]!r}: {', '.join(sorted(known))} are known")
+            raise ValueError(f"{where}: unknown field {name[:60]!r}: known fields are {', '.join(sorted(known))}")
         _refuse_unknown(part, getattr(made, name), where)
 
 
 def _is_shallow(data: bytes | str, value: Any) -> bool:
-    """Whether containers are nested at most MAX_DEPTH deep: told by few brackets, or level by level."""
+    """Whether containers are nested at most MAX_DEPTH deep: by the number of brackets, or level by level."""
     opened = data.count("[") + data.count("{") if isinstance(data, str) else data.count(b"[") + data.count(b"{")
     if opened <= MAX_DEPTH:
         return True

@@ -1,4 +1,4 @@
-"""Safetensors that may be damaged or hostile: type and shape are checked before a tensor is read, its values after."""
+"""Untrusted safetensors files: types and shapes are checked before a tensor is read, values after."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ STORED = ("F32", "F16", "BF16")
 
 
 class TensorFile:
-    """An open file. `header` is its free text, field by field; `names` are those of its tensors."""
+    """An open file. `header` is its metadata, `names` are those of its tensors."""
 
     def __init__(self, path: Path, file: Any) -> None:
         self._path, self._file = path, file
@@ -20,10 +20,10 @@ class TensorFile:
         self.names: list[str] = list(file.keys())
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
-        """One tensor as float32; costs no more than that, and its own bytes meanwhile.
+        """One tensor as float32; needs memory for that and for its own bytes.
 
-        Raises ValueError, which names the tensor, where it is missing, not of `shape`, not of floating-point numbers or
-        not finite.
+        Raises ValueError naming the tensor if it is missing, has another shape than `shape`, is not of floating-point
+        numbers or not finite.
         """
         if name not in self.names:
             raise ValueError(f"{self._path}: tensor {name} is missing: copy the file again")
@@ -31,9 +31,9 @@ class TensorFile:
         found, dtype = tuple(about.get_shape()), about.get_dtype()
         unfit = f"{self._path}: tensor {name} is not made of finite floats"
         if shape is not None and found != shape:
-            raise ValueError(f"{self._path}: tensor {name} has shape {found}, its config makes it {shape}")
+            raise ValueError(f"{self._path}: tensor {name} has shape {found}, but its config requires {shape}")
         if dtype not in STORED:
-            raise ValueError(f"{unfit}: it is {dtype}, {', '.join(STORED)} are read")
+            raise ValueError(f"{unfit}: it is {dtype}, expected {', '.join(STORED)}")
         tensor = np.asarray(self._file.get_tensor(name), np.float32)
         if not np.isfinite(tensor).all():
             raise ValueError(f"{unfit}: {tensor.size - int(np.isfinite(tensor).sum())} of {tensor.size} are not")
@@ -42,7 +42,7 @@ class TensorFile:
 
 @contextmanager
 def open_tensors(path: str | Path) -> Iterator[TensorFile]:
-    """The file at `path`. Raises FileNotFoundError, or ValueError where it is no whole safetensors file."""
+    """Opens the file at `path`. Raises FileNotFoundError, or ValueError if it is not a valid safetensors file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")

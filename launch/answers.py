@@ -1,7 +1,7 @@
-"""The scripts that run on the workers, and their answers.
+"""Runs the worker scripts and parses their answers.
 
-A script is sent whole with each call. Its answers are lines `@w3 fact KEY VALUE`, `@w3 error TEXT`, `@w3 exit CODE`
-(worker/common.sh); all other output is noise, which is shown only when something fails.
+The whole script is sent with each call. Its answers are lines `@w3 fact KEY VALUE`, `@w3 error TEXT`, `@w3 exit CODE`
+(worker/common.sh); other output is shown only if something fails.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ SCRIPTS = Path(__file__).resolve().parent / "worker"
 LINE = re.compile(r"@w(\d+) (fact|error|exit) ?(.*)")
 HEAD = ". ./common.sh\n"
 NOISE_LINES = 3
-ASKED_TO_LEAVE = "75"  # exit code of a training that a signal ended: it saved, and has steps left
+ASKED_TO_LEAVE = "75"  # exit code of a training that saved and ended early because of a signal
 
 
 class WorkerError(LaunchError):
-    """A script failed on some workers, or some did not answer: `silent`, of those in `asked`."""
+    """A script failed on some workers, or some did not answer: `silent`, out of `asked`."""
 
     def __init__(self, message: str, silent: Sequence[int] = (), asked: Sequence[int] = ()):
         super().__init__(message)
@@ -32,7 +32,7 @@ class WorkerError(LaunchError):
 
 @dataclass
 class Answer:
-    """What one worker answered. `code` is None if the script was cut off or did not arrive."""
+    """The answer of one worker. `code` is None if the script was interrupted or did not arrive."""
 
     worker: int
     facts: dict[str, str] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Answer:
 
 
 def script_text(name: str) -> str:
-    """The script of this name, with the common part included."""
+    """The script with this name, with common.sh included."""
     text = (SCRIPTS / f"{name}.sh").read_text(encoding="utf-8")
     common = (SCRIPTS / "common.sh").read_text(encoding="utf-8")
     if text.count(HEAD) != 1:
@@ -50,15 +50,15 @@ def script_text(name: str) -> str:
 
 
 def remote_command(name: str, arguments: Iterable[str], *, short: bool = False) -> str:
-    """The command line that runs a script; `short` names the script instead of quoting it."""
+    """The command line that runs a script; `short` shows the script's name instead of its text."""
     text = f"<worker/{name}.sh>" if short else shlex.quote(script_text(name))
     return " ".join(["bash", "-c", text, f"{name}.sh", *map(shlex.quote, arguments)])
 
 
 def read_answers(name: str, output: str, expected: Sequence[int]) -> dict[int, Answer]:
-    """The answers of the expected workers, which all succeeded.
+    """The answers of the expected workers, if all succeeded.
 
-    WorkerError names those that did not, with the reason if the output has one.
+    WorkerError names those that did not, with the reason if the output contains one.
     """
     answers: dict[int, Answer] = {}
     noise: list[str] = []

@@ -1,4 +1,4 @@
-"""The command line that tpu.py and local.py share: a verb, then flags; underscores and hyphens are alike."""
+"""The command line shared by tpu.py and local.py: a verb, then flags; underscores and hyphens are equivalent."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from launch.settings import Settings, convert, read_settings
 from launch.watch import watch
 
 VERBS = {
-    "up": "get the machines, and wait for them",
-    "sync": "send the code, install what it needs, switch to it",
+    "up": "request the machines, and wait for them",
+    "sync": "send the code, install its requirements, switch to it",
     "start": "check all workers, then start the command on each, detached",
-    "status": "what runs where, and its last log line",
+    "status": "what runs on each worker, and its last log line",
     "logs": "the end of the logs (--follow to keep reading)",
     "stop": "SIGTERM, wait for the checkpoint, SIGKILL",
-    "down": "stop, and give the machines back",
-    "watch": "up, sync and start, and again whenever the machines or the run are lost",
+    "down": "stop, and release the machines",
+    "watch": "up, sync and start; repeat whenever the machines or the run are lost",
 }
-NOT_HERE = {  # settings that only one of the two programs knows
+NOT_HERE = {  # settings that a program does not have as flags
     "tpu.py": {"env"},
     "local.py": {
         *("env", "name", "project", "zone", "accelerator_type", "runtime_version", "spot", "create_flags", "ssh_flags"),
@@ -42,7 +42,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(prog: str, purpose: str, make_pod: MakePod, more: Callable[[argparse.ArgumentParser], None]) -> NoReturn:
-    """Runs a verb and exits: 0 success, 1 failure, 2 a wrong call, 130 Ctrl-C. `more` adds the program's own flags."""
+    """Runs a verb and exits: 0 success, 1 failure, 2 usage error, 130 Ctrl-C. `more` adds program-specific flags."""
     code = 0
     try:
         arguments = _parse(prog, purpose, more, sys.argv[1:])
@@ -53,7 +53,7 @@ def main(prog: str, purpose: str, make_pod: MakePod, more: Callable[[argparse.Ar
         complain(f"launch: {error}")
     except KeyboardInterrupt:
         code = 130
-        complain("launch: interrupted; what was started keeps running")
+        complain("launch: interrupted; started processes keep running")
     except BrokenPipeError:
         code = 141
     sys.exit(code)
@@ -81,21 +81,21 @@ def _parse(
         allow_abbrev=False,
     )
     parser.add_argument("verb", choices=VERBS, metavar="VERB")
-    parser.add_argument("--config", metavar="FILE", help="ini file with [launch] and [env]; flags go before it")
-    parser.add_argument("--dry_run", action="store_true", help="print what would change something instead of doing it")
-    parser.add_argument("--worker", default="all", metavar="N", help="logs: of one worker (default: all)")
+    parser.add_argument("--config", metavar="FILE", help="ini file with sections [launch] and [env]; flags override it")
     parser.add_argument(
-        "--lines", type=int, default=40, metavar="N", help="logs: how many of the last lines (default: 40)"
+        "--dry_run", action="store_true", help="print commands that would change something instead of running them"
     )
+    parser.add_argument("--worker", default="all", metavar="N", help="logs: of one worker (default: all)")
+    parser.add_argument("--lines", type=int, default=40, metavar="N", help="logs: number of last lines (default: 40)")
     parser.add_argument("--follow", action="store_true", help="logs: keep printing new lines")
-    parser.add_argument("--dashboard", action="store_true", help="start: the dashboard too, on worker 0")
+    parser.add_argument("--dashboard", action="store_true", help="start: also the dashboard, on worker 0")
     more(parser)
     _add_settings(parser, NOT_HERE[prog.rsplit("/", 1)[-1]])
     return parser.parse_args([_underscored(word) for word in argv])
 
 
 def _add_settings(parser: argparse.ArgumentParser, left_out: set[str]) -> None:
-    group = parser.add_argument_group("settings, in the file or here")
+    group = parser.add_argument_group("settings, also possible in the file")
     for key in fields(Settings):
         if key.name in left_out:
             continue

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains with several processes on this machine, as a pod does with several machines: the same verbs and scripts."""
+"""Trains with several processes on this machine, as on a pod with several machines: same verbs and scripts."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from launch.errors import UsageError
 from launch.pods import Local
 from launch.settings import Settings
 
-PORT = 8482  # JAX's usual one for its coordinator
+PORT = 8482  # JAX's default for its coordinator
 
 
 def make_pod(arguments: argparse.Namespace, settings: Settings) -> Local:
-    """Directories below --root, one a process; they run this interpreter unless another is named."""
+    """Directories below --root, one per process; they use this interpreter unless another is given."""
     if arguments.processes < 1:
-        raise UsageError(f"processes {arguments.processes}: at least 1")
+        raise UsageError(f"processes {arguments.processes}: must be at least 1")
     root = Path(arguments.root).expanduser().absolute()
     python = settings.python if settings.python.startswith("/") else sys.executable
     return Local(
@@ -34,9 +34,9 @@ def make_pod(arguments: argparse.Namespace, settings: Settings) -> Local:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What only this program knows."""
+    """Adds the flags specific to this program."""
     parser.add_argument("--root", default="~/.echotts-local", help="directory of the workers (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=2, metavar="P", help="up: how many (default: 2)")
+    parser.add_argument("--processes", type=int, default=2, metavar="P", help="up: number of processes (default: 2)")
     parser.add_argument("--port", type=int, default=PORT, metavar="N", help="of the coordinator (default: %(default)s)")
 
 

@@ -1,4 +1,4 @@
-"""The logs of one or all workers, each line with the worker it comes from."""
+"""Prints the logs of one or all workers, each line prefixed with its worker."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from launch.pods import Pod, say
 
 
 def logs(pod: Pod, *, workers: str, lines: int, follow: bool) -> None:
-    """Prints the last lines; with `follow` goes on until the connections end or Ctrl-C."""
+    """Prints the last lines; with `follow` continues until the connections end or Ctrl-C."""
     if pod.dry_run:
         say(f"+ on worker {workers}: {remote_command('logs', _arguments(pod, lines, follow), short=True)}")
         return
@@ -34,7 +34,7 @@ def logs(pod: Pod, *, workers: str, lines: int, follow: bool) -> None:
                 reader.terminate()
     failed = [str(worker) for worker, reader in zip(chosen, readers) if reader.wait(timeout=10)]
     if failed:
-        raise LaunchError(f"logs: no connection to worker {', '.join(failed)}, or it was cut off")
+        raise LaunchError(f"logs: connection to worker {', '.join(failed)} failed or was lost")
 
 
 def _arguments(pod: Pod, lines: int, follow: bool) -> list[str]:

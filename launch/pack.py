@@ -52,7 +52,7 @@ def identify(source: Path, *, dirty: bool) -> tuple[str, str, tuple[str, ...]]:
     if not (dirty and changed):
         return commit[:SHORT], commit, changed
     with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}  # the user's own stays as it is
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}  # the user's index is not changed
         _git(source, "read-tree", "HEAD", env=index)
         _git(source, "add", "--all", env=index)
         tree = _git(source, "write-tree", env=index)

@@ -1,4 +1,4 @@
-"""Two kinds of pod: TPU machines behind gcloud, and directories of this machine that stand for workers."""
+"""Two kinds of pod: TPU machines controlled with gcloud, and local directories that act as workers."""
 
 from __future__ import annotations
 
@@ -16,58 +16,58 @@ from launch.answers import Answer, WorkerError, read_answers, remote_command
 from launch.errors import LaunchError, UsageError
 from launch.settings import Settings, slice_of
 
-ASK_S = 120  # a question to Google Cloud
+ASK_S = 120  # timeout of queries to Google Cloud
 COPY_S = 1800
-MISSING, WAITING, READY, LOST = "missing", "waiting", "ready", "lost"  # what `Pod.state` can be
-FAILED = "failed"  # the request was refused; the words of the state say why
-UNLISTED = "unlisted"  # granted, but without machines: not listed yet, or taken away; only time tells which
+MISSING, WAITING, READY, LOST = "missing", "waiting", "ready", "lost"  # states of `Pod.state`
+FAILED = "failed"  # the request was rejected; the description of the state says why
+UNLISTED = "unlisted"  # granted, but without machines: not listed yet, or preempted
 WAITING_NODES = {"CREATING", "STARTING", "RESTARTING", "REPAIRING", "REIMAGING", "HIDING", "UNHIDING"}
 
 
 class Pod(Protocol):
-    """Some machines. With `dry_run` nothing is changed: what would be done is printed."""
+    """A set of machines. With `dry_run` nothing is changed, and commands are printed instead."""
 
     dry_run: bool
     settings: Settings
-    ports: str  # that must be free before a start; empty where no TPU is expected
+    ports: str  # ports that must be free before a start; empty if no TPU is expected
 
     def workers(self) -> list[int]:
-        """Their numbers; LaunchError where there are none."""
+        """Their numbers; LaunchError if there are none."""
         ...
 
     def state(self) -> tuple[str, str]:
-        """(MISSING, WAITING, READY, LOST, FAILED or UNLISTED, the words of whoever runs the machines)."""
+        """(MISSING, WAITING, READY, LOST, FAILED or UNLISTED, description by the provider)."""
         ...
 
     def create(self) -> None:
-        """Ask for the machines."""
+        """Requests the machines."""
         ...
 
     def delete(self) -> None:
-        """Give them back, with all that is on them."""
+        """Releases the machines and everything on them."""
         ...
 
     def run(self, script: str, *arguments: str, timeout_s: float, workers: Sequence[int] = ()) -> dict[int, Answer]:
-        """A worker script on all or some workers at once, and what each said; nothing in a dry run."""
+        """Runs a worker script on all or some workers in parallel; returns their answers, none in a dry run."""
         ...
 
     def copy(self, path: Path, name: str) -> None:
-        """A file to BASE/incoming/name on every worker. It comes with the mode of the source."""
+        """Copies a file to BASE/incoming/name on every worker, with the mode of the source."""
         ...
 
     def follow(self, worker: int, script: str, *arguments: str) -> subprocess.Popen[str]:
-        """A worker script whose output is read as it comes."""
+        """Starts a worker script whose output is read as it comes."""
         ...
 
     def process_flags(self) -> str:
-        """What the training program is told of the other processes, as words of a shell where $worker is known."""
+        """The training program's flags for multi-process runs, as shell words in which $worker may be used."""
         ...
 
 
 class Gcloud:
-    """A slice of TPU machines that a queued resource holds, reached by ssh."""
+    """A slice of TPU machines, held by a queued resource and accessed with ssh."""
 
-    ports = "8476 8482"  # libtpu between the hosts of a slice; JAX's coordinator
+    ports = "8476 8482"  # libtpu within a slice; JAX's coordinator
 
     def __init__(self, settings: Settings, *, dry_run: bool):
         self.settings = settings
@@ -79,7 +79,7 @@ class Gcloud:
         if not self._workers:
             node = self._describe("tpu-vm")
             if node is None:
-                raise LaunchError(f"TPU {self.settings.name}: there is none; run up first")
+                raise LaunchError(f"TPU {self.settings.name}: does not exist; run up first")
             self._workers = list(range(len(node.get("networkEndpoints", ()))))
         return self._workers
 
@@ -92,7 +92,7 @@ class Gcloud:
             return FAILED, f"FAILED: {_failure(queued)}"
         if name == "SUSPENDED":
             return LOST, name
-        if name != "ACTIVE":  # also SUSPENDING and DELETING, which end in SUSPENDED or in nothing
+        if name != "ACTIVE":  # also SUSPENDING and DELETING, which become SUSPENDED or missing
             return WAITING, name
         node = self._describe("tpu-vm")
         if node is None:
@@ -106,7 +106,7 @@ class Gcloud:
     def create(self) -> None:
         wanted = self.settings
         if not wanted.accelerator_type:
-            raise UsageError("accelerator_type is missing: say what to ask for, such as --accelerator_type v4-64")
+            raise UsageError("accelerator_type is missing: set it, such as --accelerator_type v4-64")
         size = slice_of(wanted.accelerator_type)
         self._change(
             "queued-resources",
@@ -145,7 +145,7 @@ class Gcloud:
         return _reader(["gcloud", "compute", "tpus", "tpu-vm", "ssh", *words])
 
     def process_flags(self) -> str:
-        return "--run.coordinator auto"  # JAX asks the machines' metadata
+        return "--run.coordinator auto"  # JAX uses the machines' metadata
 
     def _ssh(self, workers: str) -> list[str]:
         return [self.settings.name, f"--worker={workers}", *shlex.split(self.settings.ssh_flags), *self._where]
@@ -174,7 +174,7 @@ class Gcloud:
 
 
 class Local:
-    """Directories that stand for the workers, and processes of this machine that talk over loopback."""
+    """Local directories that act as workers, with processes that communicate over loopback."""
 
     ports = ""
 
@@ -217,11 +217,11 @@ class Local:
                 output.append(process.communicate(timeout=timeout_s)[0])
             except subprocess.TimeoutExpired:
                 process.kill()
-                raise WorkerError(f"{script}: worker {worker} has not answered within {timeout_s:.0f} s") from None
+                raise WorkerError(f"{script}: worker {worker} did not answer within {timeout_s:.0f} s") from None
         try:
             return read_answers(script, "".join(output), chosen)
         except WorkerError as error:
-            raise WorkerError(str(error)) from None  # a directory is never lost: none counts as silent
+            raise WorkerError(str(error)) from None  # local directories cannot be lost, so none counts as silent
 
     def copy(self, path: Path, name: str) -> None:
         for worker in [] if self.dry_run else self.workers():
@@ -248,15 +248,13 @@ def _command(script: str, arguments: Sequence[str], short: bool) -> str:
 
 
 def _run(command: list[str], timeout_s: float, what: str, *, cut: bool = False) -> subprocess.CompletedProcess[str]:
-    """Runs gcloud; LaunchError after `timeout_s`, or with `cut` whatever it printed by then, with exit code 124."""
+    """Runs gcloud; after `timeout_s` LaunchError, or with `cut` the output so far and exit code 124."""
     try:
         return subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
         )
     except FileNotFoundError:
-        raise LaunchError(
-            f"{command[0]} is not installed: https://cloud.google.com/sdk/docs/install says how"
-        ) from None
+        raise LaunchError(f"{command[0]} is not installed: see https://cloud.google.com/sdk/docs/install") from None
     except subprocess.TimeoutExpired as late:
         if not cut:
             raise LaunchError(f"{what}: no answer from gcloud within {timeout_s:.0f} s") from None
@@ -280,7 +278,7 @@ def _reader(command: list[str], environment: dict[str, str] | None = None) -> su
 
 
 def _failure(queued: dict[str, Any]) -> str:
-    """Why a queued resource failed, in Google's words."""
+    """The reason of a failed queued resource, as given by Google Cloud."""
     error = queued["state"].get("failedData", {}).get("error", {})
     code = f" (code {error['code']})" if "code" in error else ""
     return f"{error.get('message') or 'no reason given'}{code}"
@@ -293,7 +291,7 @@ def _last_error(said: str) -> str:
 
 
 def _remedy(said: str) -> str:
-    """What helps against the two failures of ssh that everybody meets first."""
+    """The remedy for the two most common failures of ssh."""
     if "ssh-add" in said or "SSHKeyNotInAgent" in said:
         return " (several workers need the key in the agent: ssh-add ~/.ssh/google_compute_engine)"
     if "Could not fetch resource" in said or "Permission" in said:
@@ -302,10 +300,10 @@ def _remedy(said: str) -> str:
 
 
 def say(line: str) -> None:
-    """A line for the user, at once."""
+    """Prints a line for the user, unbuffered."""
     print(line, flush=True)
 
 
 def complain(line: str) -> None:
-    """A line on standard error."""
+    """Prints a line to standard error."""
     print(line, file=sys.stderr, flush=True)

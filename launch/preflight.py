@@ -1,4 +1,4 @@
-"""Checks that all workers are fit to start one run, by comparing what preflight.sh found on each."""
+"""Checks that all workers are ready to start a run, by comparing the results of preflight.sh."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PREFLIGHT_S = 300
 
 
 class PreflightError(LaunchError):
-    """The workers are not fit to start; the message lists the reasons, each with its remedy."""
+    """The workers are not ready to start; the message lists the reasons, each with its remedy."""
 
 
 def preflight(pod: Pod) -> dict[int, Answer]:
-    """The facts of each worker; PreflightError with every reason against a start."""
+    """The facts of each worker; PreflightError with all reasons against a start."""
     asked = time.time()
     answers = pod.run("preflight", pod.ports, timeout_s=PREFLIGHT_S)
     if pod.dry_run:
@@ -27,14 +27,14 @@ def preflight(pod: Pod) -> dict[int, Answer]:
     reasons = problems(answers, pod.settings, ports=pod.ports, elapsed_s=time.time() - asked)
     removed = [answer.worker for answer in answers.values() if answer.facts.get("lock") == "removed"]
     if removed:
-        say(f"removed /tmp/libtpu_lockfile on worker {listed(removed)}: nobody held it")
+        say(f"removed /tmp/libtpu_lockfile on worker {listed(removed)}: it was stale")
     if reasons:
         raise PreflightError("; ".join(reasons))
     return answers
 
 
 def problems(answers: dict[int, Answer], settings: Settings, *, ports: str, elapsed_s: float) -> list[str]:
-    """Every reason against a start, one line each. `elapsed_s` is how long the workers took to answer."""
+    """All reasons against a start, one line each. `elapsed_s` is how long the workers took to answer."""
     reasons = []
     keys = {key for answer in answers.values() for key in answer.facts}
     for key in sorted(key for key in keys if key.startswith("version_")):
@@ -45,7 +45,7 @@ def problems(answers: dict[int, Answer], settings: Settings, *, ports: str, elap
         answers,
         lambda facts: int(facts["free_gb"]) < settings.min_free_gb,
         f"less than {settings.min_free_gb} GB are free (min_free_gb)",
-        "see what fills the disk: docs/pods.md",
+        "find what fills the disk: docs/pods.md",
     )
     reasons += _skew(answers, settings.max_skew_s, elapsed_s)
     for port in ports.split():
@@ -76,13 +76,13 @@ def _devices(answers: dict[int, Answer], settings: Settings) -> list[str]:
         answers,
         lambda facts: facts["lock"] == "kept" and facts["holders"] == "none",
         "/tmp/libtpu_lockfile may belong to a live process",
-        "look at it (sudo lsof) and remove it by hand",
+        "check with sudo lsof and remove it manually",
     )
     return reasons
 
 
 def _unlike(answers: dict[int, Answer], key: str, what: str, remedy: str) -> list[str]:
-    """One line where the workers' values differ: the odd ones against the most frequent."""
+    """One line if the workers' values differ: the deviating ones against the most frequent."""
     values = {worker: answer.facts.get(key, "none") for worker, answer in answers.items()}
     usual = Counter(values.values()).most_common(1)[0][0]
     odd = [f"{value} on worker {worker}" for worker, value in values.items() if value != usual]
@@ -95,7 +95,7 @@ def _those(answers: dict[int, Answer], wrong: Callable[[dict[str, str]], bool], 
 
 
 def _skew(answers: dict[int, Answer], limit_s: int, elapsed_s: float) -> list[str]:
-    """Clocks are only known to have been read within `elapsed_s` of each other: what is beyond that is skew."""
+    """The workers' clocks were read within `elapsed_s` of each other; larger differences are skew."""
     times = {worker: int(answer.facts["time"]) for worker, answer in answers.items()}
     middle = sorted(times.values())[len(times) // 2]
     odd = [worker for worker, clock in times.items() if abs(clock - middle) > limit_s + elapsed_s]
@@ -106,5 +106,5 @@ def _skew(answers: dict[int, Answer], limit_s: int, elapsed_s: float) -> list[st
 
 
 def listed(workers: Sequence[int]) -> str:
-    """Numbers as people write them: 0, 3, 5."""
+    """Worker numbers for messages: 0, 3, 5."""
     return ", ".join(map(str, workers))

@@ -15,7 +15,7 @@ from launch.settings import Settings
 
 
 def make_pod(arguments: argparse.Namespace, settings: Settings) -> Gcloud:
-    """The pod that the settings name."""
+    """The pod described by the settings."""
     return Gcloud(settings, dry_run=arguments.dry_run)
 
 

@@ -1,4 +1,4 @@
-"""What can be done to a pod, of whichever kind. Every verb may be called again: it does what is left to do."""
+"""The operations on a pod of either kind. Each is idempotent: repeated, it does what is left to do."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ from launch.settings import Settings
 
 QUICK_S, INSTALL_S = 300, 3600
 KEEP_RELEASES = 3
-TRAINING = (["train_pretrain.py"], ["-m", "echotts", "train"])  # how a command begins that the processes are added to
+TRAINING = (
+    ["train_pretrain.py"],
+    ["-m", "echotts", "train"],
+)  # beginnings of commands that get the flags for processes
 
 
 class Lasting:
-    """For how long something has been true at every look."""
+    """Measures for how long a condition has been true at every check."""
 
     def __init__(self) -> None:
         self._since_s: float | None = None
 
     def seconds(self, true: bool) -> float:
-        """Seconds since the first of the looks in a row at which it was `true`; 0 when it is not."""
+        """Seconds since the first of consecutive checks at which it was `true`; 0 if it is not."""
         if not true:
             self._since_s = None
             return 0.0
@@ -38,7 +41,7 @@ class Lasting:
 
 
 def up(pod: Pod) -> None:
-    """Makes sure that there are machines, and waits for them. LaunchError where the request failed, or time is up."""
+    """Ensures that there are machines, and waits for them. LaunchError if the request failed, or on timeout."""
     end = time.monotonic() + 60 * pod.settings.wait_minutes
     said = ""
     unlisted = Lasting()
@@ -58,7 +61,7 @@ def up(pod: Pod) -> None:
             )
         if unlisted.seconds(state == UNLISTED) > pod.settings.lost_s:
             state = LOST
-        if state == LOST:  # it holds quota until it is deleted, and never comes back
+        if state == LOST:  # never comes back, but uses quota until it is deleted
             pod.delete()
             unlisted = Lasting()
         if state in (LOST, MISSING):
@@ -69,16 +72,16 @@ def up(pod: Pod) -> None:
 
 
 def refused(pod: Pod, words: str) -> LaunchError:
-    """A request that Google Cloud refused, with its reason; asking again would only repeat it."""
+    """The error for a request that Google Cloud rejected, with its reason. Retrying would be useless."""
     return LaunchError(
         f"{pod.settings.name} is {words}: fix the cause, remove the request with down, then run up again"
     )
 
 
 def sync(pod: Pod, package: Package | None = None) -> str:
-    """Makes the code, and what it needs, the current release on all workers; returns its name.
+    """Installs the code and its requirements as the current release on all workers; returns the release's name.
 
-    All have it whole before the first one switches.
+    No worker switches before all have the complete release.
     """
     settings, token = pod.settings, pod.settings.token
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +95,7 @@ def sync(pod: Pod, package: Package | None = None) -> str:
         else:
             pod.copy(package.path, package.path.name)
         if token:
-            private = Path(folder) / "token"  # of mode 600, whatever the mode of the original
+            private = Path(folder) / "token"  # mode 600, regardless of the original's
             _write_private(private, token.read_text(encoding="utf-8").strip() + "\n")
             pod.copy(private, "token")
         pod.run("install", package.release, package.sha256, settings.python, timeout_s=INSTALL_S)
@@ -102,7 +105,7 @@ def sync(pod: Pod, package: Package | None = None) -> str:
 
 
 def start(pod: Pod, *, dashboard: bool = False) -> str | None:
-    """Starts the command on all workers, after every check; returns the id of the run, None in a dry run."""
+    """Starts the command on all workers, after all checks; returns the run's id, None in a dry run."""
     check_command(pod)
     settings = pod.settings
     jobs = [("job", _training_command(pod), [])]
@@ -114,7 +117,7 @@ def start(pod: Pod, *, dashboard: bool = False) -> str | None:
         say(f"run {running} is already running on all workers")
     facts = {} if running else preflight(pod)
     if "hf://" in settings.command and any(answer.facts["token"] == "none" for answer in facts.values()):
-        complain("launch: no Hugging Face token on the workers: no private data, and few requests (hf_token_file)")
+        complain("launch: no Hugging Face token on the workers: no private data, and low rate limits (hf_token_file)")
     release = "RELEASE" if pod.dry_run else _release(pod, facts)
     run = running or f"{datetime.datetime.now(datetime.timezone.utc):%Y%m%d-%H%M%S}-{release[:7]}"
     for role, command, workers in jobs:
@@ -129,9 +132,9 @@ def start(pod: Pod, *, dashboard: bool = False) -> str | None:
 
 
 def stop(pod: Pod, *, by_hand: bool = True) -> None:
-    """SIGTERM everywhere at once, so that the run saves and ends; SIGKILL after `grace_s`.
+    """Sends SIGTERM to all workers at once, so that the run saves and ends; SIGKILL after `grace_s`.
 
-    `by_hand` tells a watch, wherever it runs, to let the run rest.
+    `by_hand` tells any watch, wherever it runs, not to restart the run.
     """
     grace_s = pod.settings.grace_s
     answers = pod.run("stop", str(grace_s), "yes" if by_hand else "no", timeout_s=grace_s + QUICK_S)
@@ -142,22 +145,22 @@ def stop(pod: Pod, *, by_hand: bool = True) -> None:
 
 
 def down(pod: Pod) -> None:
-    """Stops what runs and gives the machines back. What is only on their disks is gone."""
+    """Stops the run and releases the machines, including everything on their disks."""
     state, words = pod.state()
     if state == MISSING:
-        say(f"{pod.settings.name}: {words}, nothing to give back")
+        say(f"{pod.settings.name}: {words}, nothing to release")
         return
     if state == READY:
         try:
             stop(pod)
         except LaunchError as error:
-            complain(f"launch: not stopped before they go ({error})")
+            complain(f"launch: could not stop the run before releasing the machines ({error})")
     pod.delete()
-    say(f"{pod.settings.name}: given back")
+    say(f"{pod.settings.name}: released")
 
 
 def status(pod: Pod) -> dict[int, Answer]:
-    """Prints the state of the machines and of what runs on each; returns the workers' answers."""
+    """Prints the state of the machines and of the processes on each; returns the workers' answers."""
     state, words = pod.state()
     say(f"{pod.settings.name}: {words}")
     if state != READY or pod.dry_run:
@@ -169,10 +172,10 @@ def status(pod: Pod) -> dict[int, Answer]:
 
 
 def describe(answer: Answer) -> str:
-    """One worker in one line."""
+    """The state of one worker in one line."""
     facts = answer.facts
     state = facts["state"] + (f" with exit code {facts['code']}" if "code" in facts else "")
-    state += " (asked to leave)" if facts.get("code") == ASKED_TO_LEAVE else ""
+    state += " (ended by a signal)" if facts.get("code") == ASKED_TO_LEAVE else ""
     run = f"run {facts['run']}, " if "run" in facts else ""
     extra = "".join(f", {role}" for role in ("watchdog", "dashboard") if facts.get(role) == "running")
     last = f"; {facts['log_age_s']} s ago: {facts.get('last', '')}" if "log_age_s" in facts else ""
@@ -181,11 +184,9 @@ def describe(answer: Answer) -> str:
 
 
 def check_command(pod: Pod) -> None:
-    """UsageError without a command to run."""
+    """UsageError if there is no command to run."""
     if not pod.settings.command.strip():
-        raise UsageError(
-            "command is missing: name what to run, such as --command 'train_pretrain.py --preset 1.3b ...'"
-        )
+        raise UsageError("command is missing: set it, such as --command 'train_pretrain.py --preset 1.3b ...'")
 
 
 def _start_role(pod: Pod, run: str, release: str, role: str, command: str, workers: Sequence[int]) -> None:
@@ -196,17 +197,17 @@ def _start_role(pod: Pod, run: str, release: str, role: str, command: str, worke
     answers = pod.run("start", run, release, role, timeout_s=QUICK_S, workers=workers)
     others = {answer.facts["already"] for answer in answers.values() if "already" in answer.facts} - {run}
     if role == "job" and others:
-        raise LaunchError(f"run {sorted(others)[0]} was started meanwhile: stop, then start again")
+        raise LaunchError(f"run {sorted(others)[0]} was started in the meantime: stop, then start again")
 
 
 def job_file(command: str, env: Sequence[tuple[str, str]]) -> str:
-    """What start.sh reads on a worker: variables and the words of the command. It may name $worker."""
+    """The file that start.sh sources on a worker: variables and the command's words. It may use $worker."""
     lines = [f"export {name}={shlex.quote(value)}" for name, value in env]
     return "\n".join([*lines, f"command=({command})"]) + "\n"
 
 
 def _training_command(pod: Pod) -> str:
-    """The command as quoted words of a shell; a training gets the flags by which its processes find each other."""
+    """The command as quoted shell words; a training gets the flags for multi-process runs."""
     words = python_words(pod.settings.command)
     told = any(word.startswith("--run.coordinator") for word in words)
     training = any(words[: len(head)] == head for head in TRAINING)
@@ -216,18 +217,18 @@ def _training_command(pod: Pod) -> str:
 
 
 def _dashboard_command(settings: Settings) -> str:
-    """The command of the dashboard, with the run's directory."""
+    """The command of the dashboard, with the run directory."""
     words = python_words(settings.dashboard_command)
     if not words:
-        raise UsageError("dashboard_command is empty: say what --dashboard starts, such as 'monitor.py --port 8080'")
+        raise UsageError("dashboard_command is empty: set it, such as 'monitor.py --port 8080'")
     run_dir = _run_dir(words) or _run_dir(shlex.split(settings.command))
     if not run_dir:
-        raise UsageError("--dashboard: the command names no --run_dir; name one in dashboard_command")
+        raise UsageError("--dashboard: the command has no --run_dir; set one in dashboard_command")
     return quoted(settings.dashboard_command) if _run_dir(words) else shlex.join([*words, "--run_dir", run_dir])
 
 
 def _watchdog_command(settings: Settings) -> str:
-    """The command of the watchdog, with the run's directory unless that is in a bucket."""
+    """The command of the watchdog, with the run directory unless that is in a bucket."""
     words = python_words(settings.watchdog)
     run_dir = _run_dir(shlex.split(settings.command))
     if _run_dir(words) or not run_dir or "://" in run_dir:
@@ -236,7 +237,7 @@ def _watchdog_command(settings: Settings) -> str:
 
 
 def _run_dir(words: list[str]) -> str:
-    """The value of --run_dir in a command; empty where it names none."""
+    """The value of --run_dir in a command; empty if it has none."""
     for place, word in enumerate(words):
         flag, equals, value = word.partition("=")
         if flag.replace("-", "_") == "__run_dir":
@@ -245,18 +246,18 @@ def _run_dir(words: list[str]) -> str:
 
 
 def python_words(command: str) -> list[str]:
-    """What Python is called with for this command: `echotts train` is `-m echotts train` there."""
+    """Python's arguments for this command: `echotts train` becomes `-m echotts train`."""
     words = shlex.split(command)
     return ["-m", *words] if words[:1] == ["echotts"] else words
 
 
 def quoted(command: str) -> str:
-    """The words for Python, each quoted, so that a shell takes them as they stand."""
+    """Python's arguments, quoted for a shell."""
     return shlex.join(python_words(command))
 
 
 def _running(pod: Pod) -> str | None:
-    """The run that is alive on every worker, None if none is alive on any. LaunchError for anything between."""
+    """The run that is alive on every worker, None if none is alive on any. LaunchError if it is alive on some."""
     answers = pod.run("status", timeout_s=QUICK_S)
     alive = {worker: a.facts["run"] for worker, a in answers.items() if a.facts["state"] == "running"}
     if not alive:
@@ -268,20 +269,20 @@ def _running(pod: Pod) -> str | None:
 
 
 def _release(pod: Pod, facts: dict[int, Answer]) -> str:
-    """The release that all workers have. Complains when the files here have changed since."""
+    """The release of all workers. Warns if the local files have changed since."""
     answers = facts or pod.run("status", timeout_s=QUICK_S)
     release = next(iter(answers.values())).facts["release"]
     try:
         here = identify(Path(pod.settings.source), dirty=pod.settings.dirty)[0]
     except LaunchError:
-        return release  # started from a machine without the code
+        return release  # running on a machine without the code
     if here != release:
-        complain(f"launch: the workers have release {release}, the files here are {here}: sync sends them")
+        complain(f"launch: the workers have release {release}, but the local files are {here}: run sync to send them")
     return release
 
 
 def _settle(pod: Pod, run: str) -> None:
-    """LaunchError, after stopping the rest, where a worker's process ended within the first seconds."""
+    """LaunchError, after stopping the others, if a worker's process ended within the first seconds."""
     time.sleep(pod.settings.settle_s)
     answers = pod.run("status", timeout_s=QUICK_S)
     ended = [a for a in answers.values() if a.facts["state"] != "running" and a.facts.get("code") != "0"]
@@ -290,7 +291,7 @@ def _settle(pod: Pod, run: str) -> None:
     for answer in ended:
         complain(describe(answer))
     stop(pod, by_hand=False)
-    raise LaunchError(f"run {run} ended at once on worker {listed([a.worker for a in ended])}: see logs")
+    raise LaunchError(f"run {run} ended immediately on worker {listed([a.worker for a in ended])}: see logs")
 
 
 def _say_what_is_sent(package: Package) -> None:

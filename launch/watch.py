@@ -1,4 +1,4 @@
-"""Keeps a run alive for weeks: replaces machines that are taken away, and the run resumes from its last checkpoint."""
+"""Keeps a run alive for weeks: replaces lost machines, and resumes the run from its last checkpoint."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from launch.settings import Settings
 
 DAY_S = 86_400
 LONGEST_PAUSE_S = 1800
-STEADY_S = 1800  # after which a run is trusted
-ALL_SILENT = 6  # times lost_s when no worker answers at all: the fault may be here
-PATIENCE = 6  # looks at a run that was asked to leave, before it is started again: the machines may be going too
+STEADY_S = 1800  # after which a run counts as stable
+ALL_SILENT = 6  # times lost_s if no worker answers at all: the local network may be the cause
+PATIENCE = 6  # checks of a run ended by a signal before it is restarted: the machines may be preempted too
 
 
 class GaveUp(LaunchError):
-    """There is no point in watching on: the day's retries are used up, or the request was refused."""
+    """Watching is pointless: the day's retries are used up, or the request was rejected."""
 
 
 class Budget:
-    """How often to retry, and after which pause. Times are seconds of one clock."""
+    """Limits retries and computes the pauses between them. Times are seconds of one clock."""
 
     def __init__(self, settings: Settings):
         self._pause_s = settings.backoff_s
@@ -36,7 +36,7 @@ class Budget:
         self._in_a_row = 0
 
     def spend(self, now_s: float, why: str) -> float:
-        """The pause before the next retry, 0 before the first; GaveUp when the day's retries are used up."""
+        """The pause before the next retry, 0 before the first; GaveUp if the day's retries are used up."""
         self._tries = [then for then in self._tries if now_s - then < DAY_S] + [now_s]
         if len(self._tries) > self._most:
             raise GaveUp(f"{why}; retried {self._most} times within 24 hours (max_per_day): watch gives up, see logs")
@@ -45,37 +45,37 @@ class Budget:
         return pause_s
 
     def steady(self) -> None:
-        """The run has been up long enough: the next pause is short again."""
+        """The run has been stable: the next pause is short again."""
         self._in_a_row = 0
 
 
 class Watch:
-    """One watched pod. `run` returns when the run has finished, or was stopped or given back by hand."""
+    """One watched pod. `run` returns when the run has finished or was stopped, or the machines were released."""
 
     def __init__(self, pod: Pod, package: Package, sleep: Callable[[float], None] = time.sleep):
         self._pod = pod
-        self._package = package  # a resumed run is the code that the first start sent, whatever happens here meanwhile
+        self._package = package  # a resumed run uses the code of the first start, even if local files change
         self._sleep = sleep
         self._budget = Budget(pod.settings)
         self._said = {"machines": "", "run": ""}
         self._had_machines = False
         self._ever_had_machines = False
-        self._unheard = 0  # looks in a row without an answer of gcloud
+        self._unheard = 0  # consecutive failed checks of gcloud
         self._silence = verbs.Lasting()  # of a worker
         self._unlisted = verbs.Lasting()
-        self._leaving = 0  # looks at a run that was asked to leave
+        self._leaving = 0  # checks of a run that was ended by a signal
         self._since_s: float | None = None  # when the run was first seen running
 
     def run(self) -> None:
-        """Looks, acts, sleeps, until there is nothing left to do."""
+        """Checks, acts and sleeps until there is nothing left to do."""
         while True:
             try:
                 state, words, answers = self._look()
-            except LaunchError as error:  # the network here, or theirs: no reason to touch a run that may be well
+            except LaunchError as error:  # a network failure: the run may be fine
                 self._silence.seconds(False)
                 pause_s = min(self._pod.settings.poll_s * 2**self._unheard, LONGEST_PAUSE_S)
                 self._unheard += 1
-                complain(f"launch: {_now()} {error}; asking again in {pause_s:.0f} s")
+                complain(f"launch: {_now()} {error}; retrying in {pause_s:.0f} s")
                 self._sleep(pause_s)
                 continue
             self._unheard = 0
@@ -90,7 +90,7 @@ class Watch:
             self._sleep(self._pod.settings.poll_s)
 
     def _look(self) -> tuple[str, str, dict[int, Answer]]:
-        """State of the machines, its words, the workers' answers; WAITING, then LOST, while a worker is silent."""
+        """State of the machines, its description, the workers' answers; for a silent worker WAITING, then LOST."""
         state, words = self._pod.state()
         try:
             answers = self._pod.run("status", timeout_s=verbs.QUICK_S) if state == READY else {}
@@ -105,11 +105,11 @@ class Watch:
         return state, words, answers
 
     def _act(self, state: str, words: str, answers: dict[int, Answer]) -> bool:
-        """Does what this state requires; True when there is nothing left to watch."""
+        """Does what this state requires; True if there is nothing left to watch."""
         if self._unlisted.seconds(state == UNLISTED) > self._pod.settings.lost_s:
             state = LOST
-        if state == MISSING and self._had_machines:  # machines that are taken away leave a suspended resource behind
-            say("the machines were given back by hand: nothing left to watch")
+        if state == MISSING and self._had_machines:  # preempted machines leave a suspended resource behind
+            say("the machines were released manually: nothing left to watch")
             return True
         if state == MISSING:
             self._pod.create()
@@ -120,7 +120,7 @@ class Watch:
             self._silence.seconds(False)
             self._unlisted.seconds(False)
             self._try_again(f"the machines are gone ({words})")
-            self._pod.delete()  # it holds quota and cannot be used again
+            self._pod.delete()  # uses quota and cannot be reused
             self._pod.create()
         elif state == READY:
             self._had_machines = self._ever_had_machines = True
@@ -130,7 +130,7 @@ class Watch:
     def _act_on_run(self, answers: dict[int, Answer]) -> bool:
         states = {answer.facts["state"] for answer in answers.values()}
         if any("stopped" in answer.facts for answer in answers.values()):
-            say("stopped by hand: nothing left to watch")
+            say("stopped manually: nothing left to watch")
             return True
         if states == {"running"}:
             self._lives(len(answers))
@@ -141,9 +141,9 @@ class Watch:
             say("finished on all workers")
             return True
         if not failed and "none" not in states and self._leaving < PATIENCE:
-            self._leaving += 1  # some have ended well and the others are about to, or all were asked to leave
+            self._leaving += 1  # some have ended and the others are about to, or all were ended by a signal
             return False
-        if states != {"none"}:  # machines that are new are no failure
+        if states != {"none"}:  # new machines are not a failure
             self._say_what_failed(failed, [a.worker for a in answers.values() if a.facts["state"] == "none"])
             verbs.stop(self._pod, by_hand=False)
         verbs.sync(self._pod, self._package)
@@ -164,12 +164,12 @@ class Watch:
         if failed:
             self._try_again(f"the run ended early on worker {listed([answer.worker for answer in failed])}")
         else:
-            self._try_again(f"no run on worker {listed(without)}" if without else "the run was asked to leave")
+            self._try_again(f"no run on worker {listed(without)}" if without else "the run was ended by a signal")
 
     def _try_again(self, why: str) -> None:
         self._said["run"] = ""
         pause_s = self._budget.spend(time.monotonic(), why)
-        complain(f"launch: {_now()} {why}; trying again" + (f" in {pause_s:.0f} s" if pause_s else ""))
+        complain(f"launch: {_now()} {why}; retrying" + (f" in {pause_s:.0f} s" if pause_s else ""))
         self._sleep(pause_s)
 
     def _say(self, of: str, words: str) -> None:
@@ -179,12 +179,12 @@ class Watch:
 
 
 def watch(pod: Pod) -> None:
-    """Creates, syncs, starts, and does so again whenever the machines or the run are lost."""
+    """Creates, syncs and starts, and repeats that whenever the machines or the run are lost."""
     if pod.dry_run:
         verbs.up(pod)
         verbs.sync(pod)
         verbs.start(pod)
-        say(f"+ and again whenever it is lost, at most {pod.settings.max_per_day} times a day")
+        say(f"+ repeat whenever it is lost, at most {pod.settings.max_per_day} times a day")
         return
     verbs.check_command(pod)
     with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +193,7 @@ def watch(pod: Pod) -> None:
 
 
 def _asked_to_leave(answers: dict[int, Answer]) -> bool:
-    """Whether the run ended because it was asked to: the notice that comes before machines are taken away."""
+    """Whether the run ended because of a signal, such as the notice before machines are preempted."""
     return any(answer.facts.get("code") == ASKED_TO_LEAVE for answer in answers.values())
 
 

@@ -1,4 +1,4 @@
-"""MkDocs hook that makes docs/configuration.md: every configuration key, from the dataclasses in echotts/config.py."""
+"""MkDocs hook that generates docs/configuration.md, all configuration keys, from the dataclasses in config.py."""
 
 import dataclasses
 import typing
@@ -14,20 +14,20 @@ from echotts import config as configs
 PAGE = "configuration.md"
 HEAD = """# Configuration
 
-Every key of a training. On the command line a key is a flag: `echotts train --preset 1.3b --optim.learning_rate 2e-4`.
-A preset is a set of defaults; where presets differ, the table has a value for each of them. `config.json` in the run
-directory holds the resolved configuration. This page is generated from `echotts/config.py`.
+All configuration keys of a training. Each is a flag: `echotts train --preset 1.3b --optim.learning_rate 2e-4`.
+A preset is a set of defaults; if presets differ, the table has a value for each. `config.json` in the run
+directory contains the resolved configuration. This page is generated from `echotts/config.py`.
 """
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the page to those of docs/."""
+    """Adds the page to those in docs/."""
     files.append(File.generated(config, PAGE, content=page()))
     return files
 
 
 def page() -> str:
-    """The page in Markdown: a section for each dataclass in `Config`, nested ones after their owner."""
+    """The page in Markdown: a section per dataclass in `Config`, nested ones after their owner."""
     module = griffe.load("echotts.config", search_paths=["."])
     presets = {name: configs.preset(name) for name in configs.PRESETS}
     sections = [_section(module, name, list(presets), values) for name, values in _sections("", presets.values())]
@@ -35,7 +35,7 @@ def page() -> str:
 
 
 def _sections(prefix: str, owners: Iterable[Any]) -> Iterator[tuple[str, list[Any]]]:
-    """(dotted name, its value in each preset) of each dataclass below the owners, which are the presets' own."""
+    """(dotted name, its value in each preset) of each dataclass below the owners, which are those of the presets."""
     owners = list(owners)
     for field in dataclasses.fields(owners[0]):
         values = [getattr(owner, field.name) for owner in owners]

@@ -1,10 +1,10 @@
-"""`make demo`: the whole journey on two CPU cores, by the commands a user would type, each printed before it runs.
+"""`make demo`: the whole workflow on two CPU cores, with the commands a user would type, each printed before it runs.
 
     python scripts/demo.py [--steps 2400] [--output demo]
 
-The built-in corpus becomes latents, the demo preset is trained on them from nothing, its weights are exported; then it
-says three strings it has not seen with two reference voices, and the meter listens. What is done already is not done
-again: delete the folder to start over.
+Prepares the built-in corpus, trains the demo preset on it from scratch and exports the weights; then speaks three
+unseen strings with two reference voices and runs the evaluation. Finished stages are not repeated: delete the folder to
+start over.
 """
 
 import argparse
@@ -26,7 +26,7 @@ STRINGS = 3
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="training steps (default: those of the preset)")
-    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder of everything that is made")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="output folder")
     arguments = parser.parse_args()
     output, began = arguments.output.resolve(), time.monotonic()
     output = output.relative_to(ROOT) if output.is_relative_to(ROOT) else output
@@ -47,12 +47,12 @@ def main() -> int:
             spoken = output / f"{text.replace(' ', '_')}_{voice}.wav"
             run("inference.py", checkpoint=model, text=text, speaker_ref=reference, output=spoken)
     run("-m echotts eval", checkpoint=model, output=output / "meter.json")
-    print(f"\n{(time.monotonic() - began) / 60:.0f} minutes in all. Listen to {output}/*.wav", flush=True)
+    print(f"\n{(time.monotonic() - began) / 60:.0f} minutes in total. Listen to {output}/*.wav", flush=True)
     return 0
 
 
 def run(command: str, **flags: object) -> None:
-    """Print and run `python COMMAND --FLAG VALUE ...`; its failure ends this program with its exit code."""
+    """Prints and runs `python COMMAND --FLAG VALUE ...`; if it fails, exits with its exit code."""
     words = command.split() + [str(word) for flag, value in flags.items() for word in (f"--{flag}", value)]
     print(f"\n$ python {shlex.join(words)}", flush=True)
     done = subprocess.run([sys.executable, *words], check=False)
@@ -66,7 +66,7 @@ def heldout_texts() -> list[str]:
 
 
 def extract_reference(voice: str, output: Path) -> Path:
-    """A recording of the voice, out of the reference split, as a file of its own."""
+    """Extracts a recording of the voice from the reference split to a file."""
     clips = members("reference")
     for name, data in clips.items():
         if name.endswith(".json") and json.loads(data)["speaker"] == voice:
@@ -77,7 +77,7 @@ def extract_reference(voice: str, output: Path) -> Path:
 
 
 def members(split: str) -> dict[str, bytes]:
-    """Every file in a split of the corpus, by name."""
+    """All files in a split of the corpus, by name."""
     found = {}
     for path in sorted(CORPUS.glob(f"{split}-*.tar.gz")):
         with tarfile.open(path) as tar:

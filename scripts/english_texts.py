@@ -1,8 +1,8 @@
-"""An open list of English sentences to speak: `python scripts/english_texts.py --output texts`.
+"""Generates a free list of English sentences: `python scripts/english_texts.py --output texts`.
 
-Writes train.txt and heldout.txt, a sentence a line, no sentence in both, always the same for the same WordNet:
-examples from WordNet's glosses (Debian's wordnet-base, WordNet licence), sequences of frequent words for coverage,
-numbers in words, questions, and names of people and places. What WordNet marks as offensive or vulgar is left out.
+Writes train.txt and heldout.txt, one sentence per line, without overlap, deterministic for a given WordNet: examples
+from WordNet's glosses (Debian's wordnet-base, WordNet licence), sequences of frequent words for coverage, numbers in
+words, questions, and names of people and places. Entries marked as offensive or vulgar in WordNet are excluded.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--wordnet", type=Path, default=WORDNET, help="folder of WordNet's data.* files")
     arguments = parser.parse_args()
     if not (arguments.wordnet / "data.noun").is_file():
-        parser.exit(1, f"{arguments.wordnet}: no data.noun there: apt-get install wordnet-base, or name --wordnet\n")
+        parser.exit(1, f"{arguments.wordnet}: no data.noun: apt-get install wordnet-base, or set --wordnet\n")
     texts = list(dict.fromkeys(sentences(arguments.wordnet)))
     order = np.random.default_rng(0).permutation(len(texts))
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def sentences(wordnet: Path) -> Iterator[str]:
-    """All of them, some twice."""
+    """All sentences, some of them twice."""
     random = np.random.default_rng(0)
     glosses = {part: list(read_glosses(wordnet / f"data.{part}")) for part in PARTS}
     for part in PARTS:
@@ -112,9 +112,9 @@ def sentences(wordnet: Path) -> Iterator[str]:
 
 
 def read_glosses(path: Path) -> Iterator[tuple[list[str], str]]:
-    """(words, gloss) of each entry of a WordNet data file (wndb(5WN)), but for those marked as unwanted."""
+    """(words, gloss) of each entry of a WordNet data file (wndb(5WN)), except unwanted ones."""
     for line in path.read_text().splitlines():
-        if line.startswith("  "):  # the licence, at the head of each file
+        if line.startswith("  "):  # the licence at the start of each file
             continue
         head, _, gloss = line.partition(" | ")
         fields = head.split()
@@ -124,7 +124,7 @@ def read_glosses(path: Path) -> Iterator[tuple[list[str], str]]:
 
 
 def examples(gloss: str) -> Iterator[str]:
-    """What a gloss quotes, where it is 2 to 14 plain words, with a capital and a full stop."""
+    """Quotations in a gloss of 2 to 14 plain words, with a capital and a full stop."""
     for quoted in re.findall(r'"([^"]+)"', gloss):
         said = quoted.strip(" ;,")
         if USABLE.fullmatch(said) and 2 <= len(said.split()) <= 14:
@@ -132,7 +132,7 @@ def examples(gloss: str) -> Iterator[str]:
 
 
 def frequent_words(wordnet: Path) -> list[str]:
-    """Plain words by how often WordNet's own corpora have them, the most frequent first."""
+    """Plain words by frequency in WordNet's corpora, the most frequent first."""
     counts: dict[str, int] = {}
     for line in (wordnet / "cntlist.rev").read_text().splitlines():
         key, _, count = line.split()
@@ -143,7 +143,7 @@ def frequent_words(wordnet: Path) -> list[str]:
 
 
 def names(nouns: list[tuple[list[str], str]]) -> tuple[list[str], list[str]]:
-    """People and places: entries with capitals whose gloss gives years, or says what kind of place it is."""
+    """People and places: capitalised entries whose gloss contains years or a kind of place."""
     people, places = set(), set()
     for words, gloss in nouns:
         for word in words:

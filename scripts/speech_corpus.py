@@ -1,10 +1,12 @@
-"""Recordings to train the `speech` codec on: `python scripts/speech_corpus.py --texts texts/train.txt --output corpus`.
+"""Creates recordings to train the `speech` codec:
 
-Many voices whose licences allow it, in many kinds of recording (echotts/data/teachers/rooms.py). flite, festival and
-espeak-ng take minutes an hour of sound and come first; Kokoro follows, clean into --english (which is also the start of
-the corpus of `make english-corpus`), and a varied copy of each clip into --output. A run that was stopped goes on.
-Left out, so that a codec can be measured on voices it never heard: flite rms, festival ked_diphone and the Kokoro mix
-HELD_OUT_KOKORO. Needs the extra teachers and apt-get install flite festival festvox-kallpc16k festvox-us-slt-hts.
+    python scripts/speech_corpus.py --texts texts/train.txt --output corpus --english english
+
+Many voices with permissive licences, in many recording conditions (echotts/data/teachers/rooms.py). flite, festival and
+espeak-ng take minutes per hour of speech and run first; Kokoro follows: clean into --english (also the start of the
+corpus of `make english-corpus`), with a varied copy of each clip in --output. An interrupted run can be resumed.
+Excluded, to measure a codec on unseen voices: flite rms, festival ked_diphone and the Kokoro mix HELD_OUT_KOKORO.
+Needs the extra teachers and apt-get install flite festival festvox-kallpc16k festvox-us-slt-hts.
 """
 
 import argparse
@@ -44,11 +46,11 @@ PART_HOURS = 0.1
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=Path, required=True, help="sentences, one a line (scripts/english_texts.py)")
+    parser.add_argument("--texts", type=Path, required=True, help="sentences, one per line (scripts/english_texts.py)")
     parser.add_argument("--output", type=Path, required=True, help="folder of the varied recordings")
     parser.add_argument("--english", type=Path, required=True, help="folder of Kokoro's clean recordings")
     parser.add_argument("--kokoro_hours", type=float, default=25.0, help="hours of Kokoro")
-    parser.add_argument("--processes", type=int, default=1, help="processes that speak")
+    parser.add_argument("--processes", type=int, default=1, help="number of processes")
     arguments = parser.parse_args()
     texts = arguments.texts.read_text().splitlines()
     order = np.random.default_rng(1).permutation(len(texts))
@@ -77,7 +79,7 @@ def say(texts: Sequence[str], output: Path, settings: Settings) -> None:
 
 
 def vary_folder(source: Path, output: Path) -> None:
-    """A varied copy of every recording in `source` that `output` does not have yet, and the table of all of them."""
+    """Creates a varied copy of every recording in `source` that `output` lacks, and the table of all."""
     rows = [json.loads(line) for line in (source / TABLE).read_text().splitlines()]
     for number, row in enumerate(rows):
         if not (output / row["audio"]).is_file():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from echotts.files import atomic_write, check_outputs, check_place, sha256_file, write_whole
+from echotts.files import atomic_write, check_outputs, check_writable, sha256_file, write_whole
 
 
 def test_the_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
@@ -50,7 +50,8 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp
     with atomic_write(path) as writing, atomic_write(tmp_path / "third.wav"):
         assert not left.exists()
         subprocess.run(
-            [sys.executable, "-c", f"from echotts.files import check_place; check_place({str(path)!r})"], check=True
+            [sys.executable, "-c", f"from echotts.files import check_writable; check_writable({str(path)!r})"],
+            check=True,
         )
         assert writing.exists()  # its writer lives
 
@@ -60,7 +61,7 @@ def test_what_another_machine_writes_stays_for_an_hour(tmp_path: Path) -> None:
     for age_s, stays in ((600, True), (4000, False)):
         theirs.touch()
         os.utime(theirs, (time.time() - age_s,) * 2)
-        check_place(tmp_path / "out.wav")
+        check_writable(tmp_path / "out.wav")
         assert theirs.exists() == stays
 
 
@@ -83,8 +84,8 @@ def specials(folder: Path) -> list[Path]:
 def test_a_device_pipe_or_socket_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
     for path in specials(tmp_path):
         before = path.lstat()
-        for write in (check_place, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
-            with pytest.raises(OSError, match=rf"^{path}: cannot be written: it is a (device|pipe|socket): name"):
+        for write in (check_writable, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
+            with pytest.raises(OSError, match=rf"^{path}: cannot be written: it is a (device|pipe|socket), not a file"):
                 write(path)
         assert (path.lstat().st_mode, path.lstat().st_ino) == (before.st_mode, before.st_ino)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "pipe", "socket"]
@@ -105,7 +106,7 @@ def test_outputs_are_checked_before_the_work_and_nothing_is_left_behind(tmp_path
         (tmp_path / "link.wav").symlink_to("a.wav")
         if not (tmp_path / "hard.mp3").exists():
             os.link(tmp_path / "ref.mp3", tmp_path / "hard.mp3")
-        with pytest.raises(ValueError, match=r"is the same file as .*: name another"):
+        with pytest.raises(ValueError, match=r"is the same file as .*: choose another name"):
             check_outputs([tmp_path / name for name in outputs], [tmp_path / name for name in inputs])
     assert (tmp_path / "ref.mp3").read_bytes() == b"voice"
 

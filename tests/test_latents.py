@@ -80,12 +80,14 @@ def test_training_sees_scaled_latents_references_and_silence(data: Path, name: s
     inputs, batch = first(name)
     scale = LatentScale.measured(name, MEAN, STD)  # type: ignore[arg-type]
     np.testing.assert_allclose(batch.latent, scale.normalise(raw.latent), atol=1e-6)
-    heard = raw.speaker_mask[..., None]
-    np.testing.assert_allclose(batch.speaker_latent, np.where(heard, scale.normalise(raw.speaker_latent), 0), atol=1e-6)
+    present = raw.speaker_mask[..., None]
+    np.testing.assert_allclose(
+        batch.speaker_latent, np.where(present, scale.normalise(raw.speaker_latent), 0), atol=1e-6
+    )
     assert inputs.facts == dataclasses.replace(plain.facts, latent_scale=scale.to_json())
     assert FACT not in plain.facts.to_dict()
     check_facts(inputs.facts, inputs.facts, "data")
-    with pytest.raises(ValueError, match="mean and standard deviation of the latents are not those"):
+    with pytest.raises(ValueError, match="mean and standard deviation of the latents differ from those"):
         check_facts(inputs.facts, plain.facts, "data")
 
 
@@ -104,7 +106,7 @@ def test_held_out_voices_come_back_as_the_codec_has_them(data: Path) -> None:
 def test_a_scale_without_statistics_is_refused_with_the_remedy(data: Path, tmp_path: Path) -> None:
     DatasetInfo(channels=CHANNELS).save(tmp_path / "dataset.json")
     write_shards(tmp_path)
-    with pytest.raises(ValueError, match=r"not known: `data prepare` writes them to dataset\.json"):
+    with pytest.raises(ValueError, match=r"unknown: `data prepare` writes them to dataset\.json"):
         open_inputs(with_sections(TINY, data={"data": str(tmp_path), "latent_scale": "channel"}))
 
 

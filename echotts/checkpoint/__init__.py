@@ -1,1 +1,1 @@
-"""Checkpoints and weights files: save, restore, agreement of a resumed run, export, published pickles."""
+"""Checkpoints and weights files: saving, restoring, compatibility of a resumed run, export, published pickles."""

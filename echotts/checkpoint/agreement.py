@@ -1,4 +1,4 @@
-"""What may differ between the configuration that a run was made with and the one it is resumed with."""
+"""Which configuration keys may change when a run is resumed."""
 
 import dataclasses
 import json
@@ -12,7 +12,7 @@ from echotts.rundir.location import RunPath
 
 LOGGER = logging.getLogger(__name__)
 
-# What may differ when a run resumes; everything else must be as it was. `run.seed` decides every random draw.
+# Keys that may change when a run resumes; all others must match. `run.seed` determines every random draw.
 MAY_DIFFER = (
     "run.*",
     "optim.steps",
@@ -23,18 +23,18 @@ MAY_DIFFER = (
     "data.fetch_deadline_s",
     "model.remat",
     "model.attention",
-    "steps",  # of a codec training, as are the next
+    "steps",  # from here on: keys of a codec training
     "optim.decay_share",
 )
 MUST_AGREE = ("run.seed",)
 
 
 class ConfigDiffersError(ValueError):
-    """A run is resumed with a configuration it was not made with."""
+    """A run is resumed with an incompatible configuration."""
 
 
 def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """`section.key: saved value -> given value`, for each key that differs."""
+    """`section.key: saved value -> given value` for each key that differs."""
     before, now = _flat(saved), _flat(given)
     missing = "(absent)"
     return [
@@ -45,17 +45,17 @@ def differences(saved: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]
 
 
 def check_config(saved: Mapping[str, Any], given: Mapping[str, Any], folder: RunPath) -> None:
-    """Raises ConfigDiffersError, naming each difference that a resumed run may not have; logs those it may."""
+    """Raises ConfigDiffersError naming each difference that is not allowed on resuming; logs the allowed ones."""
     lines = differences(_completed(saved, given), given)
     refused = [line for line in lines if not _may_differ(line.split(":", 1)[0])]
     if refused:
         raise ConfigDiffersError(
             f"{folder}: made with another configuration: {'; '.join(refused)}; "
-            "give what it was made with, or another --run_dir (with --init_from to start from its weights)"
+            "use that configuration, or another --run_dir (with --init_from to start from its weights)"
         )
     for line in lines:
         if not line.startswith("run."):
-            LOGGER.warning("resuming with another %s", line)
+            LOGGER.warning("resuming with a changed %s", line)
 
 
 def _may_differ(key: str) -> bool:
@@ -65,9 +65,9 @@ def _may_differ(key: str) -> bool:
 
 
 def _completed(saved: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration with keys that its program did not know yet, at the defaults that stand for what it did.
+    """The saved configuration with keys added since then, set to their defaults, which mean the former behaviour.
 
-    Keys that `given` has no use for are left out: a codec training has other sections than `Config`.
+    Keys that `given` does not have are not added: a codec training has other sections than `Config`.
     """
     known = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
     completed: dict[str, Any] = dict(saved)

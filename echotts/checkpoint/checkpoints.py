@@ -1,7 +1,7 @@
 """Checkpoints of a run: parameters, EMA, optimizer, step, samples seen, stream state and configuration, as one unit.
 
-Orbax writes them in the background into a temporary folder and commits by renaming. What cannot be read is passed over
-with a warning. All of Orbax is in this file and in contents.py.
+Orbax writes them in the background to a temporary folder and commits by renaming. Unreadable checkpoints are skipped
+with a warning. Orbax is used only in this file and in contents.py.
 """
 
 import dataclasses
@@ -55,19 +55,19 @@ from echotts.rundir.location import RunPath
 LOGGER = logging.getLogger(__name__)
 
 SAVE_TIMEOUT_S = 1800.0
-CLEARING_ROUNDS = 30  # a tenth of a second each, in which a checkpoint that failed is cleared away
-TRY_EARLIER = "%s: cannot be read, trying the one before (%s)"
+CLEARING_ROUNDS = 30  # rounds of 0.1 s to remove the remains of a failed checkpoint
+TRY_EARLIER = "%s: cannot be read, trying the previous one (%s)"
 
 Restored = tuple[dict[str, Any], Meta, Digests | None]
 
 MakeRoom = Callable[[Path, int], None]
-"""(folder, bytes needed): deletes what the watchdog's rules let go, until so much is free there."""
+"""(folder, bytes needed): deletes files by the watchdog's rules until that many bytes are free."""
 
 
 class Checkpoints:
-    """The checkpoints of one run directory: when to save, what to keep, where to resume.
+    """The checkpoints of one run directory: when to save, what to keep, what to restore.
 
-    In a bucket checkpoints are not leased and free space is not checked.
+    Checkpoints in a bucket are not leased, and free space is not checked there.
     """
 
     def __init__(self, run_dir: RunPath, run: RunConfig, make_room: MakeRoom | None = None):
@@ -77,7 +77,7 @@ class Checkpoints:
         self._make_room = make_room
         self._last_save_s = time.monotonic()
         self._clock = Announcements("save")
-        for name in ("absl", "asyncio"):  # where orbax tells of each file, and again of each failure that it raises
+        for name in ("absl", "asyncio"):  # orbax logs each file here, and each error that it also raises
             logging.getLogger(name).setLevel(logging.CRITICAL)
         keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
         if self._on_disk:
@@ -96,21 +96,21 @@ class Checkpoints:
         )
 
     def due(self, step: int) -> bool:
-        """Whether the state after `step` steps is to be saved: by count, or because the last save is long ago.
+        """Whether to save the state after `step` steps: by step count, or by time since the last save.
 
-        All processes ask after each step. The clock is that of process 0.
+        All processes call it after each step. The clock is that of process 0.
         """
         by_count = self._run.save_every_steps > 0 and step % self._run.save_every_steps == 0
         return by_count or (self._run.save_every_minutes > 0 and self._clock.due(step, self._is_long_ago))
 
     def save(self, arrays: Mapping[str, Any], meta: Meta) -> float:
-        """Copies the arrays off the devices and returns the seconds that took; the files are written in the background.
+        """Copies the arrays off the devices and returns the seconds that took; files are written in the background.
 
-        Raises the error of the save before, if it failed. A step that is already saved is left as it is.
+        Raises the error of the previous save if it failed. A step that is already saved is not saved again.
         """
         began = time.monotonic()
         self._last_save_s = began
-        if agree_on("save", lambda: self._is_there(meta.step, arrays), "make room for a checkpoint", SAVE_TIMEOUT_S):
+        if agree_on("save", lambda: self._is_there(meta.step, arrays), "free space for a checkpoint", SAVE_TIMEOUT_S):
             return 0.0
         about = meta.to_dict()
         digests = Digests(json_digest(about), self._digests(arrays))
@@ -123,14 +123,14 @@ class Checkpoints:
         return time.monotonic() - began
 
     def check(self) -> None:
-        """Raises CheckpointError if a save in the background has failed."""
+        """Raises CheckpointError if a background save has failed."""
         try:
             self._manager.check_for_errors()
         except (OSError, ValueError, RuntimeError) as error:
             raise self._failure(error) from error
 
     def wait(self) -> None:
-        """Returns when the last save is committed; raises CheckpointError if it failed."""
+        """Waits until the last save is committed; raises CheckpointError if it failed."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError, RuntimeError) as error:
@@ -139,12 +139,12 @@ class Checkpoints:
     def restore(
         self, abstract: Mapping[str, Any], config: dict[str, Any], before: int | None = None
     ) -> tuple[dict[str, Any], Meta] | None:
-        """The newest checkpoint that is whole, on today's shardings, or None in a new run directory.
+        """Restores the newest intact checkpoint with the current shardings, or returns None in a new run directory.
 
-        `before` is a step: only checkpoints of earlier ones are looked at. `abstract` holds a tree of
+        With `before`, only checkpoints of earlier steps are considered. `abstract` holds a tree of
         jax.ShapeDtypeStruct with shardings for each of CHECKPOINT_ARRAYS. A damaged checkpoint is renamed to
-        `<name>.broken`, with a warning. Raises ValueError where the run was made with another configuration, and
-        CheckpointError where the next checkpoint would not fit on the disk.
+        `<name>.broken`, with a warning. Raises ValueError if the run has another configuration, and CheckpointError if
+        the next checkpoint would not fit on the disk.
         """
         folders = agree_on("restore", lambda: self._candidates(abstract, before), "list the checkpoints")
         broken: list[tuple[RunPath, Exception]] = []
@@ -158,7 +158,7 @@ class Checkpoints:
             if what := digests.changed_in(self._digests(arrays)) if digests else "":
                 LOGGER.warning(TRY_EARLIER, folder, what)
                 broken.append((folder, ValueError(what)))
-                del read, arrays  # there may be no memory for two
+                del read, arrays  # memory may not suffice for two
                 continue
             if digests and self._on_disk and jax.process_index() == 0:
                 note_verified(self._on_disk.parent, meta.step)
@@ -173,13 +173,13 @@ class Checkpoints:
         return None
 
     def _candidates(self, abstract: Mapping[str, Any], before: int | None) -> list[str]:
-        """The names of the checkpoints to try, newest first. CheckpointError where the next one would not fit."""
+        """The names of the checkpoints to try, newest first. CheckpointError if the next one would not fit."""
         self._check_room(abstract)
         found = step_folders(self.directory)
         return [folder.name for folder in found if before is None or step_of(folder) < before]
 
     def _is_there(self, step: int, arrays: Mapping[str, Any]) -> bool:
-        """Whether this step is already saved; if not, there is space for it now, or CheckpointError."""
+        """Whether this step is already saved; if not, ensures that there is space for it, or raises CheckpointError."""
         if step in self._manager.all_steps():
             return True
         if self._make_room is not None and self._on_disk:
@@ -194,7 +194,7 @@ class Checkpoints:
         return (time.monotonic() - self._last_save_s) / 60 >= self._run.save_every_minutes
 
     def _read(self, folder: RunPath, abstract: Mapping[str, Any], config: dict[str, Any]) -> "Restored | Exception":
-        """A checkpoint, or why it is damaged; raises what is not the checkpoint's fault."""
+        """A checkpoint, or the error if it is damaged; raises errors that are not the checkpoint's fault."""
         try:
             with reading(folder):
                 meta = read_meta(folder)
@@ -206,7 +206,7 @@ class Checkpoints:
         except UNREADABLE as error:
             if not is_damage(folder, error):
                 raise CheckpointError(
-                    f"{folder}: cannot be read now: {first_line(error)}; start the same command again"
+                    f"{folder}: cannot be read at the moment: {first_line(error)}; repeat the command"
                 ) from error
             LOGGER.warning(TRY_EARLIER, folder, first_line(error))
             return error
@@ -216,7 +216,7 @@ class Checkpoints:
         return agree_on("any checkpoint", lambda: bool(step_folders(self.directory)), "list the checkpoints")
 
     def close(self) -> None:
-        """Waits for the last save. Call `wait` first where its failure matters."""
+        """Waits for the last save and ignores its errors; call `wait` first if they matter."""
         try:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
@@ -231,7 +231,7 @@ class Checkpoints:
         self.close()
 
     def fits(self, arrays: Mapping[str, Any]) -> bool:
-        """Whether there is room for a checkpoint of these arrays."""
+        """Whether there is enough free space for a checkpoint of these arrays."""
         return self._on_disk is None or shutil.disk_usage(self._on_disk).free >= _bytes(arrays)
 
     def _check_room(self, arrays: Mapping[str, Any]) -> None:
@@ -241,19 +241,19 @@ class Checkpoints:
         free = shutil.disk_usage(self._on_disk).free
         if free < needed:
             raise CheckpointError(
-                f"{self.directory}: a checkpoint takes {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free; "
-                f"{self._last_whole()}; make room and start the same command again"
+                f"{self.directory}: a checkpoint takes {needed / 1e6:.1f} MB, but {free / 1e6:.1f} MB are free; "
+                f"{self._last_whole()}; free some space and repeat the command"
             )
 
     def _last_whole(self) -> str:
         try:
             whole = step_folders(self.directory)
-        except OSError:  # a bucket that cannot be asked, which is why this is wanted
-            return "the ones before are as they were"
-        return f"the last whole one is {whole[0].name}" if whole else "there is no earlier one"
+        except OSError:  # the bucket does not answer, which may be the error being reported
+            return "earlier checkpoints are unchanged"
+        return f"the last complete one is {whole[0].name}" if whole else "there is no earlier one"
 
     def _set_aside(self, broken: list[tuple[RunPath, Exception]]) -> None:
-        """Renames what cannot be read, on one process; the others wait for it."""
+        """Renames unreadable checkpoints in one process; the others wait for it."""
         for folder, _ in broken if jax.process_index() == 0 else ():
             target = folder.with_name(folder.name + BROKEN_SUFFIX)
             if not isinstance(folder, Path):
@@ -266,17 +266,17 @@ class Checkpoints:
             self._manager.reload()
 
     def _failure(self, error: Exception) -> CheckpointError:
-        remedy = "start the same command again"
+        remedy = "repeat the command"
         room = ""
-        if self._on_disk:  # in a bucket the next start clears away what was not committed
-            for _ in range(CLEARING_ROUNDS):  # threads that write its other parts may not have noticed yet
+        if self._on_disk:  # in a bucket the next start removes what was not committed
+            for _ in range(CLEARING_ROUNDS):  # threads writing other parts may still be running
                 for part in (parts := list(self._on_disk.glob(f"{STEP_PREFIX}_*orbax-checkpoint-tmp*"))):
                     shutil.rmtree(part, ignore_errors=True)
                 if not parts:
                     break
                 time.sleep(0.1)
             room = f"; {shutil.disk_usage(self._on_disk).free / 1e6:.1f} MB free"
-            remedy = f"make room and {remedy}"
+            remedy = f"free some space and {remedy}"
         return CheckpointError(
             f"{self.directory}: a checkpoint could not be written ({first_line(error)}{room}); "
             f"{self._last_whole()}; {remedy}"
@@ -284,9 +284,9 @@ class Checkpoints:
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's manager, which does not ask whether the machine is taken away: the loop does (runtime.StopSignal).
+    """Orbax's manager without its check for preemption, which the training loop does (runtime.StopSignal).
 
-    Its question, with a number of its own and from a thread, would move the point on which the processes agree.
+    Its check, from a thread and with a counter of its own, would shift the step at which the processes agree to stop.
     """
 
     def reached_preemption(self, step: int) -> bool:
@@ -295,12 +295,12 @@ class _Manager(ocp.CheckpointManager):
 
 @dataclass(frozen=True)
 class Leased(policies.PreservationPolicy):
-    """Keeps what somebody reads just now; a later save looks again."""
+    """Keeps checkpoints that are being read; a later save checks again."""
 
     directory: Path
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """For each of Orbax's checkpoint infos."""
+        """One value for each of Orbax's checkpoint infos."""
         folder = os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
         try:
             names = [step_name(info.step) for info in checkpoints]

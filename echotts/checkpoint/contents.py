@@ -1,7 +1,7 @@
-"""What lies in a run's `checkpoints` folder, and how it is read.
+"""The contents of a run's `checkpoints` folder, and how they are read.
 
-A folder named `step_00001500` is a whole checkpoint or, after damage from outside, one that cannot be read. In a
-bucket, where nothing can be renamed at once, a step counts when COMMITTED is in it, which is written last.
+A folder named `step_00001500` is a complete checkpoint or, after external damage, an unreadable one. In a bucket, where
+folders cannot be renamed atomically, a step is valid if it contains COMMITTED, which is written last.
 
     step_00001500/{params,ema,opt_state}/   arrays (OCDBT)
     step_00001500/meta/metadata             JSON: format, step, samples_seen, stream, config, facts
@@ -18,7 +18,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost  # how processes meet has no public setting
+from orbax.checkpoint._src.multihost import multihost  # there is no public option for the barrier
 
 from echotts import gcs
 from echotts.checkpoint.digests import json_digest
@@ -29,14 +29,14 @@ from echotts.rundir.location import RunPath, read_whole
 from echotts.strict_json import check_type, load_json
 
 FORMAT = 1
-MAX_META_BYTES = 1 << 28  # the stream's state grows with its pools
-SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # the end of a long message of tensorstore
-NO_ANSWER = re.compile(  # how tensorstore begins when it is not the data that are wrong
+MAX_META_BYTES = 1 << 28  # the stream state grows with its pools
+SYSTEM_REASON = re.compile(r"([^:]+) \[os_error_code=")  # near the end of a long tensorstore message
+NO_ANSWER = re.compile(  # tensorstore errors that are not about damaged data
     "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
 )
-UNREADABLE = (ValueError, KeyError, OSError)  # what a damaged checkpoint raises; lack of memory is not among them
+UNREADABLE = (ValueError, KeyError, OSError)  # raised for damaged checkpoints; excludes MemoryError
 
-# Processes meet at the coordinator, which waits 300 s and names who is missing; a collective would wait forever.
+# Use the coordinator's barrier, which times out after 300 s and names the missing process; a collective waits forever.
 multihost.flags.FLAGS.mark_as_parsed()
 multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
@@ -47,42 +47,42 @@ class CheckpointError(OSError):
 
 @dataclass(frozen=True)
 class Meta:
-    """What a checkpoint says beside its arrays."""
+    """Everything in a checkpoint except its arrays."""
 
     step: int
     samples_seen: int
     stream: dict[str, Any]
     config: dict[str, Any]
-    facts: Facts = dataclasses.field(default_factory=Facts)  # of the data; a codec training has none
+    facts: Facts = dataclasses.field(default_factory=Facts)  # a codec training has none
     format: int = FORMAT
-    frames_seen: int = 0  # frames of speech trained on; checkpoints of older programs do not say
-    guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # which steps counted; nor do they say this
+    frames_seen: int = 0  # frames of speech trained on; missing in older checkpoints
+    guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # state of the guard; missing in older checkpoints
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, as `read_meta` reads it."""
+        """JSON-serialisable, as `read_meta` expects it."""
         return dataclasses.asdict(self) | {"facts": self.facts.to_dict()}
 
 
 @dataclass(frozen=True)
 class Digests:
-    """What was saved with a checkpoint to know it again: of meta/metadata, and of each array by item and path."""
+    """Digests that detect changes of a checkpoint: of meta/metadata, and of each array by item and path."""
 
     meta: str
     arrays: dict[str, dict[str, str]]
 
     def changed_in(self, found: Mapping[str, Mapping[str, str]]) -> str:
-        """Which of the arrays that were read, by the digests of some items, are not what was saved; empty for none."""
+        """The arrays whose digests differ from those saved, as text; empty if none does."""
         different = []
         for item, now in found.items():
             before = self.arrays.get(item, {})
             paths = sorted(before.keys() | now.keys())
             different += [f"{item}/{path}" for path in paths if before.get(path) != now.get(path)]
         some = ", ".join(different[:3])
-        return f"{some} changed since they were saved ({len(different)} arrays in all)" if different else ""
+        return f"{some} changed since they were saved ({len(different)} arrays in total)" if different else ""
 
 
 def step_folders(directory: RunPath) -> list[RunPath]:
-    """The committed checkpoints below a `checkpoints` folder, newest first. OSError where a bucket does not answer."""
+    """The committed checkpoints in a `checkpoints` folder, newest first. OSError if a bucket does not answer."""
     if isinstance(directory, Path):
         names = [path.name for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []
     else:
@@ -92,17 +92,17 @@ def step_folders(directory: RunPath) -> list[RunPath]:
 
 
 def step_of(folder: RunPath) -> int:
-    """The step of a committed checkpoint's folder."""
+    """The step of a checkpoint folder."""
     return int(folder.name.rsplit("_", 1)[1])
 
 
 def reading(folder: RunPath) -> contextlib.AbstractContextManager[None]:
-    """Within it nobody deletes the checkpoint; in a bucket nobody can be kept from it."""
+    """Prevents deletion of the checkpoint by a watchdog; has no effect in a bucket."""
     return lease(folder) if isinstance(folder, Path) else contextlib.nullcontext()
 
 
 def read_meta(folder: RunPath) -> Meta:
-    """What the checkpoint in this step folder says about itself. ValueError where it cannot be what was saved."""
+    """Reads a checkpoint's metadata. ValueError if it is not what was saved."""
     path = folder / CHECKPOINT_METADATA
     text = read_whole(path)
     if text is None:
@@ -110,10 +110,10 @@ def read_meta(folder: RunPath) -> Meta:
     fields = load_json(text, str(path), max_bytes=MAX_META_BYTES)
     if not isinstance(fields, dict) or fields.get("format") != FORMAT:
         found = fields.get("format") if isinstance(fields, dict) else f"a {type(fields).__name__}"
-        raise ValueError(f"{folder}: checkpoint format {found}, this program reads {FORMAT}")
+        raise ValueError(f"{folder}: checkpoint format {found}, but this version reads {FORMAT}")
     meta = check_type(fields, str(path), Meta)
     if meta.step != step_of(folder):
-        raise ValueError(f"{path}: it is of step {meta.step}")
+        raise ValueError(f"{path}: has step {meta.step}")
     digests = read_digests(folder)
     if digests is not None and digests.meta != json_digest(fields):
         raise ValueError(f"{path}: changed since it was saved")
@@ -121,20 +121,20 @@ def read_meta(folder: RunPath) -> Meta:
 
 
 def read_digests(folder: RunPath) -> Digests | None:
-    """The digests saved with a checkpoint; None where an older program saved it without."""
+    """The digests saved with a checkpoint; None if an older version saved it without."""
     path = folder / CHECKPOINT_DIGESTS
     text = read_whole(path)
     return None if text is None else load_json(text, str(path), Digests)
 
 
 def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
-    """One of ARRAYS, restored into a tree of jax.ShapeDtypeStruct; a leaf's sharding says where it goes."""
+    """One of CHECKPOINT_ARRAYS, restored into a tree of jax.ShapeDtypeStruct with the shardings of its leaves."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
         try:
             arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
-            # orbax reports a cut file as an Exception of no class, and trips over its own metadata when they are wrong
+            # orbax raises a bare Exception for a truncated file, and other errors for wrong metadata
             if type(error) is not Exception and not isinstance(error, AttributeError | TypeError | AssertionError):
                 raise
             raise ValueError(f"{folder / name}: {first_line(error)}") from error
@@ -145,22 +145,22 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
 
 
 def stored_shapes(folder: RunPath, name: str) -> Any:
-    """The tree of one of CHECKPOINT_ARRAYS in plain containers, of leaves with shape and dtype, as it was stored."""
+    """The stored tree of one of CHECKPOINT_ARRAYS in plain containers; leaves have shape and dtype."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plainly(folder):
+    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
         found: Any = reader.metadata(path.absolute() if isinstance(path, Path) else path)
     return found.item_metadata.tree
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says first, cut to a readable length; of an error of the system below, the system's own words."""
+    """The first line of an error message, shortened; for a system error, the system's reason."""
     system = SYSTEM_REASON.search(str(error))
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return system[1].strip() if system else lines[0][:300]
 
 
 def is_damage(folder: RunPath, error: Exception) -> bool:
-    """Whether the checkpoint itself cannot be read, rather than the bucket it is in."""
+    """Whether the checkpoint itself is damaged, rather than its bucket unreachable."""
     if isinstance(folder, Path) or isinstance(error, FileNotFoundError):
         return True
     return not isinstance(error, OSError) and not NO_ANSWER.search(str(error))

@@ -1,8 +1,8 @@
-"""Digests of the arrays of a checkpoint, so that a bit that rots on a disk is found and not trained on.
+"""Digests of checkpoint arrays, which detect bit rot on disks.
 
-A digest is a sum, modulo 2^32, over all elements of a bijective hash of the element's bits and place. So it is the same
-however the array is cut over devices, each device reads its own part once, and any single changed element changes it.
-Devices do not talk to each other for it: parts are added up on the hosts.
+A digest is the sum modulo 2^32, over all elements, of a bijective hash of the element's bits and index. It is therefore
+independent of the sharding, each device reads its own part once, and any single changed element changes it. No device
+communication is needed: partial sums are added on the hosts.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ MODULUS = 1 << 32
 
 
 def array_digests(tree: Any) -> dict[str, str]:
-    """Path -> digest, as eight hexadecimal digits, of each array in a tree that is whole on this process."""
+    """Path -> digest, as eight hexadecimal digits, of each array in a tree that is complete in this process."""
     return _written(_sums(tree))
 
 
 def global_digests(tree: Any) -> dict[str, str]:
-    """`array_digests` of arrays that are cut over the devices of all processes, which call it together."""
+    """`array_digests` of arrays sharded over the devices of all processes. Collective."""
     return _written(reduce("digests", _sums(tree), _added))
 
 
 def json_digest(value: Any) -> str:
-    """A digest of JSON-ready values, whatever the order of their keys."""
+    """A digest of JSON-serialisable values, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _sums(tree: Any) -> dict[str, int]:
-    """Path -> the sum over this process's part of each array; of what several devices hold, one counts."""
+    """Path -> sum over this process's shards of each array; of replicas only one counts."""
     launched = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         array = jnp.asarray(leaf)
@@ -60,7 +60,7 @@ def _written(sums: Mapping[str, int]) -> dict[str, str]:
 
 @jax.jit
 def _digest(part: Shaped[Array, "..."], bounds: UInt32[Array, "2 axes"]) -> UInt32[Array, ""]:
-    """The sum over a part of an array; `bounds` are where it begins in the array, and the array's shape."""
+    """The sum over one shard; `bounds` are its start indices in the array, and the array's shape."""
     if part.dtype == jnp.bool_:
         part = part.astype(jnp.uint8)
     bits = jax.lax.bitcast_convert_type(part, jnp.dtype(f"uint{8 * min(part.dtype.itemsize, 4)}"))

@@ -1,4 +1,4 @@
-"""Weights out of a run: for inference (model.safetensors), and for fine-tuning from whatever holds weights."""
+"""Loads weights from runs, exports and published files, and exports runs to single files."""
 
 import dataclasses
 import logging
@@ -38,14 +38,14 @@ LOGGER = logging.getLogger(__name__)
 
 WeightsName = Literal["ema", "raw"]
 StorageName = Literal["float32", "float16", "bfloat16"]
-DEMO = "demo"  # names the built-in model
-ITEM = {"ema": "ema", "raw": "params"}  # what it is called in a checkpoint
+DEMO = "demo"  # the built-in model
+ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Adam:
-    """Adam's state: updates made, and the averages of the gradients and of their squares, each like the parameters."""
+    """Adam's state: number of updates, and the first and second moments, each like the parameters."""
 
     count: Any  # an int, or a () int32 array
     mu: Params
@@ -54,7 +54,7 @@ class Adam:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters (float32), the model they belong to, and what inference needs to know of them."""
+    """Parameters (float32), their model configuration, and the facts that inference needs."""
 
     params: Params
     config: ModelConfig
@@ -65,8 +65,8 @@ class Weights:
 def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
-    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer`: of a pickle
-    Adam's state, too; ValueError where it has none.
+    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer` also loads the
+    Adam state of a pickle; ValueError if it has none.
     """
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
@@ -81,36 +81,36 @@ def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimize
     if path.is_dir():
         return load_run(path, weights)
     raise FileNotFoundError(
-        f"{path}: no weights there; give a run directory, one of its checkpoints, a .safetensors or a published .pkl"
+        f"{path}: no weights found; give a run directory, one of its checkpoints, a .safetensors or a published .pkl"
     )
 
 
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
-    """The weights of the newest whole checkpoint of a run directory, or of the one step folder given."""
+    """The weights of the newest complete checkpoint of a run directory, or of the given step folder."""
     if path.suffix and not isinstance(path, Path):
-        raise ValueError(f"{path}: only run directories are read from a bucket: copy the file here first")
+        raise ValueError(f"{path}: only run directories can be read from a bucket: copy the file to a local disk first")
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
     if not folders:
-        raise FileNotFoundError(f"{path}: no checkpoint there; a run directory holds {CHECKPOINTS}/step_*")
+        raise FileNotFoundError(f"{path}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
     for folder in folders:
         try:
             with reading(folder):
                 return _load_step(folder, weights, with_optimizer)
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
-    raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
+    raise CheckpointError(f"{path}: none of the checkpoints can be read; the newest is {folders[0].name}")
 
 
 def export(
     run: str | Path, output: Path, weights: WeightsName | None = None, storage: StorageName = "float32"
 ) -> Facts:
-    """Writes the weights of a run (or of one of its checkpoints) as one file; returns what is known of them.
+    """Writes the weights of a run (or of one of its checkpoints) to one file; returns their facts.
 
-    `.safetensors` is what inference loads, the EMA unless `weights` says otherwise. `.pkl` is the published layout,
-    always float32: the weights as trained with the optimizer state that belongs to them, or the EMA without it.
+    `.safetensors` is for inference, with the EMA weights unless `weights` says otherwise. `.pkl` is the published
+    layout, always float32: the raw weights with their optimizer state, or the EMA weights without it.
     """
     if output.suffix not in (".safetensors", ".pkl"):
-        raise ValueError(f"{output}: an export is named .safetensors (for inference) or .pkl (as published)")
+        raise ValueError(f"{output}: an export must be .safetensors (for inference) or .pkl (published layout)")
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
     loaded = load_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
@@ -133,7 +133,7 @@ def export(
 
 
 def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsName) -> Weights:
-    """Parameters with what a checkpoint says of them, as an export carries it."""
+    """Parameters with the facts of their checkpoint, as in an export."""
     about = {"weights": weights, "step": meta.step, "samples_seen": meta.samples_seen}
     facts = dataclasses.replace(meta.facts, **about, buckets=Limits.of(meta.config["data"]))
     return Weights(params, config, facts)
@@ -159,12 +159,12 @@ def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> W
 def _published_adam(path: Path, published: interop.Published, wanted: bool) -> Adam | None:
     moments = published.moments() if wanted else None
     if wanted and moments is None:
-        raise ValueError(f"{path}: no optimizer state in it: start from its weights alone, without resume_optimizer")
+        raise ValueError(f"{path}: has no optimizer state: start from its weights alone, without resume_optimizer")
     return moments and Adam(_first_count(published.opt_state, published.step), *moments)
 
 
 def _first_count(opt_state: Any, step: int) -> int:
-    """Adam's count of updates: the first whole number in its state, or the step where there is none."""
+    """Adam's update count: the first integer scalar in its state, or the step if there is none."""
     for leaf in jax.tree.leaves(opt_state):
         if np.ndim(leaf) == 0 and np.issubdtype(np.asarray(leaf).dtype, np.integer):
             return int(leaf)
@@ -172,7 +172,7 @@ def _first_count(opt_state: Any, step: int) -> int:
 
 
 def _find_adam(opt_state: Any) -> Adam:
-    """Adam's part of optax's state, read as plain containers. ValueError where there is none."""
+    """Adam's part of optax's state, given as plain containers. ValueError if there is none."""
     nodes = [opt_state]
     while nodes:
         node = nodes.pop()
@@ -180,4 +180,4 @@ def _find_adam(opt_state: Any) -> Adam:
             return Adam(int(node["count"]), node["mu"], node["nu"])
         if isinstance(node, dict | list | tuple):
             nodes += node.values() if isinstance(node, dict) else node
-    raise ValueError("opt_state: no state of Adam in it")
+    raise ValueError("opt_state: contains no Adam state")

@@ -1,6 +1,6 @@
-"""What goes with weights from training through checkpoints and exports to speaking: one dataclass, JSON-ready.
+"""Facts that accompany weights from training through checkpoints and exports to inference, JSON-serialisable.
 
-A run's data say the first four; a checkpoint adds where the run stood when the weights were taken.
+The first four come from a run's data; a checkpoint adds the state of the run when the weights were saved.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Count = Annotated[int, Meta(ge=0)]
 
 @dataclass(frozen=True, kw_only=True)
 class CodecFacts:
-    """Which codec the latents are of; a bare list of shards says little of it."""
+    """The codec of the latents; for a bare list of shards little is known."""
 
     id: str | None = None
     weights_hash: str | None = None
@@ -33,7 +33,7 @@ class CodecFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The largest sizes a model was trained with: latent frames, tokens (BOS included), reference frames."""
+    """The largest sizes in training: latent frames, tokens (including BOS), reference frames."""
 
     frames: Size
     tokens: Size
@@ -51,12 +51,12 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """None is what a file does not say: a published checkpoint says no more than its step."""
+    """Unknown facts are None: of a published checkpoint only the step is known."""
 
     codec: CodecFacts = CodecFacts()
     tokenizer: TokenizerJson | None = None
-    silence: list[list[float]] | None = None  # (1, c): one frame of the codec's silence
-    latent_scale: ScaleJson | None = None  # of the model's latents; None: they are the codec's
+    silence: list[list[float]] | None = None  # (1, c), one frame of the codec's silence
+    latent_scale: ScaleJson | None = None  # normalisation of the model's latents; None: codec latents as they are
     weights: str | None = None  # "ema" or "raw"
     step: Count | None = None
     samples_seen: Count | None = None
@@ -64,12 +64,12 @@ class Facts:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], where: str | Path) -> "Facts":
-        """What `to_dict` gave, through JSON; other names and None are passed over. ValueError names the wrong field."""
+        """Reads the JSON form of `to_dict`; unknown names and None are ignored. ValueError names the invalid field."""
         known = {field.name for field in dataclasses.fields(cls)}
         given = {name: value for name, value in fields.items() if name in known and value is not None}
         return check_type(given, where, cls)
 
     def to_dict(self) -> dict[str, Any]:
-        """What is known, JSON-ready."""
+        """The known facts, JSON-serialisable."""
         known = {field.name: field.default for field in dataclasses.fields(self)}
         return {name: value for name, value in dataclasses.asdict(self).items() if getattr(self, name) != known[name]}

@@ -1,8 +1,8 @@
-"""Checkpoints of other makers in and out, and the export file that inference loads.
+"""Published checkpoints, read and written, and the export file for inference.
 
 Published BlockDiT checkpoints (LAION, dacvae-echo) are pickles of one dict: `params` (one nested dict of arrays, one
-entry per layer), `opt_state`, `step`, `samples_seen`; a file may also hold the parameters alone. They are read by the
-restricted reader of `echotts.pickles` only. Every size is read off the array shapes, never taken from a preset.
+entry per layer), `opt_state`, `step`, `samples_seen`; a file may also hold only the parameters. They are read only by
+the restricted reader in `echotts.pickles`. All sizes are inferred from array shapes, never taken from a preset.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from echotts.strict_tensors import open_tensors
 EXPORT_FORMAT = "echotts 1"
 SILENCE = "silence"
 PUBLISHED_PICKLE_PROTOCOL = 4
-HEADER_BYTES = 1 << 21  # of one field of an export's header; a SentencePiece tokenizer is the largest
+HEADER_BYTES = 1 << 21  # limit of a field in an export's header; the largest is a SentencePiece tokenizer
 
 # stacked prefix (ours) -> prefix of the numbered blocks (published)
 STACKS = {
@@ -42,13 +42,13 @@ STACKS = {
 
 
 def published_path(path: str, layer: int | None = None) -> str:
-    """The published name of one of our parameters; `layer` is needed where ours is stacked."""
+    """The published name of one of our parameters; `layer` is needed for stacked ones."""
     for ours, theirs in STACKS.items():
         if path.startswith(ours):
             path = f"{theirs}{layer}/{path.removeprefix(ours)}"
     owner, _, leaf = path.rpartition("/")
     parent, _, name = owner.rpartition("/")
-    # attention projections pass through an inner module there
+    # published attention projections are inside an inner module
     return f"{owner}/Dense_0/{leaf}" if parent.endswith("attention") and name.startswith("w") else path
 
 
@@ -62,7 +62,7 @@ def published_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def params_to_published(params: Mapping[str, Any]) -> Params:
-    """Our stacked parameters (or a tree of their shape, such as Adam's moments) as the published nested dict."""
+    """Converts our stacked parameters (or a tree of the same shape, such as Adam's moments) to the published dict."""
     published = {}
     for path, leaf in flatten(params).items():
         for layer in _layers(path, leaf):
@@ -71,7 +71,7 @@ def params_to_published(params: Mapping[str, Any]) -> Params:
 
 
 def params_from_published(tree: Mapping[str, Any]) -> Params:
-    """The published nested dict as our stacked parameters; dtypes stay. ValueError names what does not fit."""
+    """Converts the published nested dict to our stacked parameters; dtypes are kept. ValueError names a mismatch."""
     theirs = {path: np.asarray(leaf) for path, leaf in flatten(_unboxed(tree)).items()}
     params = {}
     for path, whole in expected_shapes(infer_config(tree)).items():
@@ -80,14 +80,16 @@ def params_from_published(tree: Mapping[str, Any]) -> Params:
         leaves = [_take(theirs, published_path(path, layer), wanted) for layer in layers]
         params[path] = leaves[0] if layers == [None] else np.stack(leaves)
     if theirs:
-        raise ValueError(f"parameters: {len(theirs)} tensors belong to no BlockDiT, the first is {next(iter(theirs))}")
+        raise ValueError(
+            f"parameters: {len(theirs)} tensors do not belong to a BlockDiT, the first is {next(iter(theirs))}"
+        )
     return unflatten(params)
 
 
 def infer_config(tree: Mapping[str, Any]) -> ModelConfig:
-    """The sizes of a published parameter tree, read off its shapes; computes in float32, keeps no activation.
+    """The model configuration inferred from a published parameter tree; compute dtype float32, no remat.
 
-    eps (1e-5) and RoPE's theta (10000) leave no trace in the arrays. ValueError names a missing tensor.
+    eps (1e-5) and RoPE's theta (10000) cannot be inferred. ValueError names a missing tensor.
     """
     flat = flatten(_unboxed(tree))
 
@@ -126,7 +128,7 @@ def infer_config(tree: Mapping[str, Any]) -> ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A published checkpoint. `opt_state` is what the file holds, as plain containers; None in a params-only file."""
+    """A published checkpoint. `opt_state` is the file's content as plain containers; None in a params-only file."""
 
     model: BlockDiT
     config: ModelConfig
@@ -134,18 +136,19 @@ class Published:
     step: int
     samples_seen: int
     opt_state: Any
-    latent_scale: Any = None  # of files that were written here (echotts.latents)
+    latent_scale: Any = None  # only in files written by this package (echotts.latents)
 
     def moments(self) -> tuple[Params, Params] | None:
-        """Adam's (mu, nu), stacked as our parameters are; None if the file has no optimizer state."""
+        """Adam's (mu, nu), stacked like our parameters; None if the file has no optimizer state."""
         return find_moments(self.opt_state, self.config)
 
 
 def load_published(path: str | Path, dtype: DtypeName | None = None) -> Published:
     """Reads a published pickle; the model computes in float32 unless a dtype is given.
 
-    A file may hold the parameters alone, and in float16 or bfloat16: they become float32. Raises FileNotFoundError,
-    RestrictedPickleError for a file that asks for anything but arrays and containers, ValueError for another content.
+    A file may hold only the parameters, and in float16 or bfloat16; they are converted to float32. Raises
+    FileNotFoundError, RestrictedPickleError if the file needs anything but arrays and containers, ValueError for other
+    contents.
     """
     path = Path(path)
     content = read_pickle(path)
@@ -178,9 +181,9 @@ def save_published(
     opt_state: Any = None,
     latent_scale: ScaleJson | None = None,
 ) -> None:
-    """Writes a published pickle: numpy arrays in plain dicts. `opt_state`: see `published_opt_state`.
+    """Writes a published pickle: NumPy arrays in plain dicts. `opt_state`: see `published_opt_state`.
 
-    `latent_scale` (see echotts.latents), which published files do not know, is an entry of its own where there is one.
+    `latent_scale` (see echotts.latents), which the published layout lacks, is added as an entry of its own if given.
     """
     content = {
         "params": params_to_published(params),
@@ -193,9 +196,9 @@ def save_published(
 
 
 def published_opt_state(count: int, mu: Params, nu: Params) -> Any:
-    """The state of optax's chain(clip, adamw(schedule, mask)), moments under the published names of the parameters.
+    """The state of optax's chain(clip, adamw(schedule, mask)), with moments under the published parameter names.
 
-    Its objects are optax's own, so that `pickle.load` gives what `optimizer.update` of such a chain takes.
+    It consists of optax's own objects, so that `pickle.load` returns what `optimizer.update` of such a chain expects.
     """
     steps = np.asarray(count, np.int32)
     adam = optax.ScaleByAdamState(count=steps, mu=params_to_published(mu), nu=params_to_published(nu))  # pyright: ignore
@@ -204,10 +207,10 @@ def published_opt_state(count: int, mu: Params, nu: Params) -> Any:
 
 
 def find_moments(opt_state: Any, config: ModelConfig) -> tuple[Params, Params] | None:
-    """Adam's (mu, nu) in a published optimizer state, stacked. Found by their shape, not by class or position.
+    """Adam's (mu, nu) in a published optimizer state, stacked. Found by shape, not by class or position.
 
-    The pickled classes of that state are not documented: any tree with the parameters' paths and shapes counts,
-    and the first of two is mu.
+    The pickled classes of that state are not documented, so any tree with the parameters' paths and shapes counts; the
+    first of the two is mu.
     """
     found = list(_trees_like(_unboxed(opt_state), published_shapes(config)))
     if not found:
@@ -224,9 +227,9 @@ def save_export(
     facts: Facts,
     storage: Literal["float32", "float16", "bfloat16"] = "float32",
 ) -> None:
-    """Writes the file that inference loads: one safetensors, parameters under our stacked names.
+    """Writes the file for inference: one safetensors with parameters under our stacked names.
 
-    The facts go to the header beside `config`, but for the silence, which becomes a float32 tensor.
+    The facts go to the header beside `config`, except the silence, which becomes a float32 tensor.
     """
     tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(params).items()}
     header = facts.to_dict()
@@ -238,10 +241,10 @@ def save_export(
 
 
 def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
-    """(params as float32 numpy arrays, config, facts) of an export.
+    """(params as float32 NumPy arrays, config, facts) of an export.
 
-    Raises FileNotFoundError, and ValueError for a file that is cut, no export, whose header is not of the right types,
-    or whose tensors do not fit its config or are not finite.
+    Raises FileNotFoundError, and ValueError if the file is truncated, not an export, has a header of wrong types, or
+    has tensors that do not match its config or are not finite.
     """
     path = Path(path)
     with open_tensors(path) as file:
@@ -258,9 +261,9 @@ def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
 
 
 def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
-    """The header's fields, each one JSON; without the format."""
+    """The header's fields, parsed from JSON, without the format."""
     if header.get("format") != json.dumps(EXPORT_FORMAT):
-        raise ValueError(f"{path}: no export of echotts (its header does not say {EXPORT_FORMAT!r})")
+        raise ValueError(f"{path}: not an echotts export (its header lacks {EXPORT_FORMAT!r})")
     return {
         name: load_json(text, f"{path}: {name[:60]!r} in the header", max_bytes=HEADER_BYTES)
         for name, text in header.items()
@@ -271,31 +274,31 @@ def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
 def _expected_shapes(config: ModelConfig, path: Path) -> dict[str, Any]:
     try:
         return expected_shapes(config)
-    except (TypeError, OverflowError) as error:  # sizes whose product is beyond what an array can have
-        raise ValueError(f"{path}: the sizes in its config are those of no model") from error
+    except (TypeError, OverflowError) as error:  # the sizes multiply to more than an array can hold
+        raise ValueError(f"{path}: the sizes in its config are impossible") from error
 
 
 def _params_and_state(content: Any) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """(published parameter tree, the rest) of a whole checkpoint or of a params-only file."""
+    """(published parameter tree, the rest) of a full checkpoint or a params-only file."""
     if not isinstance(content, Mapping):
-        raise ValueError(f"a checkpoint is a dict, this file holds a {type(content).__name__}")
+        raise ValueError(f"expected a dict, the file contains a {type(content).__name__}")
     if "params" not in content:
         return content, {}
     tree = content["params"]
     if isinstance(tree, Mapping) and set(tree) == {"params"}:  # Flax's collection of variables
         tree = tree["params"]
     if not isinstance(tree, Mapping):
-        raise ValueError(f"its params are a {type(tree).__name__}, not a nested dict of arrays")
+        raise ValueError(f"params is a {type(tree).__name__}, not a nested dict of arrays")
     return tree, content
 
 
 def _count(state: Mapping[str, Any], name: str) -> int:
-    """A number that the file gives as an int or as an array of no dimensions; 0 where it does not."""
+    """A non-negative integer in the file (int or 0-d array); 0 if missing."""
     value = state.get(name, 0)
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value[()]
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 0 <= value < 1 << 63:
-        raise ValueError(f"its {name} is no number from 0 to 2**63 - 1")
+        raise ValueError(f"{name} is not an integer from 0 to 2**63 - 1")
     return int(value)
 
 
@@ -322,8 +325,8 @@ def _take(flat: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> np.
         raise ValueError(f"parameters: {name} {shape} is missing")
     leaf = flat.pop(name)
     if leaf.shape != shape:
-        raise ValueError(f"parameters: {name} has shape {leaf.shape}, the other tensors call for {shape}")
-    if leaf.dtype.kind not in "fV" or not np.isfinite(leaf).all():  # bfloat16 is of kind V
+        raise ValueError(f"parameters: {name} has shape {leaf.shape}, the other tensors require {shape}")
+    if leaf.dtype.kind not in "fV" or not np.isfinite(leaf).all():  # bfloat16 has kind V
         raise ValueError(f"parameters: {name} is not made of finite floating-point numbers")
     return leaf
 
@@ -333,7 +336,7 @@ def _count_blocks(flat: Mapping[str, Any], prefix: str) -> int:
 
 
 def _unboxed(tree: Any) -> Any:
-    """Leaves may be boxed (Flax's LogicallyPartitioned, read as a dict with its array under `value`)."""
+    """Unwraps boxed leaves (Flax's LogicallyPartitioned, read as a dict with the array under `value`)."""
     if isinstance(tree, list | tuple):
         return [_unboxed(item) for item in tree]
     if not isinstance(tree, Mapping):

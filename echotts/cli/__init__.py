@@ -1,1 +1,1 @@
-"""The command lines: parse, check, call. They hold no logic of their own."""
+"""The command lines: they parse and check arguments and call the package; they contain no logic of their own."""

@@ -1,7 +1,7 @@
-"""What every command line shares: flags from typed definitions, one-line errors, exit codes, no library noise.
+"""Shared by all commands: flags from typed dataclasses, one-line errors, exit codes, quiet libraries.
 
-Exit codes: 0 success, 1 a failure, 2 a wrong call, 130 Ctrl-C, 75 a training that a signal
-ended before its last step. Flags take underscores and hyphens.
+Exit codes: 0 success, 1 failure, 2 usage error, 130 Ctrl-C, 75 a training that was stopped by a signal before its last
+step. Flags accept underscores and hyphens.
 """
 
 import contextlib
@@ -29,28 +29,28 @@ Main = Callable[[list[str]], int | None]
 
 LOGGER = logging.getLogger(__name__)
 
-DEBUG_HELP = "--debug adds the traceback to an error."
+DEBUG_HELP = "--debug shows the traceback of an error."
 
 EXIT_ASKED_TO_LEAVE = 75  # EX_TEMPFAIL of sysexits.h: try again later; launch/answers.py reads it
 
-_MESSAGE_LIMIT = 2000  # characters: XLA's longest errors are pages
+_MESSAGE_LIMIT = 2000  # characters; XLA's errors can be pages long
 _ENDLESS = 10_000  # columns
-_QUIET = {  # read when the libraries are imported, and only where the user has not chosen
+_QUIET = {  # read by the libraries on import; values set by the user are kept
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "NONE",
     "HF_HUB_VERBOSITY": "error",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
 }
-_COMPILED_BYTES = 4 * 2**30  # the least recently used goes first
+_COMPILED_BYTES = 4 * 2**30  # the least recently used entries are evicted first
 
 
 class UsageError(Exception):
-    """A wrong call: its message is one line, the exit code is 2."""
+    """A wrong call; the message is one line, the exit code 2."""
 
 
 def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
-    """Call `main` with the arguments and exit with its code; errors become one line on standard error.
+    """Calls `main` with the arguments and exits with its code; errors become one line on standard error.
 
     `--debug`, anywhere among the arguments, adds the traceback and the libraries' own messages.
     """
@@ -71,7 +71,7 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
         _report(_one_line(error), debug)
     except Exception as error:
         if _reader_left(error):
-            code = 0  # `| head` has what it wanted, and files are whole
+            code = 0  # `| head` has read enough; all files are complete
         else:
             code = 1
             _report(_one_line(error), debug)
@@ -79,10 +79,10 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
 
 
 def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyro_options: Any) -> Value:
-    """Fill `target`, a dataclass, from `argv`.
+    """Fills the dataclass `target` from `argv`.
 
-    Docstrings of the class and of its fields are the help, which ends the process with 0 after `--help`.
-    Raises UsageError with one line for a wrong call; a ValueError of a dataclass's own checks is one too.
+    The docstrings of the class and its fields are the help text; `--help` ends the process with exit code 0. Raises
+    UsageError with a one-line message for a wrong call, including a ValueError of the dataclass's own checks.
     """
     purpose = (inspect.getdoc(target) or "").strip()
     tyro_options.setdefault("description", f"{purpose}\n{DEBUG_HELP}")
@@ -97,9 +97,9 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
 
 
 def choose(prog: str, description: str, commands: Mapping[str, tuple[str, Main]], argv: Sequence[str]) -> int:
-    """Call the command that `argv` begins with; without one, list them. `commands`: name -> (help line, its main).
+    """Calls the command named by `argv[0]`; without one, lists the commands. `commands`: name -> (help line, main).
 
-    Raises UsageError for a name that is not among them.
+    Raises UsageError for an unknown name.
     """
     name = argv[0] if argv else "--help"
     if name in ("-h", "--help"):
@@ -111,12 +111,12 @@ def choose(prog: str, description: str, commands: Mapping[str, tuple[str, Main]]
         return 0
     if name not in commands:
         known = ", ".join(commands)
-        raise UsageError(f"unknown command {name!r}: {prog} takes one of {known} (--help says what they do)")
+        raise UsageError(f"unknown command {name!r}: {prog} has {known} (see --help)")
     return int(commands[name][1](list(argv[1:])) or 0)
 
 
 def _quiet(debug: bool) -> None:
-    """Our messages from INFO up, those of libraries only when they are errors; everything with `debug`."""
+    """Shows our log messages from INFO on and only errors of libraries; with `debug`, everything."""
     if not debug:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
@@ -132,7 +132,7 @@ def _quiet(debug: bool) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Leads closed streams (`>&-`) nowhere: else the next file that is opened would take their number."""
+    """Redirects closed standard streams (`>&-`) to /dev/null, so that no other file gets their descriptors."""
     for number in range(3):
         try:
             os.fstat(number)
@@ -144,7 +144,7 @@ def _open_standard_streams() -> None:
 
 
 def _keep_compiled() -> None:
-    """Keeps what XLA compiles for the next process; JAX_COMPILATION_CACHE_DIR says where else."""
+    """Enables JAX's persistent compilation cache; JAX_COMPILATION_CACHE_DIR overrides its location."""
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     folder = cache_root() / "compiled"
@@ -153,11 +153,13 @@ def _keep_compiled() -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        LOGGER.warning("%s: %s: compiled programs are not kept, so each start compiles again", folder, reason)
+        LOGGER.warning("%s: %s: the compilation cache is disabled, so each start compiles again", folder, reason)
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # a codec's window takes less than 1
+    os.environ.setdefault(
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1"
+    )  # the codec's window compiles in less than 1 s
 
 
 def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:
@@ -171,7 +173,7 @@ def _report(message: str, debug: bool) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    """The message of `error`, on one line; a system error says the file and the reason."""
+    """The message of `error` on one line; for a system error, file and reason."""
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.filename}: {error.strerror.lower()}"
     elif isinstance(error, MemoryError):
@@ -182,12 +184,12 @@ def _one_line(error: Exception) -> str:
     if len(message) > _MESSAGE_LIMIT:
         message = message[:_MESSAGE_LIMIT] + " ..."
     expected = isinstance(error, UsageError | OSError | ValueError | MemoryError | ModuleNotFoundError)
-    return message if expected and message else f"{type(error).__name__}: {message} (--debug shows where)"
+    return message if expected and message else f"{type(error).__name__}: {message} (--debug shows the traceback)"
 
 
 @contextlib.contextmanager
 def _columns(width: int | None) -> Iterator[None]:
-    """Tell what draws boxes that the terminal is so wide: a message is not to be broken inside a long word."""
+    """Sets the terminal width, so that long words in messages are not broken."""
     if width is None:
         yield
         return
@@ -202,7 +204,7 @@ def _columns(width: int | None) -> Iterator[None]:
 
 
 def _gist(box: str) -> str:
-    """What tyro's error box says, on one line, without the frame and what `--help` shows better."""
+    """The content of tyro's error box on one line, without the frame and without what `--help` shows better."""
     sections = [""]
     for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
         text = line.strip("│| \t")
@@ -213,14 +215,14 @@ def _gist(box: str) -> str:
         else:
             sections[-1] += f" {text}"
     if "╭" not in box:
-        del sections[0]  # where the terminal knows no frames, the box's title is a section of its own
+        del sections[0]  # without frames, the box's title is a section of its own
     said = [re.sub(r"^Error parsing \w+: ", "", " ".join(section.split())) for section in sections]
     said = [text for text in said if text and not text.startswith(("For full", "Argument help"))]
     return "; ".join(said) or "wrong call"
 
 
 def _reader_left(error: Exception) -> bool:
-    """True when what failed is our own standard output (`| head`); it is then led nowhere, so that exit is silent."""
+    """Whether standard output was closed (`| head`); if so, redirects it so that the exit is silent."""
     if not isinstance(error, BrokenPipeError):
         return False
     poll = select.poll()

@@ -1,4 +1,4 @@
-"""`echotts data`: recordings to shards, a look into shards, and the built-in corpus anew."""
+"""`echotts data`: prepare shards from recordings, inspect them, and synthesise or segment recordings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,73 +13,73 @@ PROG = "echotts data"
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareArguments:
-    """Turn recordings into a data set of latent shards. A run that was stopped goes on when it is called again."""
+    """Turn recordings into a dataset of latent shards. Repeat the command to resume an interrupted run."""
 
     source: str
     """Recordings: an LJSpeech folder, a .csv, .tsv or .jsonl table (audio, text, speaker, language), a folder of
     recordings with .txt files of the same names, or .tar shards of recordings (quote a glob). demo: the built-in
     corpus of spoken digits."""
     output: Path
-    """Folder of the data set; made if missing."""
+    """Folder of the dataset; created if missing."""
     codec: str = DEFAULT_CODEC
     """Codec that makes the latents: demo (built in), .pth, .safetensors, a folder, or a Hub id."""
     speaker: str | None = None
-    """Speaker of recordings whose source names none; without a speaker a sample gets no reference."""
+    """Speaker of recordings whose source does not name one; samples without a speaker get no reference."""
     language: str | None = None
-    """Language of recordings whose source names none, such as en."""
+    """Language of recordings whose source does not name one, such as en."""
     min_s: float = 0.5
-    """Recordings shorter than this are refused, in seconds."""
+    """Minimum duration in seconds; shorter recordings are rejected."""
     max_s: float = 30.72
-    """Recordings longer than this are refused, in seconds."""
+    """Maximum duration in seconds; longer recordings are rejected."""
     loudness_lufs: float = -16.0
-    """Loudness that recordings are brought to before encoding, in LUFS."""
+    """Loudness to which recordings are normalised before encoding, in LUFS."""
     shard_samples: int = 1000
-    """Samples in a shard."""
+    """Samples per shard."""
     heldout_share: float = 0.0
-    """Share of the recordings that becomes a data set of its own, in OUTPUT/heldout, for --data.heldout of a training;
-    none of its texts occurs in the other."""
+    """Share of the recordings that become a separate dataset in OUTPUT/heldout, for --data.heldout of a training; the
+    two datasets have no text in common."""
     seed: int = 0
-    """Decides how samples are mixed among shards, which reference each gets and which recordings are held out."""
+    """Seed of the order of samples in shards, the choice of references, and the choice of held-out recordings."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectArguments:
-    """Count what is in shards: samples, hours, lengths, texts, speakers, channels, and what is broken."""
+    """Count the contents of shards: samples, hours, lengths, texts, speakers, channels, and errors."""
 
     data: str
     """Shards: a folder, a file, a glob or a range such as 's-{000..099}.tar'."""
     shards: int | None = None
-    """Read only so many shards, evenly spaced; all without it."""
+    """Read only this many shards, evenly spaced. None: all."""
     listen: int | None = None
-    """Instead of counting: decode the sample of this number, from 0, into --output, and its reference beside it."""
+    """Instead of counting, decode the sample with this number (from 0) to --output, and its reference beside it."""
     output: Path = Path("sample.wav")
-    """Sound file of --listen: .wav, .flac, .ogg or .mp3."""
+    """Audio file for --listen: .wav, .flac, .ogg or .mp3."""
     mp3_rate: int = 320
-    """Bit rate of an .mp3 of --listen, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+    """Bit rate of an .mp3 for --listen, kbit/s; at most 160 below 32 kHz and 64 below 16 kHz."""
     codec: str | None = None
-    """Codec of --listen; without it the one that dataset.json names."""
+    """Codec for --listen. None: the one named in dataset.json."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoArguments:
-    """Speak the built-in corpus of digit strings anew (extra teachers). The one in the package stays as it is."""
+    """Synthesise the built-in corpus of digit strings again (extra teachers). The one in the package is not changed."""
 
     output: Path
-    """Folder for the shards of recordings; made if missing."""
+    """Folder for the shards of recordings; created if missing."""
     seed: int = 0
-    """Decides the digit strings."""
+    """Seed of the digit strings."""
 
 
 def main(argv: list[str]) -> int:
-    """Run the sub-command that `argv` names; returns the exit code."""
+    """Runs the subcommand named in `argv`; returns the exit code."""
     commands = {
-        "prepare": ("recordings to a data set of latent shards", _prepare),
-        "inspect": ("counts, lengths and statistics of shards; a listen", _inspect),
-        "speak": ("a list of texts spoken by a text-to-speech system, to train on", data_speak.main),
-        "segment": ("raw recordings cut into clips with their texts", data_segment.main),
-        "demo": ("speak the built-in corpus of digit strings anew", _demo),
+        "prepare": ("turn recordings into a dataset of latent shards", _prepare),
+        "inspect": ("show counts, lengths and statistics of shards; decode a sample", _inspect),
+        "speak": ("synthesise training recordings from a list of texts", data_speak.main),
+        "segment": ("cut raw recordings into clips with transcripts", data_segment.main),
+        "demo": ("synthesise the built-in corpus of digit strings again", _demo),
     }
-    return choose(PROG, "Data sets of latents.", commands, argv)
+    return choose(PROG, "Datasets of latents.", commands, argv)
 
 
 def _prepare(argv: list[str]) -> int:
@@ -119,16 +119,16 @@ def _prepare(argv: list[str]) -> int:
     if summary.heldout:
         print(
             f"{arguments.output / HELDOUT_NAME}: {summary.heldout} samples held out; "
-            f"`echotts train` takes them with --heldout {arguments.output / HELDOUT_NAME}"
+            f"use them in `echotts train` with --heldout {arguments.output / HELDOUT_NAME}"
         )
     if not summary.with_reference:
         print(
-            "no sample has a reference, which is another recording of its speaker: name the speakers in a column "
+            "no sample has a reference (another recording of the same speaker): name the speakers in a column "
             "speaker of the table, by a folder for each, or with --speaker"
         )
     if summary.rejected:
         causes = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.rejected.items()))
-        print(f"rejected: {causes}; each with its reason in {arguments.output / 'rejected.jsonl'}")
+        print(f"rejected: {causes}; for reasons see {arguments.output / 'rejected.jsonl'}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""`echotts data segment`: raw recordings to clips with their texts."""
+"""`echotts data segment`: cuts raw recordings into clips with transcripts."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,38 +12,38 @@ PROG = "echotts data segment"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Cut raw recordings (talks, podcasts, videos) into clips with texts, to train on. A run that was stopped goes on.
+    """Cut raw recordings (talks, podcasts, videos) into clips with transcripts to train on. Resumes if interrupted.
 
-    Speech is found by silero-vad and written down by Whisper; what is too short, clipped, over music, noisy, of several
-    voices, in another language or not understood is left out, counted, and listed in rejected.jsonl. Writes
-    {output}/{speaker}/*.flac and {output}/metadata.jsonl, which `data prepare --source {output}` reads.
-    Needs the extras eval and asr; m4a and video files the extra m4a.
+    Speech is detected by silero-vad and transcribed by Whisper. Clips that are too short, clipped, noisy, over music,
+    of several voices, in another language or unintelligible are rejected, counted, and listed in rejected.jsonl. Writes
+    {output}/{speaker}/*.flac and {output}/metadata.jsonl, the input of `data prepare --source {output}`.
+    Needs the extras eval and asr; m4a and video files also need the extra m4a.
     """
 
     source: Path
     """A recording or video, or a folder of them."""
     output: Path
-    """Folder of the clips; made if missing."""
+    """Folder for the clips; created if missing."""
     text: Path | None = None
-    """Text file of what is said in the recording, word for word, with nothing left out: clips get its words in the
-    place of what Whisper heard."""
+    """Text file with the complete transcript of the recording, word for word: clips get its words instead of Whisper's
+    output."""
     asr: str = "base"
-    """Who writes down what is said: base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in
-    CTranslate2's form, or a Hub id."""
+    """Recogniser: base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in CTranslate2's format,
+    or a Hub id."""
     language: str = "en"
-    """Language that is spoken."""
+    """Language of the recordings."""
     speakers: Literal["file", "cluster"] = "file"
-    """Whose voice a clip is: file, one speaker for each recording; cluster, voices told apart by their embedding."""
+    """Speaker labels: file, one speaker per recording; cluster, by clustering of speaker embeddings."""
     min_s: float = 2.0
-    """Shorter clips are left out, in seconds."""
+    """Minimum duration of a clip in seconds."""
     max_s: float = 20.0
-    """Longer speech is cut at a pause, in seconds."""
+    """Maximum duration in seconds; longer speech is split at a pause."""
     min_snr_db: float = 15.0
-    """Clips whose background is less than this below the speech are left out, in dB."""
+    """Minimum ratio of speech to background level in dB."""
 
 
 def main(argv: list[str]) -> int:
-    """Parse, cut, say what is there; returns the exit code."""
+    """Parses the arguments, segments, prints a summary; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     if not arguments.source.exists():
         raise FileNotFoundError(f"{arguments.source}: no such recording or folder")
@@ -56,7 +56,9 @@ def main(argv: list[str]) -> int:
     except ValueError as error:
         raise UsageError(f"--{error}") from None
     if arguments.text is not None and not arguments.source.is_file():
-        raise UsageError(f"--text {arguments.text}: goes with one recording, and --source {arguments.source} is none")
+        raise UsageError(
+            f"--text {arguments.text} needs a single recording, but --source {arguments.source} is not a file"
+        )
     text = None if arguments.text is None else arguments.text.read_text("utf-8")
     settings = Settings(language=arguments.language, speakers=arguments.speakers, limits=limits, text=text)
     recogniser = Whisper(arguments.asr, arguments.language)
@@ -68,7 +70,7 @@ def main(argv: list[str]) -> int:
     print(f"{arguments.output}: {summary.clips} clips, {summary.seconds / 60:.1f} minutes")
     if summary.rejected:
         causes = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.rejected.items()))
-        print(f"rejected: {causes}; each with its place in {arguments.output / 'rejected.jsonl'}")
+        print(f"rejected: {causes}; for details see {arguments.output / 'rejected.jsonl'}")
     if summary.silent:
-        print(f"nobody speaks in {', '.join(summary.silent)}")
+        print(f"no speech in {', '.join(summary.silent)}")
     return 0

@@ -1,4 +1,4 @@
-"""`echotts data speak`: a corpus of synthetic speech."""
+"""`echotts data speak`: synthesises a training corpus."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,37 +12,37 @@ PROG = "echotts data speak"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Have a text-to-speech system say a list of texts: recordings to train on. A run that was stopped goes on.
+    """Synthesise training recordings: a text-to-speech system speaks a list of texts. Resumes if interrupted.
 
-    Writes {output}/{voice}/{number}.flac and {output}/metadata.jsonl, which `data prepare --source {output}` reads.
+    Writes {output}/{voice}/{number}.flac and {output}/metadata.jsonl, the input of `data prepare --source {output}`.
     kokoro and espeak need the extra teachers, flite and festival the programs of these names.
     """
 
     teacher: Literal["kokoro", "flite", "festival", "espeak"]
-    """Who speaks."""
+    """The text-to-speech system."""
     texts: Path
-    """Text file, a sentence a line (scripts/english_texts.py writes one)."""
+    """Text file with one sentence per line (scripts/english_texts.py writes one)."""
     output: Path
-    """Folder of the recordings; made if missing."""
+    """Folder for the recordings; created if missing."""
     voices: tuple[str, ...] = ()
     """Voices: slt (flite), en-us+f2 (espeak), jf_alpha or a mix such as jf_alpha:60+jm_kumo:40 (kokoro). Empty: all
-    that the teacher has."""
+    voices of the teacher."""
     per_text: int = 1
-    """How many of the voices say each text; they take turns."""
+    """Number of voices that speak each text; voices alternate."""
     hours: float | None = None
-    """Stop at so many hours of sound. Whenever it stops, what is there is a fair sample of the texts and voices."""
+    """Stop after this many hours of audio. At any time, the output is a representative sample of texts and voices."""
     pace: tuple[float, float] = (1.0, 1.0)
-    """Slowest and fastest pace; each clip has its own, drawn between them. 1.1 is a tenth faster than normal."""
+    """Slowest and fastest pace, drawn at random for each clip. 1.1 is 10 % faster than normal."""
     language: str = "en"
     """Language of the texts, for the table."""
     seed: int = 0
-    """Decides the order of the work and the pace of each clip."""
+    """Seed of the order of clips and of their pace."""
     processes: int = 1
-    """Processes that speak side by side; each takes one core."""
+    """Number of parallel processes; each uses one core."""
 
 
 def main(argv: list[str]) -> int:
-    """Parse, speak, say what is there; returns the exit code."""
+    """Parses the arguments, speaks, prints a summary; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.data.teachers import read_texts, speak
     from echotts.data.teachers.speak import Settings
@@ -65,6 +65,6 @@ def main(argv: list[str]) -> int:
         summary = speak(read_texts(arguments.texts), arguments.output, settings, progress)
     finally:
         progress.close()
-    refused = f", {summary.refused} texts refused (refused.jsonl says why)" if summary.refused else ""
+    refused = f", {summary.refused} texts refused (see refused.jsonl)" if summary.refused else ""
     print(f"{arguments.output}: {summary.clips} clips, {summary.hours:.2f} hours{refused}")
     return 0

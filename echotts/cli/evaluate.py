@@ -1,4 +1,4 @@
-"""`echotts eval`: measure how well a model speaks."""
+"""`echotts eval`: measures the quality of a model's speech."""
 
 import json
 import logging
@@ -17,72 +17,72 @@ if TYPE_CHECKING:
     from echotts.synthesis import EchoTTS
 
 PROG = "echotts eval"
-RATE_HZ = 16000  # of the clips
+RATE_HZ = 16000  # sample rate of the clips
 
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Word errors and voice of what a model says, by a recogniser and a speaker encoder (Resemblyzer).
+    """Measure word errors and voice similarity of a model's speech, with a recogniser and a speaker encoder.
 
-    The model speaks texts it was not trained on, each in the voice of a reference clip. Beside it stand the recordings
-    themselves, the codec's round trip, its own outputs judged by other texts, and noise. Digits need the extra eval,
-    anything else the extras eval and asr.
+    The model speaks texts it was not trained on, each in the voice of a reference clip. The table also has the original
+    recordings, the codec's round trip, the model's output scored against other texts, and noise. Digits need the extra
+    eval, any other text the extras eval and asr.
     """
 
     checkpoint: str | None = None
-    """Run directory, here or gs://bucket/run, one of its checkpoints, .safetensors, published .pkl or Hub id.
+    """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
     None: the demo model."""
     codec: str | None = None
-    """Codec in place of the one the checkpoint names."""
+    """Codec to use instead of the one that the checkpoint names."""
     against: str | None = None
-    """A second checkpoint, measured on the same texts with the same seeds; the difference is printed."""
+    """A second checkpoint, evaluated on the same texts and seeds; prints the difference."""
     asr: str = "digits"
-    """Who listens: digits (pocketsphinx), base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in
-    CTranslate2's form, or a Hub id such as Systran/faster-whisper-base.en."""
+    """Recogniser: digits (pocketsphinx), base or tiny.en (Whisper, in the extra asr), a folder with a Whisper model in
+    CTranslate2's format, or a Hub id such as Systran/faster-whisper-base.en."""
     language: str = "en"
-    """Language that Whisper is to hear."""
+    """Language for Whisper."""
     data: Path | None = None
-    """What is spoken: a folder of audio shards with splits train, heldout and reference, a table of recordings
+    """Texts and references: a folder of audio shards with splits train, heldout and reference, a table of recordings
     (metadata.jsonl of `data speak`), or a list in the layout of seed-tts-eval (.lst). None: the built-in digits."""
     count: int = 150
-    """How many held-out texts are spoken."""
+    """Number of held-out texts."""
     seed: int = 0
-    """The first text's seed; each next one counts up."""
+    """Seed of the first text; the following ones count up."""
     steps: int = 32
     """Euler steps from noise to speech."""
     cfg_scale: float = 3.0
-    """Guidance towards text and voice together; 0 is none."""
+    """Guidance scale for text and voice together; 0: none."""
     text_scale: float | None = None
-    """Guidance towards the text alone; this or --speaker_scale takes the place of --cfg_scale."""
+    """Guidance scale for the text alone; this or --speaker_scale replaces --cfg_scale."""
     speaker_scale: float | None = None
-    """Guidance towards the voice alone."""
+    """Guidance scale for the voice alone."""
     guidance_interval: tuple[float, float] | None = None
-    """Times t between which guidance acts, 1 = noise."""
+    """Range of times t in which guidance is applied; t = 1 is noise."""
     weights: Literal["ema", "raw"] = "ema"
-    """Which weights of a run directory."""
+    """Weights to take from a run directory."""
     rows: int = 20
-    """Utterances that are spoken at once."""
+    """Utterances synthesised at once."""
     output: Path | None = None
     """Also write the table as JSON."""
     report: Path | None = None
-    """Folder for a page with players, results.jsonl (a line a clip) and table.json."""
+    """Folder for a page with players, results.jsonl (one line per clip) and table.json."""
     save_audio: Path | None = None
-    """Folder for what the model said, one .wav for each text."""
+    """Folder for the model's speech, one .wav per text."""
 
     def __post_init__(self) -> None:
         for name in ("count", "steps", "rows"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)}: at least 1 is needed")
+                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         if self.against is not None and self.against == self.checkpoint:
-            raise ValueError(f"--against {self.against}: is the checkpoint itself")
+            raise ValueError(f"--against {self.against} is the same as --checkpoint")
         if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: it must not be negative")
+            raise ValueError(f"--seed {self.seed} must not be negative")
 
 
 def main(argv: list[str]) -> int:
-    """Parse, speak, listen, print the table; returns the exit code."""
+    """Parses the arguments, synthesises, evaluates, prints the table; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.synthesis.locate import locate_checkpoint
 
@@ -103,7 +103,9 @@ def main(argv: list[str]) -> int:
     tasks, enrolment = read_tasks(data, arguments.count)
     evaluator = report.Evaluator(load_recogniser(arguments.asr, arguments.language), enrolment)
     for task in tasks:
-        evaluator.recogniser.normalise(task.text)  # raises for a text that cannot be judged, before anything is spoken
+        evaluator.recogniser.normalise(
+            task.text
+        )  # raises for a text that cannot be scored, before anything is synthesised
     said, tts, about = speak_all(arguments.checkpoint, tasks, arguments, data)
     spoken = {arguments.checkpoint or "demo model": said}
     about["asr"] = evaluator.recogniser.name
@@ -120,14 +122,14 @@ def main(argv: list[str]) -> int:
         write_whole(arguments.output, (json.dumps(report.to_report(scores, about), indent=1) + "\n").encode())
     if arguments.report is not None:
         write_report(arguments.report, scores, tasks, spoken | {"codec round trip": decoded}, about)
-        print(f"{arguments.report / 'index.html'}: the clips, to listen to")
+        print(f"{arguments.report / 'index.html'}: clips with players")
     return 0
 
 
 def speak_all(
     checkpoint: str | None, tasks: Sequence["Task"], arguments: Arguments, data: Path
 ) -> tuple[list["Recording"], "EchoTTS", dict[str, Any]]:
-    """Every task as a checkpoint says it, the model, and how it was measured."""
+    """Speech of a checkpoint for every task, the model, and how it was measured."""
     from echotts.audio import write_audio
     from echotts.synthesis import EchoTTS
 
@@ -136,7 +138,7 @@ def speak_all(
     spoken = speak(tts, tasks, arguments)
     seconds = time.perf_counter() - began
     said_s = sum(len(samples) / rate for samples, rate in spoken)
-    LOGGER.info("%d texts, %.1f s of audio, spoken in %.1f s; now listening", len(tasks), said_s, seconds)
+    LOGGER.info("%d texts, %.1f s of audio, synthesised in %.1f s; now evaluating", len(tasks), said_s, seconds)
     if arguments.save_audio is not None and checkpoint == arguments.checkpoint:
         for task, (samples, rate) in zip(tasks, spoken, strict=True):
             speaker = re.sub(r"[^A-Za-z0-9_.-]+", "-", task.speaker)
@@ -145,7 +147,7 @@ def speak_all(
 
 
 def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list["Recording"]:
-    """Each task's text in the voice of its reference."""
+    """Synthesises each task's text in the voice of its reference."""
     from echotts.flow.sampling import SamplerConfig
 
     sampler = SamplerConfig(
@@ -167,7 +169,7 @@ def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list
 
 
 def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data: Path, speed: float) -> dict[str, Any]:
-    """What was measured and how, JSON-ready."""
+    """What was measured and how, JSON-serialisable."""
     return {
         "checkpoint": checkpoint or "demo",
         "step": tts.facts.step,

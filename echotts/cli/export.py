@@ -1,4 +1,4 @@
-"""`echotts export`: a run's weights as one file."""
+"""`echotts export`: writes a run's weights to a single file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +11,21 @@ PROG = "echotts export"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Write the weights of a run as one file: .safetensors for `echotts speak`, .pkl as published checkpoints are."""
+    """Write the weights of a run to one file: .safetensors for `echotts speak`, or .pkl in the published layout."""
 
     run_dir: str
-    """Run directory, local or gs://bucket/run (its newest whole checkpoint is taken), or one of its step_* folders."""
+    """Run directory, local or gs://bucket/run (uses its newest complete checkpoint), or one of its step_* folders."""
     output: Path
-    """File to write, .safetensors or .pkl; folders are made."""
+    """File to write, .safetensors or .pkl; missing folders are created."""
     weights: Literal["ema", "raw"] | None = None
-    """The moving average, which speaks better, or the weights as trained. None: ema for .safetensors; for .pkl raw
-    with the optimizer state, from which `echotts train --init_from FILE --resume_optimizer` goes on."""
+    """ema: the moving average, which sounds better; raw: the weights as trained. None: ema for .safetensors; raw with
+    optimizer state for .pkl, which `echotts train --init_from FILE --resume_optimizer` can continue from."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """How a .safetensors stores each number: in 4, 2 or 2 bytes."""
+    """Storage type of the numbers in a .safetensors."""
 
 
 def main(argv: list[str]) -> int:
-    """Parse, export, say what was written; returns the exit code."""
+    """Parses the arguments, exports, prints a summary; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.files import check_outputs
     from echotts.gcs import is_bucket

@@ -1,4 +1,4 @@
-"""`echotts speak`: speak a text into a file."""
+"""`echotts speak`: synthesises a text to a file."""
 
 import time
 from dataclasses import dataclass
@@ -12,28 +12,28 @@ PROG = "echotts speak"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Speak a text, in the voice of a recording or in one made up from the seed, into a file."""
+    """Speak a text to a file, in the voice of a recording or in one determined by the seed."""
 
     output: Path = Path("out.wav")
-    """File to write, over what was there: .wav, .flac, .ogg or .mp3. A missing folder is made."""
+    """File to write (replaced if it exists): .wav, .flac, .ogg or .mp3. Missing folders are created."""
     text: str | None = None
-    """What to say. This or --text_file is needed."""
+    """Text to speak. Either this or --text_file is required."""
     text_file: Path | None = None
-    """File that holds what to say, UTF-8."""
+    """UTF-8 file with the text to speak."""
     speaker_ref: Path | None = None
-    """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: one made up from the seed."""
+    """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: a voice from the seed."""
     voice: str | None = None
     """Name of a saved voice (echotts voice save), instead of --speaker_ref."""
     checkpoint: str | None = None
-    """Run directory (gs://bucket/run too), one of its checkpoints, .safetensors, published .pkl or Hub id.
-    None: the built-in demo model, which says digits."""
+    """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
+    None: the built-in demo model, which speaks digits."""
     codec: str | None = None
     """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
-    checkpoints name none: then facebook/dacvae-watermarked."""
+    checkpoints do not name one; the default is then facebook/dacvae-watermarked."""
     duration: float = 15.0
-    """Maximum duration in seconds; trailing silence is cropped. Each model also has a longest window of its own."""
+    """Maximum duration in seconds; trailing silence is cropped. The model's longest window is a further limit."""
     seed: int = 42
-    """Seed of the noise, and so of the voice where no reference is given; the same seed gives the same file."""
+    """Seed of the noise, and without a reference also of the voice; the same seed gives the same file."""
     steps: int = 32
     """Euler steps from noise to speech."""
     cfg_scale: float = 3.0
@@ -43,45 +43,46 @@ class Arguments:
     speaker_scale: float | None = None
     """Guidance scale for the voice alone."""
     guidance_interval: tuple[float, float] | None = None
-    """Times t between which guidance acts, 1 = noise. None: 0 1, or 0.5 1 with a scale of its own for text or voice."""
+    """Range of times t in which guidance is applied; t = 1 is noise. None: 0 1, or 0.5 1 with separate scales for text
+    or voice."""
     time_scale: float = 1.0
-    """Factor on the time grid, above 0 and at most 1 (Echo: 0.999)."""
+    """Scale of the time grid, above 0 and at most 1 (Echo: 0.999)."""
     truncation: float = 1.0
-    """Factor on the initial noise; less is calmer (Echo: 0.8 to 1)."""
+    """Scale of the initial noise; lower values give calmer speech (Echo: 0.8 to 1)."""
     normalise: Literal["peak", "rms", "clip", "loudness", "none"] = "peak"
-    """Level of the output: largest sample at -1 dB, RMS at -18 dB, cut at -1 dB, --loudness, or as it comes."""
+    """Output level: peak at -1 dB, RMS at -18 dB, clipped at -1 dB, --loudness, or unchanged."""
     loudness: float = -14.0
     """Loudness in LUFS for --normalise loudness."""
     mp3_rate: int = 320
-    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+    """Bit rate of an .mp3, kbit/s; at most 160 below 32 kHz and 64 below 16 kHz."""
     save_latents: Path | None = None
     """Also write the latents, float32 (frames, channels), as .npy."""
     normalise_text: bool = False
-    """Write quotes, colons and dashes as Echo's training texts have them; only for models trained on such texts."""
+    """Convert quotes, colons and dashes to the form in Echo's training texts; only for models trained on such texts."""
     weights: Literal["ema", "raw"] = "ema"
-    """Which weights of a run directory."""
+    """Weights to take from a run directory."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Computation in this type. None: float32 on a CPU, the model's own elsewhere."""
+    """Computation dtype. None: float32 on a CPU, the model's own elsewhere."""
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.text_file is None):
-            raise ValueError("give --text or --text_file, one of the two")
+            raise ValueError("give either --text or --text_file")
         if self.text is not None and not self.text.strip():
-            raise ValueError("--text is empty: there is nothing to say")
+            raise ValueError("--text is empty")
         if self.voice is not None and self.speaker_ref is not None:
             raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
         if self.steps < 1:
-            raise ValueError(f"--steps {self.steps}: at least 1 is needed")
+            raise ValueError(f"--steps {self.steps} must be at least 1")
         if self.seed < 0:
-            raise ValueError(f"--seed {self.seed}: it must not be negative")
+            raise ValueError(f"--seed {self.seed} must not be negative")
         if not -70 <= self.loudness <= 0:
             raise ValueError(f"--loudness {self.loudness} LUFS: give a value from -70 to 0")
 
 
 def main(argv: list[str]) -> int:
-    """Parse, load, speak, write; returns the exit code."""
+    """Parses the arguments, loads, synthesises, writes; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     text = read_text(arguments)
     check_files(arguments)
@@ -96,7 +97,7 @@ def main(argv: list[str]) -> int:
     if reference is not None:
         check_recording(reference)
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
-    from echotts.synthesis import EchoTTS  # with jax, whose import takes longer than these checks
+    from echotts.synthesis import EchoTTS  # imports jax, which takes longer than the checks above
 
     began = time.perf_counter()
     tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
@@ -118,16 +119,17 @@ def main(argv: list[str]) -> int:
     speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
     if arguments.save_latents is not None:
         speech.save_latents(arguments.save_latents)
+    took_s = spoken - loaded
     print(
-        f"{arguments.output}: {speech.duration_s:.2f} s at {speech.sample_rate} Hz, spoken in {spoken - loaded:.2f} s "
-        f"({speech.duration_s / (spoken - loaded):.2f} s of audio per second, compilation included), "
+        f"{arguments.output}: {speech.duration_s:.2f} s at {speech.sample_rate} Hz, synthesised in {took_s:.2f} s "
+        f"({speech.duration_s / took_s:.2f} s of audio per second, compilation included), "
         f"loaded in {loaded - began:.2f} s"
     )
     return 0
 
 
 def check_files(arguments: Arguments) -> None:
-    """The outputs can be written and would not replace what is read; OSError or ValueError where not."""
+    """Checks that the outputs can be written and would not replace an input; OSError or ValueError if not."""
     from echotts.audio import check_mp3_rate, check_suffix
     from echotts.files import check_outputs
 
@@ -138,7 +140,7 @@ def check_files(arguments: Arguments) -> None:
 
 
 def read_text(arguments: Arguments) -> str:
-    """What to say, from the flag or the file; UsageError where the file holds nothing."""
+    """The text to speak, from the flag or the file; UsageError if the file is empty."""
     if arguments.text is not None:
         text = arguments.text
     else:
@@ -147,7 +149,7 @@ def read_text(arguments: Arguments) -> str:
 
         text = files.read_text(arguments.text_file).strip()
         if not text:
-            raise UsageError(f"{arguments.text_file}: is empty: there is nothing to say")
+            raise UsageError(f"{arguments.text_file}: the file is empty")
     if arguments.normalise_text:
         from echotts.text.tokens import normalise_text
 

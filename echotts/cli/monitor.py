@@ -1,4 +1,4 @@
-"""`echotts monitor`: the dashboard of one or many runs."""
+"""`echotts monitor`: a dashboard of one or many runs."""
 
 import re
 import secrets
@@ -17,49 +17,47 @@ MANY = tyro.conf.UseAppendAction
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """A web page with the live state of training runs: charts, hosts, checkpoints, events, speech, alerts.
+    """Serve a web page with the live state of training runs: charts, hosts, checkpoints, events, speech, alerts.
 
-    It only reads, on any machine that sees the run directory, and works on finished runs too. Ctrl-C stops it.
+    Read-only; works on any machine that sees the run directory, also for finished runs. Ctrl-C stops it.
     """
 
     run_dir: Annotated[tuple[str, ...], MANY] = ()
     """Run directory, local or gs://bucket/run. May be given several times."""
     runs_root: str | None = None
-    """Directory whose sub-directories are runs; new ones appear by themselves."""
+    """Directory whose subdirectories are runs; new ones appear automatically."""
     port: int = 8080
     """TCP port; 0: any free one."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0: all of this machine, which needs a token."""
+    """Address to listen on; 0.0.0.0 listens on all interfaces and needs a token."""
     tunnel: bool = False
-    """A tunnel (cloudflared, ngrok) leads here. It makes the loopback address public, so a token is needed."""
+    """The server is reached through a tunnel (cloudflared, ngrok), which makes it public, so a token is needed."""
     allow_host: Annotated[tuple[str, ...], MANY] = ()
-    """Name by which browsers call this server, beside localhost and addresses. May be given several times."""
+    """Host name by which browsers reach this server, besides localhost and addresses. May be given several times."""
     root_path: str = ""
-    """Path prefix below which a proxy shows this server, such as /proxy/8080."""
+    """Path prefix under which a proxy serves this server, such as /proxy/8080."""
     token_file: Path | None = None
-    """File with the token; made where missing. Without it a token, where one is needed, lasts until the end."""
+    """File with the token, created if missing. Without it, a token is generated on each start if one is needed."""
     webhook: str | None = None
-    """https address that is told, as JSON, when an alert begins or ends."""
+    """https URL that is called with JSON when an alert starts or ends."""
     stale_s: float | None = None
-    """Seconds without a line after which a run counts as stale; else five times what is usual, two minutes at least."""
+    """Seconds without a metrics line after which a run counts as stale. None: five times the usual, at least 120."""
 
     def __post_init__(self) -> None:
         if not self.run_dir and not self.runs_root:
-            raise ValueError("nothing to watch: give --run_dir, or their parent with --runs_root")
+            raise ValueError("nothing to show: give --run_dir, or a parent directory with --runs_root")
         if not 0 <= self.port <= 65535:
-            raise ValueError(f"port {self.port} is not in 0 to 65535")
+            raise ValueError(f"port {self.port} must be from 0 to 65535")
         if self.root_path and not re.fullmatch(r"(/[\w.~-]+)+", self.root_path):
-            raise ValueError(
-                f"root_path {self.root_path!r}: give a path such as /proxy/8080, without a slash at its end"
-            )
+            raise ValueError(f"root_path {self.root_path!r}: give a path such as /proxy/8080, without a trailing slash")
         if self.webhook and not self.webhook.startswith(("https://", "http://")):
-            raise ValueError(f"webhook {self.webhook!r} is not an http address")
+            raise ValueError(f"webhook {self.webhook!r} is not an http or https URL")
         if self.stale_s is not None and not self.stale_s > 0:
             raise ValueError(f"stale_s {self.stale_s} must be above 0")
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, serve until interrupted; returns the exit code."""
+    """Parses and checks the arguments, then serves until interrupted; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     from echotts.monitor.runs import Library
     from echotts.monitor.security import called, needs_token, read_token
@@ -70,7 +68,7 @@ def main(argv: list[str]) -> int:
         token = secrets.token_urlsafe(32)
     library = Library(arguments.run_dir, arguments.runs_root, arguments.stale_s)
     if not library.runs() and not arguments.runs_root:
-        raise UsageError("no run to watch")
+        raise UsageError("no run found")
     with listen(arguments.host, arguments.port) as sock:
         port = sock.getsockname()[1]
         machine = socket.gethostname()
@@ -85,6 +83,6 @@ def main(argv: list[str]) -> int:
             flush=True,
         )
         if arguments.tunnel:
-            print(f"through the tunnel: its address, then /?token={token}", flush=True)
+            print(f"through the tunnel: its URL followed by /?token={token}", flush=True)
         serve(library, access, sock, arguments.webhook)
     return 0

@@ -1,4 +1,4 @@
-"""`echotts plan`: what a training needs on a TPU slice, without one."""
+"""`echotts plan`: estimates what a training needs on a TPU slice, without having one."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,68 +9,68 @@ from echotts import config as configs
 from echotts.cli.app import UsageError, parse
 from echotts.cli.train import bucket_registry
 from echotts.config import Bucket, Config
-from echotts.files import atomic_write, check_place
+from echotts.files import atomic_write, check_writable
 
 PROG = "echotts plan"
 COSTLIEST = 20
-ESTIMATE = "memory and time by the TPU compiler: an estimate by the compiler, not measured"
+ESTIMATE = "memory and time: estimates by the TPU compiler, not measured"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Compile the train step for a TPU slice, on any machine, and say what it needs: memory, time, data, disk.
+    """Compile the train step for a TPU slice, on any machine, and report what it needs: memory, time, data, disk.
 
-    The formulas answer at once; the compiler (libtpu, extra tpu) takes minutes a bucket for the large presets, and its
-    figures are printed as they come. Times are an estimate by the compiler, not measured. What does not fit is an
-    answer, with figures.
+    Formulas are evaluated at once; the compiler (libtpu, extra tpu) takes minutes per bucket for the large presets, and
+    its results are printed as they arrive. Times are estimates by the compiler, not measured. A configuration that does
+    not fit is reported with its figures.
     """
 
     topology: str
-    """Slice, as `launch` and Google Cloud name it, in any case: v4-64, v5litepod-32 (or v5e-32), v5p-128, v6e-8."""
+    """Slice as named by `launch` and Google Cloud, in any case: v4-64, v5litepod-32 (or v5e-32), v5p-128, v6e-8."""
     what: Literal["train", "speak"] = "train"
-    """train: the train step on the whole slice; speak: 15 s of speech, guided, 32 steps, on one chip of it."""
+    """train: the train step on the whole slice; speak: 15 s of speech with guidance and 32 steps, on one chip of it."""
     preset: Literal["demo", "840m", "1.3b"] = "1.3b"
-    """Sizes to plan for."""
+    """Model preset."""
     batch_size: int | None = None
-    """Samples a step, over all chips. None: the preset's."""
+    """Samples per step, over all chips. None: the preset's."""
     remat: Literal["none", "dots", "full"] | None = None
     """What the backward pass recomputes: nothing, all but matrix products, whole layers. None: the preset's."""
     attention: Literal["auto", "splash", "xla"] = "auto"
-    """auto: our fused kernel; splash: that of JAX; xla: the plain softmax, which stores all scores."""
+    """auto: this package's fused kernel; splash: JAX's; xla: plain softmax, which stores all scores."""
     buckets: tuple[Bucket, ...] | None = None
-    """Static shapes, FRAMESxTOKENS each, 25 frames a second. None: the preset's."""
+    """Static shapes, FRAMESxTOKENS each, 25 frames per second. None: the preset's."""
     reference_frames: int | None = None
-    """Frames of a reference. None: the preset's."""
+    """Maximum reference length in frames. None: the preset's."""
     accumulation: int = 1
-    """Equal parts a batch is computed in."""
+    """Gradient accumulation: number of equal parts of a batch."""
     data_ways: int = 1
-    """Whole copies of the model; parameters are cut over the chips of each."""
+    """Data-parallel replicas; parameters are sharded over the chips of each."""
     tensor_ways: int = 1
-    """Parts in which heads and MLP channels are cut."""
+    """Tensor parallelism: shards of heads and MLP channels."""
     steps: int | None = None
-    """Steps of the whole run, for its hours and its price. None: the preset's."""
+    """Steps of the whole run, for its duration and price. None: the preset's."""
     chip_hour_price: float | None = None
-    """Price of one chip for one hour, in any currency: what a step and the run cost."""
+    """Price of one chip hour, in any currency, for the price of a step and of the run."""
     explain: bool = False
-    """Also print the twenty costliest operations of each bucket's step, with the line of our source."""
+    """Also print the twenty costliest operations of each bucket's step, with their source lines."""
     search: bool = False
-    """Also find, for each remat, the largest batch whose largest bucket fits, and the cheapest remat for batch_size:
-    several compilations each."""
+    """Also find the largest batch that fits with the largest bucket for each remat, and the cheapest remat for
+    batch_size; takes several compilations each."""
     output: Path | None = None
-    """Also write the answer as JSON."""
+    """Also write the results as JSON."""
 
 
 def main(argv: list[str]) -> int:
-    """Parse, plan, print; returns the exit code."""
+    """Parses the arguments, plans, prints; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG, registry=bucket_registry())
     config = make_config(arguments)
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # shapes only; the slice is the compiler's
+    jax.config.update("jax_platforms", "cpu")  # only shapes are needed; the slice exists only for the compiler
     from echotts.training import plan, topology
 
     if arguments.output is not None:
-        check_place(arguments.output)
+        check_writable(arguments.output)
     try:
         slice_ = topology.parse_topology(arguments.topology)
     except ValueError as error:
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
         devices, missing = None, str(error)
     if arguments.what == "speak":
         if devices is None:
-            raise UsageError(f"--what speak is known by the compiler alone: {missing}")
+            raise UsageError(f"--what speak needs the compiler: {missing}")
         answer = _speak(config, slice_, devices[0], explain=arguments.explain)
         _write(answer, arguments.output)
         return 0
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> int:
     answer: dict[str, Any] = result.to_dict() | {"missing": missing}
     print(_describe(answer), flush=True)
     if devices is None:
-        print(f"memory and time  not known: {missing}")
+        print(f"memory and time  unknown: {missing}")
     else:
         mesh = plan.slice_mesh(config, devices)
         print(ESTIMATE, flush=True)
@@ -118,7 +118,7 @@ def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[s
     sampler = SamplerConfig()
     print(
         f"{config.preset} on one chip of {slice_.name}: {SECONDS:.0f} s of speech, {sampler.steps} steps, guidance "
-        f"{sampler.cfg_scale:g}; time by the TPU compiler: an estimate by the compiler, not measured",
+        f"{sampler.cfg_scale:g}; time estimated by the TPU compiler, not measured",
         flush=True,
     )
     answer: dict[str, Any] = {"preset": config.preset, "topology": slice_.name, "speech_s": SECONDS, "programs": {}}
@@ -130,7 +130,7 @@ def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[s
             print(*_costliest(found), sep="\n", flush=True)
     total = sum(part["runs"] * part["step_s"] for part in answer["programs"].values())
     answer["total_s"] = total
-    print(f"together {total:.3f} s: {SECONDS / total:,.0f} times as fast as speech")
+    print(f"total {total:.3f} s: {SECONDS / total:,.0f} times faster than real time")
     return answer
 
 
@@ -147,7 +147,7 @@ def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
     print(f"search, bucket {largest_bucket.frames}x{largest_bucket.tokens}")
     largest = plan.search(config, mesh, slice_, compile_one)
     for remat, rows in largest.items():
-        print(f"remat {remat:<5} largest batch {rows}" if rows else f"remat {remat:<5} fits no batch")
+        print(f"remat {remat:<5} largest batch {rows}" if rows else f"remat {remat:<5} no batch fits")
     rows = config.data.batch_size
     remat = plan.cheapest_remat(largest, rows)
     print(f"batch {rows}: {f'remat {remat} is the cheapest that fits' if remat else 'does not fit'}")
@@ -155,7 +155,7 @@ def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
 
 
 def make_config(arguments: Arguments) -> Config:
-    """The preset with the given flags; UsageError where they contradict each other."""
+    """The preset with the given flags; UsageError if they contradict each other."""
     config = configs.preset(arguments.preset)
     try:
         return replace(
@@ -185,42 +185,42 @@ def _describe(answer: dict[str, Any]) -> str:
         f"{answer['preset']} on {answer['topology']}: {answer['chips']} chips, {answer['hosts']} hosts; "
         f"batch {answer['batch_size']}, remat {answer['remat']}, attention {answer['attention']}",
         f"parameters       {answer['parameters'] / 1e6:,.2f}M",
-        f"state a chip     {answer['state_bytes_chip'] / 2**30:.2f} GiB (float32 weights, average, two moments)",
+        f"state per chip   {answer['state_bytes_chip'] / 2**30:.2f} GiB (float32 weights, EMA, two moments)",
         f"checkpoint       {answer['checkpoint_bytes'] / 1e9:.1f} GB",
-        f"FSDP traffic     {answer['fsdp_bytes_chip'] / 1e9:.1f} GB a chip and step, "
+        f"FSDP traffic     {answer['fsdp_bytes_chip'] / 1e9:.1f} GB per chip and step, "
         f"{answer['fsdp_s'] * 1e3:.0f} ms at half the chip's links",
     ]
     for bucket in answer["buckets"]:
         times = ", ".join(f"{value:.3f} s at {share}" for share, value in bucket["step_s"].items())
         again = bucket["hardware_flops"] / bucket["step_flops"]
-        remat = f"; the chip computes {again:.2f} times that, for remat" if again > 1 else ""
+        remat = f"; with remat the chip computes {again:.2f} times that" if again > 1 else ""
         lines += [
             f"bucket {bucket['frames']}x{bucket['tokens']}",
-            f"  work           {bucket['step_flops'] / 1e12:,.0f} TFLOP a step: {times} of peak{remat}",
+            f"  work           {bucket['step_flops'] / 1e12:,.0f} TFLOP per step: {times} of peak{remat}",
             f"  data           {bucket['samples_per_s_host']:.0f} samples/s and "
-            f"{bucket['megabytes_per_s_host']:.0f} MB/s a host, at 50% of peak",
+            f"{bucket['megabytes_per_s_host']:.0f} MB/s per host, at 50% of peak",
         ]
     return "\n".join(lines)
 
 
 def _describe_compiled(bucket: Bucket, compiled: Any, *, explain: bool) -> str:
-    lines = [f"bucket {bucket.frames}x{bucket.tokens}", f"  memory a chip  {_memory(compiled.memory)}"]
+    lines = [f"bucket {bucket.frames}x{bucket.tokens}", f"  memory/chip    {_memory(compiled.memory)}"]
     time = compiled.time
     if time is None:
         return "\n".join(lines)
     lines += [
         f"  step           {time.step_s:.3f} s at {time.cost.clock_hz / 1e9:.2f} GHz: MFU {time.mfu_share:.1%}, "
-        f"{time.hfu_share:.1%} with what remat repeats; {time.samples_per_s:,.0f} samples/s",
+        f"{time.hfu_share:.1%} including remat; {time.samples_per_s:,.0f} samples/s",
         *_parts(time.cost),
         f"  the run        {time.run_hours:,.0f} hours if all steps are in this bucket",
     ]
     if time.step_price is not None:
-        lines.append(f"  price          {time.step_price:.4f} a step, {time.run_price:,.0f} for the run")
+        lines.append(f"  price          {time.step_price:.4f} per step, {time.run_price:,.0f} for the run")
     return "\n".join([*lines, *(_costliest(time.cost) if explain else [])])
 
 
 def _parts(cost: Any) -> list[str]:
-    """What a program's time goes to."""
+    """A breakdown of a program's time."""
     parts = {
         "products": cost.products_s,
         "other fusions": cost.fusions_s,
@@ -230,10 +230,10 @@ def _parts(cost: Any) -> list[str]:
     }
     milliseconds = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in parts.items())
     hidden = f" ({cost.hidden_s * 1e3:.1f} of these hidden behind computation)" if cost.collectives_s else ""
-    lines = [f"  of it, ms      {milliseconds}{hidden}"]
+    lines = [f"  breakdown, ms  {milliseconds}{hidden}"]
     if cost.collectives:
         moved = ", ".join(f"{count} {name}" for name, count in sorted(cost.collectives.items()))
-        lines.append(f"  collectives    {cost.collective_bytes / 1e9:.2f} GB a chip: {moved}")
+        lines.append(f"  collectives    {cost.collective_bytes / 1e9:.2f} GB per chip: {moved}")
     if cost.unknown_kernels:
         lines.append(f"  not estimated  {cost.unknown_kernels} runs of Pallas kernels that do not state their work")
     return lines

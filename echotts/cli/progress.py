@@ -1,4 +1,4 @@
-"""What commands show of long work on standard error."""
+"""Progress of long work on standard error."""
 
 import sys
 import time
@@ -7,12 +7,12 @@ LINE_EVERY_S = 10.0
 
 
 class Progress:
-    """Rate and time left of long work: a bar on a terminal, a line now and then otherwise."""
+    """Rate and remaining time of long work: a progress bar on a terminal, otherwise a line now and then."""
 
     def __init__(self) -> None:
         self._bar = None
         self._stage = ""
-        self._began = self._said = 0.0
+        self._began = self._logged = 0.0
         self._first = 0
 
     def __call__(self, stage: str, done: int, total: int, rejected: int) -> None:
@@ -24,18 +24,18 @@ class Progress:
             self._bar.update(done - self._bar.n)
             return
         now = time.monotonic()
-        if now - self._said < LINE_EVERY_S and done < total:
+        if now - self._logged < LINE_EVERY_S and done < total:
             return
-        self._said = now
+        self._logged = now
         rate = (done - self._first) / max(now - self._began, 1e-9)
-        pace = f", {rate:.1f} a second" if rate else ""
+        pace = f", {rate:.1f} per second" if rate else ""
         left = f", {(total - done) / rate:.0f} s left" if rate and done < total else ""
         print(f"{stage} {done}/{total}{pace}{left}{note}", file=sys.stderr, flush=True)
 
     def _start(self, stage: str, done: int, total: int) -> None:
         self.close()
         self._stage, self._first = stage, done
-        self._began = self._said = time.monotonic()
+        self._began = self._logged = time.monotonic()
         if sys.stderr.isatty():
             from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""`echotts train`: train a model from shards of latents."""
+"""`echotts train`: trains a model on shards of latents."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
 from echotts.config import Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
 
 PROG = "echotts train"
-SHORT = {  # flag -> the (section, key) it is short for
+SHORT = {  # flag -> (section, key) that it abbreviates
     "data": ("data", "data"),
     "heldout": ("data", "heldout"),
     "batch_size": ("data", "batch_size"),
@@ -26,33 +26,33 @@ SHORT = {  # flag -> the (section, key) it is short for
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Train a model from shards of latents. The same command again resumes the run in --run_dir, bitwise identically.
+    """Train a model on shards of latents. Repeating the command resumes the run in --run_dir, bitwise identically.
 
-    Defaults are those of the preset; every key can be set, as in --model.remat full. The flags before
-    --model.* are short for the keys in brackets. Ctrl-C or SIGTERM saves and exits with code 75.
+    Defaults are those of the preset; every key can be set, as in --model.remat full. The flags before --model.*
+    abbreviate the keys in brackets. Ctrl-C or SIGTERM saves and exits with code 75.
     """
 
     preset: Literal["demo", "840m", "1.3b"]
-    """Sizes and schedule to start from."""
+    """Model sizes and schedule to start from."""
     data: str
     """Shards to train on: a folder, a glob in quotes, s-{000..099}.tar, hf://datasets/ORG/NAME@REV/s-{000..999}.tar,
     https:// or gs://; '0.7 * A + 0.3 * B' mixes [data.data]. Required."""
     run_dir: str
-    """Directory of checkpoints, metrics and samples, or gs://bucket/run; made where missing, resumed where not
+    """Directory for checkpoints, metrics and samples, local or gs://bucket/run; created if missing, else resumed
     [run.run_dir]. Required."""
     steps: int
-    """Optimizer steps in all; the learning rate ends at 0 there [optim.steps]."""
+    """Total optimizer steps; the learning rate reaches 0 at the last one [optim.steps]."""
     batch_size: int
-    """Samples a step, over all devices [data.batch_size]."""
+    """Samples per step, over all devices [data.batch_size]."""
     heldout: str | None
-    """Shards that are measured and never trained on [data.heldout]."""
+    """Shards for evaluation; never trained on [data.heldout]."""
     init_from: str | None
-    """Begin with the weights of an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
+    """Initial weights: an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
     resume_optimizer: bool
-    """Take the optimizer state, step and samples seen of the .pkl given as --init_from, too, and go on at that step
+    """Also take optimizer state, step and samples seen from the .pkl given as --init_from, and continue at that step
     [run.resume_optimizer]."""
     seed: int
-    """Decides every random draw: initial weights, order of the data, timesteps and noise [run.seed]."""
+    """Random seed of initial weights, data order, timesteps and noise [run.seed]."""
     model: ModelConfig
     flow: FlowConfig
     data_section: Annotated[DataConfig, tyro.conf.arg(name="data")]
@@ -61,7 +61,7 @@ class Arguments:
 
 
 def main(argv: list[str]) -> int:
-    """Parse, check, train; returns the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
+    """Parses and checks the arguments, trains; returns the exit code, EXIT_ASKED_TO_LEAVE if stopped by a signal."""
     config = parse_config(argv)
     check_data(config)
     from echotts.evaluation.samples import make_speaker
@@ -77,14 +77,14 @@ def main(argv: list[str]) -> int:
         )
         return EXIT_ASKED_TO_LEAVE
     print(
-        f"trained {result.step} steps on {result.samples_seen} samples; hear it with: echotts speak "
+        f"trained {result.step} steps on {result.samples_seen} samples; listen to it with: echotts speak "
         f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
     )
     return 0
 
 
 def check_data(config: Config) -> None:
-    """Raises ValueError or FileNotFoundError for data that are not on this machine, before jax is imported."""
+    """Raises ValueError or FileNotFoundError for missing local data, before jax is imported."""
     from echotts.data.remote.sources import check_local
 
     for data in filter(None, (config.data.data, config.data.heldout)):
@@ -92,7 +92,7 @@ def check_data(config: Config) -> None:
 
 
 def parse_config(argv: Sequence[str]) -> Config:
-    """The resolved configuration: the preset, then the flags. Raises UsageError for a wrong call."""
+    """The resolved configuration: the preset overridden by the flags. Raises UsageError for a wrong call."""
     preset = _preset(argv)
     sections: dict[str, Any] = {name: getattr(preset, name) for name in ("model", "flow", "data", "optim", "run")}
     short = {flag: getattr(sections[section], key) for flag, (section, key) in SHORT.items()}
@@ -113,7 +113,7 @@ def parse_config(argv: Sequence[str]) -> Config:
         raise UsageError(str(error)) from None
     for flag, value in (("data", config.data.data), ("run_dir", config.run.run_dir)):
         if not value:
-            raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
+            raise UsageError(f"--{flag} is missing (see {PROG} --help)")
     return config
 
 

@@ -1,4 +1,4 @@
-"""`echotts voice`: voices made of recordings, saved under a name for `echotts speak --voice NAME`."""
+"""`echotts voice`: saves and manages voices made from recordings, for `echotts speak --voice NAME`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +16,12 @@ class SaveArguments:
     """Save a voice: the best parts of recordings of one person, encoded once."""
 
     name: Annotated[str, tyro.conf.Positional]
-    """Name of the voice: letters, digits, _ . and -. A voice of that name is replaced."""
+    """Name of the voice: letters, digits, _ . and -. An existing voice with this name is replaced."""
     recordings: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Recordings of the voice, any format and rate, 0.5 to 300 seconds each. The clearest phrases are taken, as long as
-    the model's reference window."""
+    """Recordings of the voice, any format and rate, 0.5 to 300 seconds each. The clearest phrases are used, up to the
+    length of the model's reference window."""
     checkpoint: str | None = None
-    """Model that is to speak in this voice, as for echotts speak. None: the built-in one."""
+    """Model to use the voice with, as for echotts speak. None: the built-in one."""
     codec: str | None = None
     """Codec instead of the one that the checkpoint names."""
 
@@ -44,12 +44,12 @@ class NoArguments:
 
 
 def main(argv: list[str]) -> int:
-    """Run the sub-command that `argv` names; returns the exit code."""
+    """Runs the sub-command in `argv`; returns the exit code."""
     commands = {
-        "save": ("save a voice made of one or several recordings", _save),
-        "list": ("the saved voices", _list),
-        "info": ("what a saved voice was made of", _info),
-        "remove": ("forget a saved voice", _remove),
+        "save": ("save a voice from one or several recordings", _save),
+        "list": ("list the saved voices", _list),
+        "info": ("show the codec and recordings of a saved voice", _info),
+        "remove": ("delete a saved voice", _remove),
     }
     return choose(PROG, "Voices for echotts speak --voice NAME.", commands, argv)
 

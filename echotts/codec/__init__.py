@@ -36,7 +36,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports jax when a codec is first asked for: checks of a codec's name and of its inputs do not wait for it."""
+    """Imports a module, and thus jax, on first use: checks of a codec's name and inputs run before that."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What a codec's name means on this machine. Imports nothing heavy, so a wrong name is reported at once."""
+"""Resolves the name of a codec. Imports nothing heavy, so a wrong name is reported immediately."""
 
 import re
 from pathlib import Path
@@ -10,11 +10,11 @@ HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
 def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
-    """The file or folder that `spec` names, else (repository, revision) of the Hub. FileNotFoundError if neither."""
+    """The file or folder at `spec`, else (repository, revision) on the Hub. FileNotFoundError if it is neither."""
     if spec in BUILT_IN:
         if not BUILT_IN[str(spec)].exists():
             raise FileNotFoundError(
-                f"codec {spec}: is not built in yet: name a file, or take 'demo' (docs/codec.md says how to train one)"
+                f"codec {spec}: is not built in yet: give a file or 'demo' (docs/codec.md explains how to train one)"
             )
         return BUILT_IN[str(spec)]
     path = Path(spec).expanduser()

@@ -1,6 +1,6 @@
-"""Flow matching: where on the path a row is trained, what is dropped, and the loss.
+"""Flow matching: timesteps, condition dropout, and the loss.
 
-Time 0 is data and 1 is noise; the path is x_t = (1 - t) x0 + t n and the velocity to learn is n - x0
+Time 0 is data and 1 is noise; the path is x_t = (1 - t) x0 + t n and the target velocity is n - x0
 (docs/training.md; the recipe of LAION's README and of christophschuhmann/dacvae-echo).
 """
 
@@ -21,13 +21,13 @@ VelocityFn = Callable[[Array, Array, Array, Array, Array, Array], Array]
 
 @runtime_checkable
 class TrainingBatch(Protocol):
-    """What the loss reads of a batch; a frozen dataclass of arrays (echotts.data.stream.batch.Batch)."""
+    """The part of a batch that the loss reads; a frozen dataclass of arrays (echotts.data.stream.batch.Batch)."""
 
     @property
     def latent(self) -> Any: ...  # (b, t, c) float32
 
     @property
-    def latent_mask(self) -> Any: ...  # (b, t) bool; a row that only fills the batch has none
+    def latent_mask(self) -> Any: ...  # (b, t) bool; all False for a row that only pads the batch
 
     @property
     def text_ids(self) -> Any: ...  # (b, n) int32
@@ -46,9 +46,9 @@ SomeBatch = TypeVar("SomeBatch", bound=TrainingBatch)
 
 
 def stratified_timesteps(key: Key[Array, ""], global_batch: int) -> Float[Array, " b"]:
-    """Logit-normal timesteps, one per row of the global batch, one from each of its equal strata.
+    """Logit-normal timesteps for the global batch, one row from each of its equal strata.
 
-    The key must be the same on all processes; a process with some of the rows takes its part of the result.
+    The key must be the same on all processes; each process takes its own rows of the result.
     """
     offset_key, shift_key = jax.random.split(key)
     offset = jax.random.uniform(offset_key)
@@ -58,7 +58,7 @@ def stratified_timesteps(key: Key[Array, ""], global_batch: int) -> Float[Array,
 def timesteps_at(offset: Float[Array, ""], mod_offset: Int[Array, ""], global_batch: int) -> Float[Array, " b"]:
     """t_i = sigmoid(Phi^-1(q_i)) with q_i = ((i + mod_offset) mod b + offset) / b.
 
-    `mod_offset` rolls the strata, so that a fixed row does not always see the same range of t.
+    `mod_offset` rotates the strata, so that a given row does not always see the same range of t.
     """
     stratum = (jnp.arange(global_batch) + mod_offset) % global_batch
     quantile = (stratum + offset.astype(jnp.float32)) / global_batch
@@ -74,7 +74,7 @@ def path_and_target(
 
 
 def condition_dropout(key: Key[Array, ""], batch: SomeBatch, config: FlowConfig) -> SomeBatch:
-    """Drops text and speaker of random rows, independently, so that guidance has an unconditional branch."""
+    """Drops text and speaker of random rows, independently, to train the unconditional branches of guidance."""
     text_key, speaker_key = jax.random.split(key)
     rows = batch.text_mask.shape[:1]
     text_keep = jax.random.bernoulli(text_key, 1 - config.text_dropout, rows)
@@ -84,7 +84,7 @@ def condition_dropout(key: Key[Array, ""], batch: SomeBatch, config: FlowConfig)
 def drop_conditions(batch: SomeBatch, text_keep: Bool[Array, " b"], speaker_keep: Bool[Array, " b"]) -> SomeBatch:
     """A dropped text loses its mask (ids stay); a dropped speaker loses its mask and its latents."""
     return dataclasses.replace(
-        batch,  # pyright: ignore[reportArgumentType] - a Protocol cannot say that it is a dataclass
+        batch,  # pyright: ignore[reportArgumentType] - a Protocol cannot be declared a dataclass
         text_mask=batch.text_mask & text_keep[:, None],
         speaker_mask=batch.speaker_mask & speaker_keep[:, None],
         speaker_latent=jnp.where(speaker_keep[:, None, None], batch.speaker_latent, 0),
@@ -94,9 +94,9 @@ def drop_conditions(batch: SomeBatch, text_keep: Bool[Array, " b"], speaker_keep
 def flow_loss(
     velocity_fn: VelocityFn, batch: TrainingBatch, key: Key[Array, ""], config: FlowConfig, train: bool
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
-    """Loss of one batch at random times and noise; conditions are dropped only when `train`.
+    """Loss of one batch at random times and noise; conditions are dropped only if `train`.
 
-    Everything random is a function of `key` and of the row's place in the global batch. For aux see `velocity_loss`.
+    All randomness depends on `key` and the row's index in the global batch. aux: see `velocity_loss`.
     """
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     t = stratified_timesteps(time_key, batch.latent.shape[0])
@@ -111,11 +111,11 @@ def velocity_loss(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """The loss at given times and noise.
 
-    "published": squared error summed over every frame of the kept rows, padding included, per valid frame.
-    "frame": mean squared error of the valid frames. Rows without a valid frame count in neither.
+    "published": squared error summed over all frames of non-empty rows, including padding, per valid frame.
+    "frame": mean squared error over valid frames. Rows without a valid frame do not count in either.
 
-    aux: "t" (b,), "row_loss" (b,) each row's mean squared error over the frames that count, "kept" (b,) bool, and
-    "weight" (): the loss of a batch dealt in equal parts is exactly sum(weight * loss) / sum(weight) over the parts.
+    aux: "t" (b,), "row_loss" (b,) mean squared error of each row over the frames that count, "kept" (b,) bool, and
+    "weight" (): the loss of a batch split into equal parts is exactly sum(weight * loss) / sum(weight) over the parts.
     """
     x_t, target = path_and_target(batch.latent.astype(jnp.float32), noise, t)
     velocity = velocity_fn(x_t, t, batch.text_ids, batch.text_mask, batch.speaker_latent, batch.speaker_mask)

@@ -1,10 +1,10 @@
 """Sampling: Euler steps from noise (t = 1) to data (t = 0) with classifier-free guidance.
 
-v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 is no guidance. Joint guidance has one branch
+v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 means no guidance. Joint guidance has one branch
 without both conditions (published: scale 3 at every t); independent guidance has one without text and one without
-speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either reads its own
-latents alone: all branches of a step run as one batch over keys and values that were computed once. What the network
-makes of the times is computed once as well, for all steps, ahead of their loop.
+speaker (Echo: 3 and 8, for t in 0.5..1). A dropped condition is only a mask, and a row without either condition attends
+only to its own latents, so all branches of a step run as one batch over cached keys and values. Everything that depends
+only on the timesteps is computed once for all steps, before their loop.
 Formulas: docs/sampling.md.
 """
 
@@ -20,16 +20,16 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 EVERY_T = (0.0, 1.0)
-STEPS_LIMIT = 1024  # what the times make of the network is held for all steps at once
+STEPS_LIMIT = 1024  # the modulation of all steps is held in memory
 STEPS_ROUNDED = 32  # one compiled loop serves up to 32 steps, the next one up to 64
-GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters while the noise is being laid out; later steps cost one row
+GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters early, at high noise; later steps need only one row
 
-Drop = tuple[bool, bool]  # (text, speaker): what a guidance branch goes without
+Drop = tuple[bool, bool]  # (text, speaker): the conditions that a guidance branch drops
 
 
 @runtime_checkable
 class Conditions(Protocol):
-    """Encoded text and speaker: a dataclass of keys and values (l, b, n, h, d), and of a mask for each of the two."""
+    """Encoded text and speaker: a dataclass of keys and values (l, b, n, h, d), and a mask for each of the two."""
 
     @property
     def text_mask(self) -> Any: ...
@@ -42,8 +42,8 @@ class Conditions(Protocol):
 class VelocityModel(Protocol):
     """A pytree with a velocity; BlockDiT is one.
 
-    `modulate` turns times (s,) into whatever `velocity` wants to know of them, leaves (l, s, ...); it is given one
-    time's (l, 1, ...).
+    `modulate` maps times (s,) to the modulation that `velocity` needs, with leaves (l, s, ...); `velocity` is given
+    that of a single time, (l, 1, ...).
     """
 
     def modulate(self, t: Any) -> Any: ...
@@ -53,18 +53,18 @@ class VelocityModel(Protocol):
 
 @runtime_checkable
 class ConditionEncoder(Protocol):
-    """A pytree that encodes what a velocity is conditioned on; BlockDiT is one."""
+    """A pytree that encodes the conditions of a velocity; BlockDiT is one."""
 
     def encode_conditions(self, text_ids: Any, text_mask: Any, speaker_latent: Any, speaker_mask: Any) -> Any: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How noise becomes latents. Every number here is an argument of the compiled sampler, none a constant of it.
+    """How noise becomes latents. Every number is an argument of the compiled sampler, none a compile-time constant.
 
-    `cfg_scale` guides jointly. Giving `text_scale` or `speaker_scale` guides independently instead (one left out is 0).
-    Guidance acts while interval[0] <= t <= interval[1]; steps outside run one row per sample. By default joint
-    guidance acts at every t, as published, and independent guidance within GUIDANCE_INTERVAL, as in Echo.
+    `cfg_scale` guides jointly. `text_scale` or `speaker_scale` guide independently instead (a missing one is 0).
+    Guidance is applied for interval[0] <= t <= interval[1]; other steps run one row per sample. By default joint
+    guidance is applied at every t, as published, and independent guidance within GUIDANCE_INTERVAL, as in Echo.
     `time_scale` multiplies the time grid (Echo: 0.999); `truncation` multiplies the initial noise (Echo: 0.8 to 1).
     """
 
@@ -78,12 +78,12 @@ class SamplerConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_LIMIT:
-            raise ValueError(f"sampler steps {self.steps}: 1 to {STEPS_LIMIT:,} are possible")
+            raise ValueError(f"sampler steps {self.steps} must be from 1 to {STEPS_LIMIT:,}")
         low, high = self.guided
         if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval {low}..{high}: it must be within 0..1, the lower end first")
+            raise ValueError(f"guidance interval {low}..{high} must be within 0..1, the lower end first")
         if not 0 < self.time_scale <= 1:
-            raise ValueError(f"time_scale {self.time_scale}: it must be above 0 and at most 1")
+            raise ValueError(f"time_scale {self.time_scale} must be above 0 and at most 1")
         numbers = (*self.branches.values(), self.truncation)
         if not np.isfinite(numbers).all():
             raise ValueError(f"guidance scales and truncation must be finite numbers: {numbers}")
@@ -95,12 +95,12 @@ class SamplerConfig:
 
     @property
     def guided(self) -> tuple[float, float]:
-        """The times at which guidance acts."""
+        """The range of times in which guidance is applied."""
         return self.interval or (GUIDANCE_INTERVAL if self.independent else EVERY_T)
 
     @property
     def branches(self) -> dict[Drop, float]:
-        """What each guidance branch drops, and its scale; branches of scale 0 are left out."""
+        """The conditions that each guidance branch drops, and its scale; branches of scale 0 are omitted."""
         scales = (
             {(True, False): self.text_scale or 0.0, (False, True): self.speaker_scale or 0.0}
             if self.independent
@@ -123,8 +123,8 @@ class Schedule:
     """SamplerConfig as arrays: the traced arguments of the compiled loop."""
 
     scales: Any  # (branches,) float32
-    times: Any  # (n + 1,) float32, n the steps rounded up: t_i = time_scale * (1 - i / steps), zeros at the end
-    steps: Any  # () int32, as the next two
+    times: Any  # (n + 1,) float32, n: steps rounded up; t_i = time_scale * (1 - i / steps), zeros at the end
+    steps: Any  # () int32, like the next two
     guided_from: Any
     guided_to: Any
 
@@ -164,7 +164,7 @@ def sample(
 
 
 def lower_sample(model: VelocityModel, conditions: Conditions, noise: Any, config: SamplerConfig) -> Any:
-    """The program of `sample` for arguments that may be shapes only (jax.ShapeDtypeStruct); nothing runs."""
+    """The lowered program of `sample` for arguments that may be mere shapes (jax.ShapeDtypeStruct); nothing is run."""
     return _sample.lower(model, conditions, noise, Schedule.of(config), drops=tuple(config.branches))
 
 
@@ -198,9 +198,9 @@ def _sample(
 
 
 def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Conditions:
-    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; a branch differs by its masks.
+    """Rows [conditioned, branch 1, branch 2, ...] over the same keys and values; branches differ in their masks.
 
-    The branch that drops both, the last if there is one, needs no rows here: see `BlockDiT.velocity`.
+    The branch that drops both conditions, always last, needs no rows here: see `BlockDiT.velocity`.
     """
     drops = tuple(drop for drop in drops if drop != (True, True))
     if not drops:

@@ -1,4 +1,4 @@
-"""The velocity network: arrays in, arrays out. It knows no mesh, file or process."""
+"""The velocity network as pure functions of arrays, independent of meshes, files and processes."""
 
 from echotts.model.dit import BlockDiT, Conditions
 from echotts.model.parameters import (

@@ -1,4 +1,4 @@
-"""Attention: the plain softmax, self-attention of the encoders, joint attention of the decoder."""
+"""Attention: plain softmax attention, encoder self-attention, joint attention of the decoder."""
 
 import functools
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from jaxtyping import Array, Bool, Float
 
 from echotts.model.layers import Linear, RMSNorm, rms_normalise, rotate
 
-MASKED_SCORE = -1e30  # finite: a row with no visible key attends evenly instead of giving NaN
-MANY_SCORES = 1 << 16  # a row and head: above, those of all heads no longer fit a CPU's cache
+MASKED_SCORE = -1e30  # finite: a row without visible keys attends uniformly instead of becoming NaN
+MANY_SCORES = 1 << 16  # per row and head: above, the scores of all heads no longer fit a CPU's cache
 
 
 @runtime_checkable
 class Attend(Protocol):
     """Softmax attention (model/fused.py chooses one): q (b t h d), k and v (b s h d) -> (b t h d), scale 1/sqrt(d).
 
-    `visible` (b s) is True where a key may be read, None where all may; `causal` hides keys after the query (t = s).
+    `visible` (b s) is True for keys that may be attended, None for all; `causal` masks keys after the query (t = s).
     """
 
     def __call__(self, q: Any, k: Any, v: Any, visible: Any = None, *, causal: bool = False) -> Any: ...
@@ -34,7 +34,7 @@ def attend(
     *,
     causal: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """Attention as XLA makes it, on any platform: matrix products and a softmax in float32."""
+    """Attention compiled by XLA, on any platform: matrix products and a float32 softmax."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = _hide(scores, None if visible is None else visible[:, None, None], causal)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -49,7 +49,7 @@ def attend_by_head(
     *,
     causal: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """`attend` on a CPU: where the scores are many, one head after the other, so that its scores stay in the cache."""
+    """`attend` for CPUs: with many scores, processes one head at a time, so that its scores stay in the cache."""
     if q.shape[1] * k.shape[1] < MANY_SCORES:
         return attend(q, k, v, visible, causal=causal)
 
@@ -59,29 +59,31 @@ def attend_by_head(
         scores = _hide(scores, None if visible is None else visible[:, None], causal)
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
         heard = jnp.einsum("bts,bsd->btd", weights.astype(v.dtype), v)
-        return (heard / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)  # fewer numbers to divide than weights
+        return (heard / weights.sum(axis=-1, keepdims=True)).astype(
+            v.dtype
+        )  # fewer divisions than normalising the weights
 
     by_head = lax.map(one, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0)))
     return jnp.moveaxis(by_head, 0, 2)
 
 
 class HeadNorms(NamedTuple):
-    """How the projections of queries and keys become heads."""
+    """Parameters that turn the projections of queries and keys into heads."""
 
     q_gain: Any  # (h d) of the RMS norms
     k_gain: Any
     eps: float
-    turned: int  # so many first heads are turned by RoPE
+    turned: int  # number of first heads that RoPE rotates
 
 
 @runtime_checkable
 class HeadAttention(Protocol):
-    """All between the projections of a layer's attention and its output projection; model/fused.py chooses one.
+    """Everything between a layer's input projections and its output projection; model/fused.py chooses one.
 
-    q and gate (b t w) and the parts of keys and values (b s w) are projections as they come. Queries and keys are
-    normed head by head (parts in `normed` have been before), q and the first part of the keys turned by `rope`; the
-    queries attend to all parts in one softmax, and sigmoid(gate) opens the result (b t w). `visible` (b, sum of s) and
-    `causal` are those of `Attend`.
+    q and gate (b t w) and the parts of keys and values (b s w) are unprocessed projections. Queries and keys are
+    normalised per head (except key parts marked in `normed`); q and the first key part are rotated by `rope`; the
+    queries attend to all parts in one softmax; sigmoid(gate) scales the result (b t w). `visible` (b, sum of s) and
+    `causal` are as in `Attend`.
     """
 
     def __call__(
@@ -99,9 +101,9 @@ class HeadAttention(Protocol):
     ) -> Any: ...
 
 
-@functools.cache  # one function for one attention: a model's structure compares by it
+@functools.cache  # cached, since model structures compare this function by identity
 def with_heads(attend: Attend) -> HeadAttention:
-    """`HeadAttention` around a softmax attention of heads, as XLA makes it."""
+    """`HeadAttention` around a softmax attention, compiled by XLA."""
 
     def attend_heads(
         q: Array,
@@ -134,7 +136,7 @@ plain_attention = with_heads(attend)
 
 
 def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
-    """Scores (... t s) with those of keys that may not be read out of reach."""
+    """Scores (... t s) with masked keys set to MASKED_SCORE."""
     if visible is not None:
         scores = jnp.where(visible, scores, MASKED_SCORE)
     if causal:
@@ -143,7 +145,7 @@ def _hide(scores: Array, visible: Array | None, causal: bool) -> Array:
 
 
 class ConditionKeysValues(NamedTuple):
-    """What one decoder layer reads of text (b n w) and speaker (b p w); stacked, with a layer axis first."""
+    """Keys and values of text (b n w) and speaker (b p w) for one decoder layer; stacked, with a layer axis first."""
 
     text_keys: Any
     text_values: Any
@@ -181,8 +183,8 @@ class SelfAttention(nnx.Module):
 class JointAttention(nnx.Module):
     """Latents attend to [themselves, text, speaker] in one softmax.
 
-    RoPE turns the first half of the heads of q and of the latents' own keys; condition keys are not turned.
-    One k_norm serves all three kinds of keys. The latents' own keys are all visible.
+    RoPE rotates the first half of the heads of q and of the latents' own keys; condition keys are not rotated.
+    All three kinds of keys share one k_norm. The latents' own keys are all visible.
     """
 
     def __init__(self, width: int, heads: int, text_width: int, speaker_width: int, *, eps: float, rngs: nnx.Rngs):
@@ -202,7 +204,7 @@ class JointAttention(nnx.Module):
     def project_conditions(
         self, text_state: Float[Array, "b n e"], speaker_state: Float[Array, "b p f"]
     ) -> ConditionKeysValues:
-        """This layer's keys, not yet normed, and values of both conditions; they depend on neither x nor t."""
+        """This layer's unnormalised keys and values of both conditions, which depend on neither x nor t."""
         return ConditionKeysValues(
             text_keys=self.wk_text(text_state),
             text_values=self.wv_text(text_state),
@@ -211,7 +213,7 @@ class JointAttention(nnx.Module):
         )
 
     def norm_keys(self, conditions: ConditionKeysValues) -> ConditionKeysValues:
-        """The conditions with normed keys: what sampling computes once, and training inside the attention."""
+        """The conditions with normalised keys: computed once in sampling, and inside the attention in training."""
 
         def norm(keys: Array) -> Array:
             return _join_heads(self.k_norm(_split_heads(keys, self.heads)))
@@ -228,10 +230,10 @@ class JointAttention(nnx.Module):
         *,
         normed: bool,
     ) -> Float[Array, "b t w"]:
-        """`visible` covers the joined keys [latents, text, speaker], s = t + n + p; `normed`: the conditions' are.
+        """`visible` covers the joined keys [latents, text, speaker], s = t + n + p; `normed`: condition keys are.
 
-        Rows of y past the r rows of the conditions have none, and attend to their own latents alone: the result of
-        masking both conditions, without the work.
+        Rows of y beyond the r rows of the conditions attend only to their own latents, which equals masking both
+        conditions, at lower cost.
         """
         norms = HeadNorms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps, self.heads // 2)
         q, k, v, gate = self.wq(y), self.wk_self(y), self.wv_self(y), self.wgate(y)
@@ -246,7 +248,7 @@ class JointAttention(nnx.Module):
 
 
 def norm_heads(x: Float[Array, "b t h d"], gain: Float[Array, "h d"], eps: float) -> Float[Array, "b t h d"]:
-    """RMSNorm of each head by its gain: computed in float32, returned in the dtype of x."""
+    """RMSNorm of each head with its gain: computed in float32, returned in the dtype of x."""
     return (rms_normalise(x, eps) * gain.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -19,7 +19,7 @@ from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normali
 
 
 class Modulation(NamedTuple):
-    """What time says to a norm and its branch: three vectors (b, 1, w), or (1, 1, w) for one common time."""
+    """Time modulation of a norm and its branch: three vectors (b, 1, w), or (1, 1, w) for a common time."""
 
     shift: Any
     scale: Any
@@ -27,7 +27,7 @@ class Modulation(NamedTuple):
 
 
 class BlockModulation(NamedTuple):
-    """What time says to one block; stacked, with a layer axis first."""
+    """Time modulation of one block; stacked, with a layer axis first."""
 
     attention: Modulation
     mlp: Modulation
@@ -36,10 +36,10 @@ class BlockModulation(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Conditions:
-    """Text and speaker as the decoder reads them, computed once per utterance.
+    """Text and speaker keys and values for the decoder, computed once per utterance.
 
-    A dropped condition is a mask of False: keys and values stay as they are. Fields are arrays (or what a tree map
-    puts in their place): normed keys, and values, (l, b, n, w) for text and (l, b, p, w) for speaker patches.
+    A dropped condition has an all-False mask; its keys and values are unchanged. Fields are arrays (or what a tree map
+    replaces them with): normalised keys, and values, (l, b, n, w) for text and (l, b, p, w) for speaker patches.
     """
 
     text_keys: Any
@@ -56,7 +56,7 @@ class Conditions:
 
 
 class LowRankAdaLN(nnx.Module):
-    """RMS norm without gain, shifted and scaled by the time: z = up(down(SiLU(g))) + g for shift, scale and gate."""
+    """RMS norm without gain, shifted and scaled by time: z = up(down(SiLU(g))) + g for shift, scale and gate."""
 
     def __init__(self, width: int, rank: int, *, eps: float, rngs: nnx.Rngs):
         self.eps = eps
@@ -68,7 +68,7 @@ class LowRankAdaLN(nnx.Module):
         self.gate = Linear(rank, width, bias=True, zero=True, rngs=rngs)
 
     def modulate(self, common: Modulation) -> Modulation:
-        """From what all blocks share to what is this norm's own; tanh of the gate included."""
+        """This norm's modulation from the one shared by all blocks; applies tanh to the gate."""
         return Modulation(
             shift=self.shift(self.adaln_rank_shift(jax.nn.silu(common.shift))) + common.shift,
             scale=self.scale(self.adaln_rank_scale(jax.nn.silu(common.scale))) + common.scale,
@@ -76,13 +76,13 @@ class LowRankAdaLN(nnx.Module):
         )
 
     def __call__(self, x: Float[Array, "b t w"], own: Modulation) -> Float[Array, "b t w"]:
-        """The normed input, scaled and shifted, in the dtype of x."""
+        """The normalised input, scaled and shifted, in the dtype of x."""
         y = rms_normalise(x, self.eps) * (1 + own.scale.astype(jnp.float32)) + own.shift.astype(jnp.float32)
         return y.astype(x.dtype)
 
 
 class DecoderBlock(nnx.Module):
-    """Joint attention, then SwiGLU, each behind its own AdaLN and gate."""
+    """Joint attention, then SwiGLU, each with its own AdaLN and gate."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         eps = config.norm_eps
@@ -94,7 +94,7 @@ class DecoderBlock(nnx.Module):
         self.mlp = SwiGLU(config.width, config.mlp_width, rngs=rngs)
 
     def modulate(self, common: Modulation) -> BlockModulation:
-        """This block's shifts, scales and gates; they depend on the time alone."""
+        """This block's shifts, scales and gates, which depend only on time."""
         return BlockModulation(self.attn_adaln.modulate(common), self.mlp_adaln.modulate(common))
 
     def __call__(
@@ -108,20 +108,20 @@ class DecoderBlock(nnx.Module):
         *,
         normed: bool,
     ) -> Float[Array, "b t w"]:
-        """`normed`: the keys of the conditions are (`JointAttention.norm_keys`)."""
+        """`normed`: condition keys are already normalised (`JointAttention.norm_keys`)."""
         y = self.attn_adaln(x, modulation.attention)
         x = x + modulation.attention.gate * self.attention(y, conditions, visible, rope, attend, normed=normed)
         return x + modulation.mlp.gate * self.mlp(self.mlp_adaln(x, modulation.mlp))
 
 
 class BlockDiT(nnx.Module):
-    """The velocity network. Layers are stacked along a first axis and scanned: one compiled block.
+    """The velocity network. Layers are stacked along a first axis and scanned, so that one block is compiled.
 
-    `constrain` is applied to activations at block boundaries and `gather` to a block's parameters when it begins: this
-    is where a sharding may enter. `attend` is the attention that every layer uses (model/fused.py). In training, frames
-    are padded to a multiple of `frame_tile` and the padding hidden: on a TPU, 750 frames are not a whole number of
-    tiles, and each change of shape would copy.
-    A fresh model returns zeros (its output projection starts at zero).
+    `constrain` is applied to activations at block boundaries and `gather` to the parameters of each block, as hooks for
+    sharding. `attend` is the attention of every layer (model/fused.py). In training, frames are padded to a multiple of
+    `frame_tile`, and the padding is masked: on a TPU, 750 frames are not a whole number of tiles, and each reshape
+    would copy.
+    A fresh model returns zeros (its output projection is initialised to zero).
     """
 
     def __init__(
@@ -163,9 +163,9 @@ class BlockDiT(nnx.Module):
         speaker_latent: Float[Array, "b m c"],
         speaker_mask: Bool[Array, "b m"],
     ) -> Float[Array, "b t c"]:
-        """The velocity at time t (0 = data, 1 = noise), float32. Masks are True where a token or frame is real.
+        """The velocity at time t (0 = data, 1 = noise), float32. Masks are True for valid tokens and frames.
 
-        Condition keys are computed inside each layer, so that rematerialisation forgets them too (training).
+        Condition keys are computed inside each layer, so that remat discards them too (training).
         """
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
@@ -192,7 +192,7 @@ class BlockDiT(nnx.Module):
         speaker_latent: Float[Array, "b m c"],
         speaker_mask: Bool[Array, "b m"],
     ) -> Conditions:
-        """Both encoders and every layer's keys and values, for `velocity` at any x and t."""
+        """The states of both encoders as every layer's keys and values, for `velocity` at any x and t."""
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
 
@@ -204,7 +204,7 @@ class BlockDiT(nnx.Module):
         return Conditions(*stacked, text_mask=text_mask, speaker_mask=self.patch_mask(speaker_mask))
 
     def modulate(self, t: Float[Array, " s"]) -> BlockModulation:
-        """What each time makes of every block, for `velocity`: leaves (l, s, 1, w)."""
+        """Every block's modulation for each time, for `velocity`: leaves (l, s, 1, w)."""
         common = self.modulation(self.embed_time(t))
 
         def step(block: DecoderBlock, carry: None, _: None) -> tuple[None, BlockModulation]:
@@ -215,9 +215,9 @@ class BlockDiT(nnx.Module):
     def velocity(
         self, x: Float[Array, "b t c"], modulation: BlockModulation, conditions: Conditions
     ) -> Float[Array, "b t c"]:
-        """The velocity at x, float32, from the time (`modulate` of one, or of one a row) and conditions encoded before.
+        """The velocity at x, float32, from modulation (one time, or one per row) and encoded conditions.
 
-        The conditions may have fewer rows than x: the last rows of x then go without (the same as both masks False).
+        The conditions may have fewer rows than x: then the last rows of x are unconditional (as with all-False masks).
         """
         visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask, x.shape[1])
         rope = self._rope(x)
@@ -232,11 +232,11 @@ class BlockDiT(nnx.Module):
         return self.read_out(hidden)
 
     def encode_text(self, text_ids: Int[Array, "b n"], text_mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
-        """Normed text states."""
+        """Normalised text states."""
         return self.text_norm(self.text_encoder(text_ids, text_mask))
 
     def encode_speaker(self, speaker_latent: Float[Array, "b m c"]) -> Float[Array, "b p e"]:
-        """Normed speaker states, one per patch; the number of frames must be a multiple of the patch."""
+        """Normalised speaker states, one per patch; the number of frames must be a multiple of the patch size."""
         return self.speaker_norm(self.speaker_encoder(speaker_latent))
 
     def patch_mask(self, speaker_mask: Bool[Array, "b m"]) -> Bool[Array, "b p"]:
@@ -244,12 +244,12 @@ class BlockDiT(nnx.Module):
         return speaker_mask[:, :: self.config.patch]
 
     def embed_time(self, t: Float[Array, " b"]) -> Float[Array, "b w"]:
-        """The time vector before the shift, scale and gate heads."""
+        """The time embedding, input of the shift, scale and gate heads."""
         embedding = timestep_embedding(t, self.config.timestep_width).astype(self.config.compute_dtype)
         return self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
 
     def modulation(self, time: Float[Array, "b w"]) -> Modulation:
-        """The three global heads, shared by all blocks."""
+        """The shift, scale and gate shared by all blocks."""
         active = jax.nn.silu(time)[:, None]
         return Modulation(
             shift=self.cond_dense_global_shift(active),
@@ -258,7 +258,7 @@ class BlockDiT(nnx.Module):
         )
 
     def embed_latent(self, x: Float[Array, "b t c"]) -> Float[Array, "b t w"]:
-        """Latents into the decoder's width and compute dtype."""
+        """Projects latents to the decoder's width and compute dtype."""
         return self.constrain(self.in_proj(x.astype(self.config.compute_dtype)))
 
     def read_out(self, hidden: Float[Array, "b t w"]) -> Float[Array, "b t c"]:
@@ -272,6 +272,6 @@ class BlockDiT(nnx.Module):
 def _visible_keys(
     x: Float[Array, "b t c"], text_mask: Bool[Array, "r n"], patch_mask: Bool[Array, "r p"], frames: int
 ) -> Bool[Array, "r s"]:
-    """Visible keys of [latents, text, speaker]: of the latents all frames are, whatever their padding in the batch."""
+    """Visible keys of [latents, text, speaker]. All latent frames are visible, including padding in the batch."""
     latent_mask = jnp.broadcast_to(jnp.arange(x.shape[1]) < frames, (len(text_mask), x.shape[1]))
     return jnp.concatenate([latent_mask, text_mask, patch_mask], axis=1)

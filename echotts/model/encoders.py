@@ -11,7 +11,7 @@ from echotts.model.layers import Embedding, Linear, RMSNorm, SwiGLU
 
 
 class EncoderBlock(nnx.Module):
-    """Pre-norm self-attention, then SwiGLU; plain residuals."""
+    """Pre-norm self-attention, then SwiGLU, with plain residuals."""
 
     def __init__(self, config: EncoderConfig, *, eps: float, rngs: nnx.Rngs):
         self.attention_norm = RMSNorm(config.width, eps=eps)
@@ -33,7 +33,7 @@ class EncoderBlock(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-    """Token ids to text states. A row without a visible token gives finite states that the decoder never reads."""
+    """Token ids to text states. A row without visible tokens gives finite states, which the decoder masks."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class TextEncoder(nnx.Module):
 
 
 class SpeakerEncoder(nnx.Module):
-    """Reference latents, cut in patches of frames, to speaker states.
+    """Reference latents, split into patches of frames, to speaker states.
 
-    Causal and without a padding mask: padding stands at the end, so causality keeps it out of the real patches.
+    Causal, without a padding mask: padding is at the end, so causality hides it from valid patches.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class SpeakerEncoder(nnx.Module):
         rows, frames, channels = latent.shape
         patch = self.config.patch
         if frames % patch:
-            raise ValueError(f"speaker latent has {frames} frames: pad it to a multiple of the patch, {patch}")
+            raise ValueError(f"speaker latent has {frames} frames: pad it to a multiple of the patch size {patch}")
         patches = latent.astype(self.config.compute_dtype).reshape(rows, frames // patch, patch * channels)
         return run_encoder(self, self.config.speaker, self.in_proj(patches), causal=True)
 
@@ -99,7 +99,7 @@ def run_encoder(
     *,
     causal: bool = False,
 ) -> Float[Array, "b s e"]:
-    """Scans the stacked blocks of an encoder over x; RoPE counts positions from the first entry."""
+    """Scans the stacked blocks of an encoder over x; RoPE positions start at the first entry."""
     rope = layers.rope_table(x.shape[1], sizes.head_dim, encoder.config.rope_theta)
     constrain, attend = encoder.constrain, encoder.attend
 

@@ -1,7 +1,7 @@
-"""Which attention a platform uses: Pallas splash on TPU, cuDNN on GPU, head by head on CPU, XLA's own elsewhere.
+"""Chooses the attention for a platform: Pallas splash on TPU, cuDNN on GPU, head by head on CPU, else XLA.
 
-All keep the semantics of `attention.attend`: keys that are not visible weigh nothing, and a row without a visible key
-gives finite numbers, which nobody reads. Fused kernels never store the scores, t x s numbers a head.
+All have the semantics of `attention.attend`: masked keys have no weight, and a row without visible keys gives finite,
+unused numbers. Fused kernels never store the scores, t x s numbers per head.
 """
 
 import functools
@@ -16,15 +16,14 @@ from echotts.config import ModelConfig
 from echotts.model.attention import HeadAttention, attend, attend_by_head, with_heads
 from echotts.model.kernel import LANES, gated_attention
 
-BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster as long as padding does not grow
+BLOCKS = (512, 384, 256, 128)  # positions; larger blocks are faster unless they need more padding
 CUDNN_HEAD_LIMIT = 128
 
 
 def choose_attention(platform: str, config: ModelConfig) -> HeadAttention:
-    """The attention of a model on "tpu", "gpu" or "cpu"; `config.attention` "xla" overrules, and "splash" on a TPU.
+    """The attention of a model on "tpu", "gpu" or "cpu"; `config.attention` "xla", or "splash" on a TPU, overrides.
 
-    Our kernel wants heads of one register, splash heads of whole registers, cuDNN bfloat16 and heads of at most 128
-    channels.
+    The package's kernel needs heads of 128 channels, splash multiples of 128, cuDNN bfloat16 and at most 128 channels.
     """
     heads = {config.head_dim, config.text.head_dim, config.speaker.head_dim}
     if config.attention == "xla":
@@ -47,15 +46,16 @@ def splash(
     causal: bool = False,
     interpret: bool = False,
 ) -> Float[Array, "b t h d"]:
-    """Flash attention on TPU, forward and backward. Lengths are padded to the kernel's blocks in here.
+    """Flash attention on TPU, forward and backward. Pads lengths to the kernel's blocks.
 
-    The kernel is one device's: under a mesh it is wrapped (training/mesh.py). `interpret` runs it on a CPU, for tests.
+    The kernel runs on one device: under a mesh it is wrapped (training/mesh.py). `interpret` runs it on a CPU, for
+    tests.
     """
     queries, keys = q.shape[1], k.shape[1]
     block_q, block_k = _block(queries), _block(keys)
     if visible is None:
         visible = jnp.ones(k.shape[:2], bool)
-    # a row that sees nothing would divide by zero: let it see everything
+    # a fully masked row would divide by zero: unmask it
     visible = visible | ~visible.any(axis=1, keepdims=True)
     segments = splash_attention.SegmentIds(
         q=jnp.ones((len(q), queries + -queries % block_q), jnp.int32),
@@ -87,7 +87,7 @@ def cudnn(
 def _splash_kernel(
     heads: int, queries: int, keys: int, block_q: int, block_k: int, causal: bool, interpret: bool
 ) -> Any:
-    with jax.ensure_compile_time_eval():  # the kernel's mask tables are constants, whatever is being traced
+    with jax.ensure_compile_time_eval():  # the kernel's mask tables must be constants even while tracing
         shape = (queries, keys)
         mask = splash_attention.CausalMask(shape) if causal else splash_attention.FullMask(shape)
         return splash_attention.make_splash_mha(
@@ -108,11 +108,11 @@ def _splash_kernel(
 
 @functools.cache
 def _block(positions: int) -> int:
-    """The largest block that pads no more than the smallest one does."""
+    """The largest block that needs no more padding than the smallest one."""
     padded = positions + -positions % LANES
     return next(block for block in BLOCKS if padded % block == 0)
 
 
 def _pad(x: Array, block: int) -> Array:
-    """Zeros after axis 1, up to a multiple of the block."""
+    """Pads axis 1 with zeros to a multiple of the block."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % block), *[(0, 0)] * (x.ndim - 2)])

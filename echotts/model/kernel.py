@@ -1,8 +1,8 @@
-"""Attention on a TPU as one Pallas kernel: from the projections to what `wo` reads, with no other trip to memory.
+"""Attention on a TPU as one Pallas kernel: from the projections to the input of `wo` without intermediates in memory.
 
-Norms and RoPE of queries and keys, joining the parts of the keys, the softmax and the output gate all happen in
-on-chip memory, and a head is a block of 128 columns of (b t w): no transpose, no concatenation, no stored scores.
-Around a kernel that does the softmax alone, XLA spends more time on these than on the layer's matrix products.
+Norms and RoPE of queries and keys, joining the key parts, the softmax and the output gate all happen in on-chip memory.
+A head is a block of 128 columns of (b t w), so there is no transpose, no concatenation and no stored scores. With a
+kernel for the softmax alone, XLA spends more time on the rest than on the layer's matrix products.
 All keys of a row and head are held at once, so the softmax needs no running maximum.
 """
 
@@ -24,17 +24,17 @@ from echotts.model.attention import MASKED_SCORE, HeadNorms
 from echotts.model.layers import KEPT
 
 LANES = 128  # a TPU register's width: heads have this many channels, and lengths are padded to multiples of it
-BLOCKS = (768, 512, 384, 256)  # queries at a time, else LANES
-SCORES = 1 << 19  # at a time; 2 MiB in float32, and the backward pass holds several of that size
+BLOCKS = (768, 512, 384, 256)  # query block sizes, else LANES
+SCORES = 1 << 19  # per block; 2 MiB in float32, and the backward pass holds several arrays of that size
 
 
 @dataclass(frozen=True)
 class Form:
-    """What is known when a kernel is compiled."""
+    """Static parameters of a compiled kernel."""
 
-    lengths: tuple[int, ...]  # of each part of the keys; RoPE turns the first part
-    normed: tuple[bool, ...]  # parts whose keys have been normed before
-    block: int  # queries of one step
+    lengths: tuple[int, ...]  # of each key part; RoPE rotates the first part
+    normed: tuple[bool, ...]  # parts whose keys are already normalised
+    block: int  # queries per grid step
     eps: float
     causal: bool
     interpret: bool
@@ -45,7 +45,7 @@ class Form:
 
     @property
     def starts(self) -> list[int]:
-        """Of each part in the joined keys."""
+        """Offset of each part in the joined keys."""
         return [sum(self.lengths[:i]) for i in range(len(self.lengths))]
 
 
@@ -65,13 +65,13 @@ def gated_attention(
 ) -> Array:
     """`HeadAttention` (model/attention.py) for heads of 128 channels.
 
-    The kernel is one device's: under a mesh it is wrapped (training/mesh.py), and `first_head` says which of the
-    layer's heads the first is here. `interpret` runs it on a CPU, for tests.
+    The kernel runs on one device: under a mesh it is wrapped (training/mesh.py), and `first_head` is the index of its
+    first head in the layer. `interpret` runs it on a CPU, for tests.
     """
     rows, queries, _ = q.shape
     if visible is None:
         visible = jnp.ones((rows, sum(part.shape[1] for part in keys)), bool)
-    visible = visible | ~visible.any(axis=1, keepdims=True)  # a row that sees nothing would divide by zero
+    visible = visible | ~visible.any(axis=1, keepdims=True)  # a fully masked row would divide by zero
     ends = [sum(part.shape[1] for part in keys[: i + 1]) for i in range(len(keys) - 1)]
     seen = jnp.concatenate([_padded(mask) for mask in jnp.split(visible, ends, axis=1)], axis=1)
     parts = [_padded(part) for part in keys]
@@ -96,7 +96,7 @@ def _attention(form: Form, inputs: tuple[Array, ...]) -> Array:
 
 def _attention_forward(form: Form, inputs: tuple[Array, ...]) -> tuple[Array, tuple[tuple[Array, ...], Array]]:
     out = _run(_forward, form, inputs, inputs[:1], 0)[0]
-    # as bits: jax rounds floats that remat keeps once more, which here would be one more pass over memory
+    # as bits: JAX rounds floats saved by remat again, an extra pass over memory
     bits = lax.bitcast_convert_type(out, f"uint{8 * out.dtype.itemsize}")
     out = lax.bitcast_convert_type(checkpoint_name(bits, KEPT), out.dtype)
     return out, (inputs, out)
@@ -114,7 +114,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array], gains: int) -> Sequence[Array]:
-    """A kernel over (rows, heads, blocks of queries). Its results are like `like`, then gradients of gains by row."""
+    """Runs a kernel over (rows, heads, query blocks). Outputs are like `like`, then gradients of gains per row."""
     rows, queries, width = inputs[0].shape
     heads = width // LANES
     of_queries = pl.BlockSpec((None, form.block, LANES), lambda b, h, i: (b, i, h))
@@ -128,7 +128,7 @@ def _run(kernel: Any, form: Form, inputs: Sequence[Array], like: Sequence[Array]
     gain_shape = jax.ShapeDtypeStruct((rows, heads, 1, LANES), jnp.float32)
     sums = [pltpu.VMEM((form.keys, LANES), jnp.float32)] * gains
     grid = (rows, heads, queries // form.block)
-    products = 5 if gains else 2  # of queries x keys x channels, a multiplication and an addition each
+    products = 5 if gains else 2  # number of (queries x keys x channels) products, two operations each
     flops = products * 2 * rows * queries * form.keys * width
     return pl.pallas_call(
         functools.partial(kernel, form),
@@ -179,7 +179,7 @@ def _backward(form: Form, *refs: Any) -> None:
     weights = _weights(form, turned, k_all, hidden)
     opened = jax.nn.sigmoid(gate[...].astype(jnp.float32))
     g = gradient[...].astype(jnp.float32)
-    # out is what was heard times what was opened: neither the gate nor the softmax needs what was heard alone
+    # out = attention result * gate: neither gradient needs the attention result alone
     g_out = g * out[...].astype(jnp.float32)
     d_gate[...] = (g_out * (1 - opened)).astype(d_gate.dtype)
     d_heard = g * opened
@@ -212,7 +212,7 @@ def _named(form: Form, refs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _join(form: Form, keys: Any, values: Any, gain: Any, turn: Any, table: Any, k_all: Any, v_all: Any) -> None:
-    """All keys of a row and head, normed and turned, and all values, once for all its blocks of queries."""
+    """Joins, normalises and rotates all keys of a row and head, and joins all values, once for all query blocks."""
 
     @pl.when(pl.program_id(2) == 0)
     def _() -> None:
@@ -245,7 +245,7 @@ def _norm_back(gradient: Array, normed: Array, inverse: Array) -> Array:
 
 
 def _angles(table: Any, turn: Any, start: Any, length: int) -> tuple[Array, Array]:
-    """Factors of `_turn` at so many positions: those of `rope_table`, or 1 and 0 on a head that is not turned."""
+    """Factors of `_turn` at `length` positions: those of `rope_table`, or 1 and 0 for heads that are not rotated."""
     cos, sin = table[0, pl.ds(start, length)], table[1, pl.ds(start, length)]
     return 1 + turn[...] * (cos - 1), turn[...] * sin
 
@@ -259,10 +259,10 @@ def _turn(x: Array, angles: tuple[Array, Array], *, back: bool = False) -> Array
 
 
 def _dot(x: Array, y: Array, axes: tuple[int, int]) -> Array:
-    """x y over an axis of each, summed in float32."""
+    """Product of x and y, contracted over one axis each, accumulated in float32."""
     return lax.dot_general(x, y, (((axes[0],), (axes[1],)), ((), ())), preferred_element_type=jnp.float32)
 
 
 def _padded(x: Array) -> Array:
-    """Zeros after axis 1, up to whole registers."""
+    """Pads axis 1 with zeros to a multiple of LANES."""
     return jnp.pad(x, [(0, 0), (0, -x.shape[1] % LANES), *[(0, 0)] * (x.ndim - 2)])

@@ -1,6 +1,6 @@
-"""The parts every network of the model is made of, and how layers are stacked and scanned.
+"""Common layers of the networks, and functions that stack and scan layers.
 
-Parameters are float32 masters; a layer computes in the dtype of its input, norms and rotations in float32.
+Parameters are float32 masters; a layer computes in the dtype of its input, but norms and rotations in float32.
 """
 
 from collections.abc import Callable
@@ -17,20 +17,20 @@ from jaxtyping import Array, Float
 from echotts.config import RematName
 
 INITIAL_STD = 0.02
-KEPT = "kept"  # name of what remat "dots" keeps beside the results of products
-GATHERED = "gathered weights"  # name of what `gather` returns: no remat keeps it
+KEPT = "kept"  # checkpoint name of values saved by remat "dots", besides results of products
+GATHERED = "gathered weights"  # checkpoint name of results of `gather`, never saved by remat
 ROPE_PAIR = 2  # adjacent channels (2i, 2i+1) are the real and imaginary part
 
 kernel_init = jax.nn.initializers.truncated_normal(INITIAL_STD)
 zero_init = jax.nn.initializers.zeros
 
 Constrain: TypeAlias = Callable[[Array], Array]
-Gather: TypeAlias = Callable[[Any], Any]  # parameters of one layer, as stored -> as the layer computes with them
+Gather: TypeAlias = Callable[[Any], Any]  # stored parameters of one layer -> those used in computation
 Block = TypeVar("Block", bound=nnx.Module)
 
 
 def identity(x: Any) -> Any:
-    """The default of both hooks: activations are not constrained, weights are not gathered."""
+    """The default of both hooks: activations are not constrained, weights not gathered."""
     return x
 
 
@@ -42,7 +42,7 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((width_out,))) if bias else None
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        # rows as one axis: with two, XLA's CPU takes the weight gradient through slow transposes
+        # rows flattened to one axis: with two, XLA on CPU transposes for the weight gradient, which is slow
         rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
         y = rows.reshape(*x.shape[:-1], rows.shape[-1])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
@@ -62,7 +62,7 @@ def rms_normalise(x: Float[Array, "*rows c"], eps: float) -> Float[Array, "*rows
     """x / sqrt(mean(x^2) + eps) over the last axis; the result is float32."""
     x = x.astype(jnp.float32)
     inverse = lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    return x * checkpoint_name(inverse, KEPT)  # one number a row spares the backward pass a sum over x
+    return x * checkpoint_name(inverse, KEPT)  # one number per row saves the backward pass a sum over x
 
 
 class RMSNorm(nnx.Module):
@@ -91,7 +91,7 @@ class SwiGLU(nnx.Module):
 def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:
     """[cos(t f), sin(t f)] with f_k = 1000 exp(-ln(10000) k / half); float32, t in [0, 1].
 
-    The arguments reach 1000, so the frequencies are built in float32 in exactly this order of operations.
+    The arguments reach 1000, so the frequencies are computed in float32 in exactly this order of operations.
     """
     half = width // 2
     k = np.arange(half, dtype=np.float32)
@@ -101,7 +101,7 @@ def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b wid
 
 
 def rope_table(positions: int, head_dim: int, theta: float) -> Float[Array, "2 t d"]:
-    """Factors of `rotate`, float32: the cosine of every channel's angle, and its sine with the sign it enters with.
+    """Factors of `rotate`, float32: the cosine of every channel's angle, and its sine with the applicable sign.
 
     Channels 2i and 2i + 1 share the angle position * theta^(-2i/head_dim).
     """
@@ -113,7 +113,7 @@ def rope_table(positions: int, head_dim: int, theta: float) -> Float[Array, "2 t
 
 
 def rotate(x: Float[Array, "b t h d"], rope: Float[Array, "2 t d"], heads: int) -> Float[Array, "b t h d"]:
-    """Turns each adjacent channel pair of the first `heads` heads by its angle, in float32; the others stay.
+    """Rotates each adjacent channel pair of the first `heads` heads by its angle, in float32; others are unchanged.
 
     (real, imaginary) becomes (real cos - imaginary sin, imaginary cos + real sin).
     """
@@ -129,7 +129,7 @@ def _swap_pairs(x: Float[Array, "b t h d"]) -> Float[Array, "b t h d"]:
 
 
 def stack(create: Callable[[nnx.Rngs], Block], depth: int, rngs: nnx.Rngs) -> Block:
-    """One module whose parameters hold `depth` independently initialised layers along a new first axis."""
+    """One module with the parameters of `depth` independently initialised layers along a new first axis."""
 
     @nnx.split_rngs(splits=depth)
     @nnx.vmap(in_axes=0, out_axes=0)
@@ -150,10 +150,10 @@ def scan_layers(
 ) -> tuple[Any, Any]:
     """Runs `apply(block, carry, x) -> (carry, y)` through stacked layers as one compiled body.
 
-    `xs` has the layer axis first, as the returned ys have. `remat` says what the backward pass keeps of each layer:
-    everything ("none"), the results of matrix products with weights, of our attention kernel and of the sums in norms
-    ("dots"), or its input alone ("full"). `gather`
-    is applied to each layer's parameters when the layer begins; the backward pass gathers them again.
+    `xs` and the returned ys have the layer axis first. `remat` selects what is saved of each layer for the backward
+    pass: everything ("none"); results of products with weights, of the attention kernel and of sums in norms ("dots");
+    or only the input ("full"). `gather` is applied to the parameters of each layer when it starts, and again in the
+    backward pass.
     """
     graphdef, params = nnx.split(blocks)
 
@@ -165,7 +165,7 @@ def scan_layers(
 
 
 def _rematerialised(body: Callable[..., Any], remat: RematName, gathers: bool) -> Callable[..., Any]:
-    # inside a scan the loop itself keeps XLA from merging the two computations, so prevent_cse would only cost
+    # inside a scan the loop already prevents common subexpression elimination, so prevent_cse would only cost time
     policies = jax.checkpoint_policies
     if remat == "none":
         policy = policies.save_anything_except_these_names(GATHERED)

@@ -1,4 +1,4 @@
-"""Parameters as plain nested dicts of arrays: between a module and the pure functions that train, save and load it."""
+"""Parameters as plain nested dicts of arrays: between modules and the pure functions that train, save and load them."""
 
 from collections.abc import Mapping
 from typing import Any, TypeAlias
@@ -24,17 +24,17 @@ def split(model: BlockDiT) -> tuple[Any, Params]:
 
 
 def merge(graphdef: Any, params: Params) -> BlockDiT:
-    """The model of this structure with these parameters; works under jit, grad and scan."""
+    """The model with this structure and these parameters; works under jit, grad and scan."""
     return nnx.merge(graphdef, params)
 
 
 def build(config: ModelConfig, params: Params, *, attend: HeadAttention = plain_attention) -> BlockDiT:
-    """A model with the given parameters; none is initialised on the way."""
+    """A model with the given parameters, without initialising any."""
     return merge(structure(config, attend=attend), params)
 
 
 def structure(config: ModelConfig, **hooks: Any) -> Any:
-    """The static structure of a model of this config and the hooks of BlockDiT, without allocating a parameter."""
+    """The static structure of a model with this config and these hooks of BlockDiT, without allocating parameters."""
     return split(abstract(config, **hooks))[0]
 
 
@@ -49,7 +49,7 @@ def expected_shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def count_parameters(params: Any) -> int:
-    """How many numbers a parameter tree (or a model) holds; shapes are enough."""
+    """Number of values in a parameter tree or a model; shapes suffice."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
@@ -75,9 +75,9 @@ def unflatten(flat: Mapping[str, Any]) -> Params:
 
 
 def computed_with(params: Params, dtype: Any) -> Params:
-    """Parameters to speak with: kernels in the dtype layers compute in, which else each call would cast them to.
+    """Parameters for inference: kernels are cast once to the dtype that layers would otherwise cast them to.
 
-    The results are the same. The last projection computes in float32 and stays as it is.
+    The results are the same. The last projection computes in float32 and is unchanged.
     """
 
     def cast(path: str, leaf: Any) -> Any:
@@ -89,8 +89,8 @@ def computed_with(params: Params, dtype: Any) -> Params:
 def scale_to_fan_in(params: Params) -> Params:
     """Fresh parameters with kernels of std 1 / sqrt(inputs) and embeddings of std 1 instead of the published 0.02.
 
-    At 192 channels the published kernels pass on a quarter of their input: gates start near nothing, and a small
-    model learns late which text belongs to which sound.
+    At 192 channels the published initialisation attenuates inputs to a quarter: gates start near zero, and a small
+    model takes long to learn the alignment of text and speech.
     """
 
     def scale(path: str, leaf: Any) -> Any:
@@ -102,9 +102,9 @@ def scale_to_fan_in(params: Params) -> Params:
 
 
 def no_decay(path: str) -> bool:
-    """Whether weight decay leaves the parameter at this '/'-joined path alone; published and stacked paths alike.
+    """Whether the parameter at this '/'-joined path is excluded from weight decay; published and stacked paths alike.
 
-    True for biases, norm gains, all of AdaLN and the output projection; components are matched whole, so
+    True for biases, norm gains, all of AdaLN and the output projection. Components are matched whole, so
     `wgate` and `cond_dense_global_gate` do decay.
     """
     return any(part in NO_DECAY or part.startswith(NO_DECAY_PREFIX) for part in path.split("/"))

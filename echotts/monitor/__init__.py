@@ -1,1 +1,1 @@
-"""The dashboard: reads run directories, serves a page. Imports no jax, writes nothing into a run."""
+"""The dashboard: reads run directories and serves a page. Does not import jax and never writes to a run."""

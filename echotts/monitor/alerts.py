@@ -1,6 +1,6 @@
-"""What needs somebody: a run that went silent or failed, numbers that are not finite, starving for data, full disks.
+"""Alerts: silent or failed runs, non-finite numbers, waiting for data, full disks.
 
-The page asks for alerts; a webhook is told of each as it begins and as it ends.
+The page polls alerts; a webhook is notified when each begins and ends.
 """
 
 import json
@@ -19,12 +19,12 @@ from echotts.monitor.runs import RUNNING, Library, Run, duration, stale_after
 
 LOGGER = logging.getLogger(__name__)
 
-DATA_WAIT_SHARE = 0.2  # of the time, over the last lines
+DATA_WAIT_SHARE = 0.2  # of the time, averaged over the last lines
 DISK_FREE_SHARE = 0.1
 DISK_EVENT_S = 3600.0
-OLD_S = 86_400.0  # a run whose last line is older is history, not an alarm
-SETTLES_NAN = ("started", "resumed", "skipped", "rolled_back")  # what a trainer says when it goes on after a NaN
-TOGETHER_S = 60.0  # within which the hosts of a run say that it starts
+OLD_S = 86_400.0  # runs whose last line is older raise no alerts
+SETTLES_NAN = ("started", "resumed", "skipped", "rolled_back")  # events of a trainer that continues after a NaN
+TOGETHER_S = 60.0  # within which all hosts of a run log its start
 WEBHOOK_EVERY_S = 30.0
 WEBHOOK_TIMEOUT_S = 10.0
 WEBHOOK_TRIES = 3
@@ -32,7 +32,7 @@ WEBHOOK_TRIES = 3
 
 @dataclass(frozen=True)
 class Alert:
-    """One reason to look."""
+    """One condition that needs attention."""
 
     run: str  # id
     name: str  # of the run
@@ -52,7 +52,7 @@ def alerts(library: Library, now: float) -> list[Alert]:
 
 
 def of_run(run: Run, now: float) -> list[Alert]:
-    """The alerts of one run; none for one that ended well or long ago."""
+    """The alerts of one run; none for a run that finished or stopped, or is old."""
     status = run.status(now)
     if status.last_time is None or now - status.last_time > OLD_S or status.name in ("finished", "stopped"):
         return []
@@ -94,14 +94,14 @@ class Webhook:
         self._thread = threading.Thread(target=self._watch, name="webhook", daemon=True)
 
     def start(self) -> None:
-        """Looks every WEBHOOK_EVERY_S from now on, in a thread."""
+        """Checks every WEBHOOK_EVERY_S from now on, in a thread."""
         self._thread.start()
 
     def close(self) -> None:
         self._stop.set()
 
     def look(self) -> bool:
-        """Posts what has changed since the last look; True if there was something and it arrived."""
+        """Posts changes since the last check; True if there were any and they were delivered."""
         now = {alert.key: alert for alert in alerts(self._library, self._clock())}
         began = [alert for key, alert in now.items() if key not in self._standing]
         ended = [alert for key, alert in self._standing.items() if key not in now]
@@ -111,7 +111,7 @@ class Webhook:
         lines += [f"{_who(alert)}: over" for alert in ended]
         body = {"text": "\n".join(lines), "began": [*map(asdict, began)], "ended": [*map(asdict, ended)]}
         if not self._post(body):
-            return False  # told again at the next look
+            return False  # sent again at the next check
         self._standing = now
         return True
 
@@ -119,7 +119,7 @@ class Webhook:
         while not self._stop.wait(WEBHOOK_EVERY_S):
             try:
                 self.look()
-            except OSError as error:  # a run's files cannot be read just now
+            except OSError as error:  # a run's files are temporarily unreadable
                 LOGGER.warning("webhook: %s", error)
 
     def _post(self, body: dict[str, Any]) -> bool:
@@ -145,37 +145,37 @@ def _who(alert: Alert) -> str:
 
 
 def _silent(trainers: list[FileEnd], now: float, allowed_s: float) -> Iterator[tuple[str, float, str]]:
-    """(host, its last line's time, why) of hosts that say nothing while others of the run do.
+    """(host, time of its last line, reason) of hosts that are silent while others of the run are not.
 
-    A host that has not spoken since the run last resumed, or for longer than the others' last lines reach back, is
-    none of the run any more: machines come and go, and their files stay.
+    A host that has been silent since the run last resumed, or for longer than the others' last lines reach back, is
+    no longer part of the run: machines come and go, and their files stay.
     """
     began = max((_began(end) for end in trainers), default=-math.inf)
     for end in trainers:
         assert end.time is not None
         if end.time >= began - TOGETHER_S and now - end.time > allowed_s:
-            reason = f"no line for {duration(now - end.time)}, the last of step {end.step}; other hosts go on"
+            reason = f"no line for {duration(now - end.time)}, the last of step {end.step}; other hosts continue"
             yield end.file.host, end.time, reason
 
 
 def _began(end: FileEnd) -> float:
-    """When this trainer last started or resumed, or its first line that is known."""
+    """When this trainer last started or resumed, else the time of its first known line."""
     resumed = [event.time for event in end.events if event.event in RUNNING]
     return max(resumed, default=end.oldest if end.oldest is not None else -math.inf)
 
 
 def _first_silent(trainers: list[FileEnd]) -> tuple[str | None, str]:
-    """The host of a silent run where it has one; of several, words about the one that got least far."""
+    """The host of a silent run if it has only one; otherwise text about the one that is furthest behind."""
     if len({end.file.host for end in trainers}) == 1:
         return trainers[0].file.host, ""
     behind = min(trainers, key=lambda end: end.step)
     if behind.step == max(end.step for end in trainers):
         return None, ""
-    return None, f"; {behind.file.host} got least far, to step {behind.step}"
+    return None, f"; {behind.file.host} is furthest behind, at step {behind.step}"
 
 
 def _first_failed(trainers: list[FileEnd]) -> str | None:
-    """The host whose process ended with an error before all others, in the try that ended last."""
+    """The host whose process was the first to fail since the last start."""
     began = max((_began(end) for end in trainers), default=-math.inf)
     failed = [
         (event.time, end.file.host)
@@ -187,10 +187,10 @@ def _first_failed(trainers: list[FileEnd]) -> str | None:
 
 
 def _not_finite(end: FileEnd) -> str | None:
-    """Why the numbers of a trainer are not finite now, after its last resume; what it skipped itself is no reason."""
+    """Why a trainer's numbers are non-finite now, after its last resume; steps that it skipped itself do not count."""
     last = next((event for event in reversed(end.events) if event.event in ("nan", *SETTLES_NAN)), None)
     if last and last.event == "nan":
-        return last.message or f"step {last.step}: a number is not finite"
+        return last.message or f"step {last.step}: a non-finite number"
     if end.file.watchdog or not (end.time or 0) >= (last.time if last else -math.inf):
         return None
     bad = [name for name in ("loss/train", "grad/norm", "heldout/loss") if math.isnan(end.numbers.get(name, 0.0))]
@@ -198,7 +198,7 @@ def _not_finite(end: FileEnd) -> str | None:
 
 
 def _disk(ends: list[FileEnd], now: float) -> str | None:
-    """Why a host's disk needs somebody."""
+    """Why a host's disk needs attention."""
     for end in ends:
         share = end.numbers.get("host/disk_free_share", 1.0)
         if share < DISK_FREE_SHARE:

@@ -1,4 +1,4 @@
-"""What the dashboard sends: JSON with an ETag, and what went wrong."""
+"""Responses of the dashboard: JSON with an ETag, and errors."""
 
 import hashlib
 from typing import Any
@@ -12,7 +12,7 @@ from echotts.monitor.history import History
 
 
 def answer(request: Request, body: dict[str, Any], tag: str | None = None) -> Response:
-    """JSON with an ETag, or 304 where the client has the same. Numbers that are not finite are null."""
+    """JSON with an ETag, or 304 if the client has the same. Non-finite numbers are null."""
     written = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
     tag = tag or f'W/"{hashlib.sha256(written).hexdigest()[:16]}"'
     if is_known(request, tag):
@@ -21,26 +21,26 @@ def answer(request: Request, body: dict[str, Any], tag: str | None = None) -> Re
 
 
 def tag_of(history: History, query: str) -> str:
-    """Changes when the answer to the query may."""
+    """An ETag that changes when the response to the query may change."""
     return f'W/"{hashlib.sha256(f"{history.cursor} {query}".encode()).hexdigest()[:16]}"'
 
 
 def is_known(request: Request, tag: str) -> bool:
-    """Whether the asker has what the tag stands for."""
+    """Whether the client's copy has this ETag."""
     return tag in (known.strip() for known in request.headers.get("if-none-match", "").split(","))
 
 
 def caching(tag: str) -> dict[str, str]:
-    """The headers of what may be kept, and is asked for again each time."""
+    """Headers of responses that may be cached but are revalidated every time."""
     return {"ETag": tag, "Cache-Control": "private, no-cache"}
 
 
 async def failed(request: Request, error: Exception) -> Response:
-    """A question that cannot be answered, with the reason."""
+    """An HTTP error as JSON, with the reason."""
     assert isinstance(error, HTTPException)
     return Response(orjson.dumps({"error": error.detail}), error.status_code, media_type="application/json")
 
 
 async def unreadable(request: Request, error: Exception) -> Response:
-    """A folder or bucket that does not answer: 503, ask again."""
-    return Response(orjson.dumps({"error": f"cannot be read just now: {error}"}), 503, media_type="application/json")
+    """503 for a folder or bucket that does not respond: retry."""
+    return Response(orjson.dumps({"error": f"temporarily unreadable: {error}"}), 503, media_type="application/json")

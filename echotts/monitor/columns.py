@@ -1,4 +1,4 @@
-"""The numbers of lines of one kind, as arrays that grow, of which older parts can be thinned without losing a spike."""
+"""Growing arrays of the numbers of one kind of line; older parts can be thinned without losing spikes."""
 
 from bisect import bisect_left
 
@@ -7,13 +7,13 @@ import numpy as np
 from echotts.monitor.parsing import Names, Table
 
 FIRST_ROWS = 1024
-NEWEST = 4  # one part in so many is never thinned
+NEWEST = 4  # 1/NEWEST of the rows, the newest, is never thinned
 
 
 class Columns:
-    """All lines of one kind: the same file, process and names. Values are float32, steps int32, times float64.
+    """All lines with the same file, process and names. Values are float32, steps int32, times float64.
 
-    The rows lie in parts, oldest first, (how often thinned, rows): all rows of a part stand for as many lines each.
+    `parts`, oldest first, are (how often thinned, rows): each row of a part stands for the same number of lines.
     """
 
     def __init__(self, process: int, names: Names):
@@ -25,7 +25,7 @@ class Columns:
         self._times = np.empty(FIRST_ROWS)
         self._steps = np.empty(FIRST_ROWS, np.int32)
         self._values = np.empty((len(names), FIRST_ROWS), np.float32)
-        self._standing: np.ndarray | None = None  # rows that count; None: all, since each step is above the one before
+        self._standing: np.ndarray | None = None  # rows that count; None: all, since steps increase
         self._stands = 0  # how many of them
 
     @property
@@ -47,7 +47,7 @@ class Columns:
 
     @property
     def thinned(self) -> int:
-        """Lines that are there no more."""
+        """Number of lines removed by thinning."""
         return sum(rows * (2**times - 1) for times, rows in self.parts)
 
     @property
@@ -56,14 +56,14 @@ class Columns:
 
     @property
     def standing(self) -> np.ndarray | slice:
-        """The rows that count: those whose step no later line takes back."""
+        """The rows that count: those not superseded by a later line with the same or a lower step."""
         return slice(0, self.rows) if self._standing is None else self._standing[: self._stands]
 
     def of(self, name: str) -> np.ndarray:
         return self._values[self._places[name], : self.rows]
 
     def append(self, table: Table) -> None:
-        """Lines that are newer than all there are."""
+        """Appends lines that are newer than all present."""
         start, self.rows = self.rows, self.rows + len(table.times)
         if self.rows > len(self._times):
             self._grow(max(self.rows, 2 * len(self._times)))
@@ -75,7 +75,7 @@ class Columns:
         self._cross_out(start)
 
     def thin(self) -> bool:
-        """Halves the part with most rows, the newest quarter of all left out; False where there is too little."""
+        """Halves the largest part, except for the newest rows; False if there is too little to thin."""
         most, begin, chosen, start = 0, 0, 0, 0
         for number, (_, rows) in enumerate(self.parts):
             thinnable = min(rows, self.rows - self.rows // NEWEST - start)
@@ -102,7 +102,7 @@ class Columns:
         return True
 
     def _grow(self, capacity: int) -> None:
-        """Moves to arrays with room for so many rows. What is not written yet takes no memory."""
+        """Reallocates arrays for `capacity` rows. Unwritten rows take no memory."""
         for name in ("_times", "_steps", "_values"):
             old = getattr(self, name)
             new = np.empty((*old.shape[:-1], capacity), old.dtype)
@@ -111,7 +111,7 @@ class Columns:
             setattr(self, name, new)
 
     def _cross_out(self, start: int) -> None:
-        """Brings `standing` up to date with the rows from `start` on."""
+        """Updates `standing` for the rows from `start` on."""
         steps = self._steps[start : self.rows]
         if self._standing is None:
             if (start == 0 or steps[0] > self._steps[start - 1]) and bool(np.all(np.diff(steps) > 0)):
@@ -127,7 +127,7 @@ class Columns:
 
 
 def halved(rows: np.ndarray, *, spikes: bool) -> np.ndarray:
-    """Of each four the first and the third; with `spikes`, the least and the greatest in the order they stand in."""
+    """Keeps the first and third of every four rows; with `spikes`, the minimum and maximum in their order."""
     first, second, third, fourth = (rows[..., place::4] for place in range(4))
     pairs = np.empty((*rows.shape[:-1], rows.shape[-1] // 2), rows.dtype)
     if not spikes:
@@ -137,7 +137,7 @@ def halved(rows: np.ndarray, *, spikes: bool) -> np.ndarray:
     least = np.fmin(early, late)
     highest, later = np.fmax(first, second), np.fmax(third, fourth)
     most = np.fmax(highest, later)
-    before = (highest == most) & ~(early == least)  # the greatest in the first half, the least in the second
+    before = (highest == most) & ~(early == least)  # maximum in the first half, minimum in the second
     within = np.where(early == least, (highest == most) & (first > second), (third > fourth) & ~(highest == most))
     falls = before | within
     pairs[..., 0::2], pairs[..., 1::2] = np.where(falls, most, least), np.where(falls, least, most)
@@ -145,7 +145,7 @@ def halved(rows: np.ndarray, *, spikes: bool) -> np.ndarray:
 
 
 def standing(steps: np.ndarray) -> np.ndarray:
-    """Which lines count, where steps were written in this order: those that no later line takes back."""
+    """Which lines count, given their steps in order of writing: those not superseded by a later line."""
     later = np.minimum.accumulate(steps[::-1])[::-1]
     counts = np.ones(len(steps), bool)
     counts[:-1] = steps[:-1] < later[1:]
@@ -153,7 +153,7 @@ def standing(steps: np.ndarray) -> np.ndarray:
 
 
 def _merged(parts: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Neighbours that are thinned alike as one, empty ones left out."""
+    """Merges neighbours that are thinned equally, and drops empty parts."""
     merged: list[tuple[int, int]] = []
     for thinned, rows in parts:
         if merged and merged[-1][0] == thinned:

@@ -1,4 +1,4 @@
-"""The values of a run as a file: CSV or JSON, written while it is sent."""
+"""Streams the values of a run as a CSV or JSON file."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from echotts.monitor.runs import Run
 
 
 def csv_of(history: History, names: list[str]) -> Iterator[bytes]:
-    """Lines of name, step, time, value; a name that a spreadsheet would take for a formula is quoted."""
+    """Lines of name, step, time, value; names that a spreadsheet would take for a formula are quoted."""
     yield b"name,step,time,value\n"
     for name in names:
         points = history.points(name)
@@ -42,12 +42,12 @@ def json_of(history: History, names: list[str]) -> Iterator[bytes]:
 
 
 def download(body: Iterator[bytes], run: Run, kind: str, media_type: str) -> Response:
-    """A file to save, named after the run."""
+    """A file download, named after the run."""
     name = "".join(character if character.isalnum() or character in "-_." else "_" for character in run.name)
     headers = {"Content-Disposition": f'attachment; filename="{name.encode("ascii", "replace").decode()}.{kind}"'}
     return StreamingResponse(body, headers=headers, media_type=media_type)
 
 
 def _digits(value: Any) -> bytes:
-    """As many digits as a column holds; nothing where the number was not finite."""
+    """All digits of the stored precision; empty if the number is non-finite."""
     return str(value).encode() if math.isfinite(value) else b""

@@ -1,7 +1,7 @@
-"""Run directories, local or in a bucket, seen as the few things the dashboard does with them: list, measure, read.
+"""The three operations of the dashboard on run directories, local or in a bucket: list, stat, read.
 
-Paths are relative and come from listings, never from a request. Nothing outside the folder is read: a link that leads
-out of it, a pipe or a device counts as missing, since a run may be a stranger's.
+Paths are relative and come from listings, never from a request. Nothing outside the folder is read: since a run may be
+untrusted, a link that leads out of it, a pipe or a device counts as missing.
 """
 
 import hashlib
@@ -14,12 +14,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from echotts import gcs
 
-MAX_DEPTH = 16  # folders below a checkpoint; what is deeper is not looked at
+MAX_DEPTH = 16  # folders below a checkpoint; deeper ones are ignored
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A file or folder of a listing. `identity` changes when a local file is replaced by another of its name."""
+    """A file or folder in a listing. `identity` changes when a local file is replaced."""
 
     name: str
     is_folder: bool
@@ -34,43 +34,45 @@ class Folder(Protocol):
 
     @property
     def spec(self) -> str:
-        """What names it, as given on the command line."""
+        """Its path or URL, as given on the command line."""
         ...
 
     @property
     def refresh_s(self) -> float:
-        """Seconds that a look at it may be reused for."""
+        """Seconds for which a result may be reused."""
         ...
 
     def entries(self, path: str = "") -> list[Entry]:
-        """What lies in a folder below, by name; nothing where it is missing."""
+        """The entries of a folder, by name; empty if it is missing."""
         ...
 
     def stat(self, path: str) -> Entry | None:
-        """A regular file below, or None."""
+        """A regular file, or None."""
         ...
 
     def read(self, path: str, start: int, length: int) -> bytes:
-        """Up to `length` bytes from `start`; none where the file is missing or shorter."""
+        """Up to `length` bytes from `start`; empty if the file is missing or shorter."""
         ...
 
     def local_path(self, path: str) -> str | None:
-        """Where a regular file lies on this machine; None where it does not."""
+        """The path of a regular file on this machine; None if it is not local."""
         ...
 
 
 def open_folder(spec: str) -> Folder:
-    """A local directory, or one that fsspec knows (gs://bucket/run). OSError where a local one is missing."""
+    """A local directory, or an fsspec URL (gs://bucket/run). OSError if a local directory is missing."""
     if "://" in spec:
         return RemoteFolder(spec)
     path = Path(spec).expanduser()
     if not path.is_dir():
-        raise FileNotFoundError(f"{spec}: no such directory; name a run directory, or their parent with --runs_root")
+        raise FileNotFoundError(
+            f"{spec}: no such directory; give a run directory, or the parent of several with --runs_root"
+        )
     return LocalFolder(path)
 
 
 class LocalFolder:
-    """A directory of this machine."""
+    """A directory on this machine."""
 
     refresh_s = 1.0
 
@@ -94,7 +96,7 @@ class LocalFolder:
 
     def read(self, path: str, start: int, length: int) -> bytes:
         try:
-            # a pipe that takes the file's place between listing and reading must not hold the reader up
+            # O_NONBLOCK: a pipe may have replaced the file since it was listed
             descriptor = os.open(self._inside(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
         except OSError:
             return b""
@@ -119,9 +121,9 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """A directory of a bucket, through fsspec, which is an extra."""
+    """A directory of a bucket, through fsspec (an optional dependency)."""
 
-    refresh_s = 10.0  # each look is a request that somebody pays for
+    refresh_s = 10.0  # requests are billed
 
     def __init__(self, spec: str):
         self.spec = spec
@@ -133,7 +135,7 @@ class RemoteFolder:
 
                 self._files, root = fsspec.core.url_to_fs(spec)
             except (ImportError, ValueError) as error:
-                raise ValueError(f"{spec}: {error}; known: local directories and gs://bucket/run") from error
+                raise ValueError(f"{spec}: {error}; supported: local directories and gs://bucket/run") from error
         self._root = root.rstrip("/")
 
     def entries(self, path: str = "") -> list[Entry]:
@@ -156,7 +158,7 @@ class RemoteFolder:
     def read(self, path: str, start: int, length: int) -> bytes:
         try:
             return self._files.cat_file(f"{self._root}/{path}", start=start, end=start + length)
-        except (*gcs.failures(), ValueError):  # gone, or shorter by now
+        except (*gcs.failures(), ValueError):  # deleted or truncated
             return b""
 
     def local_path(self, path: str) -> str | None:
@@ -164,7 +166,7 @@ class RemoteFolder:
 
 
 def walk(folder: Folder, path: str, depth: int = MAX_DEPTH) -> Iterator[tuple[str, Entry]]:
-    """(relative path, entry) of every file below, folders left out, down to `depth` folders."""
+    """(relative path, entry) of every file below `path`, at most `depth` folders down."""
     for entry in folder.entries(path):
         below = f"{path}/{entry.name}" if path else entry.name
         if not entry.is_folder:
@@ -174,19 +176,19 @@ def walk(folder: Folder, path: str, depth: int = MAX_DEPTH) -> Iterator[tuple[st
 
 
 def shown(name: str) -> str:
-    """A file name for people and JSON: bytes that are not UTF-8 become replacement characters."""
+    """A file name for display and JSON: invalid UTF-8 becomes replacement characters."""
     return os.fsencode(name).decode("utf-8", "replace")
 
 
 def hashed(path: str) -> str:
-    """A stable id of a path, whatever bytes it has."""
+    """A stable id of a path of arbitrary bytes."""
     return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def _local_entry(found: os.DirEntry[str]) -> Entry | None:
     try:
         entry = found.stat(follow_symlinks=False)
-    except OSError:  # removed since it was listed
+    except OSError:  # deleted since it was listed
         return None
     return _entry(found.name, entry) if stat.S_ISREG(entry.st_mode) or stat.S_ISDIR(entry.st_mode) else None
 

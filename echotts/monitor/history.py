@@ -1,8 +1,7 @@
-"""All numbers of one run, in memory: a column for each name and kind of line, growing as the files grow.
+"""All numbers of one run, in memory: columns for each kind of line, which grow with the files.
 
-Beyond BUDGET_BYTES older lines are thinned: of each four, every column keeps its least and its greatest, so that no
-spike is lost. Where a step occurs twice the later line counts, and what a resumed run has left behind it does not count
-at all.
+Beyond BUDGET_BYTES older lines are thinned: of every four, each column keeps its minimum and maximum, so spikes are
+preserved. If a step occurs twice the later line counts; lines superseded by a resumed run do not count.
 """
 
 import itertools
@@ -20,19 +19,19 @@ from echotts.monitor.hosts import MetricsFile, metrics_files
 from echotts.monitor.lines import LineReader, sampled
 from echotts.monitor.parsing import Event, Names, Parsed
 
-BUDGET_BYTES = 40 << 20  # of one run: 400,000 lines of the trainer's
-MAX_KINDS = 300  # a run has about ten kinds of lines for each host; a stranger's file may name anything
+BUDGET_BYTES = 40 << 20  # per run: 400,000 trainer lines
+MAX_KINDS = 300  # a run has about ten kinds of lines per host; an untrusted file may have any number
 MAX_EVENTS = 5000
-ORDERS = 8  # of several kinds of lines, that are remembered
-MARKS = 1000  # cursors that are remembered
-HALF_LINE_S = 5.0  # a last line that is not finished by then is counted as bad
+ORDERS = 8  # cached orders of merged kinds of lines
+MARKS = 1000  # cursors that are kept
+HALF_LINE_S = 5.0  # a last line unfinished for longer is counted as bad
 PREVIEW_BLOCKS = 64
 
 _numbers = itertools.count(1)
 
 
 class Points(NamedTuple):
-    """Lines with one name, as they count, oldest first."""
+    """The lines with one name that count, oldest first."""
 
     times: np.ndarray
     steps: np.ndarray
@@ -45,7 +44,7 @@ Kind = tuple[str, int, Names, bool]
 
 @dataclass
 class Cursor:
-    """A place in a history: up to where a page has seen it."""
+    """A position in a history: how far a page has seen it."""
 
     history: int
     generation: int
@@ -56,7 +55,7 @@ class Cursor:
 
     @classmethod
     def read(cls, text: str) -> "Cursor | None":
-        """What `str` wrote, or None for anything else."""
+        """Parses the result of `str`; None for anything else."""
         parts = text.split("-")
         if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 16 for part in parts):
             return None
@@ -64,15 +63,15 @@ class Cursor:
 
 
 class History:
-    """What the metrics files of a run have said so far. `refresh` reads on; all else looks at what is there."""
+    """The contents of a run's metrics files so far. `refresh` reads new lines; other methods use what was read."""
 
     def __init__(self, folder: Folder):
         self.folder = folder
         self.lock = threading.RLock()
         self.events: list[tuple[MetricsFile, Event]] = []
         self._number = next(_numbers)
-        self._generation = 0  # changes when what was told before no longer holds
-        self._version = 0  # changes when there is more
+        self._generation = 0  # changes when earlier responses no longer hold
+        self._version = 0  # changes when lines are added
         self._readers: dict[str, tuple[MetricsFile, LineReader]] = {}
         self._columns: dict[Kind, Columns] = {}
         self._marks: deque[tuple[int, dict[Kind, int], int]] = deque(maxlen=MARKS)
@@ -91,12 +90,12 @@ class History:
 
     @property
     def cuts(self) -> int:
-        """How often a file was cut or replaced."""
+        """How often a file was truncated or replaced."""
         return sum(reader.cuts for _, reader in self._readers.values())
 
     @property
     def bad(self) -> int:
-        """Lines that could not be read; a last line that stays unfinished is one."""
+        """Number of unreadable lines, including a last line that stays unfinished."""
         now = time.monotonic()
         half = 0
         for path, (_, reader) in self._readers.items():
@@ -105,7 +104,7 @@ class History:
         return half + self._ignored + sum(reader.bad for _, reader in self._readers.values())
 
     def refresh(self) -> None:
-        """Reads what is new in all metrics files of the run."""
+        """Reads new lines of all metrics files."""
         with self.lock:
             self._find_files()
             for path, (file, reader) in self._readers.items():
@@ -119,7 +118,7 @@ class History:
             self._mark()
 
     def preview(self) -> "History":
-        """A history of some lines from every part of the files, in a fraction of the time."""
+        """A history of samples from every part of the files, in a fraction of the time."""
         rough = History(self.folder)
         for file in metrics_files(self.folder):
             for parsed in sampled(self.folder, file.path, file.size_bytes, PREVIEW_BLOCKS):
@@ -128,15 +127,15 @@ class History:
         return rough
 
     def known(self) -> set[str]:
-        """The names there are."""
+        """All metric names."""
         return {name for columns in list(self._columns.values()) for name in columns.names}
 
     def names(self) -> dict[str, int]:
-        """How many lines there are of each name, of the process that speaks for the run."""
+        """Number of lines by name, of the representative process (see `_speaking`)."""
         return {name: sum(each.rows + each.thinned for _, each in self._speaking(name)) for name in self.known()}
 
     def points(self, name: str, last: int | None = None) -> Points:
-        """The lines with this name, or the `last` of them, of the process that speaks for the run."""
+        """The lines with this name, or the `last` ones, of the representative process (see `_speaking`)."""
         speaking = self._speaking(name)
         if not speaking:
             return Points(np.empty(0), np.empty(0, np.int32), np.empty(0))
@@ -146,7 +145,7 @@ class History:
             parts = zip(*((each.times, each.steps, each.of(name)) for _, each in speaking), strict=True)
             return Points(*(np.concatenate(part)[order] for part in parts))
         [(_, columns)] = speaking
-        rows = columns.standing if columns.process >= 0 else slice(0, columns.rows)  # a watchdog knows no steps
+        rows = columns.standing if columns.process >= 0 else slice(0, columns.rows)  # watchdog lines have no steps
         if isinstance(rows, slice):
             rows = slice(0 if last is None else max(rows.stop - last, 0), rows.stop)
         elif last is not None:
@@ -154,7 +153,7 @@ class History:
         return Points(columns.times[rows], columns.steps[rows], columns.of(name)[rows])
 
     def _merged(self, speaking: list[tuple[Kind, Columns]]) -> np.ndarray:
-        """The rows of several kinds of lines that count, in the order in which they were written."""
+        """The rows of several kinds of lines that count, in order of writing."""
         key = tuple(kind for kind, _ in speaking)
         rows = self._generation, *(columns.rows for _, columns in speaking)
         known = self._orders.get(key)
@@ -169,7 +168,7 @@ class History:
         return self._orders[key][1]
 
     def newer(self, name: str, cursor: Cursor) -> int | None:
-        """How many of `points` came after the cursor, at their end; None where those before are no longer the same."""
+        """How many of the last `points` came after the cursor; None if earlier ones have changed."""
         counted = self._counted(cursor)
         if counted is None:
             return None
@@ -188,11 +187,11 @@ class History:
                 return None
             steps = np.concatenate([[last_step], columns.steps[rows:]])
             if columns.process >= 0 and not np.all(np.diff(steps) > 0):
-                return None  # resumed: some of what was there no longer counts
+                return None  # resumed: some earlier lines no longer count
         return columns.rows - rows
 
     def new_events(self, cursor: Cursor | None) -> list[tuple[MetricsFile, Event]]:
-        """The events that were read after the cursor, or all of the last MAX_EVENTS."""
+        """The events read after the cursor, or the last MAX_EVENTS."""
         counted = self._counted(cursor) if cursor else None
         return self.events[max(counted[1] - self._dropped_events, 0) :] if counted else list(self.events)
 
@@ -202,14 +201,14 @@ class History:
         return next((mark[1:] for mark in reversed(self._marks) if mark[0] == cursor.version), None)
 
     def _speaking(self, name: str) -> list[tuple[Kind, Columns]]:
-        """The kinds of lines whose numbers stand for the name: of process 0, else the lowest, the watchdog's last."""
+        """The columns that represent a name: those of process 0, else of the lowest process, the watchdogs last."""
         having = [(kind, columns) for kind, columns in self._columns.items() if name in columns.names]
         processes = {columns.process for _, columns in having}
         first = min(processes, key=lambda process: (process < 0, process), default=0)
         speaking = [(kind, columns) for kind, columns in having if columns.process == first]
         if first >= 0:
             return speaking
-        path = min(kind[0] for kind, _ in speaking)  # every host has a watchdog, and one of them has to do
+        path = min(kind[0] for kind, _ in speaking)  # every host has a watchdog: use the first
         return [(kind, columns) for kind, columns in speaking if kind[0] == path]
 
     def _find_files(self) -> None:
@@ -237,13 +236,13 @@ class History:
         del self.events[:-MAX_EVENTS]
 
     def _forget(self, path: str) -> None:
-        """What one file had said."""
+        """Drops everything read from one file."""
         self._columns = {kind: columns for kind, columns in self._columns.items() if kind[0] != path}
         self.events = [pair for pair in self.events if pair[0].path != path]
         self._generation += 1
 
     def _mark(self) -> None:
-        """Remembers how far everything is, for the cursors that are given out now."""
+        """Records the current position, to resolve cursors that are handed out now."""
         rows = {kind: columns.rows for kind, columns in self._columns.items()}
         events = self._dropped_events + len(self.events)
         if not self._marks or self._marks[-1][1:] != (rows, events):

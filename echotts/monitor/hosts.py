@@ -1,6 +1,6 @@
-"""What each host said last, read from the ends of its metrics files: enough for status, hosts table and alerts.
+"""The latest state of each host, from the ends of its metrics files: enough for status, hosts table and alerts.
 
-A run need not be read whole to be listed, so a folder with hundreds of runs opens at once.
+Listing a run does not require reading it whole, so a folder with hundreds of runs opens immediately.
 """
 
 import re
@@ -12,10 +12,10 @@ from echotts.monitor.folders import Folder, shown
 from echotts.monitor.parsing import Event, Parsed, parse
 from echotts.rundir.layout import METRICS
 
-FILE = re.compile(r"(?P<host>.+?)(?P<watchdog>\.watchdog)?\.jsonl(?:\.\d+)?")  # a rotated file has a number behind it
+FILE = re.compile(r"(?P<host>.+?)(?P<watchdog>\.watchdog)?\.jsonl(?:\.\d+)?")  # rotated files end with a number
 END_BYTES = 1 << 16
 START_BYTES = 1 << 13
-RECENT = 10  # lines that alerts look at
+RECENT = 10  # lines used for alerts
 
 
 @dataclass(frozen=True)
@@ -30,29 +30,29 @@ class MetricsFile:
 
 @dataclass
 class FileEnd:
-    """What the last lines of one file said."""
+    """The contents of the last lines of one file."""
 
     file: MetricsFile
     started: float | None = None  # of the file's first line, Unix s
-    oldest: float | None = None  # of the first of these last lines
-    time: float | None = None  # of its last
+    oldest: float | None = None  # of the first of the lines read
+    time: float | None = None  # of the last line
     step: int = 0
     process: int = 0
-    interval_s: float | None = None  # between lines, in the middle
-    numbers: dict[str, float] = field(default_factory=dict)  # of each name, the last; NaN where it was null
-    recent: dict[str, list[float]] = field(default_factory=dict)  # of each name, the last few, oldest first
+    interval_s: float | None = None  # median between lines
+    numbers: dict[str, float] = field(default_factory=dict)  # last value of each name; NaN for null
+    recent: dict[str, list[float]] = field(default_factory=dict)  # last few values of each name, oldest first
     events: list[Event] = field(default_factory=list)
 
 
 class Ends:
-    """The ends of all metrics files of a run; a file is read again when its size has changed."""
+    """The ends of all metrics files of a run; a file is read again when its size changes."""
 
     def __init__(self, folder: Folder):
         self._folder = folder
         self._known: dict[str, FileEnd] = {}
 
     def look(self) -> list[FileEnd]:
-        """One for each file, by name."""
+        """One per file, by name."""
         ends = {}
         for file in metrics_files(self._folder):
             known = self._known.get(file.path)
@@ -88,7 +88,7 @@ def metrics_files(folder: Folder) -> list[MetricsFile]:
 
 
 def _take(end: FileEnd, parsed: Parsed) -> None:
-    """Fills `end` with what the lines say, the latest last."""
+    """Fills `end` from the parsed lines; later lines take precedence."""
     tables = sorted((table for table in parsed.tables if len(table.times)), key=lambda table: table.times[-1])
     end.oldest = min((float(table.times[0]) for table in tables), default=None)
     for table in tables:

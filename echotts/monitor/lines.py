@@ -1,17 +1,17 @@
-"""Metrics files that grow, are cut, or replaced: what is new in them since the last time, in tables and events."""
+"""Reads new lines of metrics files that grow or are truncated or replaced, as tables and events."""
 
 from collections.abc import Iterator
 
 from echotts.monitor.folders import Folder
 from echotts.monitor.parsing import Parsed, parse
 
-BLOCK_BYTES = 1 << 20  # read and parsed at a time; a longer line is no metrics line
+BLOCK_BYTES = 1 << 20  # read and parsed at a time; longer lines are not metrics lines
 SAMPLE_BYTES = 1 << 16
-CHECKED_BYTES = 64  # before the place reached: if they changed, the file is another one
+CHECKED_BYTES = 64  # before the current position: if they changed, the file was replaced
 
 
 class LineReader:
-    """Reads what is new in one file since the last time. `bad` and `cuts` count bad lines, and starts from anew."""
+    """Reads new lines of one file. `bad` counts bad lines, `cuts` truncations and replacements."""
 
     def __init__(self, folder: Folder, path: str):
         self.path = path
@@ -26,11 +26,11 @@ class LineReader:
 
     @property
     def has_half_line(self) -> bool:
-        """Whether the file ends within a line: one being written, or one that never will be."""
+        """Whether the file ends with an incomplete line."""
         return self.done_bytes < self.size_bytes or self._in_long_line
 
     def poll(self) -> tuple[bool, Iterator[Parsed]]:
-        """(whether what was read before no longer counts, what is new). The second must be used up."""
+        """(whether earlier lines no longer count, iterator over new ones). The iterator must be exhausted."""
         found = self._folder.stat(self.path)
         if found is None:
             return self._restart(None) if self.done_bytes else False, iter(())
@@ -44,7 +44,7 @@ class LineReader:
         return restarted, self._new_lines() if grown or restarted else iter(())
 
     def _restart(self, identity: object) -> bool:
-        """Forgets the place; True if that was somewhere."""
+        """Resets the position; True if it was not at the start."""
         was_somewhere = self.done_bytes > 0
         self.cuts += was_somewhere
         self.bad = self.done_bytes = self.size_bytes = 0
@@ -61,7 +61,7 @@ class LineReader:
             whole = block.rfind(b"\n") + 1
             if not whole:
                 if len(block) < BLOCK_BYTES:
-                    return  # half a line: it is read again when it has grown
+                    return  # an incomplete line: read again when it has grown
                 self._in_long_line = True
                 self._advance(block)
                 continue
@@ -80,7 +80,7 @@ class LineReader:
 
 
 def sampled(folder: Folder, path: str, size_bytes: int, blocks: int) -> Iterator[Parsed]:
-    """Some lines from every part of a large file, in its order."""
+    """Some lines from every part of a large file, in order."""
     for number in range(blocks):
         start = (size_bytes - SAMPLE_BYTES) * number // (blocks - 1)
         block = folder.read(path, start, SAMPLE_BYTES)

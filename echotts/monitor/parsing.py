@@ -1,6 +1,6 @@
-"""Metrics lines as tables of numbers and events. A bad line is counted and left out.
+"""Parses metrics lines to tables of numbers and events. Bad lines are counted and skipped.
 
-Lines of numbers with the same names become one array; what does not fit - events, torn lines - is looked at one by one.
+Lines of numbers with the same names become one array; other lines, such as events, are parsed one by one.
 docs/training.md and rundir/metrics.py define the lines.
 """
 
@@ -18,13 +18,13 @@ import orjson
 Row = dict[str, Any]
 Names = tuple[str, ...]
 
-MAX_NAMES = 500  # of one line
+MAX_NAMES = 500  # per line
 MAX_NAME = 200  # characters
 MAX_STEP = 2**31 - 1
 MAX_MESSAGE = 1000
 HEAD = ("time", "step", "process")
 WORDS = ("event", "message")
-USUAL = 32  # lines alike, of a block, after which the next are expected to be so
+USUAL = 32  # equal kinds of lines in a block after which the next ones are expected to be the same
 NUMBERS = msgspec.json.Decoder(dict[str, float | None])
 
 
@@ -37,12 +37,12 @@ class Table:
     times: np.ndarray  # (n,) float64, Unix s
     steps: np.ndarray  # (n,) int32
     values: np.ndarray  # (names, n) float64
-    irregular: bool = False  # of events and odd lines: their place among the regular ones is told by the time alone
+    irregular: bool = False  # events and other odd lines: only their time orders them among regular lines
 
 
 @dataclass(frozen=True)
 class Event:
-    """A line that says what happened."""
+    """A line with an event."""
 
     time: float
     step: int
@@ -54,7 +54,7 @@ class Event:
 
 @dataclass
 class Parsed:
-    """What a block of lines held."""
+    """The contents of a block of lines."""
 
     tables: list[Table] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Parsed:
 
 
 def parse(block: bytes) -> Parsed:
-    """Whole lines, each with its newline."""
+    """Parses complete lines, each ending with a newline."""
     parsed, odd = Parsed(), []
     tables: dict[Names, list[Sequence[float | None]]] = {}
     orders: dict[frozenset[str], Names] = {}
@@ -85,7 +85,7 @@ def parse(block: bytes) -> Parsed:
             if len(names) > MAX_NAMES or max(map(len, names), default=0) > MAX_NAME:
                 odd.append(line)
                 continue
-            names = orders.setdefault(frozenset(names), names)  # one table, however each line orders them
+            names = orders.setdefault(frozenset(names), names)  # one table, whatever their order in each line
             row = {name: row[name] for name in names}
         rows = tables.setdefault(names, [])
         rows.append([*row.values()])
@@ -97,9 +97,9 @@ def parse(block: bytes) -> Parsed:
     return parsed
 
 
-@functools.lru_cache(maxsize=64)  # it takes milliseconds to make
+@functools.lru_cache(maxsize=64)  # takes milliseconds to build
 def _decoder_of(names: Names) -> msgspec.json.Decoder[Any] | None:
-    """Of lines with these names and no others, in half the time of any line; None where msgspec takes no such name."""
+    """A decoder for lines of exactly these names, twice as fast as the general one; None if msgspec rejects a name."""
     fields = {f"field_{place}": name for place, name in enumerate(names)}
     try:
         line = msgspec.defstruct(
@@ -111,7 +111,7 @@ def _decoder_of(names: Names) -> msgspec.json.Decoder[Any] | None:
 
 
 class Columns:
-    """Where in a row of numbers the time, step, process and the others are."""
+    """The positions of time, step, process and the other numbers in a row."""
 
     def __init__(self, names: Names):
         places = {name: place for place, name in enumerate(names)}
@@ -121,7 +121,7 @@ class Columns:
 
 
 def _one_by_one(lines: list[bytes], parsed: Parsed) -> None:
-    """Events apart, null as NaN, what is neither number nor null left out."""
+    """Adds lines as events and irregular tables: null becomes NaN; other non-numbers are dropped."""
     tables: dict[Names, list[list[float]]] = defaultdict(list)
     for line in filter(bytes.strip, lines):
         try:
@@ -144,7 +144,7 @@ def _one_by_one(lines: list[bytes], parsed: Parsed) -> None:
 
 
 def _add(columns: Columns, values: np.ndarray, parsed: Parsed, *, irregular: bool = False) -> None:
-    """Appends a table for each process; lines that do not say when and where they were written are bad."""
+    """Appends one table per process; lines without valid time and step are bad."""
     if columns.time is None or columns.step is None:
         parsed.bad += values.shape[1]
         return
@@ -164,7 +164,7 @@ def _add(columns: Columns, values: np.ndarray, parsed: Parsed, *, irregular: boo
 
 
 def _is_place(time: Any, step: Any) -> Any:
-    """Whether a line says when and where it was written; of numbers or arrays of them."""
+    """Whether time and step are valid; for numbers or arrays."""
     return np.isfinite(time) & (step >= 0) & (step <= MAX_STEP) & (np.floor(step) == step)
 
 

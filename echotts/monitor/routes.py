@@ -1,4 +1,4 @@
-"""The dashboard's HTTP routes: the page and its files, and what it asks for as JSON. Only reads."""
+"""The dashboard's HTTP routes: the page, its static files, and JSON data. Read-only."""
 
 import math
 import time
@@ -27,8 +27,8 @@ from echotts.monitor.samples import Item, Samples
 from echotts.monitor.security import Access, Guard
 from echotts.rundir.metrics import METRICS, unit_of
 
-MAX_NAMES, MAX_RUNS = 100, 50  # of one request
-GZIP_BYTES, GZIP_LEVEL = 4096, 2  # a chart's points shrink to a third; beyond that costs time only
+MAX_NAMES, MAX_RUNS = 100, 50  # per request
+GZIP_BYTES, GZIP_LEVEL = 4096, 2  # shrinks a chart's points to a third; higher levels only cost time
 STATIC = StaticFiles(directory=Path(__file__).parent / "static")
 COLUMNS = {  # of the table of runs
     "loss": "loss/train",
@@ -38,7 +38,7 @@ COLUMNS = {  # of the table of runs
 
 
 def make_app(library: Library, access: Access, clock: Callable[[], float] = time.time) -> Starlette:
-    """The application: every route of docs/dashboard.md, behind the guard."""
+    """The application with every route of docs/dashboard.md, behind the guard."""
     routes = Routes(library, clock)
     table = {
         "/api/runs": routes.runs,
@@ -74,7 +74,7 @@ async def page(request: Request) -> Response:
 
 
 class Routes:
-    """The endpoints. Starlette calls them in threads, since files are read."""
+    """The endpoints. Synchronous, so Starlette runs them in threads: they read files."""
 
     def __init__(self, library: Library, clock: Callable[[], float]):
         self._library = library
@@ -107,12 +107,12 @@ class Routes:
         asked = request.query_params
         axis = asked.get("x", "step")
         if axis not in series.AXES:
-            raise HTTPException(400, f"x is one of {', '.join(series.AXES)}")
+            raise HTTPException(400, f"x must be one of {', '.join(series.AXES)}")
         points = int(_number(asked.get("points", "2000"), "points", 4, series.MAX_POINTS))
         smooth = _number(asked.get("smooth", "0"), "smooth", 0, 0.9999)
         since = Cursor.read(asked["since"]) if asked.get("since") else None
         if asked.get("since") and since is None:
-            raise HTTPException(400, "since is the cursor of an earlier answer")
+            raise HTTPException(400, "since must be the cursor of an earlier response")
         names = _names(asked.get("names", ""))
         tag = tag_of(history, request.url.query)
         if is_known(request, tag):
@@ -150,7 +150,7 @@ class Routes:
         return answer(request, {"samples": rows})
 
     def audio(self, request: Request) -> Response:
-        """A local file in the ranges that are asked for; one in a bucket whole."""
+        """A local file with support for ranges; one in a bucket as a whole."""
         index, item = self._item(request)
         headers = {"Cache-Control": "private, max-age=3600"}
         path = index.local_path(item)
@@ -162,7 +162,7 @@ class Routes:
         index, item = self._item(request)
         picture = index.picture(item)
         if picture is None:
-            raise HTTPException(404, "there is no sound in this file")
+            raise HTTPException(404, "this file contains no audio")
         return Response(picture, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
     def config(self, request: Request) -> Response:
@@ -171,7 +171,7 @@ class Routes:
     def compare(self, request: Request) -> Response:
         ids = [run_id for run_id in request.query_params.get("runs", "").split(",") if run_id]
         if len(ids) > MAX_RUNS:
-            raise HTTPException(400, f"at most {MAX_RUNS} runs at a time")
+            raise HTTPException(400, f"at most {MAX_RUNS} runs per request")
         runs = {run_id: self._library.find(run_id) for run_id in ids}
         configs = {run_id: run.config() for run_id, run in runs.items() if run}
         return answer(request, {"differences": differences(configs)})
@@ -184,7 +184,7 @@ class Routes:
         return answer(request, {"alerts": rows})
 
     def export_csv(self, request: Request) -> Response:
-        """name, step, time, value: a line for each value, so that names that are written at other steps fit in."""
+        """name, step, time, value, one line per value: names are written at different steps."""
         run = self._run(request)
         return download(csv_of(*self._export(request, run)), run, "csv", "text/csv; charset=utf-8")
 
@@ -225,7 +225,7 @@ def _run(run: Run, now: float) -> dict[str, Any]:
     known = opened.known() if opened else {name for end in run.ends() for name in end.numbers}
     missing = run.missing(known)
     if run.is_rough:
-        missing.insert(0, "still reading: the charts show some of the lines for now")
+        missing.insert(0, "still reading: the charts show a sample of the lines for now")
     return {
         "id": run.id,
         "name": run.name,
@@ -246,7 +246,7 @@ def _run(run: Run, now: float) -> dict[str, Any]:
 
 
 def _told_once(found: list[tuple[MetricsFile, Event]]) -> list[dict[str, Any]]:
-    """Events by time; what all processes of a run say at the same step in the same words is one of them."""
+    """Events by time; the same event of several processes at the same step with the same message is listed once."""
     told: dict[tuple[int, str, str], tuple[list[str], Event]] = {}
     for file, event in sorted(found, key=lambda pair: (pair[1].time, pair[1].process)):
         hosts, _ = told.setdefault((event.step, event.event, event.message), ([], event))
@@ -283,7 +283,7 @@ def _last(history: History, name: str) -> Any:
 def _names(asked: str) -> list[str]:
     names = list(dict.fromkeys(name for name in asked.split(",") if name))
     if not names or len(names) > MAX_NAMES:
-        raise HTTPException(400, f"names: 1 to {MAX_NAMES} names with commas between them")
+        raise HTTPException(400, f"names: 1 to {MAX_NAMES} names, separated by commas")
     return names
 
 
@@ -293,5 +293,5 @@ def _number(text: str, what: str, least: float | int, most: float | int) -> floa
     except ValueError:
         number = math.nan
     if not least <= number <= most:
-        raise HTTPException(400, f"{what} is a number from {least:g} to {most:g}")
+        raise HTTPException(400, f"{what} must be a number from {least:g} to {most:g}")
     return number

@@ -1,4 +1,4 @@
-"""Runs and what can be said of one at a glance: status and why, progress, hosts, checkpoints, configuration."""
+"""Runs and their summaries: status and reason, progress, hosts, checkpoints, configuration."""
 
 import math
 import re
@@ -20,16 +20,16 @@ from echotts.strict_json import load_json
 CONFIG_BYTES = 1 << 20
 UNFINISHED = re.compile(rf"{STEP.pattern}\.orbax-checkpoint-tmp.*")
 RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
-STALE_S = 120.0  # without a line; more where lines are rare
+STALE_S = 120.0  # without a line; more if lines are written rarely
 STALE_LINES = 5
-LARGE_BYTES = 32 << 20  # of all metrics files of a run: more are read in a thread, while a few lines stand in
-FOLDERS_S = 5.0  # a look at checkpoints, samples, configuration, or for new runs, is reused for this long
-HISTORIES_BYTES = 64 << 20  # kept in memory, beside the one that is looked at
+LARGE_BYTES = 32 << 20  # size of a run's metrics files from which they are read in a thread, after a preview
+FOLDERS_S = 5.0  # listings of checkpoints, samples, configuration and runs are reused for this long
+HISTORIES_BYTES = 64 << 20  # kept in memory, besides the most recently used one
 
 
 @dataclass(frozen=True)
 class Status:
-    """What a run is doing, as far as its files tell."""
+    """The state of a run according to its files."""
 
     name: str  # running, stale, finished, failed, stopped, empty
     why: str | None
@@ -46,14 +46,14 @@ class Status:
 
 
 class Run:
-    """One run directory. Looks are reused for `folder.refresh_s`; safe to use from several threads."""
+    """One run directory. Results are reused for `folder.refresh_s`. Thread-safe."""
 
     def __init__(self, folder: Folder, name: str, stale_s: float | None = None):
         self.folder = folder
         self.name = shown(name)
         self.id = hashed(folder.spec)[:10]
         self.lock = threading.RLock()
-        self.used = 0.0  # when its history was last asked for; time.monotonic
+        self.used = 0.0  # when its history was last used; time.monotonic
         self.stale_s = stale_s
         self._ends = Ends(folder)
         self._checkpoints: dict[str, dict[str, Any]] = {}
@@ -67,15 +67,15 @@ class Run:
         return self._look("ends", self._ends.look)
 
     def config(self) -> dict[str, Any]:
-        """The run's configuration; empty where there is none that can be read."""
+        """The run's configuration; empty if it is missing or unreadable."""
         return self._look("config", self._read_config, FOLDERS_S)
 
     def checkpoints(self) -> list[dict[str, Any]]:
-        """Newest first: step, when it was written, bytes, whether it is whole."""
+        """Newest first: step, time of writing, bytes, whether it is complete."""
         return self._look("checkpoints", self._read_checkpoints, FOLDERS_S)
 
     def status(self, now: float) -> Status:
-        """What the run is doing at `now`, Unix s."""
+        """The state of the run at `now`, Unix s."""
         ends = self.ends()
         trainers = [end for end in ends if end.time is not None and end.process >= 0 and not end.file.watchdog]
         steps = self._steps()
@@ -92,12 +92,12 @@ class Run:
         return Status(name, why, last.step, steps, _finite(left_s), last.time, started, where)
 
     def latest(self, name: str) -> float | None:
-        """The last value of a metric among the last lines of all hosts; None where they do not have it."""
+        """The latest value of a metric among the last lines of all hosts; None if they lack it."""
         told = [end for end in self.ends() if name in end.numbers and end.time is not None]
         return _finite(max(told, key=lambda end: (end.time or 0.0, -end.process)).numbers[name]) if told else None
 
     def hosts(self) -> list[dict[str, Any]]:
-        """One for each host: what it said last, its watchdog's numbers among it."""
+        """One row per host: its latest numbers, including its watchdog's."""
         by_host: dict[str, list[FileEnd]] = {}
         for end in self.ends():
             if end.time is not None:
@@ -118,20 +118,20 @@ class Run:
         return sorted(rows, key=lambda row: (row["process"] < 0, row["process"], row["host"]))
 
     def missing(self, names: Iterable[str]) -> list[str]:
-        """What the page should say is not there, and how to get it."""
+        """What the page should report as missing, and how to get it."""
         names, said = set(names), []
         if not self.config():
-            said.append(f"no {CONFIG}: steps in all and configuration are not known")
+            said.append(f"no {CONFIG}: total steps and configuration are unknown")
         if "heldout/loss" not in names:
             said.append("no evaluation loss yet: set --heldout and --run.eval_every")
         if "host/disk_free_share" not in names:
             said.append("no disk and cache figures: run `echotts watchdog` on each host")
         if "throughput/mfu_share" not in names:
-            said.append("no MFU: this device's peak speed is not known to the trainer")
+            said.append("no MFU: the trainer does not know this device's peak FLOP/s")
         if "device/memory_bytes" not in names:
-            said.append("no device memory: this device does not tell")
+            said.append("no device memory: this device does not report it")
         if "data/audio_hours" not in names:
-            said.append("no hours of audio: an older trainer wrote these lines")
+            said.append("no hours of audio: these lines are from an older version")
         if not self._look("samples", lambda: self.folder.entries(SAMPLES), FOLDERS_S):
             said.append("no speech samples yet: set --run.sentences and --run.sample_every")
         if not self.checkpoints():
@@ -139,7 +139,7 @@ class Run:
         return said
 
     def history(self, *, whole: bool = False) -> History:
-        """The run's numbers. Large files are read behind; unless the `whole` is wanted, a rough history stands in."""
+        """The run's numbers. Large files are read in a thread; meanwhile a preview is returned unless `whole`."""
         with self.lock:
             self.used = time.monotonic()
             if self._whole is None and self._opening is None:
@@ -155,7 +155,7 @@ class Run:
             return self._whole
 
     def _begin_opening(self) -> None:
-        """Reads small files at once, large ones in a thread."""
+        """Reads small files immediately, large ones in a thread."""
         history = History(self.folder)
         if sum(end.file.size_bytes for end in self.ends()) <= LARGE_BYTES:
             history.refresh()
@@ -167,16 +167,16 @@ class Run:
 
     @property
     def opened(self) -> History | None:
-        """The whole history where it has been read."""
+        """The complete history, if it has been read."""
         return self._whole
 
     @property
     def is_rough(self) -> bool:
-        """Whether `history` is of some lines only, for now."""
+        """Whether `history` currently returns a preview."""
         return self._opening is not None
 
     def close(self) -> None:
-        """Frees the history; it is read again when it is asked for."""
+        """Frees the history; it is read again when needed."""
         with self.lock:
             if self._opening is None:
                 self._whole = None
@@ -213,7 +213,7 @@ class Run:
                 continue
             known = self._checkpoints.get(entry.name)
             if known and known["complete"] and known["modified"] == entry.modified:
-                found[entry.name] = known  # what is whole stays as it is, and has hundreds of files
+                found[entry.name] = known  # complete checkpoints do not change, and have hundreds of files
                 continue
             path = f"{CHECKPOINTS}/{entry.name}"
             files = dict(walk(self.folder, path))
@@ -232,7 +232,7 @@ class Run:
 
 
 class Library:
-    """The runs that are shown: those named, and those below a root, which may become more."""
+    """The runs that are shown: named ones, and all below a root, which is rescanned."""
 
     def __init__(self, specs: Iterable[str], root: str | None, stale_s: float | None = None):
         self._stale_s = stale_s
@@ -244,7 +244,7 @@ class Library:
             self._add(spec)
 
     def runs(self) -> list[Run]:
-        """All runs, those named first."""
+        """All runs, named ones first."""
         with self._lock:
             if self._root and time.monotonic() - self._looked > FOLDERS_S:
                 self._looked = time.monotonic()
@@ -259,7 +259,7 @@ class Library:
         return next((run for run in self.runs() if run.id == run_id), None)
 
     def make_room(self) -> None:
-        """Frees the histories that were not looked at for longest, down to HISTORIES_BYTES beside the newest."""
+        """Frees the least recently used histories, down to HISTORIES_BYTES besides the newest."""
         opened = sorted((run for run in self.runs() if run.opened), key=lambda run: run.used)
         total = sum(run.opened.bytes for run in opened if run.opened)
         for run in opened[:-1]:
@@ -278,14 +278,14 @@ class Library:
 
 
 def metrics_where(trainers: list[FileEnd]) -> str | None:
-    """Where the run's own metrics are, if the lines here are those of a process that is not the first."""
+    """Where the run's own metrics are, if the lines here are not those of process 0."""
     if not trainers or any(end.process == 0 for end in trainers):
         return None
     end = min(trainers, key=lambda end: end.process)
     said = next((event.message for event in reversed(end.events) if event.event in RUNNING), "")
     return (
-        f"these are the lines of process {end.process} on host {end.file.host}; checkpoints, samples and the run's "
-        f"own metrics are where process 0 runs{f' ({said})' if said else ''}"
+        f"these lines are from process {end.process} on host {end.file.host}; checkpoints, samples and the run's "
+        f"own metrics are on the host of process 0{f' ({said})' if said else ''}"
     )
 
 
@@ -298,7 +298,7 @@ def stale_after(trainers: list[FileEnd], given_s: float | None) -> float:
 
 
 def differences(configs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Keys, dotted, whose value is not the same in all configurations, with the value in each (None: not there)."""
+    """Dotted keys whose values differ between configurations, with each value (None: missing)."""
     flat = {run: _flat(config, "") for run, config in configs.items()}
     keys = sorted(set().union(*flat.values())) if flat else []
     rows = [{"key": key, "values": {run: values.get(key) for run, values in flat.items()}} for key in keys]
@@ -315,7 +315,7 @@ def _flat(value: Any, path: str) -> dict[str, Any]:
 
 
 def _state(trainers: list[FileEnd], now: float, stale_s: float | None) -> tuple[str, str | None]:
-    """(status, why) from what the trainers said last: an ending, or lines that still come."""
+    """(status, reason) from the trainers' last events and the age of their lines."""
     said = [event for end in trainers for event in end.events if event.event in RUNNING | ENDED.keys()]
     last: Event | None = max(said, key=lambda event: event.time, default=None)
     newest = max(end.time for end in trainers if end.time is not None)
@@ -328,12 +328,12 @@ def _state(trainers: list[FileEnd], now: float, stale_s: float | None) -> tuple[
     said_why = f"; last: {hung.message}" if hung else ""
     return (
         "stale",
-        f"no line for {duration(silent_s)}, lines came every {duration(allowed_s / STALE_LINES)}{said_why}",
+        f"no line for {duration(silent_s)}, previously one every {duration(allowed_s / STALE_LINES)}{said_why}",
     )
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 12 min, 5 h, 3 days."""
+    """Seconds as text: 42 s, 12 min, 5 h, 3 days."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 7200:
@@ -342,7 +342,7 @@ def duration(seconds: float) -> str:
 
 
 def _lag(row: dict[str, Any], furthest: int) -> int:
-    """Steps behind the furthest line; of a host that wrote as far as that, what it says itself."""
+    """Steps behind the furthest host; for a host at the same step, the lag it reports itself."""
     return furthest - row["step"] or int(row["numbers"].get("host/lag_steps") or 0)
 
 

@@ -1,6 +1,6 @@
-"""Speech samples of a run: an index of its audio files, and pictures of what they sound like.
+"""Speech samples of a run: an index of its audio files, and pictures of their spectrograms.
 
-A file is known by an id that this index makes; no path ever comes from a request.
+Files are identified by ids made here; paths never come from a request.
 """
 
 import io
@@ -22,7 +22,7 @@ TEXT_BYTES = 1 << 20
 SHOWN_STEPS = 200  # the newest
 
 KEPT_PICTURES = 200  # about 30 kB each
-PICTURE_SECONDS = 60.0  # of the beginning
+PICTURE_SECONDS = 60.0  # from the beginning
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Item:
     text: str
     size_bytes: int
     reference_id: str | None
-    heard: str = ""  # what a recogniser made of it; empty where none listened
+    heard: str = ""  # the recogniser's transcript; empty if there is none
 
     @property
     def media_type(self) -> str:
@@ -42,7 +42,7 @@ class Item:
 
 
 class Samples:
-    """The samples of one run. `steps` reads them anew; `find` knows what the last reading saw."""
+    """The samples of one run. `steps` lists them again; `find` uses the last listing."""
 
     def __init__(self, folder: Folder):
         self._folder = folder
@@ -52,7 +52,7 @@ class Samples:
         self._lock = threading.Lock()
 
     def steps(self) -> list[tuple[int, list[Item]]]:
-        """(step, its samples in order), newest step first. References are not listed, they are found by id."""
+        """(step, its samples in order), newest step first. References are not listed, but can be found by id."""
         found = []
         for entry in self._folder.entries(SAMPLES):
             if entry.is_folder and (matched := STEP_FOLDER.fullmatch(entry.name)):
@@ -67,13 +67,13 @@ class Samples:
         return steps
 
     def find(self, item_id: str) -> Item | None:
-        """The item with this id, for which the samples are read again if it is not known."""
+        """The item with this id; the samples are listed again if it is unknown."""
         if item_id not in self._items:
             self.steps()
         return self._items.get(item_id)
 
     def local_path(self, item: Item) -> str | None:
-        """Where the file lies on this machine; None in a bucket."""
+        """The path of the file on this machine; None in a bucket."""
         return self._folder.local_path(item.path)
 
     def audio(self, item: Item) -> bytes:
@@ -81,7 +81,7 @@ class Samples:
         return self._folder.read(item.path, 0, AUDIO_BYTES)
 
     def seconds(self, item: Item) -> float | None:
-        """How long it sounds; None where it cannot be read."""
+        """The duration; None if unreadable."""
         key = (item.path, item.size_bytes)
         if key not in self._seconds:
             import soundfile
@@ -94,7 +94,7 @@ class Samples:
         return self._seconds[key]
 
     def picture(self, item: Item) -> bytes | None:
-        """PNG of the logarithmic mel spectrogram; None where the file holds no sound."""
+        """PNG of the log-mel spectrogram; None if the file contains no audio."""
         key = (item.path, item.size_bytes)
         with self._lock:
             if key in self._pictures:
@@ -109,7 +109,7 @@ class Samples:
         return picture
 
     def _of_step(self, path: str, items: dict[str, Item]) -> list[Item]:
-        """The samples of one folder; all its audio, references too, goes into `items`."""
+        """The samples of one folder; adds all audio files, including references, to `items`."""
         described = self._described(path)
         audio = {
             entry.name: entry.size_bytes
@@ -135,7 +135,7 @@ class Samples:
         return listed
 
     def _described(self, path: str) -> dict[str, dict[str, Any]]:
-        """What sentences.json says of each file: its text, or an object with "text", "reference" (a file), "heard"."""
+        """The entries of sentences.json by file: text, or an object with "text", "reference" (a file), "heard"."""
         try:
             said = load_json(self._folder.read(f"{path}/{SENTENCES}", 0, TEXT_BYTES), SENTENCES, dict[str, Any])
         except ValueError:

@@ -1,6 +1,6 @@
-"""Who may see the page, and how much a stranger may cost: token, cookie, Host, headers, limits, timeouts.
+"""Access and resource limits for untrusted clients: token, cookie, Host, headers, limits, timeouts.
 
-A tunnel hands the whole internet to the loopback interface, so being bound to 127.0.0.1 is no protection there.
+A tunnel connects the whole internet to the loopback interface, so binding to 127.0.0.1 does not protect there.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-TUNNEL_HOSTS = (".trycloudflare.com",)  # what a quick tunnel is called; others are named with --allow_host
-TOKEN_LENGTH = 16  # characters at least
+TUNNEL_HOSTS = (".trycloudflare.com",)  # suffix of quick tunnels; others are given with --allow_host
+TOKEN_LENGTH = 16  # minimum characters
 QUERY_BYTES = 8192
 HEAD_BYTES = 16_384  # request line and headers
-REQUEST_S = 10.0  # in which a request must be there
-ANSWER_STALL_S, ANSWER_TAKEN = 30.0, 1 << 14  # seconds in which a client must take so many bytes of its answer
-CONNECTIONS = 256  # beyond that, the one that has waited longest without a request goes
+REQUEST_S = 10.0  # within which a request must have arrived
+ANSWER_STALL_S, ANSWER_TAKEN = 30.0, 1 << 14  # seconds within which a client must receive this many bytes
+CONNECTIONS = 256  # beyond that, the longest idle connection is closed
 COOKIE_S = 30 * 86_400
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; media-src 'self'; "
@@ -44,14 +44,14 @@ HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
-OPEN = {"/static/page.css", "/static/icon.svg"}  # for the token page; they say nothing of a run
+OPEN = {"/static/page.css", "/static/icon.svg"}  # for the login page; they reveal nothing about a run
 LOGIN = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark"><title>echotts: token</title>
 <link rel="icon" href="{root}/static/icon.svg" type="image/svg+xml">
 <link rel="stylesheet" href="{root}/static/page.css">
 <main class="login"><img src="{root}/static/icon.svg" alt="" width="36" height="36">
-<h1>This dashboard asks for its token</h1>
+<h1>This dashboard requires a token</h1>
 <p>{said}</p>
 <form method="get" action="{root}/login"><label>Token <input name="token" type="password" autocomplete="off" required
 autofocus></label> <button>Open</button></form></main>
@@ -60,30 +60,29 @@ autofocus></label> <button>Open</button></form></main>
 
 @dataclass(frozen=True)
 class Access:
-    """Who may come in. `hosts` are the names, beside addresses, by which this server may be called."""
+    """Who may access the server. `hosts` are the names, besides addresses, by which it may be reached."""
 
     token: str | None
     hosts: frozenset[str]
     host_ends: tuple[str, ...] = ()
     port: int = 8080
     root_path: str = ""
-    """What a proxy puts before every path, such as /proxy/8080; whether or not it takes that off again."""
+    """The prefix a proxy adds to every path, such as /proxy/8080, whether or not it strips it again."""
 
     @property
     def cookie_name(self) -> str:
-        """One for each port: cookies are shared by all ports of a host."""
+        """One per port: cookies are shared by all ports of a host."""
         return f"echotts_{self.port}"
 
     @property
     def cookie_value(self) -> str:
-        """What is stored in the browser instead of the token itself."""
+        """Stored in the browser instead of the token itself."""
         return hmac.digest((self.token or "").encode(), b"echotts dashboard cookie", hashlib.sha256).hex()
 
     def knows_host(self, header: str) -> bool:
-        """Whether a Host header names this server. A name that a stranger's DNS leads here is refused.
+        """Whether a Host header names this server. Other names are rejected, which prevents DNS rebinding.
 
-        Not Starlette's TrustedHostMiddleware: its patterns are names, and cannot say "any address", by which a server
-        on 0.0.0.0 is called.
+        Starlette's TrustedHostMiddleware cannot accept arbitrary addresses, which a server on 0.0.0.0 needs.
         """
         name = host_name(header)
         if name is None:
@@ -92,7 +91,7 @@ class Access:
             ipaddress.ip_address(name)
         except ValueError:
             return name in self.hosts or name.endswith(self.host_ends)
-        return True  # an address cannot be led elsewhere by DNS
+        return True  # addresses are not subject to DNS rebinding
 
     def is_token(self, given: str) -> bool:
         """Compares in constant time."""
@@ -104,7 +103,7 @@ class Access:
 
 
 def host_name(header: str) -> str | None:
-    """The name or address of a Host header, without its port, in lower case; None for what is none."""
+    """The lower-case name or address of a Host header, without its port; None if it is invalid."""
     name, port = header.strip().lower(), ""
     if name.startswith("["):
         name, bracket, port = name[1:].partition("]")
@@ -119,7 +118,7 @@ def host_name(header: str) -> str | None:
 
 
 def needs_token(host: str, tunnel: bool) -> bool:
-    """Whether a server bound to `host` may be reached by others than this machine's own users."""
+    """Whether a server bound to `host` can be reached from other machines."""
     try:
         return tunnel or not ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -127,9 +126,9 @@ def needs_token(host: str, tunnel: bool) -> bool:
 
 
 def read_token(path: Path) -> str:
-    """The token in a file, which is made, readable by its owner alone, where it is missing.
+    """The token in a file, which is created, readable only by its owner, if it is missing.
 
-    ValueError where others can read it, or where it is too short to be safe.
+    ValueError if others can read it, or if it is too short to be secure.
     """
     path = path.expanduser()
     if not path.exists():
@@ -141,12 +140,14 @@ def read_token(path: Path) -> str:
         raise ValueError(f"{path}: others can read the token: chmod 600 {path}")
     token = path.read_text(encoding="utf-8").strip()
     if len(token) < TOKEN_LENGTH or not token.isascii() or not token.isprintable():
-        raise ValueError(f"{path}: a token has at least {TOKEN_LENGTH} plain characters; remove the file for a new one")
+        raise ValueError(
+            f"{path}: a token needs at least {TOKEN_LENGTH} printable ASCII characters; delete the file for a new one"
+        )
     return token
 
 
 class Guard:
-    """Around the application: nothing reaches it that has no business there, and every answer has its headers."""
+    """Middleware that rejects unauthorised or malformed requests, and sets security headers on every response."""
 
     def __init__(self, app: ASGIApp, access: Access):
         self._app = app
@@ -169,7 +170,7 @@ class Guard:
         await (self._refusal(scope) or self._app)(scope, receive, send_with_headers)
 
     def _below_root(self, scope: Scope) -> Scope:
-        """The request without the proxy's prefix."""
+        """The scope without the proxy's prefix."""
         root = self._access.root_path
         if not root or not f"{scope['path']}/".startswith(f"{root}/"):
             return scope
@@ -179,26 +180,26 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
         if not self._access.knows_host(headers.get("host", "")):
-            return refused(421, "this server is not called by that name: see --allow_host")
+            return refused(421, "unknown host name: see --allow_host")
         if scope["method"] not in ("GET", "HEAD"):
-            return refused(405, "this server only reads", {"Allow": "GET, HEAD"})
+            return refused(405, "this server is read-only", {"Allow": "GET, HEAD"})
         if headers.get("content-length", "0") != "0" or "transfer-encoding" in headers:
-            return refused(413, "a request has no body here")
+            return refused(413, "requests must have no body")
         if len(scope["query_string"]) > QUERY_BYTES or len(scope["raw_path"]) > QUERY_BYTES:
-            return refused(414, "the address is too long")
+            return refused(414, "the URL is too long")
         if "\0" in scope["path"]:
             return refused(404, "there is no such file")
         return self._stranger(scope, headers) if self._access.token else None
 
     def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
-        """None for those who may come in; a good token in the address is exchanged for a cookie."""
+        """None for authorised clients; a valid token in the URL is exchanged for a cookie."""
         query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
         given = [value for name, value in query if name == "token"]
         if given and self._access.is_token(given[-1]):
             rest = urlencode([pair for pair in query if pair[0] != "token"])
             path = "/" if scope["path"] == "/login" else "/" + scope["raw_path"].decode("ascii").lstrip("/")
             answer = RedirectResponse(self._access.root_path + path + (f"?{rest}" if rest else ""), status_code=303)
-            # Lax, not Strict: a link to the page in a chat must work, and reading is all that can be done here
+            # Lax, not Strict: links from a chat must work, and the server is read-only
             answer.set_cookie(
                 self._access.cookie_name,
                 self._access.cookie_value,
@@ -212,19 +213,19 @@ class Guard:
         cookie = cookie_parser(headers.get("cookie", "")).get(self._access.cookie_name, "")
         if not given and (self._access.is_cookie(cookie) or scope["path"] in OPEN):
             return None
-        said = "That was not it." if given else "It was printed where the dashboard was started."
+        said = "That token is wrong." if given else "The dashboard printed it when it was started."
         if "text/html" in headers.get("accept", "") or scope["path"] in ("/", "/login"):
             return HTMLResponse(LOGIN.format(said=html.escape(said), root=html.escape(self._access.root_path)), 401)
         return refused(401, "the token is missing or wrong")
 
 
 def refused(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
-    """An error as JSON; the connection ends with it."""
+    """An error as JSON; closes the connection."""
     return JSONResponse({"error": message}, status, {"Connection": "close"} | (headers or {}))
 
 
 class PatientProtocol(H11Protocol):
-    """HTTP with an end to patience: uvicorn itself waits for ever for a request, and for its answer to be taken."""
+    """HTTP with timeouts that uvicorn lacks: for a request to arrive, and for its response to be received."""
 
     waiting_since: float | None = None  # for a request; None while one is being answered
     _deadline: asyncio.TimerHandle | None = None
@@ -236,7 +237,7 @@ class PatientProtocol(H11Protocol):
         waiting = [each for each in self.connections if isinstance(each, PatientProtocol) and each.waiting_since]
         if len(self.connections) > CONNECTIONS and waiting:
             longest = min(waiting, key=lambda each: each.waiting_since or 0.0)
-            longest.waiting_since = None  # so that the next one in the same moment is another
+            longest.waiting_since = None  # so that a simultaneous connection picks another
             longest.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -269,7 +270,7 @@ class PatientProtocol(H11Protocol):
         super().resume_writing()
 
     def _watch_answer(self, left: int) -> None:
-        """Looks later whether some of the answer was taken; then for the rest."""
+        """Aborts if too little of the response was received in time; else keeps checking."""
 
         def look() -> None:
             if self.transport.get_write_buffer_size() > left - ANSWER_TAKEN:
@@ -292,7 +293,7 @@ class PatientProtocol(H11Protocol):
 def called(
     host: str, names: Iterable[str], tunnel: bool, machine: str, token: str | None, port: int, root_path: str = ""
 ) -> Access:
-    """The access rules of a server bound to `host`, which is also called by `names`, below a proxy's `root_path`."""
+    """The access rules of a server bound to `host`, also known as `names`, below a proxy's `root_path`."""
     known = {"localhost", *(name.lower().rstrip(".") for name in names)}
     if needs_token(host, tunnel):
         known |= {machine.lower(), host.lower()}

@@ -1,4 +1,4 @@
-"""What a chart is sent: at most so many points, none of the spikes missing, a smooth line, and a choice of x axes."""
+"""Data for charts: downsampled without losing spikes, smoothed, over a choice of x axes."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from echotts.monitor.history import Cursor, History, Points
 
 AXES = ("step", "time", "samples", "hours")
 COUNTED = {"samples": "data/samples_seen", "hours": "data/audio_hours"}
-FORGOTTEN = 1e-6  # of a smooth line's past: what weighs less is left out
+FORGOTTEN = 1e-6  # weight below which the past of a smooth line is ignored
 CHUNK, PIECE = 256, 1 << 16  # values
 MAX_POINTS = 20_000
 
@@ -18,9 +18,9 @@ MAX_POINTS = 20_000
 def answer(
     history: History, names: list[str], axis: str, points: int, smooth: float, since: Cursor | None
 ) -> dict[str, Any]:
-    """The body of /api/runs/{id}/series, its numbers as arrays.
+    """The body of /api/runs/{id}/series, with numbers as arrays.
 
-    `smooth` is the weight of the past in the smooth line: 0, which leaves it out, to below 1.
+    `smooth` is the weight of the past in the smooth line: from 0, which omits the line, to below 1.
     """
     with history.lock:
         news = {name: None if since is None else history.newer(name, since) for name in names}
@@ -36,7 +36,7 @@ def answer(
 
 
 def _counted(history: History, axis: str) -> Points | None:
-    """The lines that say how much has been heard, for an axis that counts it."""
+    """The lines that count samples or hours, for an axis that needs them."""
     if axis not in COUNTED:
         return None
     known = history.points(COUNTED[axis])
@@ -44,13 +44,13 @@ def _counted(history: History, axis: str) -> Points | None:
 
 
 def x_axis(history: History, points: Points, axis: str, known: Points | None) -> np.ndarray:
-    """The x of each point, never falling. What a line does not say itself is read off the lines that say it."""
+    """The x of each point, never decreasing; interpolated from other lines if a line does not have it itself."""
     if axis == "time" or not len(points.steps):
         return np.maximum.accumulate(points.times)
     if axis == "step":
         if points.steps.any() and np.all(np.diff(points.steps) >= 0):
             return points.steps
-        main = history.points("loss/train")  # a watchdog knows the time better than the step
+        main = history.points("loss/train")  # watchdog lines have a reliable time but no step
         return np.interp(points.times, main.times, main.steps) if len(main.times) else np.sort(points.steps)
     if known is None or not len(known.steps):
         return np.full(len(points.steps), math.nan)
@@ -60,7 +60,7 @@ def x_axis(history: History, points: Points, axis: str, known: Points | None) ->
 def _line(
     found: Points, old: int, x_of: Callable[[Points], np.ndarray], points: int, smooth: float
 ) -> dict[str, np.ndarray]:
-    """What is sent of the points after the `old` ones, which only the smooth line looks back on."""
+    """The line sent for the points after the first `old` ones, which are used only for smoothing."""
     kept = old + spikes(found.values[old:], points)
     shown = Points(*(part[kept] for part in found))
     line = {"x": np.ascontiguousarray(x_of(shown)), "y": shown.values}
@@ -70,7 +70,7 @@ def _line(
 
 
 def spikes(values: np.ndarray, points: int) -> np.ndarray:
-    """Which values to show, in order, at most `points` of them: the least and the greatest of equal stretches."""
+    """Sorted indices of at most `points` values: the minimum and maximum of equal stretches."""
     count = len(values)
     if count <= points:
         return np.arange(count)
@@ -87,14 +87,14 @@ def spikes(values: np.ndarray, points: int) -> np.ndarray:
 
 
 def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
-    """Debiased exponential moving average (Adam, section 3); NaN is passed over, and stays NaN.
+    """Debiased exponential moving average (Adam, section 3); NaNs are skipped, and stay NaN.
 
-    a[i] = weight * a[i - 1] + (1 - weight) * values[i] from 0, divided by 1 - weight^(i + 1): the first values weigh no
-    more than later ones. Worked out in chunks: within one all at once, by powers.
+    a[i] = weight * a[i - 1] + (1 - weight) * values[i] with a[-1] = 0, divided by 1 - weight^(i + 1), so that the first
+    values are not weighted more than later ones. Computed in chunks, vectorised with powers of `weight`.
     """
     averages = np.full(len(values), np.nan)
     average, count = 0.0, 0
-    for start in range(0, len(values), PIECE):  # so that millions of values take no more memory than thousands
+    for start in range(0, len(values), PIECE):  # bounds memory for millions of values
         piece = values[start : start + PIECE]
         good = np.flatnonzero(np.isfinite(piece))
         if len(good):
@@ -106,7 +106,7 @@ def smoothed(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def _smooth_piece(inputs: np.ndarray, weight: float, before: Any) -> np.ndarray:
-    # powers of a small weight run out of range: then the past of a short chunk is forgotten all the sooner
+    # powers of a small weight underflow, but then a short chunk suffices
     chunk = max(1, min(CHUNK, int(200 / -math.log10(weight))))
     chunks = -(-len(inputs) // chunk)
     padded = np.zeros(chunks * chunk)

@@ -1,4 +1,4 @@
-"""Runs the dashboard until it is told to stop."""
+"""Runs the dashboard server until it is interrupted."""
 
 import logging
 import socket
@@ -15,7 +15,7 @@ BACKLOG = 512
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that the port is known before the address is printed. OSError names address and remedy."""
+    """A bound socket, so the port is known before the URL is printed. OSError names address and remedy."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -30,7 +30,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(library: Library, access: Access) -> uvicorn.Server:
-    """A server that is ready to run on a socket of `listen`."""
+    """A server to run on a socket from `listen`."""
     config = uvicorn.Config(
         make_app(library, access),
         http=PatientProtocol,
@@ -46,12 +46,12 @@ def make_server(library: Library, access: Access) -> uvicorn.Server:
         h11_max_incomplete_event_size=HEAD_BYTES,
         backlog=BACKLOG,
     )
-    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # a stranger's broken request is no news
+    logging.getLogger("uvicorn").setLevel(logging.ERROR)  # do not log malformed requests
     return uvicorn.Server(config)
 
 
 def serve(library: Library, access: Access, sock: socket.socket, webhook: str | None) -> None:
-    """Answers requests until SIGINT or SIGTERM; tells the webhook of alerts, if there is one."""
+    """Serves requests until SIGINT or SIGTERM, and posts alerts to the webhook, if given."""
     watcher = Webhook(library, webhook) if webhook else None
     if watcher:
         watcher.start()

@@ -1,4 +1,4 @@
-"""Waiting for room: the disk watchdog of one host asks, and all processes of the run wait together."""
+"""Waiting for disk space: requested by the watchdog of one host, done by all processes of the run together."""
 
 import time
 from pathlib import Path
@@ -12,9 +12,9 @@ from echotts.rundir.free_space import Space, measure
 
 
 def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
-    """The space on the disk for which the watchdog asks to wait, on all processes where one is asked; else None.
+    """The usage of the disk for which the watchdog asks to wait, on all processes if any is asked; else None.
 
-    Several processes ask each other every so many steps (`every`, at least 1); one alone looks after each step.
+    Several processes exchange this every `every` steps (at least 1); a single one checks after each step.
     """
     if jax.process_count() > 1 and step % max(every, 1):
         return None
@@ -25,6 +25,6 @@ def asked_to_wait(run_dir: Path, step: int, every: int) -> Space | None:
 
 
 def wait_for_space(run_dir: Path, stop: StopSignal) -> None:
-    """Waits until no process is asked to wait any more, or one is asked to stop."""
+    """Waits until no process is asked to wait any more, or a stop is requested."""
     while any_process(pause.full(run_dir) is not None) and not stop.agreed():
         time.sleep(pause.LOOK_S)

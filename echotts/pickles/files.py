@@ -1,4 +1,4 @@
-"""Pickle files from disk: mapped, run by the machine, and what can go wrong said in one line."""
+"""Reads pickle files from disk through a memory map, and reports errors in one line."""
 
 import errno
 import mmap
@@ -14,7 +14,7 @@ import numpy as np
 from echotts.pickles.machine import Machine
 from echotts.pickles.values import RestrictedPickleError, Unfolding, object_names, plain_names, shown
 
-SPARE_BYTES = 24 << 20  # what a file may ask for beyond a multiple of its size, twice (objects, and the plain result)
+SPARE_BYTES = 24 << 20  # allowance beyond a multiple of the file's size, twice (objects, and the plain result)
 
 _MALFORMED = (
     AttributeError,
@@ -24,7 +24,7 @@ _MALFORMED = (
     MemoryError,
     NotImplementedError,
     OverflowError,
-    RuntimeError,  # RecursionError among them
+    RuntimeError,  # including RecursionError
     TypeError,
     ValueError,
     struct.error,
@@ -37,9 +37,9 @@ _MALFORMED = (
 def read_pickle(path: str | Path) -> Any:
     """The pickle at `path` as dict, list, tuple, str, bytes, numbers, None and numpy arrays (ml_dtypes included).
 
-    Named tuples of optax and flax become tuples; flax's boxes around parameters are opened. Arrays are read-only views
-    of the file, which is mapped, not read: copy what must outlive it. Raises RestrictedPickleError (a ValueError) for
-    a file that is malformed, of protocol 0 or 1, or asks for anything else; FileNotFoundError and OSError as open().
+    Named tuples of optax and flax become tuples; flax's boxes around parameters are unwrapped. Arrays are read-only
+    views of the memory-mapped file: copy what must outlive it. Raises RestrictedPickleError (a ValueError) for a file
+    that is malformed, of protocol 0 or 1, or references anything else; FileNotFoundError and OSError as open().
     """
     with Path(path).open("rb") as file:
         data = _mapped(file, path)
@@ -52,10 +52,10 @@ def read_pickle(path: str | Path) -> Any:
 
 
 def read_npy_pickle(path: str | Path) -> Any:
-    """The one object in a .npy file, as numpy.save writes a dict: what `read_pickle` gives of its pickle.
+    """The single object in a .npy file, such as a dict written by numpy.save, as plain values (see `read_pickle`).
 
-    Raises RestrictedPickleError (a ValueError) for a file that is malformed, holds an array or asks for anything that
-    is neither array nor plain container; FileNotFoundError and OSError as open().
+    Raises RestrictedPickleError (a ValueError) for a file that is malformed, contains an array, or references anything
+    but arrays and plain containers; FileNotFoundError and OSError as open().
     """
     with Path(path).open("rb") as file:
         data = _mapped(file, path)
@@ -65,21 +65,21 @@ def read_npy_pickle(path: str | Path) -> Any:
             header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = header(file)
             if not dtype.hasobject or shape != ():
-                raise ValueError("it holds an array, not one object")
+                raise ValueError("it contains an array, not one object")
             return run(data[file.tell() :], len(data), object_names())
 
         return guarded(path, "a NumPy file of one object", read)
 
 
 def run(data: memoryview, file_bytes: int, names: dict[str, Any], **options: Any) -> Any:
-    """The plain value of a pickle, at a cost in proportion to the file it is in. Options as `Machine` takes them."""
+    """The plain value of a pickle, at a cost proportional to the size of its file. Options as in `Machine`."""
     objects = file_bytes * 3 // 2 + SPARE_BYTES
     value = Machine(data, names, objects, **options).run()
     return Unfolding(objects, 2 * file_bytes + SPARE_BYTES).unfold(value).value
 
 
 def guarded(path: str | Path, kind: str, read: Callable[[], Any]) -> Any:
-    """What `read` gives; every way in which a damaged file can make it fail as RestrictedPickleError."""
+    """The result of `read`; all errors that a damaged file can cause become RestrictedPickleError."""
     try:
         return read()
     except RestrictedPickleError as error:
@@ -88,7 +88,7 @@ def guarded(path: str | Path, kind: str, read: Callable[[], Any]) -> Any:
         if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: zipfile seeks to a corrupt offset
             raise
         reason = shown(str(error) or type(error).__name__)
-        raise RestrictedPickleError(f"{path}: damaged, or not {kind} ({reason}): fetch it again") from error
+        raise RestrictedPickleError(f"{path}: damaged, or not {kind} ({reason}): download it again") from error
 
 
 def _mapped(file: Any, path: str | Path) -> memoryview:

@@ -1,4 +1,4 @@
-"""The pickle machine: opcodes, stack and memo, on plain values only (opcodes as in pickletools, protocols 2 to 5)."""
+"""The pickle interpreter: opcodes, stack and memo, for plain values (opcodes as in pickletools, protocols 2 to 5)."""
 
 import struct
 import sys
@@ -20,19 +20,19 @@ MARK = object()
 LONGEST_NAME = 256
 LONGEST_TEXT = 1 << 24
 LONGEST_COPY = 1 << 12  # longer byte strings stay views of the file
-REFERENCE, NUMBER, CONTAINER, DICT_ITEM, VIEW = 8, 40, 72, 112, 200  # what objects cost, in bytes, rounded up
+REFERENCE, NUMBER, CONTAINER, DICT_ITEM, VIEW = 8, 40, 72, 112, 200  # cost of objects in bytes, rounded up
 
 _number: dict[str, struct.Struct] = {layout: struct.Struct(layout) for layout in ("<B", "<H", "<I", "<Q", "<i", ">d")}
 
 
 class Machine:
-    """One pickle under way. It calls what `names` permits, and nothing else.
+    """Interprets one pickle. Calls only what `names` permits.
 
     Args:
-        names: what may be named, as "module.name", and the function or marker that stands for it.
-        allowance: bytes that the objects it makes may take.
-        records: module prefixes whose classes may be named; instances become tuples (arguments) or dicts (state).
-        persistent: turns a persistent id into a value.
+        names: permitted names, as "module.name", with the function or marker that represents each.
+        allowance: bytes that the created objects may take.
+        records: module prefixes whose classes are permitted; instances become tuples (arguments) or dicts (state).
+        persistent: resolves a persistent id to a value.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Machine:
         self._memo: list[Any] = []
 
     def run(self) -> Any:
-        """The value of the pickle, stand-ins included. RestrictedPickleError, or an ordinary error when malformed."""
+        """The value of the pickle, with stand-ins. RestrictedPickleError, or an ordinary exception if malformed."""
         while True:
             code = self._data[self._position]
             self._position += 1
@@ -63,7 +63,7 @@ class Machine:
                 raise ValueError(f"opcode 0x{code:02x}, which no pickle of protocol 2 to 5 needs for arrays")
 
     def spend(self, cost: int) -> None:
-        """Pays for `cost` bytes of objects; RestrictedPickleError when the allowance is used up."""
+        """Charges `cost` bytes of objects; RestrictedPickleError if the allowance is exceeded."""
         self._allowance -= cost
         if self._allowance < 0:
             raise RestrictedPickleError("asks for far more memory than its size")
@@ -103,7 +103,7 @@ class Machine:
     def _piece(self, count: int) -> memoryview:
         end = self._position + count
         if end > len(self._data):
-            raise EOFError("cut off")
+            raise EOFError("truncated")
         piece = self._data[self._position : end]
         self._position = end
         return piece
@@ -115,7 +115,7 @@ class Machine:
         window = bytes(self._data[self._position : self._position + LONGEST_NAME])
         line, newline, _ = window.partition(b"\n")
         if not newline:
-            raise ValueError(f"a name without an end, or of more than {LONGEST_NAME} bytes")
+            raise ValueError(f"an unterminated name, or one of more than {LONGEST_NAME} bytes")
         self._position += len(line) + 1
         return line.decode()
 
@@ -128,7 +128,7 @@ class Machine:
     def _text(self, layout: str) -> None:
         count = self._take(layout)
         if count > LONGEST_TEXT:
-            raise ValueError(f"a text of {count} bytes")
+            raise ValueError(f"a string of {count} bytes")
         text = str(self._piece(count), "utf-8", "surrogatepass")
         self._push(text, sys.getsizeof(text))
 
@@ -159,7 +159,7 @@ class Machine:
             target[checked_key(key)] = value
 
     def _put(self, index: int) -> None:
-        """Picklers number what they remember 0, 1, 2, ...; another numbering could cost more than it brings."""
+        """Picklers number memo entries 0, 1, 2, ...; other numbers could need unbounded memory."""
         if index > len(self._memo):
             raise ValueError(f"memo {index} after {len(self._memo)} entries")
         self.spend(REFERENCE)
@@ -167,7 +167,7 @@ class Machine:
 
     def _find(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str) or len(module) + len(name) > LONGEST_NAME:
-            raise ValueError(f"a name that is no text, or of more than {LONGEST_NAME} characters")
+            raise ValueError(f"a name that is not a string, or of more than {LONGEST_NAME} characters")
         full = f"{'builtins' if module == '__builtin__' else module}.{name}"
         if full in self._names:
             self._push(self._names[full], REFERENCE)
@@ -175,13 +175,13 @@ class Machine:
             self._push(Record(full), VIEW)
         else:
             raise RestrictedPickleError(
-                f"refused: it asks for {shown(full)}, which is neither array, tensor nor plain container"
+                f"refused: it references {shown(full)}, which is neither array, tensor nor plain container"
             )
 
     def _call(self) -> None:
         arguments, function = self._pop(), self._pop()
         if not isinstance(arguments, tuple) or not callable(function):
-            raise ValueError("a call of something that is no function")
+            raise ValueError("a call of something that is not a function")
         self.spend(VIEW + REFERENCE * len(arguments))
         self._stack.append(function(self.spend, *arguments))
 

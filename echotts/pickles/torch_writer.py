@@ -1,7 +1,7 @@
-"""What `torch.save` would write of arrays and plain containers, without torch: a zip of one pickle and raw storages.
+"""Writes arrays and plain containers as `torch.save` would, without torch: a zip of one pickle and raw storages.
 
-`torch.load(path, weights_only=True)` opens it. Opcodes are those of pickle protocol 2 (pickletools); a tensor is a call
-of torch._utils._rebuild_tensor_v2 on a storage that is named by a persistent id.
+`torch.load(path, weights_only=True)` reads it. Opcodes are those of pickle protocol 2 (pickletools); a tensor is a call
+of torch._utils._rebuild_tensor_v2 with a storage identified by a persistent id.
 """
 
 import struct
@@ -18,7 +18,7 @@ _ROOT = "archive"
 
 
 def write_torch_zip(path: str | Path, content: Any) -> None:
-    """Writes dicts, lists, tuples, text, numbers, None and arrays (as tensors). TypeError for anything else."""
+    """Writes dicts, lists, tuples, strings, numbers, None and arrays (as tensors). TypeError for anything else."""
     storages: list[np.ndarray] = []
     pickled = b"\x80\x02" + _value(content, storages) + b"."
     with atomic_write(Path(path)) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as file:
@@ -47,13 +47,13 @@ def _value(value: Any, storages: list[np.ndarray]) -> bytes:
         return b"\x8a" + bytes([9]) + value.to_bytes(9, "little", signed=True)
     if isinstance(value, float):
         return b"G" + struct.pack(">d", value)
-    raise TypeError(f"a {type(value).__name__} cannot be written into a torch file")
+    raise TypeError(f"a {type(value).__name__} cannot be written to a torch file")
 
 
 def _tensor(array: np.ndarray, storages: list[np.ndarray]) -> bytes:
     kind = array.dtype.kind + str(array.dtype.itemsize)
     if kind not in _STORAGES:
-        raise TypeError(f"an array of {array.dtype} cannot be written into a torch file")
+        raise TypeError(f"an array of {array.dtype} cannot be written to a torch file")
     array = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
     key, size = str(len(storages)), array.size
     storages.append(array)

@@ -1,4 +1,4 @@
-"""What a pickle may hold and name: stand-ins for what is not imported, and the arrays and containers they become."""
+"""Values and names that a pickle may contain: stand-ins for classes, and the arrays and containers they become."""
 
 import re
 from collections.abc import Callable
@@ -9,18 +9,18 @@ import ml_dtypes
 import numpy as np
 
 MOST_INTEGER_KEY = 1 << 16
-DEEPEST = 64  # containers inside each other
+DEEPEST = 64  # nested containers
 
 
 class RestrictedPickleError(ValueError):
-    """The file is malformed, or asks for something that is neither an array nor a plain container."""
+    """The file is malformed, or references something that is neither an array nor a plain container."""
 
 
-Spend = Callable[[int], None]  # pays for the bytes that a function makes (Machine.spend)
+Spend = Callable[[int], None]  # charges the bytes that a function allocates (Machine.spend)
 
 
 def shown(text: str) -> str:
-    """Text from a file as one short line, without control characters."""
+    """Text from a file, shortened to one line without control characters."""
     escaped = text[:200].encode("unicode_escape").decode()
     return escaped if len(escaped) <= 120 else escaped[:117] + "..."
 
@@ -36,15 +36,15 @@ def is_count(number: Any) -> bool:
 
 
 def checked_key(key: Any) -> Any:
-    """Texts, None and small counts. Python hashes larger numbers and tuples the same way everywhere: keys of one hash
-    could be made, and each would be compared with all before it."""
+    """Allows strings, None and small integers as keys. Hashes of larger integers and tuples are predictable, so a file
+    could contain many colliding keys, each of which would be compared with all before it."""
     if key is None or isinstance(key, str) or (isinstance(key, int) and 0 <= key < MOST_INTEGER_KEY):
         return key
-    raise ValueError(f"a {type(key).__name__} as a key, or an integer beyond {MOST_INTEGER_KEY}")
+    raise ValueError(f"a {type(key).__name__} as a key, or an integer above {MOST_INTEGER_KEY}")
 
 
 class Record:
-    """A class that is not imported, or (once called) an instance: its arguments and state are all that is kept."""
+    """A class that is not imported, or (once called) an instance, reduced to its arguments and state."""
 
     def __init__(self, name: str, arguments: tuple = ()) -> None:
         self.name, self.arguments, self.state = name, arguments, None
@@ -54,14 +54,14 @@ class Record:
 
 
 class DType:
-    """A dtype, whose byte order may follow."""
+    """A dtype that may still get a byte order."""
 
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype = dtype
 
 
 class Array:
-    """An array between numpy's _reconstruct and the state that follows it."""
+    """An array between numpy's _reconstruct and its state."""
 
     value: Any = None
 
@@ -89,13 +89,13 @@ def array_from_state(spend: Spend, state: Any) -> Any:
         raise ValueError("an array without a state")
     _, shape, dtype, fortran, raw = state
     if isinstance(dtype, DType) and dtype.dtype.hasobject and shape == () and type(raw) is list and len(raw) == 1:
-        return raw[0]  # one object in an array of no dimensions: only `object_names` permits that dtype
+        return raw[0]  # one object in a zero-dimensional array: only `object_names` permits that dtype
     return _array(spend, raw, dtype, shape, "F" if fortran is True else "C")
 
 
 def _array(spend: Spend, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> np.ndarray:
     if not isinstance(dtype, DType) or not isinstance(raw, (bytes, memoryview)):
-        raise ValueError("an array that holds objects")
+        raise ValueError("an array of objects")
     if not is_shape(shape):
         raise ValueError("an array of impossible shape")
     if order == "K" and is_shape(axes) and sorted(axes) == [*range(len(shape))]:
@@ -114,7 +114,7 @@ def _array(spend: Spend, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any
 
 
 def product(shape: tuple[int, ...]) -> int:
-    """The elements of a shape, without overflow."""
+    """The number of elements of a shape, without overflow."""
     elements = 1
     for length in shape:
         elements *= length
@@ -133,7 +133,7 @@ def _encode(spend: Spend, text: Any, encoding: Any = "latin1") -> bytes:
 
 
 def _dict(spend: Spend, items: Any = ()) -> dict[Any, Any]:
-    """OrderedDict; one with items in the call is written by protocols below 2 only."""
+    """OrderedDict; only protocols below 2 pass items to the call."""
     if items:
         raise ValueError("a dict made of something else")
     return {}
@@ -170,7 +170,7 @@ def plain_names() -> dict[str, Any]:
 
 
 def object_names() -> dict[str, Any]:
-    """`plain_names`, and arrays of no dimensions that hold one plain value: how numpy.save stores a dict."""
+    """`plain_names`, and zero-dimensional arrays with one plain value, as numpy.save stores a dict."""
 
     def dtype(spend: Spend, kind: Any, *rest: Any) -> DType:
         return DType(np.dtype(object)) if kind == "O8" else _dtype(spend, kind, *rest)
@@ -180,16 +180,16 @@ def object_names() -> dict[str, Any]:
 
 @dataclass(slots=True)
 class Unfolded:
-    """A plain value, and what whoever walks it meets, each thing as often as it is named."""
+    """A plain value and the cost of walking it, counting everything as often as it is referenced."""
 
     value: Any
-    objects: int = 0  # bytes of containers, numbers, texts, and of the paths to the leaves
+    objects: int = 0  # bytes of containers, numbers, strings and paths to the leaves
     array_bytes: int = 0
     leaves: int = 0
-    height: int = 0  # containers inside each other
+    height: int = 0  # depth of nested containers
 
     def add(self, part: "Unfolded", path: int) -> None:
-        """`part` is inside, under a key of `path` characters."""
+        """Adds the cost of `part`, which is inside under a key of `path` characters."""
         self.objects += part.objects + path * part.leaves
         self.array_bytes += part.array_bytes
         self.leaves += part.leaves
@@ -197,18 +197,18 @@ class Unfolded:
 
 
 class Unfolding:
-    """Replaces every stand-in of a value. What is shared stays shared, but counts each time it is named.
+    """Replaces every stand-in of a value. Shared values stay shared, but count each time they are referenced.
 
-    Raises RestrictedPickleError where walking or copying the result would meet more than `objects` bytes of containers
-    and paths ("a/b/c" to each leaf) or `array_bytes` of arrays, ValueError where it is nested too deep or in itself.
+    Raises RestrictedPickleError if walking or copying the result would cost more than `objects` bytes of containers
+    and paths ("a/b/c" to each leaf) or `array_bytes` of arrays, ValueError if it is nested too deep or in itself.
     """
 
     def __init__(self, objects: int, array_bytes: int) -> None:
         self._objects, self._array_bytes = objects, array_bytes
-        self._done: dict[int, Unfolded | None] = {}  # by the id of what it was; None is under way
+        self._done: dict[int, Unfolded | None] = {}  # by id of the original; None: in progress
 
     def unfold(self, value: Any) -> Unfolded:
-        """The value as dicts, lists, tuples, arrays, numbers and texts."""
+        """The value as dicts, lists, tuples, arrays, numbers and strings."""
         if id(value) in self._done:
             done = self._done[id(value)]
             if done is None:
@@ -217,7 +217,9 @@ class Unfolding:
         self._done[id(value)] = None
         made = self._unfold(value)
         if made.objects > self._objects or made.array_bytes > self._array_bytes:
-            raise RestrictedPickleError("names the same arrays or containers so often that they unfold to far more")
+            raise RestrictedPickleError(
+                "references the same arrays or containers so often that they unfold to far more"
+            )
         if made.height > DEEPEST:
             raise ValueError(f"containers nested more than {DEEPEST} deep")
         self._done[id(value)] = made
@@ -250,7 +252,7 @@ class Unfolding:
         return made
 
     def _inside(self, made: Unfolded, item: Any, path: int) -> Any:
-        """The plain item of a container; scalars are too many for an `Unfolded` each."""
+        """The plain item of a container; scalars are handled here, as they are too many for an `Unfolded` each."""
         if _is_scalar(item):
             made.objects += 8 + path + (len(item) if isinstance(item, (str, bytes)) else 0)
             made.leaves += 1
@@ -265,7 +267,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _opened(record: Record) -> Any:
-    """A named tuple as a tuple, an object's attributes as a dict, a flax box or frozen dict as what it holds."""
+    """A named tuple as a tuple, an object's attributes as a dict, a flax box or frozen dict as its content."""
     last = record.name.rpartition(".")[2]
     if last == "FrozenDict" and len(record.arguments) == 1:
         return record.arguments[0]

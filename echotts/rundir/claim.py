@@ -72,7 +72,7 @@ def _claimed_here(run_dir: Path) -> Iterator[None]:
 def _claimed_in_bucket(url: str) -> Iterator[None]:
     fs, folder = gcs.open_bucket(url)
     target = f"{folder}/{TRAINER}"
-    with gcs.plainly(url):
+    with gcs.plain_errors(url):
         found = _object(fs, target)
         if found is not None:
             holder = _holder(fs.cat_file(target))
@@ -101,7 +101,7 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
         nonlocal generation
         while not over.wait(HEARTBEAT_S):
             try:
-                with gcs.plainly(url):
+                with gcs.plain_errors(url):
                     _change(fs, "POST", target, generation, "/compose")
                     generation = fs.info(target)["generation"]
             except (FileNotFoundError, FileExistsError):
@@ -120,7 +120,7 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
     finally:
         over.set()
         thread.join(LOOK_S)
-        with contextlib.suppress(OSError), gcs.plainly(url):
+        with contextlib.suppress(OSError), gcs.plain_errors(url):
             _change(fs, "DELETE", target, generation)
 
 

@@ -91,14 +91,14 @@ def write_whole(path: RunPath, text: str) -> None:
             temporary.write_text(text, encoding="utf-8")
         return
     fs, name = gcs.open_bucket(str(path))
-    with gcs.plainly(path):
+    with gcs.plain_errors(path):
         fs.pipe_file(name, text.encode())
 
 
 def read_whole(path: RunPath) -> str | None:
     """The text of a file; None if it does not exist."""
     try:
-        with gcs.plainly(path):
+        with gcs.plain_errors(path):
             return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None

@@ -1,4 +1,4 @@
-"""Text, and a voice if wanted, to speech: a checkpoint, its codec and the sampler behind one class.
+"""Text to speech, optionally in the voice of a reference: a checkpoint, its codec and the sampler in one class.
 
 tts = EchoTTS.load("model.safetensors")
 tts.synthesize("Hello.", speaker_ref="ref.mp3", seed=42).save("hello.wav")
@@ -14,7 +14,7 @@ __all__ = ["EchoTTS", "Speech"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports jax when the class is first asked for: checks of files and references do not wait for it."""
+    """Imports jax only when the class is first used; checks of files and references do not wait for it."""
     if name == "EchoTTS":
         from echotts.synthesis.tts import EchoTTS
 

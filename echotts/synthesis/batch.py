@@ -1,4 +1,4 @@
-"""Static shapes for utterances: what a model was trained with, sizes rounded up to parts of it, rows padded."""
+"""Static shapes for utterances: sizes rounded up to a few steps, padded rows."""
 
 import contextlib
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def rounded(size: int, largest: int, parts: int) -> int:
-    """`size` up to the next of `parts` equal steps to `largest`: so many shapes are compiled at most."""
+    """`size` rounded up to the next of `parts` equal steps up to `largest`, to limit the number of compiled shapes."""
     step = -(-largest // parts)
     return min(-(-size // step) * step, largest)
 
@@ -22,7 +22,7 @@ def rounded(size: int, largest: int, parts: int) -> int:
 def padded_tokens(
     rows: Sequence[Int[np.ndarray, " _n"]], width: int
 ) -> tuple[Int[np.ndarray, "b n"], Bool[np.ndarray, "b n"]]:
-    """Token ids with zeros behind the end, and the mask from their lengths (0 is also BOS)."""
+    """Token ids padded with zeros, and the mask from their lengths (0 is also BOS)."""
     ids = np.zeros((len(rows), width), np.int32)
     lengths = np.array([[len(row)] for row in rows])
     for i, row in enumerate(rows):
@@ -33,7 +33,7 @@ def padded_tokens(
 def padded_references(
     references: Sequence[Float[np.ndarray, "_m c"] | None], frames: int, channels: int
 ) -> tuple[Float[np.ndarray, "b m c"], Bool[np.ndarray, "b m"]]:
-    """Zeros behind the end; a voice that is not given has an empty mask, the dropped condition of training."""
+    """References padded with zeros; a missing one has an empty mask, like a dropped condition in training."""
     latent = np.zeros((len(references), frames, channels), np.float32)
     lengths = np.zeros((len(references), 1), int)
     for row, reference in enumerate(references):
@@ -44,12 +44,12 @@ def padded_references(
 
 
 def make_noise(seed: int, frames: int, channels: int) -> Float[np.ndarray, "t c"]:
-    """Unit noise for one utterance. A longer window begins with the noise of a shorter one."""
+    """Standard normal noise for one utterance. The noise of a longer window starts with that of a shorter one."""
     return np.random.default_rng(seed).standard_normal((frames, channels), dtype=np.float32)
 
 
 class CompileNotice:
-    """Logs a line where the first call of a shape takes long; later ones, and those in the cache, do not."""
+    """Logs a line if the first call with a shape compiles for long; other calls are fast."""
 
     def __init__(self) -> None:
         self._compiled: set[tuple[int, int, float]] = set()
@@ -57,7 +57,7 @@ class CompileNotice:
     @contextlib.contextmanager
     def __call__(self, rows: int, tokens: int, seconds: float) -> Iterator[None]:
         shape = (rows, tokens, seconds)
-        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech: once, and kept for the next time"
+        line = "compiling for batches of %d, up to %d tokens and %.1f s of speech; the result is cached"
         timer = threading.Timer(SLOW_COMPILE_S, logger.info, (line, *shape))
         timer.daemon = True
         if shape not in self._compiled:

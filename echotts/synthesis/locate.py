@@ -1,4 +1,4 @@
-"""Where a checkpoint is: the demo model, a path on this machine, a bucket, or a download from the Hub."""
+"""Locating checkpoints: the demo model, a local path, a bucket, or a download from the Hub."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ HUB_FILE = "model.safetensors"
 
 
 def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
-    """The demo model for None or "demo", a download for a Hub id, a bucket's gs:// as it is; else a local path.
+    """The demo model for None or "demo", a local path, a bucket URL unchanged, or a download for a Hub id.
 
     FileNotFoundError if there is none.
     """
@@ -37,4 +37,4 @@ def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
         return Path(hf_hub_download(name, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise FileNotFoundError(f"{name}: no such path here, and no {HUB_FILE} from the Hub ({reason})") from error
+        raise FileNotFoundError(f"{name}: no such local path, and no {HUB_FILE} on the Hub ({reason})") from error

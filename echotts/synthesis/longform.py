@@ -1,6 +1,6 @@
-"""Text of any length: in pieces that fit the model's window, in one voice, joined at silences.
+"""Text of any length: spoken in pieces that fit the model's window, in one voice, joined at silences.
 
-Each piece ends with the pause that its place in the text asks for, at the loudness of the first one. Without a
+Each piece ends with a pause according to its position in the text, and has the loudness of the first one. Without a
 reference the first piece becomes the voice of the others.
 """
 
@@ -14,28 +14,28 @@ from echotts.text.pace import has_sound
 from echotts.text.sentences import Break, Piece, split_text
 
 PAUSE_S: dict[Break, float] = {"clause": 0.12, "sentence": 0.35, "paragraph": 0.7}
-EDGE_S = 0.03  # kept on both sides of what is louder than the silence around it, and faded
-MOST_GAIN_DB = 6.0  # by which a piece is brought to the loudness of the first
+EDGE_S = 0.03  # of silence kept at both ends of a piece, and faded
+MOST_GAIN_DB = 6.0  # maximum gain to match the loudness of the first piece
 
 
 SpeakPiece = Callable[[int, np.ndarray | None], Speech]
-"""Says the piece of that number in a voice: a reference's latents (m, c), or None for one made up from the seed."""
+"""Speaks the piece with this number in a voice: a reference's latents (m, c), or None for a voice from the seed."""
 
 
 def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
-    """The pieces of a text that hold a sound. ValueError where it holds none."""
-    # What fits is said as it was typed.
+    """The pieces of a text that contain anything to speak. ValueError if there are none."""
+    # Text that fits is not changed.
     pieces = [Piece(text, "paragraph")] if fits(text) else split_text(text, fits)
     sounding = [piece for piece in pieces if has_sound(piece.text)]
     if not sounding:
-        raise ValueError(f"the text {text.strip()[:40]!r} holds no letter or digit: there is nothing to say")
+        raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit")
     return sounding
 
 
 def speak_pieces(pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece) -> Iterator[Speech]:
-    """Each piece as it is said: trimmed, at the first one's loudness, its pause behind it (none behind the last).
+    """Yields each piece trimmed, at the loudness of the first, followed by its pause (none after the last).
 
-    One piece alone is given as it is.
+    A single piece is returned unchanged.
     """
     level: float | None = None
     for number, piece in enumerate(pieces):
@@ -52,7 +52,7 @@ def speak_pieces(pieces: Sequence[Piece], voice: np.ndarray | None, speak: Speak
 
 
 def joined(speeches: Sequence[Speech]) -> Speech:
-    """All pieces as one."""
+    """All pieces concatenated."""
     if len(speeches) == 1:
         return speeches[0]
     return Speech(
@@ -63,7 +63,7 @@ def joined(speeches: Sequence[Speech]) -> Speech:
 
 
 def _edged(samples: Samples, rate: int) -> Samples:
-    """Without the silence at both ends but for a short edge, which rises from nothing and falls back to it."""
+    """Trims silence at both ends except for a short edge, which is faded in and out."""
     start, end = sound_span(samples, rate)
     if not end:
         return samples
@@ -78,7 +78,7 @@ def _edged(samples: Samples, rate: int) -> Samples:
 
 
 def _levelled(samples: Samples, rate: int, level: float | None) -> tuple[Samples, float | None]:
-    """Samples at `level` (LUFS), and the level of those that follow; None sets it."""
+    """Samples at `level` (LUFS), and the level for the following pieces; None means this piece sets it."""
     loudness = measure_loudness(samples, rate)
     if not np.isfinite(loudness):
         return samples, level

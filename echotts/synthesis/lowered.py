@@ -1,4 +1,4 @@
-"""Speaking as programs for a device that need not be here, for `echotts plan --what speak`: nothing runs."""
+"""Synthesis as lowered programs for a device that may be absent, for `echotts plan --what speak`; nothing is run."""
 
 import dataclasses
 import math
@@ -18,11 +18,11 @@ from echotts.model.parameters import abstract, computed_with, merge, split
 SECONDS = 15.0
 TOKENS = 256
 REFERENCE_FRAMES = 256  # 10 s
-WINDOW_FRAMES = 100  # that the codec decodes at a time on an accelerator
+WINDOW_FRAMES = 100  # per codec window on an accelerator
 
 
 def lower_speaking(config: ModelConfig, codec: CodecConfig, sampler: SamplerConfig, device: Any) -> dict[str, Any]:
-    """(program, runs) by name, for SECONDS of speech of one utterance: conditions, the solver's loop, the codec."""
+    """(program, runs) by name for SECONDS of speech of one utterance: conditions, the solver's loop, the codec."""
     place = SingleDeviceSharding(device)
     attend = choose_attention(device.platform, config)
     graphdef, masters = split(abstract(dataclasses.replace(config, remat="none"), attend=attend))

@@ -1,4 +1,4 @@
-"""Voices to speak in: recordings, checked and brought to a level, as latents of the model's codec."""
+"""Reference voices: recordings, validated and normalised, encoded to latents of the model's codec."""
 
 import logging
 from collections.abc import Sequence
@@ -13,29 +13,29 @@ from echotts.synthesis.stretches import best_stretches
 from echotts.synthesis.voices import SUFFIX, About, Voice, latent_for, read_voice
 
 LIMIT_S = 300.0
-CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # of a recording that is looked at before the work
+CHECK_RATE_HZ, CHECK_S = 16_000, 60.0  # rate and duration for the early check of a recording
 LEAST_S = 0.5
-CONTEXT_FRAMES = 8  # what a codec frame can depend on, each side (docs/codec.md)
-LOUDNESS_LUFS = -16.0  # as data preparation leaves recordings
+CONTEXT_FRAMES = 8  # frames on each side that a codec frame can depend on (docs/codec.md)
+LOUDNESS_LUFS = -16.0  # as in data preparation
 
 SpeakerReference = str | Path | tuple[Samples, int] | np.ndarray
-"""A recording of the voice: a file, (mono samples, rate in Hz), or its latent (m, c) by the model's codec; or the file
-of a saved voice (voices.py)."""
+"""A recording of the voice: a file, (mono samples, rate in Hz), its latent (m, c) by the model's codec, or the file of
+a saved voice (voices.py)."""
 
 logger = logging.getLogger(__name__)
 
 
 def check_reference(samples: Samples, rate: int, name: str) -> None:
-    """ValueError where a recording is too short or too quiet to hold a voice."""
+    """ValueError if a recording is too short or too quiet to contain a voice."""
     seconds = len(samples) / rate
     if seconds < LEAST_S:
-        raise ValueError(f"{name}: {seconds:.2f} s long: a reference needs at least {LEAST_S} s of a voice")
+        raise ValueError(f"{name}: is {seconds:.2f} s long: a reference needs at least {LEAST_S} s of speech")
     if not len(trim_silence(samples, rate)):
-        raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of a voice")
+        raise ValueError(f"{name}: is silent: a reference needs at least {LEAST_S} s of speech")
 
 
 def check_recording(path: str | Path) -> None:
-    """ValueError or OSError where a file is neither a recording of a voice nor a saved one, before anything heavy."""
+    """An early check of a reference file; ValueError or OSError if it is neither a recording nor a saved voice."""
     if Path(path).suffix == SUFFIX:
         read_voice(Path(path).expanduser())
         return
@@ -43,9 +43,9 @@ def check_recording(path: str | Path) -> None:
 
 
 def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_frames: int) -> Float[np.ndarray, "m c"]:
-    """The latent of a voice, at most `window_frames` long; what is cut is logged.
+    """The latent of a voice, at most `window_frames` long; truncation is logged.
 
-    Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+    Raises ValueError if a recording is unreadable, silent or shorter than half a second.
     """
     if isinstance(reference, str | Path) and Path(reference).suffix == SUFFIX:
         reference = latent_for(Path(reference).expanduser(), codec)
@@ -57,7 +57,10 @@ def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_fra
     window_s = window_frames / (codec.sample_rate / codec.hop_length)
     if seconds > window_s:
         logger.warning(
-            "%s: %.1f s long, the first %.1f s are used (the model's window for references)", name, seconds, window_s
+            "%s: is %.1f s long, only the first %.1f s are used (the model's window for references)",
+            name,
+            seconds,
+            window_s,
         )
     level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
     heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
@@ -65,9 +68,9 @@ def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_fra
 
 
 def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_frames: int) -> Voice:
-    """A voice to be saved: the best `window_frames` of the recordings, as latents of `codec`.
+    """A new voice: the best `window_frames` of the recordings, as latents of `codec`.
 
-    Raises ValueError or OSError for a recording that is unreadable, silent or holds no speech.
+    Raises ValueError or OSError if a recording is unreadable, silent or without speech.
     """
     names, rate = [str(path) for path in recordings], codec.sample_rate
     samples = [read_audio(Path(path).expanduser(), rate, limit_s=LIMIT_S) for path in recordings]
@@ -85,13 +88,13 @@ def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_fr
 
 
 def silence_of(codec: LatentCodec) -> Float[np.ndarray, "1 c"]:
-    """One frame of the codec's silence: the median over a second, because the edges are not silence."""
+    """One frame of the codec's silence: the median over a second, since the edges differ."""
     frames = round(codec.sample_rate / codec.hop_length)
     return np.median(np.asarray(codec.silence_latent(frames)), axis=0, keepdims=True)
 
 
 def round_trip(samples: Samples, rate: int, codec: LatentCodec) -> Samples:
-    """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+    """A recording encoded and decoded, at the codec's rate and the same length: an upper bound of speech quality."""
     heard = loudness_normalise(resample(samples, rate, codec.sample_rate), codec.sample_rate, LOUDNESS_LUFS)
     return np.asarray(codec.decode(codec.encode(heard[None])), np.float32)[0, : len(heard)]
 
@@ -100,9 +103,9 @@ def _checked_latent(latent: np.ndarray, channels: int) -> Float[np.ndarray, "m c
     if latent.ndim == 1:
         raise ValueError("speaker_ref: a bare waveform has no sample rate: give (samples, rate), or the path of a file")
     if latent.ndim != 2 or not len(latent) or latent.shape[1] != channels:
-        raise ValueError(f"speaker_ref: a latent of shape {latent.shape}, the model takes (frames, {channels})")
+        raise ValueError(f"speaker_ref: a latent of shape {latent.shape}, expected (frames, {channels})")
     if not np.isfinite(latent).all():
-        raise ValueError("speaker_ref: the latent holds values that are not finite (NaN or infinite)")
+        raise ValueError("speaker_ref: the latent has values that are not finite (NaN or infinite)")
     return latent.astype(np.float32)
 
 
@@ -113,7 +116,7 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         if samples.ndim != 1:
             raise ValueError(f"speaker_ref: samples of shape {samples.shape}: give one channel, as in (samples, rate)")
         if not np.isfinite(samples).all():
-            raise ValueError("speaker_ref: holds samples that are not finite (NaN or infinite)")
+            raise ValueError("speaker_ref: has samples that are not finite (NaN or infinite)")
         return resample(samples, rate, sample_rate), "speaker_ref"
     if not isinstance(reference, str | Path):
         raise TypeError(
@@ -121,5 +124,5 @@ def _read(reference: str | Path | tuple[Samples, int], sample_rate: int) -> tupl
         )
     samples = read_audio(reference, sample_rate, limit_s=LIMIT_S)
     if len(samples) >= round(LIMIT_S * sample_rate):
-        logger.warning("%s: longer than %.0f s, the rest is not read", reference, LIMIT_S)
+        logger.warning("%s: longer than %.0f s, the rest is ignored", reference, LIMIT_S)
     return samples, str(reference)

@@ -1,6 +1,6 @@
-"""What was said: where it ends, and the files it is written to.
+"""Synthesised speech: finding its end, and writing it to files.
 
-The end is told by the latents' distance to silence, and by the energy of the sound where that does not tell.
+The end is found by the latents' distance to silence or, if that is inconclusive, by signal energy.
 """
 
 import io
@@ -14,15 +14,17 @@ from echotts.audio import MP3_RATE_KBPS, OUTPUT_LOUDNESS_LUFS, Samples, write_au
 from echotts.files import write_whole
 
 SILENT_WINDOW_FRAMES = 20
-SILENT_SHARE = 0.35  # of the loud frames' distance to silence; measured: speech 0.3 to 1.2, encoded silence below 0.29
-LOUD_FRAMES = 5  # the loudest but four is what loud means: a click does not count, a word of 0.2 s does
+SILENT_SHARE = (
+    0.35  # relative to the loud frames' distance to silence; measured: speech 0.3 to 1.2, encoded silence below 0.29
+)
+LOUD_FRAMES = 5  # the fifth loudest frame defines loud: a click does not count, a word of 0.2 s does
 KEPT_TAIL_FRAMES = 1
 ENERGY_THRESHOLD_DB = -40.0
 
 
 @dataclass(frozen=True)
 class Speech:
-    """What was said: `samples`, and the `latents` that the codec made them from, cropped alike."""
+    """Synthesised speech: `samples` and the `latents` they were decoded from, cropped alike."""
 
     samples: Float[np.ndarray, " n"]
     sample_rate: int
@@ -57,15 +59,15 @@ class Speech:
 
 
 def silent_window(frames: int) -> int:
-    """How many silent frames in a row are an end: 20 in a long window, an eighth of a short one."""
+    """How many consecutive silent frames end speech: 20 in a long window, an eighth of a short one."""
     return min(SILENT_WINDOW_FRAMES, max(2, frames // 8))
 
 
 def find_end(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"], window: int) -> int | None:
-    """Where speech ends, in frames: the first stretch of `window` silent frames after a frame that is not.
+    """Where speech ends, in frames: at the first run of `window` silent frames after a non-silent one.
 
-    A frame is silent when its distance to the silence latent is small beside that of the loudest frames. What lies
-    behind the last frame counts as silent. None where no frame can be told from silence, or no end is found.
+    A frame is silent if its distance to the silence latent is small relative to that of the loudest frames. What
+    follows the last frame counts as silent. None if no frame differs from silence, or no end is found.
     """
     distance = np.sqrt(np.mean(np.square(latents - silence), axis=1))
     loud = np.sort(distance)[-LOUD_FRAMES:][0]
@@ -79,7 +81,7 @@ def find_end(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"
 
 
 def energy_end(samples: Samples, rate: int, hop_samples: int) -> int:
-    """Where sound ends, in frames: behind the last that is within 40 dB of the loudest. All frames of silence stay."""
+    """Where sound ends, in frames: after the last frame within 40 dB of the loudest. Pure silence is not cropped."""
     frames = len(samples) // hop_samples
     power = np.mean(np.square(samples.astype(np.float64)).reshape(frames, hop_samples), axis=1)
     loud = np.flatnonzero(power > power.max() * 10.0 ** (ENERGY_THRESHOLD_DB / 10.0))

@@ -1,4 +1,4 @@
-"""Which parts of recordings show a voice best: loud, steady, free of noise and clipping."""
+"""Selects the parts of recordings that represent a voice best: of usual level, without noise and clipping."""
 
 import logging
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from jaxtyping import Float
 from echotts.audio import Samples, clipped_share
 
 FRAME_S = 0.02
-PAUSE_S = 0.25  # of quiet that ends a phrase
-LEAST_S = 0.3  # of a phrase
-GAP_S = 0.08  # between phrases that were put together
-SPEECH_DB = 25.0  # below the loud frames: quieter is a pause
+PAUSE_S = 0.25  # minimum silence between phrases
+LEAST_S = 0.3  # minimum length of a phrase
+GAP_S = 0.08  # between joined phrases
+SPEECH_DB = 25.0  # below the loud frames: anything quieter is a pause
 NOISY_DB = 15.0
 CLIPPED_SHARE = 0.001
-LEVEL_SLOPE = 0.1  # of the score for a dB away from the usual level
+LEVEL_SLOPE = 0.1  # penalty per dB of deviation from the usual level
 ENOUGH_SNR_DB = 30.0
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ class Phrase:
 
 
 def best_stretches(recordings: Sequence[Samples], rate: int, seconds: float, names: Sequence[str]) -> Samples:
-    """At most `seconds` of speech, the best phrases of all recordings in their order.
+    """The best phrases of all recordings, at most `seconds` of speech, in their original order.
 
-    What is wrong with the chosen ones (noise, clipping) is logged by the recording's name. ValueError without speech.
+    Logs noise and clipping of the chosen phrases per recording. ValueError if there is no speech.
     """
     phrases = [phrase for number, samples in enumerate(recordings) for phrase in find_phrases(samples, rate, number)]
     if not phrases:
@@ -60,7 +60,7 @@ def best_stretches(recordings: Sequence[Samples], rate: int, seconds: float, nam
 
 
 def find_phrases(samples: Samples, rate: int, recording: int = 0) -> list[Phrase]:
-    """The stretches of speech of one recording, by the energy of its frames."""
+    """The phrases of one recording, found by the energy of its frames."""
     levels = _levels_db(samples, rate)
     if not len(levels) or levels.max() < -80:
         return []

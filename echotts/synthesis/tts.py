@@ -1,4 +1,4 @@
-"""Text, and a voice if wanted, to speech: the model, its codec and the sampler behind one class.
+"""Class EchoTTS: text to speech with a model, its codec and the sampler.
 
 Everything is compiled once per bucket (batch.py). Conditions are encoded once per utterance.
 """
@@ -35,42 +35,42 @@ from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
-TEXT_SHAPES, FRAME_SHAPES = 2, 4  # sizes that the largest is cut into; references have one
-PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # what published checkpoints of PUBLISHED_CHANNELS were trained on
+TEXT_SHAPES, FRAME_SHAPES = 2, 4  # number of compiled sizes up to the largest; references have one
+PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
 PUBLISHED_CHANNELS = 128
-FILLED_SHARE = 0.9  # of a window that a piece of a long text may fill, by its estimated duration
-LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not cut for its duration
+FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by its estimated duration
+LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
 
 
 class EchoTTS:
-    """A model with its codec, ready to speak. Make one with `load`."""
+    """A model with its codec, ready to synthesise. Create one with `load`."""
 
     def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec) -> None:
-        """ValueError where the codec or the tokenizer does not fit the model."""
+        """ValueError if the codec or the tokenizer does not match the model."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
-                f"the model makes latents of {config.latent_channels} channels, the codec {codec.codec_id} takes "
-                f"{codec.latent_channels}: give the codec the model was trained with"
+                f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
+                f"{codec.latent_channels}: use the codec that the model was trained with"
             )
         self.tokenizer: Tokenizer = tokenizer_from_json(facts.tokenizer or {"kind": "byte"})
         if self.tokenizer.vocabulary > config.vocabulary:
             raise ValueError(
-                f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model knows {config.vocabulary}"
+                f"the checkpoint's tokenizer has {self.tokenizer.vocabulary} ids, its model only {config.vocabulary}"
             )
         self.config = config
         self.codec = codec
         self.facts = facts
-        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # of published training
+        self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
         attend = choose_attention(jax.default_backend(), config)
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
         self._announced = CompileNotice()
-        self._readable: Callable[[str], str] = str  # what a text is before it is encoded
+        self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
 
     def __repr__(self) -> str:
@@ -90,15 +90,15 @@ class EchoTTS:
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
     ) -> "EchoTTS":
-        """Run directory (gs:// too), one of its checkpoints, .safetensors, .pkl or Hub id; None: the built-in model.
+        """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id; None: the demo model.
 
-        The codec is the one the checkpoint names (published ones name none: then facebook/dacvae-watermarked, from this
-        machine or the Hub); `codec` names another. `weights` ("ema" or "raw") chooses
-        in a run directory. `dtype` of the computation is float32 on a CPU and the model's own elsewhere.
-        Raises FileNotFoundError, OSError or ValueError with one line.
+        The codec is the one that the checkpoint names (published ones name none; the default is then
+        facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
+        selects weights of a run directory. The default `dtype` of computation is float32 on a CPU and the model's own
+        elsewhere. Raises FileNotFoundError, OSError or ValueError with a one-line message.
         """
         path = locate_checkpoint(checkpoint)
-        # Here, not above: Orbax, which reads run directories, takes longer to import than everything else.
+        # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
         from echotts.checkpoint.export import load_weights
         from echotts.codec.registry import find_codec
 
@@ -107,10 +107,10 @@ class EchoTTS:
         if codec is None and not trained.id and not trained.weights_hash:
             if loaded.config.latent_channels != PUBLISHED_CHANNELS:
                 raise ValueError(
-                    f"{path}: names no codec for its latents of {loaded.config.latent_channels} channels: "
+                    f"{path}: does not name the codec of its latents of {loaded.config.latent_channels} channels: "
                     "give one with --codec"
                 )
-            logger.info("%s names no codec: using %s (--codec names another)", path, PUBLISHED_CODEC)
+            logger.info("%s names no codec: using %s (override with --codec)", path, PUBLISHED_CODEC)
             codec = PUBLISHED_CODEC
         found = find_codec(trained.id, trained.weights_hash, override=codec)
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
@@ -124,7 +124,7 @@ class EchoTTS:
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
-        """Compiles what `synthesize` uses for speech of at most `duration` seconds, so that the first one is quick."""
+        """Compiles what `synthesize` needs for up to `duration` seconds, so that the first call is fast."""
         sampler, longest = SamplerConfig(steps=steps), self.limits.tokens
         for tokens in {rounded(1, longest, TEXT_SHAPES), longest}:
             self._speak([np.zeros(tokens, np.int32)], [None], [0], self._most_frames(duration), sampler, rows=1)
@@ -139,12 +139,12 @@ class EchoTTS:
 
     @property
     def window_s(self) -> float:
-        """The longest speech the model was trained to make, in seconds."""
+        """The longest speech that the model was trained on, in seconds."""
         return self.limits.frames / self.frame_rate_hz
 
     @property
     def reference_window_s(self) -> float:
-        """How much of a reference the model hears, in seconds."""
+        """The longest reference that the model uses, in seconds."""
         return self.limits.reference_frames / self.frame_rate_hz
 
     def synthesize(
@@ -162,11 +162,11 @@ class EchoTTS:
         time_scale: float = 1.0,
         truncation: float = 1.0,
     ) -> Speech:
-        """Speaks `text` in the voice of `speaker_ref`, or in one made up from the seed. The same seed, the same speech.
+        """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
-        A text that does not fit the model's window is spoken in pieces (`stream`) and joined. `duration` is the maximum
-        of a piece in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
-        Raises ValueError for an empty text and for a reference that is silent, too short or unreadable.
+        Text that exceeds the model's window is spoken in pieces (`stream`), which are joined. `duration` is the maximum
+        per piece in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
         """
         sampler = SamplerConfig(
             steps=steps,
@@ -188,17 +188,17 @@ class EchoTTS:
         duration: float = DEFAULT_DURATION_S,
         sampler: SamplerConfig | None = None,
     ) -> Iterator[Speech]:
-        """Speaks a text of any length piece by piece: sentences that fit the window together, in one voice throughout.
+        """Speaks a text of any length piece by piece: sentences that fit the window together, all in one voice.
 
-        Pieces put one behind the other are `synthesize`'s speech: pauses are at their ends, and their loudness is that
-        of the first. Without a reference the first piece is the voice of the others. Errors come with the first piece.
+        The concatenated pieces equal the result of `synthesize`: they include pauses, and have the loudness of the
+        first. Without a reference the first piece is the voice of the others. Errors are raised before the first piece.
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
         _check_text(text)
         longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
         pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
-        ids = [self._encode_text(piece.text) for piece in pieces]  # all are checked before the first is spoken
+        ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
@@ -217,7 +217,7 @@ class EchoTTS:
         sampler: SamplerConfig | None = None,
         rows: int = BATCH_ROWS,
     ) -> list[Speech]:
-        """Many utterances, `rows` at a time through one compiled shape. `seeds` are 0, 1, 2, ... by default."""
+        """Synthesises many utterances, `rows` at a time in one compiled shape. `seeds` default to 0, 1, 2, ..."""
         if not texts:
             return []
         rows = min(rows, len(texts))
@@ -243,7 +243,7 @@ class EchoTTS:
         sampler: SamplerConfig,
         rows: int,
     ) -> list[Speech]:
-        """Token ids and the codec's latents of voices to speech of at most `most` frames, in one compiled shape."""
+        """Synthesises at most `most` frames from token ids and codec latents of voices, in one compiled shape."""
         tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
         reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
         frames = rounded(most, self.limits.frames, FRAME_SHAPES)
@@ -261,13 +261,13 @@ class EchoTTS:
         return speeches
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
-        """A recording through the codec and back, at the codec's rate and of the same length: what speech can be."""
+        """A recording encoded and decoded, at the codec's rate and same length: an upper bound of speech quality."""
         return references.round_trip(samples, rate, self.codec)
 
     def encode_reference(self, reference: SpeakerReference) -> Float[np.ndarray, "m c"]:
-        """The latent of a voice, at most the model's reference window long; what is cut is logged.
+        """The latent of a voice, at most the model's reference window long; truncation is logged.
 
-        Raises ValueError for a recording that is unreadable, silent or shorter than half a second.
+        Raises ValueError if a recording is unreadable, silent or shorter than half a second.
         """
         return references.encode_reference(reference, self.codec, self.limits.reference_frames)
 
@@ -276,7 +276,7 @@ class EchoTTS:
         return references.record_voice(recordings, self.codec, self.limits.reference_frames)
 
     def _fits(self, text: str, longest_s: float) -> bool:
-        """Whether a text can be said at once: by its tokens, and by an estimate of its duration."""
+        """Whether a text fits one window: by its number of tokens and its estimated duration."""
         if not has_sound(text):
             return True
         readable = self._readable(text)
@@ -289,15 +289,15 @@ class EchoTTS:
         return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
-        """The frames of `duration`, at most the model's window; a shorter one is logged where it was asked for."""
+        """The frames of `duration`, at most the model's window; a reduction of an explicit duration is logged."""
         if not 0 < duration < np.inf:
             raise ValueError(f"duration {duration} s: give the maximum duration in seconds, above 0")
         if duration > self.window_s and duration != DEFAULT_DURATION_S:
-            logger.warning("duration %.2f s: the model makes at most %.2f s at once", duration, self.window_s)
+            logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", duration, self.window_s)
         return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)
 
     def _finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:
-        """Crops the silent tail, decodes with the context a codec frame needs, trims the samples alike."""
+        """Crops the silent tail, decodes with the context that a codec frame needs, and crops the samples alike."""
         end = find_end(latents, self.silence, silent_window(self.limits.frames))
         known = end is not None
         decoded = latents if end is None else latents[: end + CONTEXT_FRAMES]
@@ -311,7 +311,7 @@ def _check_text(text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
     if not text.strip():
-        raise ValueError("the text is empty: there is nothing to say")
+        raise ValueError("the text is empty")
 
 
 def _check_seed(seed: int) -> None:

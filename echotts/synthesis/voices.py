@@ -1,6 +1,6 @@
-"""Saved voices: the best stretches of one or several recordings, encoded once, as a small .safetensors file.
+"""Saved voices: the best phrases of one or several recordings, encoded once, in a small .safetensors file.
 
-Voices live in ~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice belongs to the codec that encoded it.
+Voices are stored in ~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice requires the codec that encoded it.
 """
 
 import difflib
@@ -27,7 +27,7 @@ MOST_FRAMES, MOST_CHANNELS = 1 << 16, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What a voice file says of itself."""
+    """The metadata of a voice file."""
 
     codec_id: str
     weights_hash: str
@@ -37,7 +37,7 @@ class About:
 
 @dataclass(frozen=True, eq=False)
 class Voice:
-    """A voice: a reference's latents, as the codec gives them, and where they come from."""
+    """A voice: the codec latents of a reference, and their origin."""
 
     latent: Float[np.ndarray, "m c"]
     about: About
@@ -48,7 +48,7 @@ class Voice:
 
 
 def voices_folder() -> Path:
-    """Where saved voices are; it may not exist yet. OSError without a home."""
+    """The folder of saved voices, which may not exist yet. OSError without a home folder."""
     chosen = os.environ.get("XDG_DATA_HOME")
     try:
         root = Path(chosen) if chosen else Path.home() / ".local" / "share"
@@ -58,7 +58,7 @@ def voices_folder() -> Path:
 
 
 def save_voice(name: str, voice: Voice) -> Path:
-    """Writes a voice under a name, over what was there; equal voices are equal files. ValueError for an odd name."""
+    """Writes or replaces a voice; equal voices give equal files. ValueError for an invalid name."""
     path = _path(name)
     header = json.dumps({**vars(voice.about), "recordings": list(voice.about.recordings)}, sort_keys=True)
     tensors = {TENSOR: np.ascontiguousarray(voice.latent, np.float32)}
@@ -67,7 +67,7 @@ def save_voice(name: str, voice: Voice) -> Path:
 
 
 def read_voice(path: str | Path) -> Voice:
-    """The voice in a file. FileNotFoundError, or ValueError where it is not a whole voice file."""
+    """Reads a voice file. FileNotFoundError, or ValueError if it is invalid."""
     with open_tensors(path) as file:
         if HEADER not in file.header or file.names != [TENSOR]:
             raise ValueError(f"{path}: is not a saved voice: make one with echotts voice save")
@@ -86,7 +86,7 @@ def list_voices() -> list[str]:
 
 
 def find_voice(name: str) -> Path:
-    """The file of a saved voice. ValueError with the nearest names where there is none."""
+    """The file of a saved voice. ValueError with the nearest names if it does not exist."""
     path = _path(name)
     if path.is_file():
         return path
@@ -97,7 +97,7 @@ def find_voice(name: str) -> Path:
 
 
 def latent_for(path: str | Path, codec: LatentCodec) -> Float[np.ndarray, "m c"]:
-    """The latent of a saved voice, for a model that speaks with `codec`. ValueError where another codec made it."""
+    """The latent of a saved voice, for a model that uses `codec`. ValueError if another codec encoded it."""
     voice = read_voice(path)
     if voice.about.weights_hash != codec.weights_hash:
         raise ValueError(
@@ -108,7 +108,7 @@ def latent_for(path: str | Path, codec: LatentCodec) -> Float[np.ndarray, "m c"]
 
 
 def check_name(name: str) -> str:
-    """A name that a voice may have. ValueError where it is none."""
+    """Returns `name`; ValueError if it is not a valid name of a voice."""
     if not NAME.fullmatch(name):
         raise ValueError(f"voice {name!r}: a name has letters, digits, _ . or -, 64 at most, and begins with a letter")
     return name

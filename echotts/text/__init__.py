@@ -1,1 +1,1 @@
-"""Text: token ids, sentences, numbers in words."""
+"""Text processing: token ids, sentences, spelled-out numbers."""

@@ -1,7 +1,7 @@
-"""How long a text takes to say, estimated from its letters alone: an estimate for a reader of medium pace.
+"""Estimates the duration of a spoken text from its characters, for a reader of medium pace.
 
-A letter of an alphabet counts 0.075 s (with spaces about 155 English words a minute), a sign that stands for a syllable
-or a word more, a mark of punctuation its pause.
+A letter of an alphabet counts 0.075 s (with spaces about 155 English words per minute), a character that represents a
+syllable or a word more, a punctuation mark its pause.
 """
 
 import unicodedata
@@ -14,12 +14,12 @@ _SYLLABLES = {"HIRAGANA": 0.13, "KATAKANA": 0.13, "HANGUL": 0.19, "CJK": 0.23, "
 
 
 def estimated_seconds(text: str) -> float:
-    """Seconds that `text` takes to say."""
+    """Estimated seconds of speech for `text`."""
     return sum(map(_seconds, text))
 
 
 def has_sound(text: str) -> bool:
-    """Whether anything in `text` is said: a letter or a digit."""
+    """Whether `text` contains anything that is spoken: a letter or a digit."""
     return any(character.isalnum() for character in text)
 
 

@@ -1,7 +1,7 @@
-"""Long text to pieces that fit a model's window: paragraphs, sentences, and clauses where a sentence is too long.
+"""Splits long text into pieces that fit a model's window: paragraphs, sentences, and clauses of long sentences.
 
-A sentence ends at . ! ? … and their relatives in other scripts, with the quotes and brackets that close behind them.
-A full stop is not an end after an abbreviation or an initial, in a number, or before a lower-case word:
+A sentence ends at . ! ? … and their equivalents in other scripts, including closing quotes and brackets after them.
+A full stop does not end a sentence after an abbreviation or an initial, in a number, or before a lower-case word:
 
 | text | pieces |
 |---|---|
@@ -11,7 +11,7 @@ A full stop is not an end after an abbreviation or an initial, in a number, or b
 | Well... maybe. Really?! | Well... maybe. / Really?! |
 | 它很好。你呢？ | 它很好。 / 你呢？ |
 
-A single line break is a space, unless the next line is an item of a list; an empty line ends a paragraph.
+A single line break counts as a space unless the next line is a list item; an empty line ends a paragraph.
 """
 
 import re
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-LONGEST_WORD = 80  # characters before and behind a full stop that decide whether it ends a sentence
+LONGEST_WORD = 80  # characters before and after a full stop that are used to decide whether it ends a sentence
 
 Break = Literal["clause", "sentence", "paragraph"]
 
@@ -28,7 +28,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# A name, a number or more of the phrase follows these: they never end a sentence.
+# Followed by a name, a number or the rest of the phrase: these never end a sentence.
 _TITLES = _words(
     """
     mr mrs ms mx dr prof rev hon gen col capt cpt lt sgt maj cmdr adm gov sen rep pres st ste mt messrs mme mlle sr
@@ -36,7 +36,7 @@ _TITLES = _words(
     viz e.g i.e z.b d.h u.a v.a bzw vgl p.ex par.ex
     """
 )
-# These may end a sentence: one does where an upper-case word follows.
+# These end a sentence if an upper-case word follows.
 _ABBREVIATIONS = _words(
     """
     etc al inc ltd co corp jr bros dept est a.m p.m u.s u.k u.n e.u d.c usw usf ggf str tel min max jan feb mar apr
@@ -59,18 +59,18 @@ _ORDINAL = re.compile(r"\d{1,2}")
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a text to be spoken at once, and what ends with it."""
+    """A part of a text to be spoken at once, and the kind of break after it."""
 
     text: str
     ends: Break
 
 
 def split_text(text: str, fits: Callable[[str], bool]) -> list[Piece]:
-    """The pieces of a text, in order, each as long as `fits` allows; none crosses a paragraph.
+    """The pieces of a text, in order, as long as `fits` allows; none crosses a paragraph.
 
-    Sentences that fit together stay together. One that is too long is cut at the clause marks that leave the most even
-    parts, then between words, and a word that is too long by itself within it. Joined, the pieces are the text but for
-    white space. ValueError where not even one character fits.
+    Sentences that fit together stay together. A longer one is split at the clause marks that give the most even parts,
+    then between words, and an overlong word anywhere. Joined, the pieces are the text except for white space.
+    ValueError if not even one character fits.
     """
     pieces: list[Piece] = []
     for paragraph in _paragraphs(text):
@@ -84,7 +84,7 @@ def split_text(text: str, fits: Callable[[str], bool]) -> list[Piece]:
 
 
 def sentences(paragraph: str) -> list[str]:
-    """The sentences of one paragraph, white space between them taken off."""
+    """The sentences of one paragraph, without the white space between them."""
     found: list[str] = []
     start = 0
     for end in _END.finditer(paragraph):
@@ -97,7 +97,7 @@ def sentences(paragraph: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Paragraphs and items of lists, each on one line."""
+    """Paragraphs and list items, each on one line."""
     for block in _PARAGRAPH.split(text.replace("\r\n", "\n")):
         for item in _ITEM.split(block):
             if line := " ".join(item.split()):
@@ -105,7 +105,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _ends(text: str, start: int, mark: re.Match[str]) -> bool:
-    """Whether a sentence that began at `start` ends with `mark`."""
+    """Whether the sentence from `start` ends at `mark`."""
     stops = mark[0].rstrip(_CLOSING)
     following = text[mark.end() : mark.end() + LONGEST_WORD].lstrip().lstrip("\"'“‘«‹([{¿¡")
     if not following or stops[-1] in "。！？｡।":
@@ -122,13 +122,13 @@ def _ends(text: str, start: int, mark: re.Match[str]) -> bool:
         return following[0].isupper()
     if len(last) == 1 and last.isalpha() and words[-1].isupper() and last != "i":  # an initial
         return False
-    if _ORDINAL.fullmatch(last):  # an item's number; in German a day or a century
+    if _ORDINAL.fullmatch(last):  # a list item's number; in German a day or a century
         return len(words) > 1 and re.split(r"\W", following, maxsplit=1)[0].lower() not in _MONTHS
     return True
 
 
 def _cut(sentence: str, fits: Callable[[str], bool]) -> list[str]:
-    """A sentence in parts that fit."""
+    """Splits a sentence into parts that fit."""
     if fits(sentence):
         return [sentence]
     for marks in (_CLAUSE, re.compile(r"\s+")):
@@ -144,7 +144,7 @@ def _cut(sentence: str, fits: Callable[[str], bool]) -> list[str]:
 
 
 def _merged(parts: Sequence[Piece], fits: Callable[[str], bool]) -> list[Piece]:
-    """Neighbours put together while they fit."""
+    """Merges neighbouring parts while they fit."""
     merged: list[Piece] = []
     for part in parts:
         together = f"{merged[-1].text} {part.text}" if merged else ""

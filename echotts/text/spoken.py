@@ -1,4 +1,4 @@
-"""English as it is read aloud: numbers, amounts, times and a few signs written out in words.
+"""Spells out English numbers, amounts, times and a few signs as they are read aloud.
 
 | written | read |
 |---|---|
@@ -36,7 +36,7 @@ _NUMBER = r"\d{1,3}(?:,\d{3})+|\d+"
 
 
 def spoken(text: str) -> str:
-    """`text` with every digit and sign of the module's table written out. Text without any comes back unchanged."""
+    """Spells out every number and sign of the module's table; other text is returned unchanged."""
     if not re.search(r"[\d&+@=%]", text):
         return text
     text = re.sub(rf"([$£€])({_NUMBER})(?:\.(\d\d))?(?!\d)", _amount, text)
@@ -53,7 +53,7 @@ def spoken(text: str) -> str:
 
 
 def cardinal(value: int) -> str:
-    """A whole number from 0 below 10**15 in words, British style: one hundred and five."""
+    """A whole number from 0 to 10**15 - 1 in words, in British style: one hundred and five."""
     if value < 20:
         return _ONES[value]
     if value < 100:
@@ -68,7 +68,7 @@ def cardinal(value: int) -> str:
 
 
 def ordinal(value: int) -> str:
-    """First, twenty-second, hundredth, ..."""
+    """Ordinals: first, twenty-second, hundredth, ..."""
     words = cardinal(value)
     last = re.split("[ -]", words)[-1]
     regular = f"{last[:-1]}ieth" if last.endswith("y") else f"{last}th"
@@ -76,7 +76,7 @@ def ordinal(value: int) -> str:
 
 
 def year(value: int) -> str:
-    """A number of four digits as years are read: nineteen eighty-seven, two thousand and five, nineteen hundred."""
+    """A four-digit number read as a year: nineteen eighty-seven, two thousand and five, nineteen hundred."""
     century, rest = divmod(value, 100)
     if (century % 10 == 0 and rest < 10) or value < 1000:
         return cardinal(value)
@@ -101,7 +101,7 @@ def _each(digits: str) -> str:
 
 
 def _standing_apart(found: re.Match[str]) -> str:
-    """The number in words, apart from letters that touch it."""
+    """The number in words, separated from adjacent letters."""
     words = _year_or_number(found[0])
     before = " " if found.start() and found.string[found.start() - 1].isalpha() else ""
     after = " " if found.string[found.end() : found.end() + 1].isalpha() else ""

@@ -1,6 +1,6 @@
-"""Text to token ids: raw UTF-8 bytes (the default) or SentencePiece, and Echo's normalisation for who asks for it.
+"""Text to token ids: raw UTF-8 bytes (the default) or SentencePiece; and Echo's text normalisation, on request.
 
-Id 0 begins every sequence (BOS) and pads it; a mask tells the two apart.
+Id 0 starts every sequence (BOS) and pads it; a mask distinguishes the two.
 """
 
 import base64
@@ -17,7 +17,7 @@ BOS = 0
 Ids = Int32[np.ndarray, "n"]
 TokenizerKind = Literal["byte", "sentencepiece"]
 
-# Echo's training transcripts look like this (docs/training.md); models trained on raw bytes must not get it unasked.
+# The format of Echo's training transcripts (docs/training.md); not for models trained on raw text.
 _ECHO_REPLACEMENTS = {
     "…": "...",
     "‘": "'",
@@ -32,23 +32,23 @@ _ECHO_REPLACEMENTS = {
 
 
 class ByteTokenizer:
-    """UTF-8 bytes behind a BOS: every language, nothing to train."""
+    """UTF-8 bytes after a BOS: supports every language, needs no training."""
 
     kind: TokenizerKind = "byte"
     vocabulary = 256
 
     def encode(self, text: str, limit: int | None = None) -> Ids:
-        """BOS and the bytes of `text`; ValueError when they are more than `limit` ids."""
+        """BOS and the bytes of `text`; ValueError if there are more than `limit` ids."""
         data = _utf8(text)
         if limit is not None and len(data) + 1 > limit:
-            raise ValueError(f"text has {len(data)} bytes, at most {limit - 1} fit: shorten it or speak it in parts")
+            raise ValueError(f"text has {len(data)} bytes, at most {limit - 1} fit: shorten or split it")
         return np.frombuffer(bytes([BOS]) + data, dtype=np.uint8).astype(np.int32)
 
 
 class SentencePieceTokenizer:
     """Pieces of a trained SentencePiece model, shifted by one so that 0 is BOS and padding.
 
-    `model_bytes` is the serialised model, as `train` makes it; ValueError when it is not one.
+    `model_bytes` is the serialised model, as produced by `train`; ValueError if it is invalid.
     """
 
     kind: TokenizerKind = "sentencepiece"
@@ -63,9 +63,9 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocabulary: int) -> "SentencePieceTokenizer":
-        """Learn `vocabulary` ids (BOS included) from `texts`; unseen characters fall back to bytes, so nothing is lost.
+        """Learns `vocabulary` ids (including BOS) from `texts`; unseen characters fall back to bytes.
 
-        Raises ValueError when `texts` cannot fill the vocabulary, or it has no room for the 256 bytes.
+        Raises ValueError if `texts` cannot fill the vocabulary, or it is too small for the 256 bytes.
         """
         model = io.BytesIO()
         try:
@@ -88,14 +88,14 @@ class SentencePieceTokenizer:
         return cls(model.getvalue())
 
     def encode(self, text: str, limit: int | None = None) -> Ids:
-        """BOS and the pieces of `text`; ValueError when they are more than `limit` ids."""
+        """BOS and the pieces of `text`; ValueError if there are more than `limit` ids."""
         pieces = self._processor.encode(_utf8(text).decode("utf-8"))
         if limit is not None and len(pieces) + 1 > limit:
-            raise ValueError(f"text has {len(pieces)} pieces, at most {limit - 1} fit: shorten it or speak it in parts")
+            raise ValueError(f"text has {len(pieces)} pieces, at most {limit - 1} fit: shorten or split it")
         return np.asarray([BOS, *(piece + 1 for piece in pieces)], dtype=np.int32)
 
     def decode(self, ids: Ids) -> str:
-        """The text of `ids`; BOS and padding are dropped."""
+        """The text of `ids`, ignoring BOS and padding."""
         return self._processor.decode([int(i) - 1 for i in ids if i != BOS])
 
     def to_bytes(self) -> bytes:
@@ -107,7 +107,7 @@ Tokenizer = ByteTokenizer | SentencePieceTokenizer
 
 
 class TokenizerJson(TypedDict):
-    """A tokenizer as checkpoints and exports carry it."""
+    """The JSON form of a tokenizer in checkpoints and exports."""
 
     kind: str
     model: NotRequired[str]  # of SentencePiece, base64
@@ -121,7 +121,7 @@ def tokenizer_to_json(tokenizer: Tokenizer) -> TokenizerJson:
 
 
 def tokenizer_from_json(value: TokenizerJson) -> Tokenizer:
-    """The tokenizer that `tokenizer_to_json` described; ValueError names what is wrong with it."""
+    """The inverse of `tokenizer_to_json`; ValueError says what is invalid."""
     kind = value["kind"]
     if kind == ByteTokenizer.kind:
         return ByteTokenizer()
@@ -135,7 +135,7 @@ def tokenizer_from_json(value: TokenizerJson) -> Tokenizer:
 
 
 def normalise_text(text: str) -> str:
-    """Echo's rules: plain quotes, no colons, dashes or line breaks, and a speaker tag in front unless one is there."""
+    """Applies Echo's rules: plain quotes, no colons, dashes or line breaks, and a speaker tag unless present."""
     for written, spoken in _ECHO_REPLACEMENTS.items():
         text = text.replace(written, spoken)
     if text.startswith(("[", "(")) or "S1" in text or "S2" in text:
@@ -145,7 +145,7 @@ def normalise_text(text: str) -> str:
 
 def _utf8(text: str) -> bytes:
     if "\0" in text:
-        raise ValueError(f"text holds NUL at character {text.index(chr(0))}: no training text does, remove it")
+        raise ValueError(f"text contains NUL at character {text.index(chr(0))}: remove it")
     try:
         return text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,1 +1,1 @@
-"""Pretraining: mesh, state, step, loop, checkpoints, metrics. Importing the package itself imports no jax."""
+"""Pretraining: mesh, state, step, loop, reports, samples; planning for TPU slices. Importing it does not import jax."""

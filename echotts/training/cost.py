@@ -1,9 +1,9 @@
-"""How long a step takes by its compiled TPU program: an estimate by the compiler, not measured.
+"""Estimates the step time from a compiled TPU program; an estimate by the compiler, not measured.
 
-Products, other fusions and copies: the compiler's own cycles, at the clock that makes the data sheet's peak. Pallas
-kernels, of which the compiler says nothing: the arithmetic they state, or their traffic with memory where that takes
-longer, and each step of their grid. Collectives: bytes over the chip's links; what is computed between the start and
-the end of an asynchronous one hides it. Latencies of collectives, the host and the input are not in it.
+Products, other fusions and copies: the compiler's own cycle counts, at the clock that gives the data sheet's peak.
+Pallas kernels, for which the compiler gives no estimate: the arithmetic they declare, or their memory traffic if that
+takes longer, plus a cost per grid step. Collectives: bytes over the chip's links, hidden by computation between the
+start and end of asynchronous ones. Latencies of collectives, the host and the input pipeline are not included.
 """
 
 import re
@@ -15,45 +15,45 @@ from typing import Any
 from echotts.training.flops import TERA, Chip
 from echotts.training.program import COLLECTIVES, Instruction, Program, array_bytes, shapes_of
 
-KERNEL = '"tpu_custom_call"'  # the target of a Pallas kernel
-KERNEL_SHARE = 0.5  # of peak that products inside an attention kernel reach: an assumption
-GRID_STEP_S = 0.35e-6  # of a Pallas kernel, beside its work; from the documentation of Pallas
+KERNEL = '"tpu_custom_call"'  # call target of a Pallas kernel
+KERNEL_SHARE = 0.5  # assumed share of peak for products inside an attention kernel
+GRID_STEP_S = 0.35e-6  # overhead of a grid step of a Pallas kernel, from the Pallas documentation
 COPIES = {"copy", "slice", "reverse", "transpose", "reshape", "pad", "concatenate", "broadcast", "convert"}
 FUSED_START, FUSED_END = "async-collective-start", "async-collective-done"
-COSTLIEST = 20  # operations that `to_dict` keeps
+COSTLIEST = 20  # operations kept by `to_dict`
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One instruction of the program, all its runs in a step together."""
+    """One instruction of the program, summed over all its runs in a step."""
 
     kind: str  # product, fusion, copy, kernel, collective
     name: str
     seconds: float
     runs: int
-    source: str  # line of our source
-    op_name: str  # the jax operation
+    source: str  # source line in this package
+    op_name: str  # the JAX operation
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Seconds of one step on each chip, by what they go to; operations sorted, the costliest first."""
+    """Seconds of one step on each chip, broken down; operations are sorted, costliest first."""
 
     products_s: float
     fusions_s: float
     copies_s: float
     kernels_s: float
     collectives_s: float
-    hidden_s: float  # of the collectives, behind computation
-    unknown_kernels: int  # Pallas kernels that do not state their work: counted as nothing
-    collectives: dict[str, int]  # runs a step
-    collective_bytes: int  # that each chip receives
+    hidden_s: float  # part of the collectives hidden behind computation
+    unknown_kernels: int  # Pallas kernels that do not declare their work, counted as 0
+    collectives: dict[str, int]  # runs per step
+    collective_bytes: int  # received by each chip
     clock_hz: float
     operations: list[Operation] = field(repr=False)
 
     @property
     def compute_s(self) -> float:
-        """What the compiler counts: all but Pallas kernels and collectives."""
+        """Time estimated by the compiler: everything except Pallas kernels and collectives."""
         return self.products_s + self.fusions_s + self.copies_s
 
     @property
@@ -61,7 +61,7 @@ class StepCost:
         return self.compute_s + self.kernels_s + self.collectives_s - self.hidden_s
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the costliest operations."""
+        """JSON-serialisable, with the costliest operations."""
         return asdict(self) | {
             "compute_s": self.compute_s,
             "step_s": self.step_s,
@@ -70,14 +70,14 @@ class StepCost:
 
 
 def estimate(text: str, chip: Chip, *, unknown_trips: int = 1) -> StepCost:
-    """The cost of a program for chips of this kind, `compiled.as_text()`; `unknown_trips`: see Program."""
+    """The cost of a program (`compiled.as_text()`) for chips of this kind; `unknown_trips`: see Program."""
     program = Program(text, unknown_trips)
     operations: list[Operation] = []
     counts, received, unknown, hidden = Counter[str](), 0, 0, 0.0
     counted: set[tuple[int, str]] = set()
     for line, runs, around in program.walk():
         found = _collective(program, line)
-        # one that runs beside several fusions stands in each of them
+        # a collective that runs beside several fusions appears in each of them
         if found is not None and (id(around), found.channel) not in counted:
             counted.add((id(around), found.channel))
             kind, size = found.kind, found.received_bytes
@@ -111,7 +111,7 @@ def estimate(text: str, chip: Chip, *, unknown_trips: int = 1) -> StepCost:
 
 
 def kernel_s(line: Instruction, chip: Chip) -> float | None:
-    """Seconds of one run of a Pallas kernel; None where it does not state its work."""
+    """Seconds of one run of a Pallas kernel; None if it does not declare its work."""
     stated = re.search(r'"flops": ?"(\d+)"', line.rest)
     steps = re.search(r'"grid_steps": ?"(\d+)"', line.rest)
     if stated is None or steps is None:
@@ -136,11 +136,11 @@ def _kind(program: Program, line: Instruction) -> str:
 class Collective:
     kind: str
     received_bytes: int  # by each chip
-    channel: str  # its number, or the instruction's name
+    channel: str  # the channel id, or the instruction's name
 
 
 def _collective(program: Program, line: Instruction) -> Collective | None:
-    """The collective of an instruction, which may be a fusion around one; None for anything else."""
+    """The collective of an instruction, possibly inside a fusion; None for other instructions."""
     inside = list(program.inside(line))
     found = next((one for one in (line, *inside) if one.opcode.removesuffix("-start") in COLLECTIVES), None)
     if found is None:
@@ -158,7 +158,7 @@ def _collective(program: Program, line: Instruction) -> Collective | None:
 
 
 def _group(attributes: str) -> int:
-    """How many chips take part: replica_groups by the axes of a mesh, as [groups,chips], or as lists."""
+    """Number of participating chips: replica_groups given by mesh axes, as [groups,chips], or as lists."""
     if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
@@ -169,10 +169,10 @@ def _group(attributes: str) -> int:
 
 
 def _between(program: Program, line: Instruction, around: list[Instruction], chip: Chip) -> float:
-    """Seconds of computation between the start of a collective and its end; 0 where it is not asynchronous.
+    """Seconds of computation between the start and the end of a collective; 0 if it is not asynchronous.
 
-    Starts are instructions such as all-gather-start, whose end names them, or fusions around a collective, whose end
-    is one around the same.
+    Starts are instructions such as all-gather-start, named by their end, or fusions around a collective, whose end is a
+    fusion around the same collective.
     """
     seconds = 0.0
     if line.opcode.endswith("-start"):

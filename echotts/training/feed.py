@@ -1,4 +1,4 @@
-"""Batches onto the devices, and how long the loop waited for them. Reading ahead is the stream's own affair."""
+"""Puts batches onto the devices, and measures the time spent waiting for them. The stream itself prefetches."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from echotts.training import mesh as meshes
 
 @dataclass(frozen=True)
 class Fed:
-    """A global batch, the keys of this process's rows with their numbers, and the stream's state behind it."""
+    """A global batch, the keys and row numbers of this process's rows, and the stream state after it."""
 
     batch: Batch
     keys: Sequence[str]
@@ -28,7 +28,7 @@ class Fed:
 
 
 class Feed:
-    """`next()` gives the next global batch; `waited_s` sums the seconds spent waiting for the stream."""
+    """`next()` returns the next global batch; `waited_s` is the total time spent waiting for the stream."""
 
     def __init__(self, stream: Stream, mesh: Mesh, frames_seen: int = 0):
         self.waited_s = 0.0
@@ -38,30 +38,30 @@ class Feed:
 
     @property
     def rejected(self) -> Mapping[str, int]:
-        """Samples this process has refused, by cause, by the stream's count."""
+        """Samples rejected by this process, by cause."""
         return self._stream.rejections.counts
 
     @property
     def retries(self) -> int:
-        """Requests for shards that had to be made again since the start."""
+        """Number of retried requests for shards since the start."""
         return self._stream.shards.retries
 
     def on_retry(self, listener: Callable[[str], None]) -> None:
-        """`listener` hears of each such request from now on, in one line, from any thread."""
+        """Calls `listener` with one line for each retry from now on, from any thread."""
         self._stream.shards.on_retry(listener)
 
     @property
     def cache_bytes(self) -> int:
-        """What fetched shards take on this machine's disk."""
+        """Bytes of downloaded shards on this machine's disk."""
         return self._stream.shards.cache_bytes
 
     def next(self) -> Fed:
-        """The next batch, its copy to the devices under way."""
+        """The next batch; its copy to the devices is in progress."""
         began = time.perf_counter()
         with jax.profiler.TraceAnnotation("next batch"):
             batch, keys, bucket = self._stream.next()
         self.waited_s += time.perf_counter() - began
-        # of several processes each sees its own rows, which are as long as the others' on average
+        # each process sees only its own rows, whose lengths are those of the others on average
         self._frames_seen += int(np.sum(batch.latent_mask)) * jax.process_count()
         return Fed(
             to_devices(batch, self._mesh), keys, self._stream.rows.own, bucket, self._stream.state(), self._frames_seen

@@ -1,8 +1,8 @@
-"""Analytic cost of a training step: floating-point operations and traffic, and what chips offer.
+"""Analytic cost of a training step: floating-point operations and traffic, and data sheets of chips.
 
-Operations are counted as a multiplication and an addition a weight, attention in full (docs/performance.md has the
-formula with figures). The compiler's own count is of no use here: it counts a scanned layer once and a Pallas kernel
-as nothing.
+Operations are counted as a multiplication and an addition per weight, plus full attention (docs/performance.md has the
+formula with figures). The compiler's own count is unusable here: it counts a scanned layer once and a Pallas kernel as
+nothing.
 """
 
 import re
@@ -12,28 +12,28 @@ from echotts.config import EncoderConfig, ModelConfig
 
 TERA = 1e12
 BF16_BYTES = 2
-BACKWARD = 3  # forward, and twice as much for the gradients of inputs and of weights
+BACKWARD = 3  # forward, plus twice as much for the gradients of inputs and of weights
 
 
 @dataclass(frozen=True)
 class Chip:
-    """What a data sheet says of one chip."""
+    """Data sheet values of one chip."""
 
     name: str
     peak_tflops: float  # bfloat16, dense
-    hbm_gib: float  # v4: what the compiler lets a program use; others: the whole
-    interconnect_gbps: float  # gigabits a second, all links
-    hbm_gbps: float  # gigabytes a second
-    clock_hz: float  # that makes the peak
+    hbm_gib: float  # v4: usable by programs according to the compiler; others: total
+    interconnect_gbps: float  # gigabits per second, all links
+    hbm_gbps: float  # gigabytes per second
+    clock_hz: float  # at which the peak is reached
 
     @property
     def peak(self) -> float:
-        """Dense bfloat16 operations a second."""
+        """Dense bfloat16 operations per second."""
         return self.peak_tflops * TERA
 
     @property
     def one_way_bytes_s(self) -> float:
-        """What a chip receives a second at half its links: one at the corner of a slice has no more of them."""
+        """Bytes per second received over half the links, since a chip at the corner of a slice has no more."""
         return self.interconnect_gbps * 1e9 / 8 / 2
 
 
@@ -44,10 +44,10 @@ CHIPS = {
         Chip("v5e", 197.0, 16.0, 1600.0, 819.0, 1.5e9),
         Chip("v5p", 459.0, 95.0, 4800.0, 2765.0, 1.75e9),
         Chip("v6e", 918.0, 32.0, 3584.0, 1640.0, 1.75e9),
-        Chip("tpu7x", 1153.5, 96.0, 4800.0, 3690.0, 2.2e9),  # one of a chip's two TensorCores: each is a jax device
+        Chip("tpu7x", 1153.5, 96.0, 4800.0, 3690.0, 2.2e9),  # one of a chip's two TensorCores; each is a JAX device
     )
 }
-GPU_TFLOPS = {  # words of jax.Device.device_kind, which all have to be in it; the first match wins
+GPU_TFLOPS = {  # words that must all occur in jax.Device.device_kind; the first match wins
     "H100 PCIe": 756.0,
     "H100 NVL": 835.0,
     "H100": 989.0,  # SXM
@@ -88,7 +88,7 @@ class ForwardFlops:
 
 
 def forward_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> ForwardFlops:
-    """Of one sample with so many latent frames, text tokens and reference frames, padding included."""
+    """Operations of one sample with these latent frames, text tokens and reference frames, including padding."""
     patches = reference_frames // model.patch
     keys = frames + tokens + patches
     layer = 5 * model.width**2 + 3 * model.width * model.mlp_width
@@ -103,29 +103,29 @@ def forward_flops(model: ModelConfig, frames: int, tokens: int, reference_frames
 
 
 def training_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> float:
-    """Of one sample's forward and backward pass: what model FLOPs utilisation (MFU) counts, recomputation left out."""
+    """Forward and backward operations of one sample, without recomputation: the count of model FLOP utilisation."""
     return BACKWARD * forward_flops(model, frames, tokens, reference_frames).total
 
 
 def hardware_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> float:
-    """What a device computes for one sample, with what the configured remat computes a second time: "full" the whole
-    forward pass; "dots" keeps the results of products, and what it repeats counts as nothing here."""
+    """Operations a device executes for one sample, including recomputation by the configured remat: "full" repeats the
+    forward pass; "dots" keeps the results of products, and its remaining recomputation is neglected."""
     forward = forward_flops(model, frames, tokens, reference_frames).total
     return (BACKWARD + (1 if model.remat == "full" else 0)) * forward
 
 
 def fsdp_traffic_bytes(parameters: int, accumulation: int = 1) -> int:
-    """Bytes each device receives a step, all in bfloat16: for each part of the batch the weights twice (forward and
-    backward), and the gradients summed and scattered once."""
+    """Bytes each device receives per step, in bfloat16: for each part of the batch the weights twice (forward and
+    backward), and the reduce-scattered gradients once."""
     return accumulation * parameters * 3 * BF16_BYTES
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Dense bfloat16 operations a second of one device, by jax's name for it; None where it is not known."""
+    """Dense bfloat16 operations per second of one device, by JAX's name for it; None if unknown."""
     chip = DEVICE_KINDS.get(device_kind.lower())
     if chip is not None:
         return CHIPS[chip].peak_tflops * TERA
-    words = set(re.findall(r"\w+", device_kind.lower()))  # whole words: an L40S is no L4
+    words = set(re.findall(r"\w+", device_kind.lower()))  # whole words: an L40S is not an L4
     return next((peak * TERA for name, peak in GPU_TFLOPS.items() if set(name.lower().split()) <= words), None)
 
 

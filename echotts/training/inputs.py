@@ -1,4 +1,4 @@
-"""What a run reads: the stream of training batches, held-out batches, and the facts that an export passes on."""
+"""Inputs of a run: the stream of training batches, held-out batches, and the facts passed on to exports."""
 
 import json
 import logging
@@ -26,18 +26,18 @@ from echotts.text.tokens import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 
 LOGGER = logging.getLogger(__name__)
 
-LISTING_DEADLINES = 2  # that the first process may take in all; each of its requests has one
+LISTING_DEADLINES = 2  # total time limit for process 0; each of its requests has one deadline
 
-MAX_PINS_BYTES = 1 << 30  # of millions of shards
+MAX_PINS_BYTES = 1 << 30  # enough for millions of shards
 
-HELDOUT_SEED = 0x5EED  # not the run's: runs with different seeds are measured on the same batches
+HELDOUT_SEED = 0x5EED  # independent of the run's seed, so that all runs are evaluated on the same batches
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """An opened data set. `heldout` reads this process's rows of the held-out batches, or is None without them.
+    """An opened dataset. `heldout` reads this process's rows of the held-out batches; None without held-out data.
 
-    `pins` are the lists of shards, JSON-ready, which the run directory keeps.
+    `pins` are the lists of shards, JSON-serialisable, which are stored in the run directory.
     """
 
     stream: Stream
@@ -47,10 +47,10 @@ class Inputs:
 
 
 def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs:
-    """Opens `data.data` and `data.heldout`, as the run directory lists them where it does.
+    """Opens `data.data` and `data.heldout`, from the lists stored in the run directory if there are any.
 
-    `own_rows` are the numbers of this process's rows in the global batch; None: all of them. ValueError where the
-    latents are not of the model's channels, or the cache is too small for the shards.
+    `own_rows` are the numbers of this process's rows in the global batch, None means all. ValueError if the latents
+    have other channels than the model, or the cache is too small for the shards.
     """
     tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
@@ -76,7 +76,7 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """Bytes, or the SentencePiece model in a file. FileNotFoundError, or ValueError where it is none."""
+    """The byte tokenizer, or a SentencePiece model from a file. FileNotFoundError, or ValueError if it is invalid."""
     if spec == ByteTokenizer.kind:
         return ByteTokenizer()
     path = Path(spec).expanduser()
@@ -89,9 +89,9 @@ def open_tokenizer(spec: str) -> Tokenizer:
 
 
 def data_facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: LatentScale) -> Facts:
-    """What inference must know of the data: the codec it needs, the tokenizer, one frame of silence, the scale."""
+    """Facts about the data that inference needs: codec, tokenizer, one frame of silence, latent scale."""
     info = dataset.info
-    silence = np.median(dataset.silence, axis=0, keepdims=True)  # the edges of a recording are no silence
+    silence = np.median(dataset.silence, axis=0, keepdims=True)  # frames at the edges of a recording are not silent
     fields = {
         "codec": {
             "id": info.codec_id or config.run.codec or None,
@@ -108,13 +108,13 @@ def data_facts(dataset: Dataset, config: Config, tokenizer: Tokenizer, scale: La
 
 
 def store_pins(config: Config, inputs: Inputs) -> None:
-    """Leaves the lists of shards in the run directory: a resumed run opens the same ones."""
+    """Stores the lists of shards in the run directory, so that a resumed run opens the same ones."""
     if runtime.is_primary() and _stored_pins(config) != inputs.pins:
         write_whole(run_path(config.run.run_dir) / DATA_PINS, json.dumps(inputs.pins) + "\n")
 
 
 def _stored_pins(config: Config) -> dict[str, Any]:
-    """The lists that the run directory has; ValueError where the file is damaged."""
+    """The lists stored in the run directory; ValueError if the file is damaged."""
     if not config.run.run_dir:
         return {}
     path = run_path(config.run.run_dir) / DATA_PINS
@@ -124,11 +124,11 @@ def _stored_pins(config: Config) -> dict[str, Any]:
     try:
         return load_json(text, str(path), dict[str, Any], max_bytes=MAX_PINS_BYTES)
     except ValueError:
-        raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} anew") from None
+        raise ValueError(f"{path}: damaged: delete it to list the shards of {config.data.data} again") from None
 
 
 def _open_shared(config: Config) -> dict[str, Dataset]:
-    """The data sets of the run, opened by one process; the others get the lists from it and ask nobody."""
+    """Opens the datasets in one process; the others get the lists from it and send no requests."""
     if jax.process_count() == 1:
         return _open_all(config)
     pins = messages.agree_on(
@@ -141,7 +141,7 @@ def _open_shared(config: Config) -> dict[str, Dataset]:
 
 
 def _open_all(config: Config) -> dict[str, Dataset]:
-    """`data` and, where there is one, `heldout`: from the run's stored lists where those are of the same arguments."""
+    """Opens `data` and, if set, `heldout`, from the run's stored lists if these belong to the same arguments."""
     arguments = {"data": config.data.data, "heldout": config.data.heldout}
     stored = _stored_pins(config)
     policy = RetryPolicy(deadline_s=config.data.fetch_deadline_s)
@@ -151,13 +151,13 @@ def _open_all(config: Config) -> dict[str, Dataset]:
             continue
         pin = stored.get(name)
         if pin is not None and pin["data"] != argument:
-            LOGGER.warning("data.%s was %s: listing the shards of %s anew", name, pin["data"], argument)
+            LOGGER.warning("data.%s was %s: listing the shards of %s", name, pin["data"], argument)
             pin = None
         opened[name] = open_dataset(argument, pin, policy, config.run.accept_changed_data)
         channels = opened[name].info.channels
         if channels != config.model.latent_channels:
             raise ValueError(
-                f"{argument}: latents of {channels} channels, the model takes {config.model.latent_channels}: "
+                f"{argument}: latents of {channels} channels, but the model takes {config.model.latent_channels}: "
                 f"set --model.latent_channels {channels}, or prepare the data with another codec"
             )
     return opened

@@ -1,4 +1,4 @@
-"""The training loop, top to bottom: open, restore; then next batch, step, log, save, eval, speak, stop."""
+"""The training loop, top to bottom: open, restore; then next batch, step, log, save, evaluate, synthesise, stop."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from echotts.training.samples import Speaker
 
 @dataclass(frozen=True)
 class Result:
-    """Where a run ended; `finished` is False where it was asked to stop before its last step."""
+    """Where a run ended; `finished` is False if it was asked to stop before its last step."""
 
     step: int
     samples_seen: int
@@ -22,10 +22,10 @@ class Result:
 
 
 def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | None = None) -> Result:
-    """Trains `config` in `run.run_dir`, resuming what is there, until `optim.steps` or until asked to stop.
+    """Trains `config` in `run.run_dir`, resuming an existing run, until `optim.steps` or until asked to stop.
 
     `speak` makes speech samples; without it none are written. Raises ConfigDiffersError, CheckpointError,
-    NonFiniteError and what the data raises; whatever happens, committed checkpoints stay whole.
+    NonFiniteError and errors of the data; in any case, committed checkpoints stay intact.
     """
     steps, settings = config.optim.steps, config.run
     check_run_dir(settings.run_dir)
@@ -34,16 +34,16 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
         stop = stop or stack.enter_context(StopSignal())
         run = open_run(config, stack)
         while run.step < steps:
-            run.checkpoints.check()  # a write that failed ends the run now, not at the next one
-            run.launch()  # the devices work on
-            if run.guard.lost(run.step):  # too many steps were left out
+            run.checkpoints.check()  # a failed write ends the run now, not at the next save
+            run.launch()  # returns while the devices compute
+            if run.guard.lost(run.step):  # too many steps were rejected
                 run.go_back()
-            if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):  # by the disk watchdog
+            if space := asked_to_wait(run.run_dir.local, run.step, settings.log_every):  # request of the disk watchdog
                 run.wait_for_space(space, stop)
             leaving = stop.agreed()
             if leaving or run.step == steps or run.checkpoints.due(run.step):
                 run.save()
-            if leaving:  # at once: whoever asked may not wait
+            if leaving:  # at once, because whoever asked may not wait
                 break
             if run.heldout and _due(run.step, settings.eval_every, steps):
                 run.measure(run.heldout)
@@ -54,5 +54,5 @@ def train(config: Config, *, speak: Speaker | None = None, stop: StopSignal | No
 
 
 def _due(step: int, every: int, last: int) -> bool:
-    """Whether something done every so many steps (0: never) is done after this one; the last step counts."""
+    """Whether something done every `every` steps (0: never) is due after this one; it always is at the last step."""
     return every > 0 and (step % every == 0 or step == last)

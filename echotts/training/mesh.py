@@ -1,8 +1,8 @@
-"""The one sharding table: which axis of which parameter is cut over which axis of the device mesh.
+"""The one sharding table: which axes of which parameters are sharded over which axes of the device mesh.
 
-Nothing else in the package names a mesh axis. To change the strategy, edit RULES and AXES and nothing else.
-The mesh has three axes: `data` (whole copies of the model), `fsdp` (parameters and batch are both cut) and `tensor`
-(heads and MLP channels are cut).
+Nothing else in the package names a mesh axis. To change the strategy, edit only RULES and AXES. The mesh has three
+axes: `data` (replicas of the model), `fsdp` (parameters and batch are sharded) and `tensor` (heads and MLP channels are
+sharded).
 """
 
 import functools
@@ -27,7 +27,7 @@ from echotts.model.parameters import structure
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# What each logical axis is cut over; what is not named here stays whole.
+# Mesh axes of each logical axis; anything not listed here is replicated.
 AXES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "embed": ("fsdp",),
@@ -35,8 +35,8 @@ AXES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
 }
 
-# Parameter path -> logical axes of its last dimensions ("" stays whole). The first match wins, no match is an error.
-# Paths are matched at their end, so the table serves parameters, their averages and the optimizer's moments alike.
+# Parameter path -> logical axes of its last dimensions ("" is replicated). The first match wins, no match is an error.
+# Patterns match at the end of paths, so the table serves parameters, their EMA and the optimizer's moments alike.
 RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"attention/w[qkv]\w*/kernel", ("embed", "heads")),
     (r"attention/wgate/kernel", ("embed", "heads")),
@@ -53,14 +53,14 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"\w+/(bias|weight)", ()),
     (r"(step|count)", ()),
 )
-WHOLE_PRECISION = re.compile(r"out_proj/")  # computes in float32 (model/dit.py)
+WHOLE_PRECISION = re.compile(r"out_proj/")  # computed in float32 (model/dit.py)
 _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in RULES)
 
 
 def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh over all devices: `data` copies, `tensor` ways of tensor parallelism, FSDP over the rest.
+    """A mesh over all devices: `data` replicas, `tensor` ways of tensor parallelism, FSDP over the rest.
 
-    Of several slices each holds whole copies: only the gradients of the copies are summed between slices.
+    With several slices each holds complete replicas: only gradients are summed between slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(len(devices), data, tensor)
@@ -70,7 +70,7 @@ def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
         return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
     if data % slices:
         raise ValueError(
-            f"{slices} slices, run.data_ways {data}: each slice holds whole copies of the model, "
+            f"{slices} slices, but run.data_ways is {data}: each slice must hold complete replicas of the model, "
             f"so set --run.data_ways to {slices} or a multiple of it"
         )
     inside, between = (data // slices, *shape[1:]), (slices, 1, 1)
@@ -78,16 +78,16 @@ def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
 
 
 def mesh_shape(devices: int, data: int, tensor: int) -> tuple[int, int, int]:
-    """Sizes of MESH_AXES. ValueError where the devices cannot be cut so."""
+    """Sizes of MESH_AXES. ValueError if the devices cannot be divided that way."""
     if devices % (data * tensor):
-        raise ValueError(f"{devices} devices cannot be cut in data {data} x tensor {tensor} equal parts")
+        raise ValueError(f"{devices} devices are not a multiple of data {data} x tensor {tensor}")
     return (data, devices // (data * tensor), tensor)
 
 
 def check_layout(config: Config, mesh: Mesh | AbstractMesh, host_devices: int) -> None:
-    """ValueError, before anything is traced, where rows or heads cannot be cut evenly or a tensor group spans hosts.
+    """ValueError, before tracing, if rows or heads cannot be divided evenly or a tensor group spans hosts.
 
-    `host_devices` are those of one host; it is asked where the mesh has no devices.
+    `host_devices` is the number of devices per host, used if the mesh has no devices.
     """
     check_batch(config.data.batch_size // config.optim.accumulation, mesh)
     tensor, model = mesh.shape["tensor"], config.model
@@ -97,33 +97,35 @@ def check_layout(config: Config, mesh: Mesh | AbstractMesh, host_devices: int) -
         ("speaker.heads", model.speaker.heads),
     ):
         if heads % tensor:
-            raise ValueError(f"model.{name} {heads} cannot be cut in {tensor} equal parts: change --run.tensor_ways")
+            raise ValueError(
+                f"model.{name} {heads} is not a multiple of tensor_ways {tensor}: change --run.tensor_ways"
+            )
     spans = bool(host_devices % tensor)
     if isinstance(mesh, Mesh):
         groups = mesh.devices.reshape(-1, tensor)
         spans = any(len({device.process_index for device in group}) > 1 for group in groups)
     if spans:
         raise ValueError(
-            f"tensor_ways {tensor}: the devices that share heads would lie on several hosts of {host_devices} devices; "
-            "heads are cut inside a host only: choose a smaller --run.tensor_ways"
+            f"tensor_ways {tensor}: devices that share heads would be on several hosts of {host_devices} devices, but "
+            "heads can be sharded only within a host: choose a smaller --run.tensor_ways"
         )
 
 
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
-    """The rows of a global batch that lie on this process's devices, in order. On a TPU slice hosts interleave."""
+    """The rows of a global batch on this process's devices, in order. On a TPU slice rows of hosts interleave."""
     indices = batch_sharding(mesh).addressable_devices_indices_map((rows,)).values()
     return sorted({row for index in indices if index for row in range(*index[0].indices(rows))})
 
 
 def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
-    """How the array at this '/'-joined path is cut.
+    """The sharding of the array at this '/'-joined path.
 
-    The table names the last dimensions, dimensions before them (stacked layers) stay whole, and so does a dimension
-    that its mesh axes do not divide.
+    The table names the last dimensions. Dimensions before them (stacked layers) are replicated, and so are dimensions
+    that are not divisible by their mesh axes.
     """
     logical = _match(path)
     if len(logical) > len(shape):
-        raise ValueError(f"{path}: the sharding table names {len(logical)} dimensions, the array has shape {shape}")
+        raise ValueError(f"{path}: the sharding table names {len(logical)} dimensions, but the array has shape {shape}")
     names = [""] * (len(shape) - len(logical)) + list(logical)
     cuts = [_cut(name, size, mesh) for name, size in zip(names, shape, strict=True)]
     while cuts and cuts[-1] is None:
@@ -132,7 +134,7 @@ def parameter_spec(path: str, shape: Sequence[int], mesh: Mesh | AbstractMesh) -
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
-    """The same tree with a NamedSharding for each array, by its path. Leaves need a shape, no more."""
+    """The tree with a NamedSharding for each array, by its path. Leaves only need a shape."""
 
     def of_leaf(path: Any, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, parameter_spec(path_name(path), leaf.shape, mesh))
@@ -141,26 +143,26 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the batch axes; everything after the first dimension is whole."""
+    """Rows sharded over the batch axes; other dimensions are replicated."""
     return NamedSharding(mesh, PartitionSpec(AXES["batch"]))
 
 
 def batch_ways(mesh: Mesh | AbstractMesh) -> int:
-    """In how many parts the rows of a batch are cut."""
+    """Number of parts into which the rows of a batch are sharded."""
     return prod(mesh.shape[axis] for axis in AXES["batch"])
 
 
 def check_batch(rows: int, mesh: Mesh | AbstractMesh) -> None:
-    """Raises ValueError where the rows of a batch (or of its accumulated part) cannot be dealt out evenly."""
+    """Raises ValueError if the rows of a batch (or of its accumulated part) cannot be sharded evenly."""
     if rows % batch_ways(mesh):
         raise ValueError(
-            f"{rows} rows at a time cannot be dealt evenly to {batch_ways(mesh)} devices: "
-            "choose batch_size / accumulation as a multiple of that"
+            f"{rows} rows at a time cannot be divided evenly between {batch_ways(mesh)} devices: "
+            "make batch_size / accumulation a multiple of that"
         )
 
 
 def activation_constraint(mesh: Mesh) -> layers.Constrain:
-    """What the model applies to activations at block boundaries: rows stay cut as the batch is."""
+    """A function for activations at block boundaries that keeps rows sharded like the batch."""
     if mesh.size == 1:
         return layers.identity
     sharding = batch_sharding(mesh)
@@ -171,12 +173,12 @@ def activation_constraint(mesh: Mesh) -> layers.Constrain:
     return constrain
 
 
-@functools.cache  # the same function for the same mesh: a model's structure compares by it
+@functools.cache  # cached, because model structures are compared by the identity of this function
 def weight_gather(mesh: Mesh, dtype: str) -> layers.Gather:
-    """What the model applies to parameters before it computes with them: whole kernels in the compute dtype.
+    """A function that gathers whole kernels in the compute dtype before they are used.
 
-    Left to itself, XLA multiplies with kernels cut along the contracted axis piece by piece, 32 rows at a time, where a
-    TPU's matrix unit wants 128 and more. Gradients go the other way: summed and cut again in one reduce-scatter.
+    Otherwise XLA multiplies kernels that are sharded along the contracted axis piece by piece, 32 rows at a time, but
+    a TPU's matrix unit needs at least 128. Gradients are reduced and sharded again in one reduce-scatter.
     """
     if mesh.shape["fsdp"] == 1:
         return layers.identity
@@ -185,7 +187,7 @@ def weight_gather(mesh: Mesh, dtype: str) -> layers.Gather:
         return jax.tree_util.tree_map_with_path(one, params)
 
     def one(path: Any, leaf: Array) -> Array:
-        name = path_name(path).removesuffix("/value")  # of nnx, inside a scan
+        name = path_name(path).removesuffix("/value")  # added by nnx inside a scan
         stored = parameter_spec(name, leaf.shape, mesh)
         used = PartitionSpec(*(None if cut in (AXES["embed"][0], AXES["embed"]) else cut for cut in stored))
         if stored == used or leaf.ndim > 2:
@@ -198,7 +200,7 @@ def weight_gather(mesh: Mesh, dtype: str) -> layers.Gather:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
 def _gathered(kernel: Array, stored: NamedSharding, used: NamedSharding, dtype: Any) -> Array:
-    # cut before the cast's result, so that the cast comes first and half the bytes travel
+    # constrain the sharded result of the cast, so that the cast comes first and half the bytes are transferred
     cast = jax.lax.with_sharding_constraint(kernel.astype(dtype), stored)
     return checkpoint_name(jax.lax.with_sharding_constraint(cast, used), layers.GATHERED)
 
@@ -217,14 +219,14 @@ _gathered.defvjp(_gathered_forward, _gathered_backward)
 
 
 def attention(config: ModelConfig, mesh: Mesh) -> HeadAttention:
-    """The attention of the mesh's platform; a kernel of one device runs on each device's rows and heads."""
+    """The attention of the mesh's platform; a single-device kernel runs on each device's rows and heads."""
     chosen = choose_attention(mesh.devices.flat[0].platform, config)
     if mesh.size > 1 and chosen is gated_attention:
         return _kernel_on_each_device(mesh)
     return with_heads(_on_each_device(splash, mesh)) if mesh.size > 1 and chosen is with_heads(splash) else chosen
 
 
-@functools.cache  # the same function for the same mesh: a model's structure compares by it
+@functools.cache  # cached, because model structures are compared by the identity of this function
 def _kernel_on_each_device(mesh: Mesh) -> HeadAttention:
     def cut(
         q: Array, keys: Any, values: Any, gate: Array, norms: HeadNorms, rope: Array, visible: Any = None, **fixed: Any
@@ -270,12 +272,12 @@ def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
+    """A full copy on each device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def path_name(path: Any) -> str:
-    """A tree path as the table reads it: "opt_state/mu/blocks/attention/wq/kernel"."""
+    """A tree path in the form the table expects: "opt_state/mu/blocks/attention/wq/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

@@ -1,4 +1,4 @@
-"""AdamW as published: warm-up and cosine, decoupled decay with the published mask, clipping by the global norm."""
+"""AdamW as published: warm-up and cosine, decoupled decay with the published mask, clipping by global norm."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from echotts.config import OptimConfig
 from echotts.model import Params, no_decay
 from echotts.model.parameters import flatten, unflatten
 
-EMA_RAMP = 10  # the average forgets its random start: at step s its decay is at most (1 + s) / (10 + s)
+EMA_RAMP = 10  # lets the EMA forget its random start: at step s its decay is at most (1 + s) / (10 + s)
 
 
 def learning_rate(step: Int[Array, ""], config: OptimConfig) -> Float[Array, ""]:
-    """Linear from 0 over the first `warmup_share` of the steps, then half a cosine down to 0 at the last."""
+    """Linear from 0 over the first `warmup_share` of the steps, then a half cosine down to 0 at the last step."""
     warmup = min(round(config.warmup_share * config.steps), config.steps - 1)
     rising = step / max(warmup, 1)
     progress = jnp.clip((step - warmup) / (config.steps - warmup), 0.0, 1.0)
@@ -24,12 +24,12 @@ def learning_rate(step: Int[Array, ""], config: OptimConfig) -> Float[Array, ""]
 
 
 def decay_mask(params: Params) -> Params:
-    """True where weight decay acts."""
+    """True where weight decay applies."""
     return unflatten({path: not no_decay(path) for path in flatten(params)})
 
 
 def make_optimizer(config: OptimConfig, schedule: Any = None) -> optax.GradientTransformation:
-    """Clip, then AdamW. `schedule` (step -> rate, or a number) replaces warm-up and cosine."""
+    """Clipping, then AdamW. `schedule` (step -> rate, or a number) replaces warm-up and cosine."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -44,7 +44,7 @@ def make_optimizer(config: OptimConfig, schedule: Any = None) -> optax.GradientT
 
 
 def update_average(average: Params, params: Params, step: Int[Array, ""], decay: float) -> Params:
-    """The exponential moving average after this step's update; `step` counts the updates before it."""
+    """The EMA after this step's update; `step` is the number of previous updates."""
     ramp = (1.0 + step) / (EMA_RAMP + step)
     weight = jnp.minimum(decay, ramp).astype(jnp.float32)
     return jax.tree.map(lambda old, new: weight * old + (1 - weight) * new, average, params)

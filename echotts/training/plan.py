@@ -1,7 +1,7 @@
-"""What a training needs on a slice that is not there: work and traffic by formula, memory and time by the TPU compiler.
+"""Plans a training on an absent slice: work and traffic by formula, memory and time by the TPU compiler.
 
-The train step is the real one, compiled for the slice's devices on any machine; nothing is run or allocated. Its time
-is the compiler's estimate (training/cost.py), not measured.
+The real train step is compiled for the slice's devices on any machine; nothing is run or allocated. Its time is the
+compiler's estimate (training/cost.py), not measured.
 """
 
 import re
@@ -25,8 +25,8 @@ from echotts.training.topology import Topology
 
 GIB = 2**30
 UTILISATIONS = (0.4, 0.5, 0.6)
-REMATS: tuple[RematName, ...] = ("none", "dots", "full")  # cheapest first: least work done twice
-FURTHER = 50  # times the largest batch known to fit: no further does the search look at once
+REMATS: tuple[RematName, ...] = ("none", "dots", "full")  # cheapest first: least recomputation
+FURTHER = 50  # limit of a search step, times the largest batch known to fit
 LATENT_BYTES = 2  # float16 in shards
 OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -34,13 +34,13 @@ UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes a chip needs for one bucket, as the compiler found."""
+    """Bytes that a chip needs for one bucket, according to the compiler."""
 
     needed: int
     available: int
-    arguments: int | None  # state and batch; None where the compiler gave up and said only the sum
+    arguments: int | None  # state and batch; None if the compiler failed and reported only the total
     temporaries: int | None  # activations, gathered weights, gradients
-    aliased: int | None  # of the arguments, what the results are written over: the donated state
+    aliased: int | None  # donated arguments that are overwritten by results
     compile_s: float
 
     @property
@@ -54,22 +54,22 @@ class BucketPlan:
 
     frames: int
     tokens: int
-    step_flops: float  # of the global batch, forward and backward: what model FLOPs utilisation counts
-    hardware_flops: float  # with what remat computes twice
-    step_s: dict[str, float]  # model FLOPs utilisation -> seconds
+    step_flops: float  # of the global batch, forward and backward, as counted by MFU
+    hardware_flops: float  # including recomputation by remat
+    step_s: dict[str, float]  # MFU -> seconds
     samples_per_s_host: float  # at half of peak
     megabytes_per_s_host: float
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """Estimates by the compiler, not measured, of one bucket's step."""
+    """Compiler estimates, not measured, of one bucket's step."""
 
     step_s: float
-    mfu_share: float  # of peak, by the model's arithmetic
-    hfu_share: float  # with what remat computes twice
+    mfu_share: float  # share of peak, counting model FLOPs
+    hfu_share: float  # share of peak, including recomputation
     samples_per_s: float
-    run_hours: float  # of all configured steps, all in this bucket
+    run_hours: float  # for all configured steps in this bucket
     step_price: float | None  # in the currency of the chip's price
     run_price: float | None
     cost: cost.StepCost
@@ -80,7 +80,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler found of one bucket; no time where it does not fit."""
+    """Compiler results for one bucket; `time` is None if it does not fit."""
 
     memory: Memory
     time: StepTime | None
@@ -91,7 +91,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is known before anything is compiled; JSON-ready by `asdict`."""
+    """What is known before compilation; JSON-serialisable by `asdict`."""
 
     preset: str
     topology: str
@@ -103,9 +103,9 @@ class Plan:
     remat: str
     attention: str
     parameters: int
-    state_bytes_chip: int  # parameters, average and both moments in float32
+    state_bytes_chip: int  # parameters, EMA and both moments in float32
     checkpoint_bytes: int
-    fsdp_bytes_chip: int  # received a step
+    fsdp_bytes_chip: int  # received per step
     fsdp_s: float  # at the chip's one-way interconnect rate
     buckets: list[BucketPlan]
 
@@ -114,12 +114,12 @@ class Plan:
 
 
 def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None) -> Plan:
-    """Every bucket of the configuration on the slice, by formula; devices, where known, say how the state is cut."""
+    """All buckets of the configuration on the slice, by formula; known devices determine the sharding of the state."""
     mesh = slice_mesh(config, devices) if devices is not None else None
     rows, chips = config.data.batch_size, topology.chips
     shape = meshes.mesh_shape(chips, config.run.data_ways, config.run.tensor_ways)
     meshes.check_layout(config, mesh or AbstractMesh(shape, meshes.MESH_AXES), chips // topology.hosts)
-    # shapes are the same on any mesh; without the compiler this machine's own device stands in
+    # shapes are the same on any mesh; without the compiler this machine's own device is used
     state = abstract_state(config, mesh or meshes.make_mesh(devices=jax.devices()[:1]))
     parameters = count_parameters(state.params)
     stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.arrays()))
@@ -145,7 +145,7 @@ def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None)
 
 
 def plan_bucket(config: Config, topology: Topology, bucket: Bucket) -> BucketPlan:
-    """Work and data of one bucket."""
+    """Work and data rate of one bucket."""
     rows, reference = config.data.batch_size, config.data.reference_frames
     shape = (config.model, bucket.frames, bucket.tokens, reference)
     work = rows * flops.training_flops(*shape)
@@ -166,7 +166,7 @@ def plan_bucket(config: Config, topology: Topology, bucket: Bucket) -> BucketPla
 def compile_bucket(
     config: Config, mesh: Mesh, bucket: Bucket, topology: Topology, chip_hour_price: float | None = None
 ) -> Compiled:
-    """Compiles the train step; that it does not fit is an answer, not an error."""
+    """Compiles the train step; not fitting into memory is a result, not an error."""
     began = time.perf_counter()
     available = int(topology.chip.hbm_gib * GIB)
     limit = jax.ShapeDtypeStruct((), jnp.float32)
@@ -194,7 +194,7 @@ def compile_bucket(
 def step_time(
     config: Config, topology: Topology, bucket: Bucket, step: cost.StepCost, chip_hour_price: float | None
 ) -> StepTime:
-    """What the cost of one step means for the chip's utilisation and for the whole run."""
+    """Utilisation, throughput and price from the cost of one step."""
     by_formula = plan_bucket(config, topology, bucket)
     available = topology.chips * topology.chip.peak_tflops * flops.TERA * step.step_s
     hours = step.step_s * config.optim.steps / 3600
@@ -212,7 +212,7 @@ def step_time(
 
 
 def search(config: Config, mesh: Mesh, topology: Topology, compile_one: Callable[[Config], Memory]) -> dict[str, int]:
-    """For each remat, the largest batch size of the largest bucket that fits; 0 where the least does not."""
+    """For each remat, the largest batch size that fits with the largest bucket; 0 if not even the smallest fits."""
     least = meshes.batch_ways(mesh) * config.optim.accumulation
 
     def largest(remat: RematName) -> int:
@@ -226,9 +226,9 @@ def search(config: Config, mesh: Mesh, topology: Topology, compile_one: Callable
 
 
 def largest_that_fits(needed: Callable[[int], Memory]) -> int:
-    """The largest whole number whose memory fits, 0 where that of 1 does not: the next one has been refused.
+    """The largest number whose memory fits, 0 if 1 does not; the next number is known not to fit.
 
-    Memory grows nearly in a straight line. One through the two nearest that are known says where to look next.
+    Memory grows almost linearly, so each guess is on a line through the two nearest known points.
     """
     known = {1: needed(1)}
     if not known[1].fits:
@@ -247,17 +247,17 @@ def largest_that_fits(needed: Callable[[int], Memory]) -> int:
 
 
 def cheapest_remat(largest_batch: Mapping[str, int], rows: int) -> str | None:
-    """The remat that does least work twice among those that have room for a batch of so many rows."""
+    """The remat with the least recomputation among those for which this batch size fits."""
     return next((remat for remat in REMATS if largest_batch[remat] >= rows), None)
 
 
 def slice_mesh(config: Config, devices: Sequence[Any]) -> Mesh:
-    """The mesh the configuration asks for, over the devices of a slice."""
+    """The configured mesh over the devices of a slice."""
     return meshes.make_mesh(data=config.run.data_ways, tensor=config.run.tensor_ways, devices=devices)
 
 
 def abstract_batch(config: Config, bucket: Bucket) -> Batch:
-    """A global batch as shapes."""
+    """A global batch of shapes."""
     rows, reference = config.data.batch_size, config.data.reference_frames
     channels = config.model.latent_channels
 

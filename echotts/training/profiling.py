@@ -1,7 +1,7 @@
-"""Profiler traces of a few steps: at `run.profile_step`, or when somebody touches `<run dir>/profile`.
+"""Profiler traces of a few steps: at `run.profile_step`, or on request by touching `<run dir>/profile`.
 
-Each process traces itself, all of them the same steps, into `<run dir>/profiles/step_*/<process>_<host>`, where
-TensorBoard's profiler (xprof) and Perfetto find them. A profiler that fails costs the trace, never the run.
+All processes trace the same steps, each into `<run dir>/profiles/step_*/<process>_<host>`, where TensorBoard's profiler
+(xprof) and Perfetto find them. A profiler error loses the trace, but never affects the run.
 """
 
 import logging
@@ -24,36 +24,36 @@ FOLDER = "profiles"
 
 
 class Profiler:
-    """Looks for a request every `run.log_every` steps; of several processes the first looks and announces it."""
+    """Checks for a request every `run.log_every` steps; with several processes, process 0 checks and announces it."""
 
     def __init__(self, run_dir: Path, run: RunConfig, reporter: Reporter):
         self._run_dir = run_dir
         self._steps = run.profile_steps
         self._asked = Announcements("profile", every=max(run.log_every, 1))
         self._reporter = reporter
-        self._begins = {run.profile_step} - {0}  # the first steps of traces to come
+        self._begins = {run.profile_step} - {0}  # first steps of scheduled traces
         self._tracing: tuple[int, Path] | None = None  # first step, folder
         self._step = 0
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
-        """In here this step is fetched and launched; in a trace it stands under its number."""
+        """Wraps fetching and launching of a step; labels it with its number in a trace."""
         if step in self._begins and self._tracing is None:
             self._start(step)
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
 
     def launched(self, step: int) -> None:
-        """Ends a trace of which this step was the last; looks whether one is asked for."""
+        """Ends a trace whose last step this was, and checks for a request."""
         self._step = step
         if self._tracing is not None and step >= self._tracing[0] + self._steps - 1:
-            with self._reporter.pause():  # which waits until the step is done
+            with self._reporter.pause():  # waits until the step is done
                 self._stop()
         if self._asked.due(step, self._requested):
             self._begins.add(step + 1)
 
     def _requested(self) -> bool:
-        """Whether the file is there; it is removed. Where that fails, logs a warning and ignores the request."""
+        """Whether the request file exists; removes it. If that fails, logs a warning and ignores the request."""
         path = self._run_dir / PROFILE
         try:
             if not path.is_file():
@@ -67,13 +67,13 @@ class Profiler:
     def _start(self, step: int) -> None:
         folder = self._run_dir / FOLDER / f"step_{step:08d}" / f"{jax.process_index():03d}_{socket.gethostname()}"
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # each Python call would make the trace many times as large
+        options.python_tracer_level = 0  # tracing Python calls would make the trace many times larger
         with self._reporter.pause():
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 jax.profiler.start_trace(folder, profiler_options=options)
                 self._tracing = step, folder
-            except Exception as error:  # whatever the profiler or the disk has, training goes on
+            except Exception as error:  # errors of the profiler or the disk must not stop training
                 self._reporter.profiled(step, f"no profiler trace: {error}")
 
     def _stop(self) -> None:

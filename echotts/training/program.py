@@ -1,7 +1,7 @@
-"""A compiled TPU program as text (`compiled.as_text()`), read as instructions with their runs and source lines.
+"""Parses the text of a compiled TPU program (`compiled.as_text()`) into instructions with run counts and source lines.
 
-The TPU compiler writes `estimated_cycles` on the fusions and copies of the scheduled program. They are followed along
-the call graph, the body of a loop as often as the loop runs.
+The TPU compiler annotates fusions and copies of the scheduled program with `estimated_cycles`. The call graph is
+followed, counting the body of a loop as often as the loop runs.
 """
 
 import re
@@ -24,7 +24,7 @@ _FIELD = re.compile(r"(\w+)=(\d+)")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One line of a computation. `rest` is what follows the opcode: operands, attributes, metadata."""
+    """One line of a computation. `rest` is everything after the opcode: operands, attributes, metadata."""
 
     name: str
     result: str
@@ -33,13 +33,13 @@ class Instruction:
 
     @property
     def cycles(self) -> int:
-        """By the compiler, one run; 0 where it says nothing."""
+        """The compiler's estimate for one run; 0 if there is none."""
         found = _CYCLES.search(self.rest)
         return int(found[1]) if found else 0
 
     @property
     def op_name(self) -> str:
-        """The jax operation it was made from."""
+        """The JAX operation that it was compiled from."""
         found = re.search(r'op_name="([^"]*)"', self.rest)
         return found[1] if found else ""
 
@@ -49,16 +49,16 @@ class Instruction:
         return shapes_of(self.result)
 
     def called(self, key: str) -> str:
-        """The computation an attribute names: calls, body, condition, to_apply."""
+        """The computation named by an attribute: calls, body, condition, to_apply."""
         found = re.search(rf"\b{key}=%?([\w.\-]+)", self.rest)
         return found[1] if found else ""
 
 
 class Program:
-    """Computations by name, and the tables that say where an instruction comes from."""
+    """Computations by name, and the tables of source locations."""
 
     def __init__(self, text: str, unknown_trips: int = 1):
-        """`unknown_trips`: runs of a loop whose bound is no constant of the program."""
+        """`unknown_trips`: assumed runs of a loop whose bound is not a constant of the program."""
         self.unknown_trips = unknown_trips
         self.computations: dict[str, list[Instruction]] = {}
         self.entry = ""
@@ -80,7 +80,7 @@ class Program:
                 table[int(number)] = value.strip('"')
 
     def walk(self, name: str = "", runs: int = 1) -> Iterator[tuple[Instruction, int, list[Instruction]]]:
-        """Every instruction that runs, how often, and the computation it stands in; of branches the longest one."""
+        """Every executed instruction with its number of runs and its computation; of branches only the longest."""
         lines = self.computations[name or self.entry]
         for line in lines:
             if line.opcode == "while":
@@ -93,13 +93,13 @@ class Program:
                 yield line, runs, lines
 
     def inside(self, line: Instruction) -> Iterator[Instruction]:
-        """What a fusion, or an asynchronous start, was fused of."""
+        """The instructions that a fusion, or an asynchronous start, consists of."""
         for inner in self.computations.get(line.called("calls"), []):
             yield inner
             yield from self.inside(inner)
 
     def trips(self, loop: Instruction) -> int:
-        """How often a loop runs: the bound its condition compares with, by the step of a windowed einsum."""
+        """How often a loop runs: the constant in its condition, divided by the step of a windowed einsum."""
         condition = self.computations[loop.called("condition")]
         lines = [*condition, *(inner for line in condition for inner in self.inside(line))]
         bounds = [
@@ -109,7 +109,7 @@ class Program:
         return max(bounds, default=self.unknown_trips) // step or 1
 
     def source(self, line: Instruction) -> str:
-        """ "file:line function" of the innermost frame inside this package, else of the innermost frame at all."""
+        """ "file:line function" of the innermost frame in this package, otherwise of the innermost frame."""
         found = re.search(r"stack_frame_id=(\d+)", line.rest)
         number, first = int(found[1]) if found else 0, ""
         while row := self._tables.get("StackFrames", {}).get(number):
@@ -135,12 +135,12 @@ class Program:
 
 
 def shapes_of(text: str) -> list[tuple[str, tuple[int, ...]]]:
-    """(dtype, dimensions) of each array a piece of the program names."""
+    """(dtype, dimensions) of each array in a piece of program text."""
     return [(dtype, tuple(map(int, filter(None, dims.split(","))))) for dtype, dims in _SHAPE.findall(text)]
 
 
 def array_bytes(shapes: list[tuple[str, tuple[int, ...]]]) -> int:
-    """Bytes of arrays, without the padding of their tiles."""
+    """Total bytes of arrays, without tile padding."""
     return sum(BYTES[dtype] * prod(dimensions) for dtype, dimensions in shapes)
 
 
@@ -149,7 +149,7 @@ def _fields(row: str) -> dict[str, int]:
 
 
 def _whole_lines(text: str) -> Iterator[str]:
-    """Lines; those of a kernel's metadata are joined to the instruction they belong to."""
+    """Lines; those with a kernel's metadata are joined to their instruction."""
     held = ""
     for line in text.splitlines():
         if line.startswith(('"', "}}")):

@@ -11,7 +11,7 @@ MINUTE_S, HOUR_S = 60, 3600
 
 
 class Progress:
-    """Says where a training is. `steps` is the last step, `start` the step it resumes after."""
+    """Shows the progress of a training. `steps` is the last step, `start` the step it resumes after."""
 
     def __init__(self, steps: int, start: int = 0, stream: Any = None):
         self._stream = sys.stderr if stream is None else stream
@@ -23,12 +23,12 @@ class Progress:
         )
 
     def advance(self, step: int) -> None:
-        """Step number `step` has been launched."""
+        """Reports that step number `step` has been launched."""
         if self._bar is not None:
             self._bar.update(step - self._bar.n)
 
     def report(self, step: int, loss: float, samples_per_s: float, data_wait_share: float, left_s: float) -> None:
-        """The figures of a log step."""
+        """Shows the figures of a log step."""
         figures = (
             f"loss {loss:.4f}, {samples_per_s:.1f} samples/s, "
             f"waiting for data {data_wait_share:.0%}, {duration(left_s)} left"
@@ -39,7 +39,7 @@ class Progress:
             self.say(f"step {step}/{self._steps}: {figures}")
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a permanent line."""
         if self._bar is not None:
             self._bar.write(line, file=self._stream)
         else:
@@ -60,7 +60,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 12 min, 3 h 20 min."""
+    """A duration for people: 42 s, 12 min, 3 h 20 min."""
     if seconds < 2 * MINUTE_S:
         return f"{seconds:.0f} s"
     if seconds < 2 * HOUR_S:

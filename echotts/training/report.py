@@ -1,4 +1,4 @@
-"""What the loop says about itself: reads each step's numbers one step late, tells the guard, writes lines."""
+"""Reporting: reads each step's metrics one step late, informs the guard, and writes metrics lines and events."""
 
 import logging
 import math
@@ -28,7 +28,7 @@ from echotts.training.vitals import Pace, StepTimes, host_numbers
 
 LOGGER = logging.getLogger(__name__)
 
-LINE = {  # what the train step calls it -> what a metrics line calls it
+LINE = {  # name in the train step -> name in the metrics line
     "loss": "loss/train",
     "grad_norm": "grad/norm",
     "param_norm": "param/norm",
@@ -37,12 +37,12 @@ LINE = {  # what the train step calls it -> what a metrics line calls it
 }
 
 
-WHY_LENGTH = 500  # characters of an error that a metrics line holds
+WHY_LENGTH = 500  # maximum length of an error message in a metrics line
 
 
 @dataclass(frozen=True)
 class Launched:
-    """A step whose numbers may still be on their way."""
+    """A step whose metrics may not be available yet."""
 
     step: int
     samples_seen: int
@@ -50,7 +50,7 @@ class Launched:
     numbers: Metrics
 
 
-RETRY_EVENTS_S = 60.0  # between two events for repeated requests
+RETRY_EVENTS_S = 60.0  # minimum interval between retry events
 
 
 class Reporter:
@@ -80,72 +80,74 @@ class Reporter:
         self._began_s = time.perf_counter()
         self._line_step, self._line_times = start, self._times()
         self._step_times = StepTimes()
-        self._settled = self._times()  # when the numbers of the last step were there
+        self._settled = self._times()  # when the metrics of the last step were available
         self._clipped = 0  # steps since the last line
         self._flops = 0.0  # since the last line
         kind = jax.devices()[0].device_kind
         self._peak_flops = peak_flops(kind)
         if self._peak_flops is None and jax.default_backend() != "cpu":
-            LOGGER.warning("the peak of a %r is not known (training/flops.py): utilisation (MFU) is not reported", kind)
+            LOGGER.warning(
+                "the peak FLOPs of a %r are unknown (training/flops.py): utilisation (MFU) is not reported", kind
+            )
         self._compiled = 0
-        self._step = start  # the last whose numbers were there
+        self._step = start  # the last step whose metrics are known
         self._run_dir = Path()
         self._pace = Pace()
         feed.on_retry(RetryEvents(self._retried))
 
     def began(self, run_dir: Path, samples_seen: int) -> None:
-        """The run begins, or goes on, after step `start`."""
+        """Reports that the run starts or resumes after step `start`."""
         self._run_dir = run_dir
         where = ""
         if jax.process_count() > 1:
-            where = f"; process {jax.process_index()} of {jax.process_count()}, the first is on {first_host()}"
+            where = f"; process {jax.process_index()} of {jax.process_count()}, process 0 is on {first_host()}"
         event, what = "started", "a new run"
         if self._start:
             event, what = "resumed", f"after step {self._start}, {samples_seen} samples"
         self._writer.event(self._start, event, what + where)
 
     def ended(self, step: int) -> None:
-        """The loop is over and everything saved."""
+        """Reports that the loop is over and everything is saved."""
         event = "finished" if step >= self._config.optim.steps else "stopped"
-        self._writer.event(step, event, f"after step {step} of {self._config.optim.steps}, saved")
+        self._writer.event(step, event, f"saved after step {step} of {self._config.optim.steps}")
 
     @contextmanager
     def telling_why(self) -> Iterator[None]:
-        """Writes into the metrics why the run ends, if what is done in here fails."""
+        """Writes the reason to the metrics if the run ends with an error inside."""
         try:
             yield
         except KeyboardInterrupt:
-            self._last_words("stopped", "interrupted; what came after the last checkpoint is lost")
+            self._last_words("stopped", "interrupted; progress after the last checkpoint is lost")
             raise
         except Exception as error:
             self._last_words("failed", str(error) or type(error).__name__)
             raise
 
     def hung(self, step: int, why: str) -> None:
-        """The hang watch is about to end this process."""
+        """Reports that the hang watch is about to end this process."""
         self._writer.event(step, "hang", why)
         self._writer.event(step, "failed", why)
 
     def _last_words(self, event: str, why: str) -> None:
-        with suppress(OSError):  # a full disk must not hide what went wrong first
+        with suppress(OSError):  # a full disk must not hide the original error
             self._writer.event(self._step, event, why[:WHY_LENGTH])
 
     def launched(self, step: int, samples_seen: int, fed: Fed, numbers: Metrics) -> None:
-        """A step has been launched; the numbers of the one before are read while it runs."""
+        """Reports a launched step; reads the metrics of the previous one while it runs."""
         self._progress.advance(step)
         self._pace.at(step)
         compiled = self._train_step.compilations
         if compiled > self._compiled > 0:
-            what = f"for {fed.bucket.frames} frames and {fed.bucket.tokens} tokens, {compiled} times in all"
+            what = f"for {fed.bucket.frames} frames and {fed.bucket.tokens} tokens, {compiled} compilations in total"
             self._writer.event(step, "recompiled", what, {"compile/count": compiled})
         self._compiled = compiled
         self.settle()
         self._pending = Launched(step, samples_seen, fed, numbers)
 
     def settle(self) -> None:
-        """Waits for the numbers of the last launched step, and writes its line if one is due.
+        """Waits for the metrics of the last launched step, and writes its line if one is due.
 
-        NonFiniteError where it was not good and may not be left out.
+        NonFiniteError if the step was rejected and no rejections are allowed.
         """
         pending, self._pending = self._pending, None
         if pending is None:
@@ -157,10 +159,10 @@ class Reporter:
             self._guard.counted(pending.step, float(numbers["error"]))
         else:
             self._left_out(pending, numbers)
-        if not math.isfinite(numbers["param_norm"]):  # then nothing helps but what is on disk
+        if not math.isfinite(numbers["param_norm"]):  # only a saved checkpoint can help then
             what = f"step {pending.step}: the norm of the weights is {float(numbers['param_norm'])}"
             self._writer.event(pending.step, "nan", what)
-            raise NonFiniteError(f"{what}; nothing is saved after this step: start again from the last checkpoint")
+            raise NonFiniteError(f"{what}; the run stops without saving: restart from the last checkpoint")
         self._clipped += bool(numbers["grad_norm"] > self._config.optim.clip_norm)
         bucket, data = pending.fed.bucket, self._config.data
         sample = training_flops(self._config.model, bucket.frames, bucket.tokens, data.reference_frames)
@@ -170,7 +172,7 @@ class Reporter:
             self._write_line(pending, numbers)
 
     def _left_out(self, pending: Launched, numbers: Mapping[str, Any]) -> None:
-        """Says what was wrong with a step that changed nothing, and tells the guard."""
+        """Reports what was wrong with a rejected step, and informs the guard."""
         row_loss, fed = jax.device_get(pending.numbers["row_loss"]), pending.fed
         loss, grad_norm = float(numbers["loss"]), float(numbers["grad_norm"])
         what = describe(pending.step, loss, grad_norm, row_loss, fed.keys, fed.rows)
@@ -181,20 +183,20 @@ class Reporter:
         self._writer.event(pending.step, event, what[:WHY_LENGTH])
         often = self._guard.skip(pending.step, what)
         self._writer.event(pending.step, "skipped", f"{often}; {what}"[:WHY_LENGTH])
-        self._progress.say(f"step {pending.step}: not finite or a spike, skipped: {often}")
+        self._progress.say(f"step {pending.step}: non-finite or a loss spike, skipped: {often}")
 
     def rolled_back(self, step: int, what: str) -> None:
-        """The run goes on with the weights of an earlier checkpoint."""
+        """Reports a rollback to the weights of an earlier checkpoint."""
         self._writer.event(step, "rolled_back", what[:WHY_LENGTH])
         self._progress.say(f"step {step}: {what[:WHY_LENGTH]}")
 
     def measured(self, step: int, losses: Mapping[str, float | int]) -> None:
-        """Held-out losses of this step."""
+        """Reports held-out losses."""
         self._writer.write(step, losses)
         self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
 
     def spoken(self, step: int, folder: RunPath, heard: Mapping[str, float]) -> None:
-        """Speech samples of this step have been written; `heard`: metrics of a recogniser, if one listened."""
+        """Reports that speech samples were written; `heard` are the recogniser's metrics, if any."""
         errors = ""
         if heard:
             self._writer.write(step, heard)
@@ -202,17 +204,17 @@ class Reporter:
         self._progress.say(f"step {step}: speech samples in {folder}{errors}")
 
     def saved(self, step: int, seconds: float | int) -> None:
-        """A checkpoint of this step is on its way to disk."""
+        """Reports that a checkpoint is being written."""
         self._writer.write(step, {"checkpoint/save_s": seconds})
 
     def profiled(self, step: int, message: str) -> None:
-        """A profiler trace has been written, or could not be."""
+        """Reports that a profiler trace was written, or failed."""
         self._writer.event(step, "profile", message)
         self._progress.say(f"step {step}: {message}")
 
     def disk_full(self, step: int, space: Space) -> None:
-        """The watchdog asks to save and wait; training goes on when there is room."""
-        message = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"
+        """Reports the watchdog's request to save and wait until space is free."""
+        message = f"the disk is nearly full ({space}): saved if possible, waiting for free space"
         free = {"host/disk_free_bytes": space.free_bytes, "host/disk_free_share": 1 - space.used_share}
         self._writer.event(step, "disk_full", message, free)
         self._progress.say(f"step {step}: {message}")
@@ -222,10 +224,10 @@ class Reporter:
 
     @contextmanager
     def pause(self, hang_s: float = 0.0) -> Iterator[None]:
-        """Settles, so that nothing in here follows a step that was not finite; and stops the clock.
+        """Settles, so that nothing inside follows a rejected step, and stops the clock.
 
-        Step time and samples a second leave out the time spent in here. The hang watch allows it `hang_s`, or what it
-        allows all that takes long, if that is more.
+        Step time and throughput exclude the time inside. The hang watch allows `hang_s`, or its limit for slow
+        operations if that is longer.
         """
         self.settle()
         began = time.perf_counter()
@@ -271,7 +273,7 @@ class Reporter:
         self._progress.report(pending.step, line["loss/train"], samples_per_s, wait_share, left_s)
 
     def _time_step(self, pending: Launched) -> None:
-        """Takes the time of a step whose numbers are there; says if it was slow."""
+        """Measures a step whose metrics are known; reports it if it was slow."""
         seconds, waited_s = (now := self._times()) - self._settled
         self._settled = now
         self._watch.finished(pending.step, seconds)
@@ -281,13 +283,13 @@ class Reporter:
             self._writer.event(pending.step, "slow_step", what)
 
     def _times(self) -> np.ndarray:
-        """(seconds of training, of which waiting for data) since the start; pauses and compilation are left out."""
+        """(seconds of training, of which waiting for data) since the start, without pauses and compilation."""
         elapsed = time.perf_counter() - self._began_s - self._paused_s - self._train_step.compile_s
         return np.array([elapsed, self._feed.waited_s])
 
 
 class RetryEvents:
-    """Is told of every repeated request, from whatever thread; passes on the first, and then one a minute at most."""
+    """Receives every retried request, from any thread; reports the first, then at most one per minute."""
 
     def __init__(self, write: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
         self._write = write
@@ -304,5 +306,5 @@ class RetryEvents:
                 return
             others, self._told, self._untold = self._untold, now, 0
         more = f"; {others} more since the last such line" if others else ""
-        with suppress(OSError):  # a line that cannot be written is no reason to give up a download
+        with suppress(OSError):  # a line that cannot be written must not abort a download
             self._write(what + more)

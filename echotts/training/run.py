@@ -1,4 +1,4 @@
-"""A run: how it begins or goes on, what it works with, where it stands, and each thing that the loop does with it."""
+"""A run: how it starts or resumes, its parts and state, and each action of the training loop."""
 
 import dataclasses
 import json
@@ -42,13 +42,13 @@ from echotts.training.samples import Heldout, Speaker, choose_voices, write_samp
 from echotts.training.state import TrainState, abstract_state, new_state, restored_state
 from echotts.training.step import TrainStep, make_train_step
 
-REPLAYED_SAMPLES = 100_000  # about a minute of reading
+REPLAYED_SAMPLES = 100_000  # takes about a minute to read
 LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(kw_only=True)
 class Run:
-    """What a run works with, and where it stands: `state` after `step` steps, the last of them on the batch `fed`."""
+    """The parts and state of a run: `state` after `step` steps, the last of them on the batch `fed`."""
 
     config: Config
     mesh: Mesh
@@ -68,26 +68,28 @@ class Run:
     fed: Fed = field(init=False)
 
     def launch(self) -> None:
-        """The next batch, and a step on it, which the devices work on when this returns."""
+        """Launches a step on the next batch; returns while the devices compute it."""
         with self.profiler.step(self.step + 1):
             self.fed = self.feed.next()
             self.watch.launching(self.step + 1, self.fed.bucket)
-            limit = self.guard.limit(self.step + 1)  # of a good step's error
-            self.state, numbers = self.train_step(self.state, self.fed.batch, limit)  # returns at once
+            limit = self.guard.limit(self.step + 1)  # maximum error of an accepted step
+            self.state, numbers = self.train_step(self.state, self.fed.batch, limit)  # returns immediately
         self.step += 1
         self.samples_seen += self.config.data.batch_size
-        self.reporter.launched(self.step, self.samples_seen, self.fed, numbers)  # reads the numbers of the step before
+        self.reporter.launched(
+            self.step, self.samples_seen, self.fed, numbers
+        )  # reads the metrics of the previous step
         self.profiler.launched(self.step)
 
     def go_back(self) -> None:
-        """Takes the weights from before the first of too many steps that were left out."""
+        """Rolls back to the weights from before the first of too many rejected steps."""
         with self.reporter.pause():
             self.state, what = roll_back(self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints)
             self.reporter.rolled_back(self.step, what)
             self._save()
 
     def wait_for_space(self, space: Space, stop: StopSignal) -> None:
-        """Saves, if that fits, and waits until no process is asked to wait any more, or one is asked to stop."""
+        """Saves, if it fits, and waits until no process is asked to wait any more, or a stop is requested."""
         with self.reporter.pause(hang_s=math.inf):
             if not any_process(not self.checkpoints.fits(self.state.arrays())):
                 self._save()
@@ -96,12 +98,12 @@ class Run:
             wait_for_space(self.run_dir.local, stop)
 
     def measure(self, heldout: Heldout) -> None:
-        """The losses on data that are never trained on."""
+        """Evaluates the held-out losses."""
         with self.reporter.pause():
             self.reporter.measured(self.step, heldout.losses(self.state.ema))
 
     def speak(self, speaker: Speaker) -> None:
-        """Writes what the weights say by now."""
+        """Writes speech samples with the current weights."""
         run = self.config.run
         with self.reporter.pause():
             weights = describe(runtime.whole(self.state.ema), self.config.model, self._here(), "ema")
@@ -111,12 +113,12 @@ class Run:
                 self.reporter.spoken(self.step, self.run_dir.shown(folder), heard)
 
     def save(self) -> None:
-        """A checkpoint, which is written while the run goes on."""
-        with self.reporter.pause():  # which reads this step's numbers: what is saved was finite
+        """Starts writing a checkpoint; training goes on meanwhile."""
+        with self.reporter.pause():  # reads this step's metrics, so that only finite weights are saved
             self._save()
 
     def end(self) -> None:
-        """Returns when everything is written and told."""
+        """Waits until everything is written and reported."""
         with self.reporter.pause():
             self.checkpoints.wait()
         self.reporter.ended(self.step)
@@ -130,7 +132,7 @@ class Run:
 
 
 def open_run(config: Config, stack: ExitStack) -> Run:
-    """A run that begins or goes on, and is closed with `stack`, on all processes alike."""
+    """Starts or resumes a run, to be closed with `stack`. Collective."""
     run = config.run
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
     meshes.check_layout(config, mesh, jax.local_device_count())
@@ -156,7 +158,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     reporter = Reporter(config, metrics, progress, feed, train_step, guard, watch, start=step)
     profiler = stack.enter_context(Profiler(run_dir.local, run, reporter))
 
-    stack.enter_context(processes.all_end_at_once())  # before anything below waits for the others on its way out
+    stack.enter_context(processes.all_end_at_once())  # before anything below waits for other processes while unwinding
     stack.enter_context(run_dir.sent_if_it_fails())
     stack.enter_context(reporter.telling_why())
     reporter.began(run_dir.local, samples_seen)
@@ -181,7 +183,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
 
 
 def write_config(run_dir: RunPath, config: Config) -> None:
-    """Leaves the resolved configuration in the run directory, once it is known that the run goes on with it."""
+    """Writes the resolved configuration to the run directory, once it is known to be accepted."""
     if runtime.is_primary():
         write_whole(run_dir / CONFIG, json.dumps(to_dict(config), indent=1) + "\n")
 
@@ -189,10 +191,10 @@ def write_config(run_dir: RunPath, config: Config) -> None:
 def begin(
     config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs
 ) -> tuple[TrainState, int, int, int, Guard]:
-    """(state, step, samples seen, frames of speech seen, what is known of bad steps) to begin with.
+    """(state, step, samples seen, frames of speech seen, guard) to start with.
 
-    That is the newest checkpoint, else what `run.init_from` holds, else a random model.
-    A resumed stream continues after the last batch that was trained on.
+    Taken from the newest checkpoint, otherwise from `run.init_from`, otherwise a random model. A resumed stream
+    continues after the last batch that was trained on.
     """
     restored = checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config))
     if restored is not None:
@@ -203,7 +205,7 @@ def begin(
         LOGGER.info("resuming after step %d, %d samples", meta.step, meta.samples_seen)
         if meta.step >= config.optim.steps:
             LOGGER.warning(
-                "%s is at step %d already and --steps is %d: nothing is trained; give more steps to go on",
+                "%s is already at step %d and --steps is %d: nothing to train; increase --steps to continue",
                 *(config.run.run_dir, meta.step, config.optim.steps),
             )
         guard = Guard(config.run, meta.guard)
@@ -216,7 +218,7 @@ def begin(
 def roll_back(
     guard: Guard, state: TrainState, step: int, config: Config, mesh: Mesh, checkpoints: Checkpoints
 ) -> tuple[TrainState, str]:
-    """The state of an earlier checkpoint, to go on with after `step`, and what was done (`Guard.roll_back`)."""
+    """The state of an earlier checkpoint, to continue with after `step`, and a description (`Guard.roll_back`)."""
 
     def restore(before: int) -> tuple[dict[str, Any], Meta] | None:
         return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
@@ -226,14 +228,14 @@ def roll_back(
 
 
 def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
-    """Reads past the batches of the steps before, as far as REPLAYED_SAMPLES; returns the frames of speech in them.
+    """Reads past the batches of earlier steps, up to REPLAYED_SAMPLES; returns the frames of speech in them.
 
-    What was trained on elsewhere, and more of it than that, tells nothing of these data: they begin at their beginning.
+    After more samples than that, presumably on other data, the data start from the beginning.
     """
     if samples_seen > REPLAYED_SAMPLES:
         LOGGER.warning(
-            "%d samples were seen before, more than the %d that are read again to find the place in the data: "
-            "the data begin anew",
+            "%d samples were seen before, more than the %d that would be replayed to find the position in the data: "
+            "the data start from the beginning",
             *(samples_seen, REPLAYED_SAMPLES),
         )
         return 0
@@ -242,21 +244,23 @@ def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
 
 
 def check_facts(saved: Facts, given: Facts, data: str) -> None:
-    """ValueError where a run is resumed on latents of another codec or with another tokenizer."""
+    """ValueError if a run is resumed on latents of another codec or with another tokenizer."""
     before, now = saved.codec.weights_hash, given.codec.weights_hash
     if before != now:
-        raise ValueError(f"{data}: latents of the codec with hash {now}, the run was trained on those of {before}")
+        raise ValueError(f"{data}: latents of the codec with hash {now}, but the run was trained on those of {before}")
     if saved.tokenizer != given.tokenizer:
-        raise ValueError("the tokenizer is not the one the run was trained with: give that one, or another --run_dir")
+        raise ValueError(
+            "the tokenizer differs from the one the run was trained with: use that one, or another --run_dir"
+        )
     if saved.latent_scale != given.latent_scale:
         raise ValueError(
-            f"{data}: mean and standard deviation of the latents are not those the run was trained with: give the data "
-            "it was trained on, or another --run_dir"
+            f"{data}: mean and standard deviation of the latents differ from those the run was trained with: use the "
+            "data it was trained on, or another --run_dir"
         )
 
 
 def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: Fed) -> Meta:
-    """What the checkpoint after this batch says beside its arrays."""
+    """The metadata of a checkpoint after this batch."""
     return Meta(
         step=step,
         samples_seen=samples_seen,
@@ -268,7 +272,7 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
 
 
 def for_checkpoint(here: Meta, guard: Guard) -> Meta:
-    """The bookmark as it is stored, with the streams of all processes; they call it together."""
+    """The metadata as stored, with the stream states of all processes. Collective."""
     here = dataclasses.replace(here, guard=guard.state())
     states = messages.gather(f"stream/{here.step}", here.stream)
-    return dataclasses.replace(here, stream=merge_states(states)) if states else here  # process 0 writes it
+    return dataclasses.replace(here, stream=merge_states(states)) if states else here  # written by process 0

@@ -1,4 +1,4 @@
-"""How good the weights of a running training are: losses on held-out data, and speech samples.
+"""Evaluation during training: losses on held-out data, and speech samples.
 
 Both are comparable between steps: the same batches, times and noise; the same sentences, seeds and voices.
 """
@@ -25,19 +25,19 @@ from echotts.training.inputs import HELDOUT_SEED
 from echotts.training.step import make_measure_step
 
 Voice = Path | np.ndarray
-"""A recording, or the (m, c) latent of one."""
+"""A path to a recording, or its (m, c) latent."""
 
 
 @runtime_checkable
 class Sound(Protocol):
-    """What can be written to a file (echotts.synthesis.Speech)."""
+    """Audio that can be written to a file (echotts.synthesis.Speech)."""
 
     def save(self, path: Path) -> object: ...
 
 
 @runtime_checkable
 class Heard(Protocol):
-    """What a recogniser made of a sentence (echotts.evaluation.asr.Heard)."""
+    """A recogniser's result for a sentence (echotts.evaluation.asr.Heard)."""
 
     @property
     def text(self) -> str: ...
@@ -57,7 +57,7 @@ class Heard(Protocol):
 
 @runtime_checkable
 class Spoken(Protocol):
-    """What a speaker returns: a sentence, the voice it was given and what was heard, if any (evaluation.samples)."""
+    """Output of a speaker: sentence, reference voice and, if any, the recogniser's result (evaluation.samples)."""
 
     @property
     def speech(self) -> Sound: ...
@@ -70,29 +70,29 @@ class Spoken(Protocol):
 
 
 Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
-"""(weights, sentence, seed, voice) -> speech. Training does not know synthesis: it is given one."""
+"""(weights, sentence, seed, voice) -> speech. Passed in, because training does not depend on synthesis."""
 
 
 class Heldout:
-    """The held-out measurement of one run. `read` gives this process's rows of the batches; it is called once."""
+    """Held-out evaluation of one run. `read` returns this process's rows of the batches; it is called once."""
 
     def __init__(self, config: Config, mesh: Mesh, read: Callable[[], list[Batch]], scale: LatentScale = UNSCALED):
-        """`scale` is that of the batches' latents."""
+        """`scale` is the latent scale of the batches."""
         self._scale = scale
         self._measure = make_measure_step(config, mesh)
         self._mesh = mesh
         self._batches = read()
 
     def references(self, most: int) -> list[np.ndarray]:
-        """The first reference latents (m, c) among this process's rows, at most so many, as the codec has them."""
+        """Up to `most` reference latents (m, c) from this process's rows, as codec latents."""
         rows = [row for batch in self._batches for row in zip(batch.speaker_latent, batch.speaker_mask, strict=True)]
         voices = [np.asarray(latent)[np.asarray(mask)] for latent, mask in rows if np.any(mask)]
         return [self._scale.restore(voice) for voice in voices[:most]]
 
     def losses(self, params: Params) -> dict[str, float]:
-        """The loss over all batches and the mean squared error of the rows in each part of [0, 1].
+        """The loss over all batches and the mean squared error of rows in each timestep bucket.
 
-        A part without a row is left out.
+        Buckets without rows are omitted.
         """
         key = jax.random.key(HELDOUT_SEED)
         seen: list[dict[str, Any]] = []
@@ -112,7 +112,7 @@ class Heldout:
 
 
 def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:
-    """The voices of the speech samples, for the process that speaks; none where none are asked for."""
+    """The voices of the speech samples, for the process that synthesises; empty if none are configured."""
     if run.sample_references == (HELDOUT_VOICES,):
         return [*heldout.references(len(run.sentences))] if heldout else []
     return [Path(path).expanduser() for path in run.sample_references]
@@ -121,10 +121,10 @@ def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:
 def write_samples(
     run_dir: Path, step: int, sentences: Sequence[str], speak: Speaker, weights: Weights, voices: Sequence[Voice] = ()
 ) -> tuple[Path, dict[str, float]]:
-    """Speaks each sentence, seeded by its place, into `samples/step_*/NN_words.wav`; the folder appears when whole.
+    """Speaks each sentence, seeded by its index, to `samples/step_*/NN_words.wav`; the folder appears when complete.
 
-    The voices take turns. Each lies beside its sentences as `reference_NN.wav`; `sentences.json` says which is whose,
-    and what was heard. Returns the folder and, where a recogniser listened, its metrics.
+    Voices are used in turn and stored beside their sentences as `reference_NN.wav`; `sentences.json` maps files to
+    texts, references and transcripts. Returns the folder and, with a recogniser, its metrics.
     """
     folder = run_dir / "samples" / f"step_{step:08d}"
     unfinished = folder.with_name(f".{folder.name}.partial")
@@ -154,7 +154,7 @@ def write_samples(
 
 
 def _error_rates(heard: Sequence[Heard]) -> dict[str, float]:
-    """The metrics of what was heard; none where nothing listened."""
+    """Error rates of the transcripts; empty without a recogniser."""
     if not heard:
         return {}
     return {

@@ -1,4 +1,4 @@
-"""The training state and how it begins: random or from given weights. Abstract shapes, then shardings, then one jit."""
+"""The training state and its initialisation, random or from given weights: abstract shapes, shardings, then one jit."""
 
 import dataclasses
 import functools
@@ -26,30 +26,34 @@ from echotts.training.optimizer import make_optimizer
 
 LOGGER = logging.getLogger(__name__)
 
-HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # of a model's configuration: not properties of its weights
+HOW_IT_COMPUTES = (
+    "compute_dtype",
+    "attention",
+    "remat",
+)  # keys of a model's configuration that do not concern its weights
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """All that a step changes. Leaves are arrays, or the shapes and shardings that stand for them.
+    """Everything a step changes. Leaves are arrays, or shapes and shardings in their place.
 
-    Masters are float32. `ema` has the structure of `params`.
+    Master weights are float32. `ema` has the structure of `params`.
     """
 
-    step: Any  # () int32: updates made; never a Python int, which would compile again
+    step: Any  # () int32, number of updates; never a Python int, which would cause recompilation
     params: Params
     ema: Params
     opt_state: Any
 
     def arrays(self) -> dict[str, Any]:
-        """The parts a checkpoint stores as arrays; the step is stored as a number beside them."""
+        """The parts that a checkpoint stores as arrays; the step is stored as a number beside them."""
         return {"params": self.params, "ema": self.ema, "opt_state": self.opt_state}
 
 
-@functools.lru_cache(maxsize=2)  # the step, the start and the checkpoint ask for the same one
+@functools.lru_cache(maxsize=2)  # used by step, initialisation and checkpoint
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state as shapes (jax.ShapeDtypeStruct), each with its sharding; allocates nothing."""
+    """The state as shapes (jax.ShapeDtypeStruct) with shardings; allocates nothing."""
     shapes = jax.eval_shape(lambda: _create(config, optimizer=make_optimizer(config.optim)))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -59,7 +63,7 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
 
 
 def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
-    """(state, step, samples seen) of a run that begins: what `run.init_from` holds, else a random model of `run.seed`.
+    """(state, step, samples seen) of a new run: from `run.init_from`, otherwise a random model from `run.seed`.
 
     Step and samples are 0 except with `run.resume_optimizer`.
     """
@@ -77,9 +81,9 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
 
 
 def fitting_weights(source: str, config: Config, with_optimizer: bool = False) -> Weights:
-    """The weights of an export, a run or a published pickle; ValueError lists in what they do not fit the run.
+    """The weights of an export, a run or a published pickle; ValueError lists how they differ from the run's model.
 
-    Latents must be scaled in the same way; by which statistics may differ, since they are those of the data.
+    The kind of latent scale must be the same; its statistics may differ, since they belong to the data.
     """
     weights = load_weights(source, with_optimizer=with_optimizer)
     models = (weights.config, config.model)
@@ -87,19 +91,19 @@ def fitting_weights(source: str, config: Config, with_optimizer: bool = False) -
     if lines := differences(theirs, ours):
         raise ValueError(
             f"{source}: weights of another model: {'; '.join(f'model.{line}' for line in lines)} "
-            "(theirs -> this run's); change the model's sizes to theirs"
+            "(theirs -> this run's); set the model's sizes to theirs"
         )
     scale = LatentScale.from_json(weights.facts.latent_scale, weights.config.latent_channels).name
     if scale != config.data.latent_scale:
         raise ValueError(
-            f"{source}: weights for latents of another scale: data.latent_scale: {scale} -> {config.data.latent_scale} "
-            f"(theirs -> this run's); give --data.latent_scale {scale}"
+            f"{source}: weights for another latent scale: data.latent_scale: {scale} -> {config.data.latent_scale} "
+            f"(theirs -> this run's); use --data.latent_scale {scale}"
         )
     return weights
 
 
 def initial_state(config: Config, mesh: Mesh) -> TrainState:
-    """The state before step 1: random parameters from `run.seed`, made where they will live."""
+    """The state before step 1: random parameters from `run.seed`, created with their shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     create = jax.jit(lambda: _create(config, optimizer=make_optimizer(config.optim)), out_shardings=shardings)
     return create()
@@ -113,7 +117,7 @@ def state_from_weights(weights: Weights, step: int, config: Config, mesh: Mesh) 
         found = tuple(given[path].shape) if path in given else None
         needed = tuple(wanted[path].shape) if path in wanted else None
         if found != needed:
-            raise ValueError(f"{path}: the given weights have shape {found}, the model needs {needed}")
+            raise ValueError(f"{path}: the given weights have shape {found}, but the model needs {needed}")
     shardings = jax.tree.map(lambda leaf: leaf.sharding, target)
     optimizer = make_optimizer(config.optim)
 
@@ -132,7 +136,7 @@ def state_from_weights(weights: Weights, step: int, config: Config, mesh: Mesh) 
 
 
 def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
-    """The state a checkpoint holds; the step becomes an int32 array again."""
+    """The state from a checkpoint's arrays; the step becomes an int32 array again."""
     return TrainState(step=jax.device_put(jnp.int32(step), meshes.replicated(mesh)), **arrays)
 
 
@@ -142,6 +146,6 @@ def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainSta
 
 
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    # the average is a copy: the two are donated together and must not share a buffer
+    # the EMA is a copy: both are donated together and must not share a buffer
     average = jax.tree.map(jnp.copy, params)
     return TrainState(step=jnp.int32(0), params=params, ema=average, opt_state=optimizer.init(params))

@@ -1,4 +1,4 @@
-"""One training step and one held-out measurement, as pure jitted functions of state and batch."""
+"""The training step and the held-out evaluation step, as pure jitted functions of state and batch."""
 
 import math
 import time
@@ -27,7 +27,7 @@ MeasureStep = Callable[[Params, Batch, Array], Metrics]
 
 
 class TrainStep:
-    """The jitted step, counting its compilations: one per bucket, or something is wrong."""
+    """The jitted step. Counts its compilations: there should be one per bucket."""
 
     def __init__(self, jitted: Any):
         self.jitted = jitted
@@ -35,11 +35,11 @@ class TrainStep:
 
     @property
     def compilations(self) -> int:
-        """How many shapes it has been compiled for."""
+        """Number of shapes it has been compiled for."""
         return self.jitted._cache_size()
 
     def __call__(self, state: TrainState, batch: Batch, limit: float = math.inf) -> tuple[TrainState, Metrics]:
-        """Launches one step and returns at once, unless the batch's bucket is new and has to be compiled."""
+        """Launches one step and returns immediately, unless the batch's bucket has to be compiled first."""
         before, began = self.compilations, time.perf_counter()
         result = self.jitted(state, batch, np.float32(limit))
         if self.compilations != before:
@@ -48,15 +48,15 @@ class TrainStep:
 
 
 def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
-    """The step (state, global batch, limit) -> (state, metrics). The given state is donated: rebind its name.
+    """The step (state, global batch, limit) -> (state, metrics). The state is donated: rebind its name.
 
-    Metrics are arrays on the device: "loss", "error" (), the mean squared error of the rows, whatever their padding,
+    Metrics are arrays on the device: "loss", "error" (), the mean squared error of the rows regardless of padding,
     "grad_norm", "param_norm", "learning_rate" (), "valid_share" (), "finite" and "good" () bool and "row_loss" (b,).
-    A step that is not good, because a number is not finite or the error above the limit, changes nothing but the
-    step's number (checkpoint/guard.py). It compiles once per bucket.
+    A step that is not good (a non-finite number, or an error above the limit) changes nothing but the step number
+    (checkpoint/guard.py). Compiles once per bucket.
     """
     graphdef = meshes.model_structure(config.model, mesh)
-    gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # of what is outside the layers
+    gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # for parameters outside of the layers
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
@@ -65,7 +65,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         return velocity_loss(merge(graphdef, gather(params)), batch, t, noise, config.flow.loss)
 
     def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
-        # every draw is a function of (seed, step) over the global batch, however it is cut and accumulated
+        # all draws depend only on (seed, step) over the global batch, regardless of sharding and accumulation
         key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = stratified_timesteps(time_key, rows)
@@ -78,7 +78,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         good = finite & (error <= limit)
 
-        rate = learning_rate(state.step, config.optim)  # of the step: the optimizer does not count those left out
+        rate = learning_rate(state.step, config.optim)  # by step, because the optimizer does not count rejected steps
         optimizer = make_optimizer(config.optim, schedule=lambda _: rate)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
@@ -115,7 +115,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
 def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
     """The jitted held-out loss (params, batch, key) -> {"row_loss" (b,), "t" (b,), "kept" (b,), "loss", "weight"}.
 
-    Conditions are not dropped. The key decides times and noise.
+    Conditions are not dropped. The key determines times and noise.
     """
     graphdef = meshes.model_structure(config.model, mesh)
 
@@ -129,8 +129,8 @@ def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
 def mean_gradients(loss_fn: Callable[..., Any], params: Params, inputs: Any, parts: int) -> tuple[Array, Array, Params]:
     """(loss, row_loss, gradients) of the whole batch, computed in `parts` equal parts one after the other.
 
-    The parts are weighted as `velocity_loss` says, so the result is that of the undivided batch. Part i takes rows
-    i, i + parts, ...: each device keeps the rows it has.
+    Parts are weighted as `velocity_loss` requires, so the result is that of the undivided batch. Part i takes rows
+    i, i + parts, ..., so each device keeps its rows.
     """
     gradient = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:

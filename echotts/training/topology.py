@@ -1,4 +1,4 @@
-"""TPU slices by the names users write, in any case: v4-64, v5e-32 or v5litepod-32, v5p-128, v6e-8, tpu7x-64."""
+"""TPU slices by the names that users write, in any case: v4-64, v5e-32 or v5litepod-32, v5p-128, v6e-8, tpu7x-64."""
 
 import difflib
 import importlib.util
@@ -20,17 +20,17 @@ CUBES = {  # chips -> torus of a v4, v5p or tpu7x slice
     512: "8x8x8",
 }
 PLANES = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}  # v5e and v6e
-CUBIC = ("v4", "v5p", "tpu7x")  # their names count TensorCores, two a chip
-TWO_DEVICES = ("tpu7x",)  # each TensorCore of a chip is a jax device
+CUBIC = ("v4", "v5p", "tpu7x")  # their names count TensorCores, two per chip
+TWO_DEVICES = ("tpu7x",)  # each TensorCore of a chip is a JAX device
 ALIASES = {"v5litepod": "v5e"}
 CHIPS_PER_HOST = 4
-ONE_HOST = (1, 8)  # chips of v5e and v6e slices that have a host of their own size
+ONE_HOST = (1, 8)  # numbers of chips of v5e and v6e slices on a single host
 NEAREST = 3
-ENVIRONMENT = {  # so that libtpu neither asks a metadata server nor complains that there is none
+ENVIRONMENT = {  # keeps libtpu from querying a metadata server
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v4-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to fight for
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # there is no chip to share
 }
 COMPILER_HINT = "pip install 'echotts[tpu]' installs the TPU compiler; it needs no TPU"
 
@@ -41,11 +41,11 @@ class NoCompilerError(RuntimeError):
 
 @dataclass(frozen=True)
 class Topology:
-    """A slice, and how the compiler names it."""
+    """A slice, and its name for the compiler."""
 
     name: str
-    chip: Chip  # what one jax device has
-    chips: int  # jax devices: chips, or the TensorCores of a tpu7x
+    chip: Chip  # resources of one JAX device
+    chips: int  # JAX devices: chips, or the TensorCores of a tpu7x
     chips_billed: int
     hosts: int
     compiler_name: str
@@ -53,18 +53,18 @@ class Topology:
 
 
 def parse_topology(name: str) -> Topology:
-    """The slice of this name; ValueError, with the nearest names, for one that is not known."""
+    """The slice of this name; ValueError with the nearest names if it is unknown."""
     generation, _, number = name.strip().lower().partition("-")
     generation = ALIASES.get(generation, generation)
     known = topology_names()
     if f"{generation}-{number}" not in known:
         raise ValueError(
             f"unknown topology {name!r}: the nearest are {', '.join(nearest(generation, number))} "
-            f"(generations {', '.join(CHIPS)}; v4, v5p and tpu7x count TensorCores, two a chip)"
+            f"(generations {', '.join(CHIPS)}; v4, v5p and tpu7x count TensorCores, two per chip)"
         )
     cubic = generation in CUBIC
     chips = int(number) // 2 if cubic else int(number)
-    # without megacore the compiler sees two devices a v4 chip, which is not how training runs
+    # without megacore the compiler sees two devices per v4 chip, which is not how training runs
     options: dict[str, Any] = {"chip_config_name": "megacore"} if generation == "v4" else {}
     if chips == 1:
         options["chips_per_host_bounds"] = (1, 1, 1)
@@ -80,7 +80,7 @@ def parse_topology(name: str) -> Topology:
 
 
 def topology_names() -> list[str]:
-    """Every name but the aliases, by generation and size."""
+    """All names except aliases, by generation and size."""
     return [
         f"{generation}-{chips * 2 if generation in CUBIC else chips}"
         for generation in CHIPS
@@ -89,7 +89,7 @@ def topology_names() -> list[str]:
 
 
 def nearest(generation: str, number: str) -> list[str]:
-    """The known names most like an unknown one: the generation's nearest sizes, else the likest spelling."""
+    """The known names closest to an unknown one: nearest sizes of the generation, else by spelling."""
     sizes = [name for name in topology_names() if name.startswith(f"{generation}-")]
     if sizes and number.isdigit():
         return sorted(sizes, key=lambda name: abs(int(name.partition("-")[2]) - int(number)))[:NEAREST]
@@ -98,7 +98,7 @@ def nearest(generation: str, number: str) -> list[str]:
 
 
 def compiler_devices(topology: Topology) -> list[Any]:
-    """Devices of the slice that programs can be compiled for, on any machine. NoCompilerError without libtpu."""
+    """Devices of the slice to compile programs for, on any machine. NoCompilerError without libtpu."""
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise NoCompilerError(f"the TPU compiler is missing: {COMPILER_HINT}")
     for name, value in ENVIRONMENT.items():

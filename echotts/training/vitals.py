@@ -1,4 +1,4 @@
-"""How the machine and the steps are doing: memory, disk, and how long steps take."""
+"""Health metrics: memory, disk, step times, and lag between processes."""
 
 import math
 import os
@@ -12,17 +12,17 @@ import numpy as np
 
 from echotts.multihost import messages
 
-SLOW = 5  # times the usual
-SLOW_S = 1.0  # that a slow step takes longer at least: below, everything is noise
-USUAL_STEPS = 50  # the usual is the median of so many
-KNOWN_STEPS = 10  # without which nothing is usual yet
-SAY_S = 1.0
-TOPIC = "launched"  # under which each process leaves the number of its last step
+SLOW = 5  # a step is slow if it takes this multiple of the usual time
+SLOW_S = 1.0  # and at least this much longer; smaller differences are noise
+USUAL_STEPS = 50  # number of steps whose median is the usual time
+KNOWN_STEPS = 10  # minimum number of steps for a usual time
+POST_S = 1.0  # interval between posts of the step number
+TOPIC = "launched"  # topic under which each process posts the number of its last step
 STATM = Path("/proc/self/statm")
 
 
 def host_numbers(run_dir: Path) -> dict[str, float | int]:
-    """Metrics of this process and its machine; what the system does not tell is left out."""
+    """Metrics of this process and its machine; values that the system does not provide are omitted."""
     disk = shutil.disk_usage(run_dir)
     numbers: dict[str, float | int] = {
         "host/disk_free_bytes": disk.free,
@@ -37,25 +37,25 @@ def host_numbers(run_dir: Path) -> dict[str, float | int]:
 
 
 class Pace:
-    """How far this process is behind the furthest, by what each leaves at the coordinator once a second.
+    """How far this process lags behind the furthest one, by step numbers posted to the coordinator once per second.
 
-    Nothing waits for another: it is two small requests, one a second and one a line. Alone there is no pace.
+    Nothing waits: it takes two small requests, one per second and one per metrics line. A single process has no lag.
     """
 
     def __init__(self) -> None:
         self._step = 0
-        self._said = -math.inf
+        self._posted = -math.inf
 
     def at(self, step: int) -> None:
-        """This process has launched the step."""
+        """Reports that this process has launched the step."""
         self._step = step
         now = time.monotonic()
-        if jax.process_count() > 1 and now - self._said >= SAY_S:
-            self._said = now
+        if jax.process_count() > 1 and now - self._posted >= POST_S:
+            self._posted = now
             messages.post(f"{TOPIC}/{jax.process_index()}", str(step))
 
     def numbers(self) -> dict[str, int]:
-        """Metrics of now."""
+        """The current metrics."""
         if jax.process_count() == 1:
             return {}
         furthest = max(map(int, messages.get_below(TOPIC)), default=self._step)
@@ -63,14 +63,14 @@ class Pace:
 
 
 class StepTimes:
-    """Times of single steps, saving, measuring and compiling left out."""
+    """Durations of single steps, without saving, evaluation and compilation."""
 
     def __init__(self) -> None:
         self._usual: deque[float] = deque(maxlen=USUAL_STEPS)
         self._since_line: list[float] = []
 
     def add(self, seconds: float) -> float | None:
-        """One step took so long. Returns the usual time if that was far more."""
+        """Adds the duration of one step. Returns the usual time if the step was far slower."""
         usual = float(np.median(self._usual)) if len(self._usual) >= KNOWN_STEPS else None
         self._usual.append(seconds)
         self._since_line.append(seconds)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# install.sh BASE RELEASE SHA256 PYTHON: check what arrived, unpack it beside the old, install what it needs.
-# PYTHON is a version (3.11: an environment is made with uv), or the path of an interpreter that has everything.
+# install.sh BASE RELEASE SHA256 PYTHON: check the archive, unpack it beside older releases, install its requirements.
+# PYTHON is a version (3.11: an environment is created with uv), or the path of an interpreter with all requirements.
 # shellcheck source=common.sh
 . ./common.sh
 
@@ -16,13 +16,13 @@ if [ -f "$base/incoming/token" ]; then
     rm -f "$base/incoming/token"
 fi
 
-uv_command() { # uv, got with pip where the machine has none; it brings its own Python where that is too old
+uv_command() { # runs uv, installed with pip if missing; it provides a Python if the system's is too old
     export PATH=$HOME/.local/bin:$PATH
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv >&2 || return 1
     uv "$@" >&2
 }
 
-make_environment() { # the interpreter of an environment with this release's requirements
+make_environment() { # prints the interpreter of an environment with this release's requirements
     local key venv
     key=$(cat "$target/pyproject.toml" "$target"/requirements.* | sha256sum | cut -c1-16)
     venv=$base/venvs/$key
@@ -36,9 +36,9 @@ make_environment() { # the interpreter of an environment with this release's req
 }
 
 if [ ! -e "$target/.complete" ]; then
-    [ -f "$archive" ] || fail "$archive: nothing arrived"
+    [ -f "$archive" ] || fail "$archive: did not arrive"
     got=$(sha256sum "$archive" | cut -d' ' -f1)
-    [ "$got" = "$wanted" ] || fail "$archive: arrived with sha256 $got, sent was $wanted; run sync again"
+    [ "$got" = "$wanted" ] || fail "$archive: arrived with sha256 $got, expected $wanted; run sync again"
     rm -rf "$target"
     mkdir -p "$target"
     tar -xzf "$archive" -C "$target" || fail "$archive: cannot be unpacked"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# logs.sh BASE LINES FOLLOW: the end of the newest log; FOLLOW is yes or no. Its lines are the log's, not answers.
+# logs.sh BASE LINES FOLLOW: print the end of the newest log; FOLLOW is yes or no. The output is not answers.
 # shellcheck source=common.sh
 . ./common.sh
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# preflight.sh BASE PORTS: all that must be alike, or free, before a run starts. PORTS is "8476 8482", or empty where
-# no TPU is expected: then devices and lock file are not looked at.
+# preflight.sh BASE PORTS: report what must be equal or free before a run starts. PORTS is "8476 8482", or empty if
+# no TPU is expected: then devices and lock file are not checked.
 # shellcheck source=common.sh
 . ./common.sh
 
 ports=$1
-# The tests put files of their own in the place of these.
+# Replaced by the tests.
 devices=${ECHOTTS_DEVICES:-/dev}
 network=${ECHOTTS_NETWORK:-/proc/net}
 lock=${ECHOTTS_TPU_LOCK:-/tmp/libtpu_lockfile} # the name is libtpu's
@@ -22,16 +22,16 @@ for name in ("jax", "jaxlib", "libtpu", "flax", "orbax-checkpoint"):
 PYTHON
 }
 
-listening() { # whether a TCP port is taken; the kernel's table has it in hexadecimal, state 0A is LISTEN
+listening() { # whether a TCP port is in use; /proc/net/tcp has it in hexadecimal, state 0A is LISTEN
     awk -v port="$(printf ':%04X' "$1")" '$2 ~ port "$" && $4 == "0A" { found = 1 } END { exit !found }' \
         "$network/tcp" "$network/tcp6" 2>/dev/null
 }
 
-as_root() { # only root sees what other users' processes hold
+as_root() { # only root sees the open files of other users' processes
     if [ "$(id -u)" = 0 ]; then "$@"; else sudo -n "$@"; fi
 }
 
-holders() { # numbers of the processes that have the lock or a TPU device open
+holders() { # ids of processes that have the lock or a TPU device open
     as_root find /proc/[0-9]*/fd -maxdepth 1 -type l \
         \( -lname "$lock" -o -lname "$devices/accel*" -o -lname "$devices/vfio/*" \) 2>/dev/null |
         cut -d/ -f3 | sort -un | tr '\n' ' ' || true
@@ -43,7 +43,7 @@ fact host "$(hostname)"
 fact time "$(date +%s)"
 fact free_gb "$(free_gb "$base")"
 fact release "$(release_of "$base/current")"
-[ -f "$base/current/.python" ] || fail "$base/current: no code here yet; run sync first"
+[ -f "$base/current/.python" ] || fail "$base/current: no code yet; run sync first"
 found=$(versions "$(cat "$base/current/.python")") || fail "$(cat "$base/current/.python") does not run; run sync again"
 while read -r name version; do fact "version_$name" "$version"; done <<<"$found"
 token=$base/job/token
@@ -58,8 +58,8 @@ fact chips "$(find "$devices" -maxdepth 2 -regex "$devices/\(accel/\)?\(accel\|v
 held=$(holders)
 fact holders "${held:-none}"
 if [ -e "$lock" ]; then
-    # Stale after a SIGKILL, and the next start stumbles over it. Gone is it only when nobody can own it: every process
-    # on the machine was looked at, none has it open, and its lock is free.
+    # Stale after a SIGKILL, and makes the next start fail. Removed only if nobody can own it: all processes on the
+    # machine were checked, none has it open, and its lock is free.
     if [ -z "$held" ] && sees_everything && as_root flock -n "$lock" true; then
         as_root rm -f "$lock"
         fact lock removed

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# prepare.sh BASE RELEASE: make the directories; say whether the release is here already.
+# prepare.sh BASE RELEASE: create the directories; report whether the release is already installed.
 # shellcheck source=common.sh
 . ./common.sh
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# start.sh BASE RUN RELEASE ROLE: start incoming/ROLE.sh (environment and command) in a session of its own, detached
-# from the ssh connection. ROLE is job (the training), watchdog or dashboard. Does nothing where it runs already.
+# start.sh BASE RUN RELEASE ROLE: start incoming/ROLE.sh (environment and command) in its own session, detached
+# from the ssh connection. ROLE is job (the training), watchdog or dashboard. Does nothing if it is already running.
 # shellcheck source=common.sh
 . ./common.sh
 
@@ -17,13 +17,13 @@ if alive "$pidfile"; then
 fi
 [ "$(release_of "$base/current")" = "$release" ] ||
     fail "$base/current is release $(release_of "$base/current"), not $release; run sync again"
-[ -f "$base/incoming/$role.sh" ] || fail "$base/incoming/$role.sh: nothing arrived"
+[ -f "$base/incoming/$role.sh" ] || fail "$base/incoming/$role.sh: did not arrive"
 install -m 600 "$base/incoming/$role.sh" "$base/job/$role.sh"
 rm -f "$base/incoming/$role.sh"
 if [ "$role" = job ]; then rm -f "$base/job/exit" "$base/job/stopped"; fi
 
-# Runs for weeks in the new session. It takes no notice of SIGTERM, which is for its child; what the child ended with
-# is written down, so that a run that is over can be told from one whose machine was taken away.
+# Runs for weeks in the new session. Ignores SIGTERM, which is for its child, and records the child's exit code, so
+# that an ended run can be distinguished from one whose machine was preempted.
 supervise() { # BASE WORKER RELEASE ROLE
     local code=0
     local command=(false)
@@ -49,7 +49,7 @@ printf -- '--- run %s, release %s, worker %s, %s\n' "$run" "$release" "$worker" 
 setsid bash -c "$(declare -f supervise); supervise \"\$@\"" "echotts-$role" "$base" "$worker" "$release" "$role" \
     </dev/null >>"$log" 2>&1 9>&- &
 pid=$!
-until [ "$(ps -o sid= -p "$pid" | tr -d ' ')" = "$pid" ]; do # only then has the end of the connection no hold on it
+until [ "$(ps -o sid= -p "$pid" | tr -d ' ')" = "$pid" ]; do # only then is it independent of the connection
     kill -0 "$pid" 2>/dev/null || break
     sleep 0.05
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# status.sh BASE: what is installed, what runs or how it ended, and the last line it logged.
+# status.sh BASE: report what is installed, what runs or how it ended, and its last log line.
 # shellcheck source=common.sh
 . ./common.sh
 
@@ -15,7 +15,7 @@ if [ -f "$job/pid" ]; then
         state=ended
         fact code "$(cut -d' ' -f1 "$job/exit")"
     else
-        state=died # killed from outside, or the machine went down: nobody was left to write the exit code
+        state=died # killed, or the machine went down, before the exit code was written
     fi
     if [ -f "$job/stopped" ]; then fact stopped yes; fi
 fi

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# stop.sh BASE GRACE_S BY_HAND: SIGTERM, which lets the run save; after GRACE_S seconds SIGKILL. BY_HAND is yes where
-# a person asked for it: watch then lets the run rest.
+# stop.sh BASE GRACE_S BY_HAND: SIGTERM, which lets the run save; SIGKILL after GRACE_S seconds. BY_HAND is yes if
+# requested by the user: watch then does not restart the run.
 # shellcheck source=common.sh
 . ./common.sh
 
 grace_s=$1 by_hand=$2
 
-gone_within() { # whether the group ends within so many seconds
+gone_within() { # whether a group ends within this many seconds
     local group=$1 end=$((SECONDS + $2))
     while group_runs "$group"; do
         [ "$SECONDS" -lt "$end" ] || return 1
@@ -14,7 +14,7 @@ gone_within() { # whether the group ends within so many seconds
     done
 }
 
-stop() { # the process group whose leader is in this file; says how it went
+stop() { # stops the process group whose leader is in this file; prints the outcome
     local pid
     alive "$1" || {
         printf 'none\n'
@@ -27,7 +27,7 @@ stop() { # the process group whose leader is in this file; says how it went
         return
     fi
     kill -KILL -- "-$pid" 2>/dev/null || true
-    gone_within "$pid" 30 || fail "process group $pid is still there 30 s after SIGKILL (stuck in the driver: reboot, or down and up)"
+    gone_within "$pid" 30 || fail "process group $pid is still running 30 s after SIGKILL (stuck in the driver: reboot, or down and up)"
     printf 'killed\n'
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# switch.sh BASE RELEASE KEEP: let `current` name the release, in one rename; keep the newest KEEP releases.
+# switch.sh BASE RELEASE KEEP: point `current` to the release atomically; keep the newest KEEP releases.
 # shellcheck source=common.sh
 . ./common.sh
 
 release=$1 keep=$2
-[ -e "$base/releases/$release/.complete" ] || fail "$base/releases/$release: not whole; run sync again"
+[ -e "$base/releases/$release/.complete" ] || fail "$base/releases/$release: incomplete; run sync again"
 ln -sfn "releases/$release" "$base/current.new"
 mv -T "$base/current.new" "$base/current"
 touch "$base/releases/$release"

@@ -85,7 +85,7 @@ def test_a_server_that_goes_away_is_said_and_found_again(runs_root: Path, open_p
         page = open_page(dashboard.url)
         port = dashboard.port
         dashboard.stop()
-        expect(page.locator("#trouble-text")).to_contain_text("the server does not answer")
+        expect(page.locator("#trouble-text")).to_contain_text("the server does not respond")
         expect(page.locator("#connection")).to_have_text("Server away")
         expect(page.locator('[data-panel="loss"] .uplot')).to_be_visible()
         dashboard.start(port)
@@ -103,13 +103,13 @@ def test_the_token_opens_the_page_and_nothing_else_does(
     dashboard = dashboards("--run_dir", str(runs_root / "finished"), "--token_file", str(token_file))
     address = dashboard.url.partition("?")[0]
     page = open_page(address, ready=False)
-    expect(page.get_by_role("heading")).to_have_text("This dashboard asks for its token")
+    expect(page.get_by_role("heading")).to_have_text("This dashboard requires a token")
     refused = {page.request.get(f"{address}{path}").status for path in ("api/runs", "api/alerts", "static/page.js")}
     assert refused == {401}
     assert not Axe().run(page).response["violations"]
     page.get_by_label("Token").fill("not the token at all")
     page.get_by_role("button").click()
-    expect(page.locator("body")).to_contain_text("That was not it.")
+    expect(page.locator("body")).to_contain_text("That token is wrong.")
     page.get_by_label("Token").fill(token_file.read_text().strip())
     page.get_by_role("button").click()
     expect(page.locator("#run-name")).to_have_text("finished")
@@ -117,7 +117,7 @@ def test_the_token_opens_the_page_and_nothing_else_does(
     [cookie] = page.context.cookies()
     assert cookie["httpOnly"] and cookie["sameSite"] in ("Lax", "Strict")
     page.context.clear_cookies()
-    expect(page.locator("#trouble-text")).to_contain_text("not signed in any more")
+    expect(page.locator("#trouble-text")).to_contain_text("no longer signed in")
 
 
 def test_texts_of_a_run_are_shown_as_text(

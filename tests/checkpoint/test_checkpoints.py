@@ -134,7 +134,7 @@ def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_restored(tmp_pat
         found, about = restore(tmp_path)
     assert about.step == 1
     jax.tree.map(np.testing.assert_array_equal, found, arrays(1))
-    assert "step_00000002: cannot be read, trying the one before" in caplog.text
+    assert "step_00000002: cannot be read, trying the previous one" in caplog.text
     assert (tmp_path / CHECKPOINTS / "step_00000002.broken").is_dir()
     save_steps(tmp_path, 2)
     assert restore(tmp_path)[1].step == 2
@@ -176,7 +176,7 @@ def test_when_writing_fails_the_previous_checkpoint_still_restores(tmp_path, no_
         with pytest.raises(CheckpointError) as caught:
             save_and_wait(checkpoints, arrays(2, size=1_000_000), meta(2))
     assert "a checkpoint could not be written (File too large; " in str(caught.value)
-    assert "the last whole one is step_00000001" in str(caught.value)
+    assert "the last complete one is step_00000001" in str(caught.value)
     assert [path.name for path in (tmp_path / CHECKPOINTS).iterdir()] == ["step_00000001"]
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path)[0], arrays(1))
 
@@ -187,10 +187,10 @@ def test_a_checkpoint_that_cannot_fit_is_refused_before_anything_is_written(tmp_
     monkeypatch.setattr(checkpoints_module.shutil, "disk_usage", lambda path: room._replace(free=10_000))
     with open_run(tmp_path) as checkpoints:
         with pytest.raises(
-            CheckpointError, match=r"takes 0\.0 MB, 0\.0 MB are free; the last whole one is step_00000001"
+            CheckpointError, match=r"takes 0\.0 MB, but 0\.0 MB are free; the last complete one is step_00000001"
         ):
             checkpoints.save(arrays(2), meta(2))
-        with pytest.raises(CheckpointError, match="make room and start the same command again"):
+        with pytest.raises(CheckpointError, match="free some space and repeat the command"):
             checkpoints.restore(abstract(arrays(0)), to_dict(TINY))
     assert names(tmp_path) == ["step_00000001"]
 
@@ -279,7 +279,7 @@ def test_what_changed_after_it_was_saved_is_not_restored_nor_noted_as_verified(t
     found, about = restore(tmp_path)
     assert about.step == 1
     jax.tree.map(np.testing.assert_array_equal, found, arrays(1))
-    assert "step_00000002: cannot be read, trying the one before" in caplog.text
+    assert "step_00000002: cannot be read, trying the previous one" in caplog.text
     assert (tmp_path / CHECKPOINTS / "step_00000002.broken").is_dir()
     assert json.loads((tmp_path / VERIFIED).read_text()) == {"step": 1}
 

@@ -110,19 +110,19 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, tmp_path):
     shutil.rmtree(copy / CHECKPOINTS / "step_00000006" / "ema")
     assert load_run(copy).facts.step == 3
     shutil.rmtree(copy / CHECKPOINTS / "step_00000003")
-    with pytest.raises(CheckpointError, match="no checkpoint there can be read"):
+    with pytest.raises(CheckpointError, match="none of the checkpoints can be read"):
         load_run(copy)
 
 
 def test_what_holds_no_weights_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no weights there; give a run directory"):
+    with pytest.raises(FileNotFoundError, match="no weights found; give a run directory"):
         load_weights(tmp_path / "nothing")
-    with pytest.raises(FileNotFoundError, match="no checkpoint there"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint found"):
         load_weights(tmp_path)
 
 
 def test_an_export_of_another_name_is_refused_before_anything_is_read(tmp_path):
-    with pytest.raises(ValueError, match=r"model\.bin: an export is named \.safetensors"):
+    with pytest.raises(ValueError, match=r"model\.bin: an export must be \.safetensors"):
         export(tmp_path, tmp_path / "model.bin")
 
 

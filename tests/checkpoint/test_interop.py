@@ -137,7 +137,7 @@ def test_moments_are_found_by_shape_whatever_holds_them(params: Params):
     [
         (lambda tree: tree.pop("in_proj"), "in_proj/kernel is missing"),
         (lambda tree: tree["TransformerBlock_1"].pop("mlp"), "TransformerBlock_1/mlp/w1/kernel .* is missing"),
-        (lambda tree: tree.update(lora={"kernel": np.zeros(3)}), "1 tensors belong to no BlockDiT.*lora/kernel"),
+        (lambda tree: tree.update(lora={"kernel": np.zeros(3)}), "1 tensors do not belong to a BlockDiT.*lora/kernel"),
         (lambda tree: tree["norm"].update(weight=np.zeros(3)), r"norm/weight has shape \(3,\)"),
     ],
 )
@@ -205,7 +205,7 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
     save_export(misfit, damaged, golden.config, FACTS)
     for path, message in (
         (cut, "damaged, or not a safetensors file"),
-        (foreign, "no export of echotts"),
+        (foreign, "not an echotts export"),
         (misfit, "norm/weight"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -261,7 +261,7 @@ HEADER_CHANGES = [
     ({"config": "[]"}, "config in the header: Expected object, got array"),
     ({"config": None}, "missing required field config"),
     ({"config": "{"}, "'config' in the header: not valid JSON"),
-    ({"format": "echotts 9"}, "no export of echotts"),
+    ({"format": "echotts 9"}, "not an echotts export"),
 ]
 
 
@@ -293,7 +293,7 @@ def test_a_header_of_other_types_is_refused_by_field(
             {"norm/weight": np.zeros(64, ml_dtypes.float8_e4m3fn)},
             "not made of finite floats: it is F8_E4M3",
         ),
-        ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), its config makes it (64,)"),
+        ({"norm/weight": np.zeros(0, np.float32)}, r"norm/weight has shape (0,), but its config requires (64,)"),
         ({"silence": np.zeros((2, 3), np.float32)}, "silence has shape"),
     ],
 )
@@ -328,7 +328,7 @@ def test_a_published_pickle_whose_counts_are_no_counts_is_refused(
     tmp_path: Path, params: Params, change: dict[str, Any]
 ):
     path = write_pickle(tmp_path / "bad.pkl", {"params": params_to_published(params), "step": 1} | change)
-    with pytest.raises(ValueError, match=r"bad\.pkl: its (step|samples_seen) is no number"):
+    with pytest.raises(ValueError, match=r"bad\.pkl: (step|samples_seen) is not an integer"):
         load_published(path)
 
 

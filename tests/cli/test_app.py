@@ -125,8 +125,8 @@ def test_help_says_what_each_flag_means_and_its_default(capsys: pytest.CaptureFi
         ),
         (FileNotFoundError(2, "No such file or directory", "x.wav"), "x.wav: no such file or directory"),
         (OSError("disk full"), "disk full"),
-        (KeyError("latent"), "KeyError: 'latent' (--debug shows where)"),
-        (AssertionError(), "AssertionError:  (--debug shows where)"),
+        (KeyError("latent"), "KeyError: 'latent' (--debug shows the traceback)"),
+        (AssertionError(), "AssertionError:  (--debug shows the traceback)"),
     ],
 )
 def test_a_failure_is_one_line_and_exit_1(error: Exception, line: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,7 +177,7 @@ def test_choose_calls_the_named_command_with_the_rest(capsys: pytest.CaptureFixt
     assert "one  the first" in capsys.readouterr().out
     assert choose("tool", "A tool.", commands, []) == 0
     assert "one  the first" in capsys.readouterr().out
-    with pytest.raises(UsageError, match="unknown command 'three': tool takes one of one, two"):
+    with pytest.raises(UsageError, match="unknown command 'three': tool has one, two"):
         choose("tool", "A tool.", commands, ["three"])
 
 
@@ -243,7 +243,7 @@ def test_without_a_home_or_a_cache_that_can_be_written_commands_go_on(home: str 
     program = COMPILES if home else f"import pwd; pwd.getpwuid = lambda uid: {{}}[uid]\n{COMPILES}"
     done = subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
-    line = "/dev/null/.cache/echotts/compiled: not a directory: compiled programs are not kept"
+    line = "/dev/null/.cache/echotts/compiled: not a directory: the compilation cache is disabled"
     assert done.stderr == (f"{line}, so each start compiles again\n" if home else "")
 
 

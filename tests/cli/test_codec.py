@@ -228,7 +228,7 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
     cases: list[tuple[type[Exception], str, dict[str, object]]] = [
         (FileNotFoundError, "no such file", {"name": "encode", "input": tmp_path / "no.wav", "output": latent}),
         (FileNotFoundError, "in this folder", {"name": "encode", "input": tmp_path / "empty", "output": tmp_path}),
-        (UsageError, "name a folder", {"name": "encode", "input": recordings, "output": latent}),
+        (UsageError, "give a folder", {"name": "encode", "input": recordings, "output": latent}),
         (ValueError, "7 channels", {"name": "decode", "input": latent, "output": output}),
         (ValueError, "cannot be read", {"name": "decode", "input": tmp_path / "objects.npy", "output": output}),
         (ValueError, r"z\.npz: .* 7 ", {"name": "decode", "input": tmp_path / "z.npz", "output": output}),

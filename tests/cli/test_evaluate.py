@@ -99,8 +99,8 @@ def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digit
     ("line", "code", "words"),
     [
         ("--asr huge", 1, "unknown recogniser 'huge'"),
-        ("--count 0", 2, "--count 0: at least 1 is needed"),
-        ("--seed -3", 2, "--seed -3: it must not be negative"),
+        ("--count 0", 2, "--count 0 must be at least 1"),
+        ("--seed -3", 2, "--seed -3 must not be negative"),
         ("--data /no/such/folder", 1, "/no/such/folder: no such file or folder"),
     ],
 )

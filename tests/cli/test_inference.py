@@ -109,13 +109,13 @@ def test_output_levels_are_chosen_by_flag(call, tmp_path):
 
 WRONG_CALLS = {
     "--text one --output a.wav --nonsense 3": "nonsense",
-    "--output a.wav": "give --text or --text_file",
-    "--text one --text_file text.txt --output a.wav": "give --text or --text_file",
+    "--output a.wav": "give either --text or --text_file",
+    "--text one --text_file text.txt --output a.wav": "give either --text or --text_file",
     "--text= --output a.wav": "--text is empty",
     "--text one --output a.wav --steps 0": "--steps 0: at least 1",
     "--text one --output a.wav --steps many": "many",
     "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
-    "--text one --output a.wav --seed -1": "--seed -1: it must not be negative",
+    "--text one --output a.wav --seed -1": "--seed -1 must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
 }
 
@@ -154,7 +154,7 @@ def bad_inputs(folder):
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
         ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
         ((*text, *output, "--checkpoint", folder / "cut.safetensors"), "cut.safetensors"),
-        ((*text, *output, "--checkpoint", folder), "no checkpoint there"),
+        ((*text, *output, "--checkpoint", folder), "no checkpoint found"),
         ((*text, *output, "--time_scale", "2"), "time_scale 2.0"),
         ((*text, *output, "--guidance_interval", "0.9", "0.1"), "guidance interval 0.9..0.1"),
         ((*text, "--output", folder / "out.xyz"), "out.xyz: unknown suffix '.xyz'"),

@@ -138,7 +138,7 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
 
 def test_the_codec_for_any_voice_is_not_built_in_yet_and_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setitem(registry.BUILT_IN, "speech", tmp_path / "speech.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"codec speech: is not built in yet: name a file") as caught:
+    with pytest.raises(FileNotFoundError, match=r"codec speech: is not built in yet: give a file") as caught:
         load_codec("speech")
     assert "\n" not in str(caught.value)
     with pytest.raises(FileNotFoundError, match="is not built in yet"):

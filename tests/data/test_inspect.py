@@ -97,7 +97,7 @@ def test_the_command_prepares_and_inspects(
     assert command.main(arguments) == 0
     said = capsys.readouterr()
     assert "3 samples (3 with a reference)" in said.out
-    assert "rejected: unreadable_audio 1; each with its reason in" in said.out
+    assert "rejected: unreadable_audio 1; for reasons see" in said.out
     assert "encoded 4/4" in said.err
     assert "1 rejected" in said.err
     assert command.main(["inspect", "--data", str(tmp_path / "out")]) == 0

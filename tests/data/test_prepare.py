@@ -205,7 +205,7 @@ def test_a_reference_is_another_clip_of_the_same_speaker_and_depends_on_the_seed
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: (p / "metadata.csv").write_text("just words\n"), "begins with 'just words'"),
+        (lambda p: (p / "metadata.csv").write_text("just words\n"), "starts with 'just words'"),
         (lambda p: (p / "metadata.csv").write_text("audio,text\na.wav\n"), "row 2: 1 columns"),
         (lambda p: (p / "metadata.jsonl").write_text('{"audio": "a.wav"}\n{"text"\n'), "line 2: not valid JSON"),
         (lambda p: (p / "metadata.jsonl").write_text('{"text": "a"}\n'), "line 1: not an object with audio"),
@@ -228,7 +228,7 @@ def test_a_second_call_changes_nothing_and_other_settings_are_refused(tmp_path: 
     assert prepare(source, output, CosineCodec(log)) == first
     assert contents(output) == before
     assert not log.exists()
-    with pytest.raises(ValueError, match="was made with other settings: seed 0 there, 1 here"):
+    with pytest.raises(ValueError, match="was made with other settings: seed is 0 there, 1 here"):
         prepare(source, output, CosineCodec(), Settings(seed=1))
     other = tmp_path / "other"
     other.mkdir()
@@ -239,7 +239,7 @@ def test_a_second_call_changes_nothing_and_other_settings_are_refused(tmp_path: 
 
 def test_nothing_usable_is_an_error_with_the_causes(tmp_path: Path) -> None:
     write_table(tmp_path, "list.csv", [{"audio": "a.wav", "text": "x"}])
-    with pytest.raises(ValueError, match="none of 1 recordings is usable: unreadable_audio 1"):
+    with pytest.raises(ValueError, match="none of the 1 recordings is usable: unreadable_audio 1"):
         prepare(str(tmp_path / "list.csv"), tmp_path / "out", CosineCodec())
 
 

@@ -91,7 +91,7 @@ def test_every_recording_of_a_folder_is_a_sample_or_is_listed_as_rejected(tmp_pa
     assert summary.samples == 2  # a, and c with its suffixes in capitals
     assert summary.rejected == {"empty_text": 1, "bad_text": 1, "unreadable_audio": 1}
     lines = (tmp_path / "out/rejected.jsonl").read_text()
-    assert "there is no b.txt beside it" in lines
+    assert "there is no b.txt beside the recording" in lines
     assert "d.txt, line 1, byte 4 (0xe9): not UTF-8" in lines
     assert "e.m4a" in lines
 
@@ -275,8 +275,8 @@ def test_a_codec_that_does_not_keep_the_recordings_is_warned_of(
     for codec, line in (
         (ExactCodec(), ""),
         (QuietCodec(), "convergence is 0.40 (0 is equal, 1 is silence) and the level changes by -4.4 dB"),
-        (CosineCodec(), "codec cosine does not keep these recordings: after encoding and decoding 4 of them"),
+        (CosineCodec(), "codec cosine does not reproduce these recordings: after encoding and decoding 4 of them"),
     ):
         caplog.clear()
         prepare(str(tmp_path / "lj"), tmp_path / codec.codec_id, codec)
-        assert line in caplog.text if line else "does not keep" not in caplog.text
+        assert line in caplog.text if line else "does not reproduce" not in caplog.text

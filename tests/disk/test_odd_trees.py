@@ -212,4 +212,4 @@ def test_the_published_command_starts_without_a_file_and_prints_roots_and_limits
     watch.terminate()
     assert watch.wait(30) == 0
     assert "cleaning starts at 85% used or less than 5 GiB free and stops at 75%" in said
-    assert f"root shards  {tmp_path}/echotts/shards (not there now)" in said
+    assert f"root shards  {tmp_path}/echotts/shards (does not exist)" in said

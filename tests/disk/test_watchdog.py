@@ -268,7 +268,7 @@ def test_the_command_prints_path_bytes_and_reason_and_in_a_dry_run_deletes_nothi
     out = capsys.readouterr().out
     old = re.escape(str(tmp_path / "logs" / "old.log"))
     assert re.search(rf"^now +8192 bytes  {old}: old log, untouched for 30\.0 h$", out, re.MULTILINE)
-    assert "1 would be deleted now, 0.0 MB; 0 more may be" in out
+    assert "1 would be deleted now, 0.0 MB; 0 more can be" in out
     assert (tmp_path / "logs" / "old.log").exists()
     assert main(["--config", str(path), "--once"]) == 0
     assert re.search(rf"^deleted +8192 bytes  {old}: old log", capsys.readouterr().out, re.MULTILINE)

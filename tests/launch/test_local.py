@@ -41,14 +41,14 @@ def test_the_verbs_do_on_this_machine_what_they_do_on_a_pod(world: World) -> Non
     assert local(world, "status").count("ended with exit code 0") == 3
     assert "nothing was running" in local(world, "stop")
     local(world, "down")
-    assert "nothing to give back" in local(world, "down")
+    assert "nothing to release" in local(world, "down")
     assert not world.calls()
 
 
 def test_a_dry_run_makes_nothing(world: World) -> None:
     assert "+ mkdir" in local(world, "up", "--dry-run")
     assert not (world.cloud / "local").exists()
-    assert "processes 0: at least 1" in local(world, "up", "--processes", "0", code=2)
+    assert "processes 0: must be at least 1" in local(world, "up", "--processes", "0", code=2)
 
 
 @pytest.mark.slow

@@ -94,7 +94,7 @@ def test_down_stops_and_gives_back_and_twice_is_no_error(world: World) -> None:
     said = world.call("down")
     assert "worker 0, 1: stopped" in said
     assert not world.home(0).exists()
-    assert "nothing to give back" in world.call("down")
+    assert "nothing to release" in world.call("down")
     assert len(world.calls(*DELETE)) == 1
 
 

@@ -112,7 +112,7 @@ def test_a_stale_lock_file_goes_and_one_that_is_held_stays(world: World) -> None
         finally:
             holder.terminate()
     said = world.call("start", *world.command())
-    assert "removed /tmp/libtpu_lockfile on worker 0: nobody held it" in said
+    assert "removed /tmp/libtpu_lockfile on worker 0: it was stale" in said
     assert not lock.exists()
 
 

@@ -46,7 +46,7 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert not runs(world, 0)
     assert log(world, 0).splitlines()[-1].startswith("stopped and saved after step ")
     assert "worker 0, 1: nothing was running" in world.call("stop")
-    assert "ended with exit code 75 (asked to leave)" in world.call("status")
+    assert "ended with exit code 75 (ended by a signal)" in world.call("status")
 
     world.call("start", *flags)
     assert "after step 0" not in log(world, 0)  # it goes on from where it was
@@ -79,7 +79,7 @@ def test_a_program_that_ends_at_once_is_reported_and_the_others_are_stopped(worl
     said = world.call("start", *world.command("crash"), code=1)
     assert "ended with exit code 1" in said
     assert "ran into a wall" in said
-    assert "ended at once on worker 0, 1: see logs" in said
+    assert "ended immediately on worker 0, 1: see logs" in said
 
 
 def test_a_worker_that_hangs_is_named_though_gcloud_waits_for_it(world: World, monkeypatch) -> None:
@@ -142,9 +142,9 @@ def test_a_run_on_some_workers_only_is_refused_and_nothing_is_started(world: Wor
 
 def test_starting_without_code_without_command_or_with_half_a_dashboard_is_one_line(world: World) -> None:
     world.call("up", "--accelerator_type", "v4-16")
-    assert "no code here yet; run sync first" in world.call("start", *world.command(), code=1)
+    assert "no code yet; run sync first" in world.call("start", *world.command(), code=1)
     assert "command is missing" in world.call("start", code=2)
-    assert "the command names no --run_dir" in world.call("start", *world.command(), "--dashboard", code=2)
+    assert "the command has no --run_dir" in world.call("start", *world.command(), "--dashboard", code=2)
 
 
 def test_a_dry_run_of_start_and_stop_changes_nothing(world: World) -> None:
@@ -160,7 +160,9 @@ def test_code_that_was_changed_since_the_last_sync_is_said(world: World) -> None
     release = world.ready()
     (world.source / "little.py").write_text("pass\n")
     newer = world.commit()
-    assert f"the workers have release {release}, the files here are {newer}" in world.call("start", *world.command())
+    assert f"the workers have release {release}, but the local files are {newer}" in world.call(
+        "start", *world.command()
+    )
 
 
 def test_a_process_number_that_is_anothers_by_now_is_not_taken_for_the_run(world: World) -> None:

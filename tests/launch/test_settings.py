@@ -35,10 +35,10 @@ def test_flags_go_before_the_file_and_the_file_before_the_defaults(tmp_path) -> 
     [
         ("[launch]\nzon = x\n", r"pod.ini: zon is not known in \[launch\]; known are name"),
         ("[lunch]\nzone = x\n", r"pod.ini: section \[lunch\] is not known"),
-        ("[launch]\nspot = perhaps\n", "pod.ini: spot: 'perhaps' is neither yes nor no"),
+        ("[launch]\nspot = perhaps\n", "pod.ini: spot: 'perhaps' must be yes or no"),
         ("[launch]\ngrace_s = soon\n", "pod.ini: grace_s: 'soon' is not a number"),
         ("zone = x\n", "pod.ini: File contains no section headers"),
-        ("[launch]\nname = My TPU\n", "name 'My TPU': lower-case letters"),
+        ("[launch]\nname = My TPU\n", "name 'My TPU': must be lower-case letters"),
         ("[launch]\nbase = ../x\n", r"base '\.\./x'"),
         ("[launch]\npython = python3\n", "python 'python3': give a version such as 3.11"),
         ("[launch]\nmax_per_day = 0\n", "must be above 0"),
@@ -99,7 +99,7 @@ def test_an_unknown_generation_is_refused_with_the_nearest() -> None:
         ([], "the following arguments are required: VERB"),
         (["up", "--nosuch", "1"], "unrecognized arguments: --nosuch"),
         (["up", "--accelerator-type", "v4-63"], "accelerator type 'v4-63': no such size"),
-        (["up", "--spot", "maybe"], "--spot: 'maybe' is neither yes nor no"),
+        (["up", "--spot", "maybe"], "--spot: 'maybe' must be yes or no"),
         (["stop", "--grace-s", "0"], "grace_s"),
     ],
 )

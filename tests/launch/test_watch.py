@@ -57,9 +57,9 @@ def test_a_preempted_pod_is_deleted_and_made_again_and_the_run_resumes(world: Wo
     assert code == "0"
     changes = [call[3] for call in world.calls() if call[3] in ("create", "delete")]
     assert changes == ["create", "delete", "create"]
-    assert "the machines are gone (SUSPENDED); trying again" in err
+    assert "the machines are gone (SUSPENDED); retrying" in err
     assert "SUSPENDING" in out
-    assert "stopped by hand: nothing left to watch" in out
+    assert "stopped manually: nothing left to watch" in out
 
 
 def test_a_finished_run_ends_the_watch(world: World) -> None:
@@ -79,7 +79,7 @@ def test_a_run_that_loses_a_process_is_started_again_on_all_workers(world: World
         until(lambda: "after step" in world.job(0, "log").read_text(), timeout_s=60)
         world.call("stop")
     assert said[2] == "0"
-    assert "the run ended early on worker 1; trying again" in said[1]
+    assert "the run ended early on worker 1; retrying" in said[1]
     assert len(world.calls("queued-resources", "create")) == 1
 
 
@@ -100,7 +100,7 @@ def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: Wor
             os.killpg(world.pid(worker), signal.SIGTERM)
         until(lambda: world.job(0).exists() and world.pid(0) != old, timeout_s=120)
         world.call("stop")
-    assert "the run was asked to leave; trying again" in said[1]
+    assert "the run was ended by a signal; retrying" in said[1]
     assert "finished on all workers" not in said[0]
 
 
@@ -133,7 +133,7 @@ def test_a_worker_that_is_silent_for_too_long_is_lost_and_the_slice_is_replaced(
         until(lambda: started(world), timeout_s=120)
         world.call("stop")
     assert "counts as lost after 1 s" in said[0]
-    assert "the machines are gone (no answer from worker 1 for 1 s); trying again" in said[1]
+    assert "the machines are gone (no answer from worker 1 for 1 s); retrying" in said[1]
     assert [call[3] for call in world.calls() if call[3] in ("create", "delete")] == ["create", "delete", "create"]
 
 
@@ -160,7 +160,7 @@ def test_machines_given_back_by_hand_are_not_made_again(world: World) -> None:
         until(lambda: started(world), timeout_s=120)
         world.set(states=[])
     assert said[2] == "0"
-    assert "given back by hand" in said[0]
+    assert "released manually" in said[0]
     assert len(world.calls("queued-resources", "create")) == 1
 
 
@@ -176,7 +176,7 @@ def test_a_network_that_is_gone_for_a_while_touches_nothing(world: World) -> Non
         world.set(broken="")
         assert world.pid(0) == pid
         world.call("stop")
-    assert "could not reach metadata service; asking again in" in said[1]
+    assert "could not reach metadata service; retrying in" in said[1]
     assert said[0].count("running on 2 workers") == 1
     assert not world.calls("queued-resources", "delete")
 

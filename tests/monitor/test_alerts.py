@@ -37,7 +37,7 @@ def test_silence_and_failure(tmp_path, run_dir):
     [alert] = alerts(Library([str(run_dir)], None), END + 3600)
     assert (alert.kind, alert.host) == ("stale", None)
     assert alert.message.startswith("no line for 60 min")
-    assert alert.message.endswith("; host-1 got least far, to step 1980")
+    assert alert.message.endswith("; host-1 is furthest behind, at step 1980")
     alone = make_run(tmp_path / "alone", end=END, hosts=1)
     assert kinds(alone, END + 3600) == [("stale", "host-0")]
     failed = make_run(tmp_path / "failed", end=END, ending="failed")
@@ -51,7 +51,7 @@ def test_one_host_that_falls_silent_while_others_go_on_is_named(run_dir):
     say(run_dir, *(train_line(2000 + step, END + step) for step in range(10, 400, 10)))
     [alert] = alerts(Library([str(run_dir)], None), END + 400)
     assert (alert.kind, alert.host, alert.since) == ("stale", "host-1", pytest.approx(END, abs=1))
-    assert alert.message == "no line for 7 min, the last of step 1980; other hosts go on"
+    assert alert.message == "no line for 7 min, the last of step 1980; other hosts continue"
     say(run_dir, event_line(2390, END + 395, "resumed", "after step 2390"))  # without that machine
     assert kinds(run_dir, END + 400) == []
 

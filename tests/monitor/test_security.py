@@ -98,7 +98,7 @@ def test_nothing_is_seen_without_the_token(locked_port):
 def test_a_wrong_token_is_refused_and_not_repeated(locked_port, wrong):
     status, headers, body = get(locked_port, f"/?token={urllib.parse.quote(wrong)}")
     assert status == 401 and headers["Set-Cookie"] is None
-    assert b"That was not it" in body and b"<script" not in body
+    assert b"That token is wrong" in body and b"<script" not in body
     for cookie in (wrong, TOKEN):  # the cookie does not hold the token itself
         safe = urllib.parse.quote(cookie)
         assert get(locked_port, "/api/runs", Cookie=f"echotts_{locked_port}={safe}")[0] == 401
@@ -135,7 +135,7 @@ def test_the_token_file_is_made_for_its_owner_alone(tmp_path):
         read_token(path)
     path.chmod(0o600)
     path.write_text("short\n")
-    with pytest.raises(ValueError, match="at least 16 plain characters"):
+    with pytest.raises(ValueError, match="at least 16 printable ASCII characters"):
         read_token(path)
 
 

@@ -52,7 +52,10 @@ def test_the_configuration_is_alike_whatever_a_processes_index_is() -> None:
     ("keys", "said"),
     [
         ({"processes": 2}, "processes 2 need --run.coordinator"),
-        ({"processes": 2, "coordinator": "a:1", "process_index": 2}, "process_index 2 of 2 processes: count from 0"),
+        (
+            {"processes": 2, "coordinator": "a:1", "process_index": 2},
+            "process_index 2 must be at least 0 and below processes 2",
+        ),
         ({"coordinator": "here"}, "coordinator 'here': give HOST:PORT of process 0, or auto"),
         ({"heartbeat_s": 0}, "heartbeat_s 0 must be above 0"),
     ],

@@ -231,7 +231,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_its_step_saved_again(gcs, saved, 
     for name in gcs.names(f"{saved.removeprefix('gs://')}/checkpoints/step_00000005/params/d/"):
         del gcs.objects[name]
     assert restore(saved) == 2
-    assert "step_00000005: cannot be read, trying the one before" in caplog.text
+    assert "step_00000005: cannot be read, trying the previous one" in caplog.text
     found = {name.split("/")[1] for name in objects(gcs, saved)}
     assert found == {"step_00000002", "step_00000005.broken"}
     save_steps(saved, 5)
@@ -256,7 +256,9 @@ def test_a_write_that_fails_is_said_and_the_checkpoint_before_restores(gcs, save
     with Checkpoints(run_path(saved), TINY.run) as checkpoints:
         checkpoints.wait()
         gcs.trouble("POST", ".*uploadType=media", 403, "the account may not")  # as TensorStore writes
-        with pytest.raises(CheckpointError, match=r"could not be written .*; the last whole one is step_00000005; st"):
+        with pytest.raises(
+            CheckpointError, match=r"could not be written .*; the last complete one is step_00000005; st"
+        ):
             save_and_wait(checkpoints, arrays(6), meta(6))
         gcs.troubles.clear()
     assert restore(saved) == 5
@@ -455,7 +457,7 @@ def test_a_bucket_that_cannot_be_used_is_said_before_anything_is_done(gcs, url, 
 
 def test_a_bucket_that_is_not_there_is_said(gcs):
     with pytest.raises(
-        FileNotFoundError, match="gs://other/run: there is no bucket other: make it, or correct the name"
+        FileNotFoundError, match="gs://other/run: there is no bucket other: create it, or correct the name"
     ):
         check_run_dir("gs://other/run")
 
@@ -473,9 +475,9 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for_long(gcs, url, monkeypa
 def test_what_no_run_lives_in_is_refused(gcs, url):
     with pytest.raises(ValueError, match="s3://bucket/run: a run directory must be a local directory or gs://"):
         check_run_dir("s3://bucket/run")
-    with pytest.raises(ValueError, match="copy the file here first"):
+    with pytest.raises(ValueError, match="copy the file to a local disk first"):
         load_weights("gs://bucket/model.safetensors")
-    with pytest.raises(FileNotFoundError, match=f"{url}: no checkpoint there"):
+    with pytest.raises(FileNotFoundError, match=f"{url}: no checkpoint found"):
         load_weights(url)
 
 

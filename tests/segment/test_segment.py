@@ -206,7 +206,7 @@ def test_the_command_says_what_it_made_and_what_was_wrong_with_the_call(
     soundfile.write(tmp_path / "rain.wav", noise(3.0, 0.05), RATE)
     flags = ["segment", "--source", str(tmp_path / "rain.wav"), "--output", str(tmp_path / "clips")]
     assert command.main(flags) == 0
-    assert "0 clips, 0.0 minutes\nnobody speaks in rain.wav" in capsys.readouterr().out
+    assert "0 clips, 0.0 minutes\nno speech in rain.wav" in capsys.readouterr().out
     with pytest.raises(UsageError, match=r"--min_s 9\.0 and max_s 3\.0: the first must be above 0"):
         command.main([*flags, "--min_s", "9", "--max_s", "3"])
     with pytest.raises(FileNotFoundError, match="gone: no such recording or folder"):

@@ -13,10 +13,10 @@ def test_digits_are_written_out():
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("Hello, this is a test.", "digits zero to nine and nothing else, not 'hello'.*--checkpoint"),
+        ("Hello, this is a test.", "speaks only the digits zero to nine, not 'hello'.*--checkpoint"),
         ("four and two", "not 'and'"),
         ("4 \u00b2", "not '\u00b2'"),
-        ("...", "holds no digit"),
+        ("...", "contains no digits"),
     ],
 )
 def test_other_texts_are_answered_with_what_the_model_is(text, words):

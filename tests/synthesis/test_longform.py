@@ -57,7 +57,7 @@ def test_what_fits_is_said_as_it_was_typed():
 
 def test_pieces_without_a_sound_are_left_out_and_a_text_of_nothing_else_is_refused():
     assert [piece.text for piece in pieces_of("a. — !!! b.", lambda text: len(text) <= 3)] == ["a.", "b."]
-    with pytest.raises(ValueError, match=r"'\?! \.\.\.' holds no letter or digit"):
+    with pytest.raises(ValueError, match=r"'\?! \.\.\.' contains no letter or digit"):
         pieces_of("?! ...", lambda text: True)
 
 

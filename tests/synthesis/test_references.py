@@ -28,13 +28,13 @@ def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch
         assert not caplog.messages
         assert len(tts.encode_reference((voice(3.0), RATE))) == REFERENCE_FRAMES
         assert caplog.messages == [
-            "speaker_ref: 3.0 s long, the first 0.6 s are used (the model's window for references)"
+            "speaker_ref: is 3.0 s long, only the first 0.6 s are used (the model's window for references)"
         ]
         caplog.clear()
         monkeypatch.setattr(references, "LIMIT_S", 1.0)
         soundfile.write(tmp_path / "long.wav", voice(1.5), RATE)
         tts.encode_reference(tmp_path / "long.wav")
-    assert caplog.messages[0].endswith("long.wav: longer than 1 s, the rest is not read")
+    assert caplog.messages[0].endswith("long.wav: longer than 1 s, the rest is ignored")
 
 
 def test_a_round_trip_keeps_the_length_and_what_the_codec_can_hold(tts):
@@ -47,8 +47,8 @@ def test_references_without_a_voice_are_refused_with_one_line(tts, tmp_path):
     soundfile.write(tmp_path / "short.wav", voice(0.4), RATE)
     (tmp_path / "text.mp3").write_text("hello")
     cases = {
-        "silent.wav": "is silent: a reference needs at least 0.5 s of a voice",
-        "short.wav": "0.40 s long: a reference needs at least 0.5 s of a voice",
+        "silent.wav": "is silent: a reference needs at least 0.5 s of speech",
+        "short.wav": "is 0.40 s long: a reference needs at least 0.5 s of speech",
         "text.mp3": "cannot be read as a recording",
         "none.wav": "no such recording",
     }

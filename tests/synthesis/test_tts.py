@@ -96,9 +96,7 @@ def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
     tts = tiny_tts()
     with caplog.at_level(logging.INFO):
         say(tts), say(tts)
-    assert caplog.messages == [
-        "compiling for batches of 1, up to 12 tokens and 1.3 s of speech: once, and kept for the next time"
-    ]
+    assert caplog.messages == ["compiling for batches of 1, up to 12 tokens and 1.3 s of speech; the result is cached"]
 
 
 WRONG_ARGUMENTS = """
@@ -128,7 +126,7 @@ def test_what_is_wrong_with_an_argument_names_it_and_the_right_form():
         "speaker_ref: a bare waveform has no sample rate: give (samples, rate), or the path of a file",
         "speaker_ref: samples of shape (2, 8000): give one channel, as in (samples, rate)",
         "speaker_ref: int: give the path of a recording, (samples, rate) or a latent",
-        "speaker_ref: the latent holds values that are not finite (NaN or infinite)",
+        "speaker_ref: the latent has values that are not finite (NaN or infinite)",
     ]
 
 
@@ -145,7 +143,7 @@ def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
         assert len(say(tts, duration=15.0).latents) <= FRAMES
         assert not caplog.messages
         say(tts, duration=20.0)
-    assert caplog.messages == ["duration 20.00 s: the model makes at most 1.28 s at once"]
+    assert caplog.messages == ["duration 20.00 s exceeds the model's maximum of 1.28 s at once"]
     for wrong in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="give the maximum duration in seconds"):
             say(tts, duration=wrong)
@@ -184,7 +182,7 @@ def test_a_silent_result_is_written_as_silence(tts, tmp_path, monkeypatch):
 
 
 def test_a_codec_or_tokenizer_of_another_model_is_refused():
-    with pytest.raises(ValueError, match="the model makes latents of 8 channels, the codec linear takes 4"):
+    with pytest.raises(ValueError, match="the model makes latents of 8 channels, but the codec linear takes 4"):
         EchoTTS(random_params(), CONFIG, FACTS, LinearCodec(4))
 
 
@@ -254,7 +252,9 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):
-        with pytest.raises(ValueError, match=f"{name}: names no codec for its latents of 8 channels: .*--codec"):
+        with pytest.raises(
+            ValueError, match=f"{name}: does not name the codec of its latents of 8 channels: .*--codec"
+        ):
             EchoTTS.load(home / name)
         assert len(say(EchoTTS.load(home / name, home / "mine.safetensors"), duration=0.4).samples)
 
@@ -270,7 +270,7 @@ class TestCheckpoints:
         for name, words in (
             ("cut.safetensors", "damaged"),
             ("hostile.pkl", "print"),
-            ("folder", "no checkpoint there"),
+            ("folder", "no checkpoint found"),
         ):
             with pytest.raises((ValueError, OSError), match=words) as caught:
                 EchoTTS.load(home / name, home / "mine.safetensors")

@@ -207,7 +207,7 @@ def test_recordings_that_hold_no_voice_are_refused_before_the_run(tmp_path, shar
     soundfile.write(tmp_path / "short.wav", np.ones(1600), 16_000)
     with pytest.raises(ValueError, match=r"short\.wav: 0\.10 s long: a reference needs at least 0\.5 s"):
         make_speaker(parse_config([*line, str(tmp_path / "short.wav")]))
-    with pytest.raises(UsageError, match="sample_references heldout: there are no held-out shards"):
+    with pytest.raises(UsageError, match="sample_references heldout needs held-out shards"):
         parse_config([*line, "heldout"])
 
 

@@ -74,7 +74,7 @@ def test_skips_are_counted_within_their_window():
     for step in (5, 14, 15, 24):
         guard.skip(step, "why")
         assert not guard.lost(step + 1)
-    assert guard.skip(25, "why") == "2 in 10 steps, at most 2 are borne"
+    assert guard.skip(25, "why") == "2 skipped within 10 steps, at most 2 are allowed"
     guard.skip(26, "why")
     assert not guard.lost(26)  # which looks at the steps before
     assert guard.lost(27)
@@ -107,9 +107,7 @@ def test_settings_that_make_no_sense_are_refused(keys, said):
 
 def test_a_bad_step_is_described_with_its_worst_rows_first():
     said = describe(7, math.nan, 1.5, np.array([0.1, 7, np.nan, 9.0]), ["a", "b", "c"], [0, 2, 3])
-    assert said == (
-        "step 7: loss nan, gradient norm 1.5; rows that are not finite: b; batch keys, the worst first: b, c, a"
-    )
+    assert said == ("step 7: loss nan, gradient norm 1.5; non-finite rows: b; batch keys, worst first: b, c, a")
 
 
 @pytest.fixture
@@ -139,10 +137,10 @@ def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_w
     happened = said(tmp_path / "whole")
     expected = [(0, "started"), (3, "spike"), (3, "skipped"), (4, "nan"), (4, "skipped"), (5, "rolled_back")]
     assert events(tmp_path / "whole") == [*expected, (6, "finished")]
-    assert happened[3, "skipped"].startswith("1 in 4 steps, at most 1 are borne; error ")
-    assert "batch keys, the worst first: s-00" in happened[3, "spike"]
-    assert "rows that are not finite: s-00" in happened[4, "nan"]
-    back = "back to the weights of step 2, 3 updates are lost, the data goes on; time 1 of at most 5; 2 steps were "
+    assert happened[3, "skipped"].startswith("1 skipped within 4 steps, at most 1 are allowed; error ")
+    assert "batch keys, worst first: s-00" in happened[3, "spike"]
+    assert "non-finite rows: s-00" in happened[4, "nan"]
+    back = "rolled back to the weights of step 2, losing 3 updates; the data continues; rollback 1 of at most 5; "
     assert happened[5, "rolled_back"].startswith(back)
     folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / "whole" / CHECKPOINTS)}
     assert_same_weights(load_run(folders[5]), load_run(folders[2]))
@@ -166,7 +164,7 @@ def test_a_run_that_has_saved_nothing_goes_back_to_the_weights_it_was_given(conf
     given = {"init_from": str(uninterrupted), "save_every_steps": 0, "run_dir": str(tmp_path / "run")}
     assert train(with_sections(config, run=given)).finished
     happened = said(tmp_path / "run")
-    back = "back to the weights that the run began with, 5 updates are lost, the data goes on; time 1 of at most 5; "
+    back = "rolled back to the weights that the run started with, losing 5 updates; the data continues; rollback 1 "
     assert happened[5, "rolled_back"].startswith(back)
     assert lines(tmp_path / "run")[6] is not None
     last, again = step_folders(tmp_path / "run" / CHECKPOINTS)
@@ -182,8 +180,8 @@ def test_a_bad_row_of_an_accumulated_step_is_named_and_taken_back_the_same_way(c
     happened = said(tmp_path)
     batches = poisoned_keys(config)
     for step in (3, 4):
-        assert f"rows that are not finite: {batches[step]}; " in happened[step, "nan"]
-    assert happened[5, "rolled_back"].startswith("back to the weights of step 2, 3 updates are lost")
+        assert f"non-finite rows: {batches[step]}; " in happened[step, "nan"]
+    assert happened[5, "rolled_back"].startswith("rolled back to the weights of step 2, losing 3 updates")
     assert [step for step, loss in lines(tmp_path).items() if loss is None] == [3, 4]
     folders = {int(folder.name[-8:]): folder for folder in step_folders(tmp_path / CHECKPOINTS)}
     assert_same_weights(load_run(folders[5]), load_run(folders[2]))
@@ -214,9 +212,9 @@ class NoneBefore(Checkpoints):
 @pytest.mark.parametrize(
     ("run", "later", "reason"),
     [
-        ({}, True, "there is no checkpoint from before to go back to: look at these samples"),
-        ({"rollbacks": 0}, False, r"the run has gone back 0 times \(run\.rollbacks\): look at these samples"),
-        ({"init_from": "/gone"}, False, "what the run began with cannot be had again: /gone: no weights there"),
+        ({}, True, "there is no earlier checkpoint to roll back to: look at these samples"),
+        ({"rollbacks": 0}, False, r"the run has rolled back 0 times \(run\.rollbacks\): look at these samples"),
+        ({"init_from": "/gone"}, False, "the initial weights are unavailable: /gone: no weights found"),
     ],
 )
 def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(run, later, reason):
@@ -249,7 +247,7 @@ def test_a_step_whose_weights_are_not_finite_ends_the_run_before_anything_is_sav
     with MetricsWriter(tmp_path) as writer, Progress(steps=6) as progress:
         reporter = Reporter(TINY, writer, progress, NoFeed(), step, guard, watch, start=0)
         reporter.launched(1, 8, fed, numbers)
-        said = "step 1: the norm of the weights is inf; nothing is saved"
+        said = "step 1: the norm of the weights is inf; the run stops without saving"
         with pytest.raises(NonFiniteError, match=said), reporter.pause():
             pytest.fail("saved")
     assert events(tmp_path) == [(1, "nan")]
@@ -271,7 +269,7 @@ def test_rows_of_one_process_make_all_skip_and_go_back_together(tmp_path, shards
         mine = [line for line in found if line["process"] == process]
         happened = [(line["step"], line["event"]) for line in mine]
         assert happened == [(3, "nan"), (3, "skipped"), (4, "nan"), (4, "skipped"), (5, "rolled_back")]
-        assert ("rows that are not finite: s-00" in mine[0]["message"]) == (process == 1)
-        assert mine[-1]["message"].startswith("back to the weights of step 2, 3 updates are lost")
+        assert ("non-finite rows: s-00" in mine[0]["message"]) == (process == 1)
+        assert mine[-1]["message"].startswith("rolled back to the weights of step 2, losing 3 updates")
     assert all(loss is None for step, loss in losses(run_dir).items() if step in (3, 4))
     assert all(loss is not None for step, loss in losses(run_dir).items() if step > 4)

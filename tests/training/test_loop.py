@@ -108,11 +108,11 @@ def test_a_finished_run_that_is_started_again_does_nothing(config):
     assert before.finished
 
 
-def test_a_run_that_is_past_its_steps_says_so_and_stays_as_it_is(config, tmp_path, caplog):
+def test_a_run_past_its_steps_warns_and_is_not_changed(config, tmp_path, caplog):
     before = train(config)
     with caplog.at_level(logging.WARNING, logger="echotts"):
         assert train(with_sections(config, optim={"steps": 4})) == before
-    assert f"{tmp_path / 'run'} is at step 6 already and --steps is 4: nothing is trained" in caplog.text
+    assert f"{tmp_path / 'run'} is already at step 6 and --steps is 4: nothing to train" in caplog.text
     assert json.loads((tmp_path / "run" / "config.json").read_text())["optim"]["steps"] == 6
     assert events(tmp_path / "run")[-1] == (6, "finished")
 
@@ -244,7 +244,7 @@ def test_without_skips_a_loss_that_is_not_finite_stops_the_run_and_names_the_sam
     assert step_folders(tmp_path / "run" / CHECKPOINTS)[0].name == "step_00000003"
     assert events(tmp_path / "run") == [(0, "started"), (4, "nan"), (4, "failed")]
     message = str(caught.value)
-    assert "rows that are not finite: s-00" in message
+    assert "non-finite rows: s-00" in message
     assert message.count("s-00") == 9
     assert "\n" not in message
 
@@ -293,7 +293,9 @@ def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stoppe
     assert read_meta(newest[0]).stream == read_meta(newest[1]).stream
 
 
-def test_a_pickle_of_more_samples_than_are_read_again_begins_the_data_anew(config, tmp_path, caplog, monkeypatch):
+def test_a_pickle_of_too_many_samples_to_replay_starts_the_data_from_the_beginning(
+    config, tmp_path, caplog, monkeypatch
+):
     train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
     export(tmp_path / "first", tmp_path / "step_3.pkl")
     monkeypatch.setattr("echotts.training.run.REPLAYED_SAMPLES", 23)
@@ -307,7 +309,7 @@ def test_a_pickle_of_more_samples_than_are_read_again_begins_the_data_anew(confi
 def test_a_pickle_without_optimizer_state_cannot_be_gone_on_from(config, uninterrupted, tmp_path):
     export(uninterrupted, tmp_path / "ema.pkl", "ema")
     run = {"init_from": str(tmp_path / "ema.pkl"), "resume_optimizer": True}
-    with pytest.raises(ValueError, match=r"ema\.pkl: no optimizer state in it: start from its weights alone"):
+    with pytest.raises(ValueError, match=r"ema\.pkl: has no optimizer state: start from its weights alone"):
         train(with_sections(config, run=run))
     with pytest.raises(ValueError, match=r"init_from model\.safetensors must be a \.pkl"):
         with_sections(config, run=run | {"init_from": "model.safetensors"})
@@ -331,14 +333,16 @@ def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, 
     facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=scale)
     interop.save_export(given, tiny_speaker.random_params(), speaker, facts)
     config = dataclasses.replace(TINY, model=speaker)
-    flag = f"data.latent_scale: {theirs} -> {ours} .*; give --data.latent_scale {theirs}"
+    flag = f"data.latent_scale: {theirs} -> {ours} .*; use --data.latent_scale {theirs}"
     with pytest.raises(ValueError, match=flag):
         fitting_weights(given, with_sections(config, data={"latent_scale": ours}))
     fitting_weights(given, with_sections(config, data={"latent_scale": theirs}))
 
 
 def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):
-    with pytest.raises(ValueError, match=r"latents of 8 channels, the model takes 16: set --model\.latent_channels 8"):
+    with pytest.raises(
+        ValueError, match=r"latents of 8 channels, but the model takes 16: set --model\.latent_channels 8"
+    ):
         train(with_sections(config, model={"latent_channels": 16}))
     assert not (tmp_path / "run").exists()
 
@@ -363,9 +367,11 @@ def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(conf
     )
     assert tokenizer_from_json(one.tokenizer).encode("abcd").tolist() != [0, *b"abcd"]
     check_facts(one, one, "shards")
-    with pytest.raises(ValueError, match="the tokenizer is not the one the run was trained with"):
+    with pytest.raises(ValueError, match="the tokenizer differs from the one the run was trained with"):
         check_facts(one, other, "shards")
-    with pytest.raises(ValueError, match="shards: latents of the codec with hash b, the run was trained on those of a"):
+    with pytest.raises(
+        ValueError, match="shards: latents of the codec with hash b, but the run was trained on those of a"
+    ):
         check_facts(*(Facts(codec=CodecFacts(weights_hash=name)) for name in "ab"), "shards")
 
 

@@ -96,20 +96,20 @@ def test_a_dimension_that_does_not_divide_stays_whole():
     assert spec == PartitionSpec(None, None, "tensor")
 
 
-def test_devices_that_do_not_make_a_mesh_are_refused():
-    with pytest.raises(ValueError, match="1 devices cannot be cut in data 2 x tensor 1"):
+def test_a_number_of_devices_that_does_not_fit_the_mesh_is_refused():
+    with pytest.raises(ValueError, match="1 devices are not a multiple of data 2 x tensor 1"):
         meshes.make_mesh(data=2, devices=jax.devices()[:1])
 
 
-def test_rows_that_cannot_be_dealt_to_the_devices_are_refused():
+def test_rows_that_do_not_divide_evenly_between_devices_are_refused():
     meshes.check_batch(6, meshes.make_mesh(devices=jax.devices()[:1]))
-    with pytest.raises(ValueError, match="6 rows at a time cannot be dealt evenly to 8 devices"):
+    with pytest.raises(ValueError, match="6 rows at a time cannot be divided evenly between 8 devices"):
         meshes.check_batch(6, abstract_mesh(2, 4, 1))
 
 
 @dataclass(frozen=True)
 class FakeDevice:
-    """What of a device a mesh looks at."""
+    """The attributes of a device that meshes use."""
 
     id: int
     process_index: int
@@ -119,15 +119,17 @@ class FakeDevice:
 
 
 def fake_device(number: int, *, hosts: int = 1, slices: int = 1, of: int = 8) -> FakeDevice:
-    """One of `of` devices that lie in slices, and in hosts of equal size, one behind the other."""
+    """One of `of` devices, divided in order into equal slices and equal hosts."""
     return FakeDevice(number, number * hosts // of, number * slices // of)
 
 
-def test_copies_of_the_model_do_not_reach_over_slices():
+def test_replicas_of_the_model_do_not_span_slices():
     devices = [fake_device(number, slices=2) for number in (5, 2, 0, 7, 4, 1, 3, 6)]
-    cut = meshes.make_mesh(data=4, tensor=1, devices=devices).devices
-    assert [sorted({device.slice_index for device in copy.flat}) for copy in cut] == [[0], [0], [1], [1]]
-    with pytest.raises(ValueError, match=r"2 slices, run\.data_ways 1: .*set --run\.data_ways to 2 or a multiple"):
+    mesh = meshes.make_mesh(data=4, tensor=1, devices=devices).devices
+    assert [sorted({device.slice_index for device in replica.flat}) for replica in mesh] == [[0], [0], [1], [1]]
+    with pytest.raises(
+        ValueError, match=r"2 slices, but run\.data_ways is 1: .*set --run\.data_ways to 2 or a multiple"
+    ):
         meshes.make_mesh(devices=devices)
 
 
@@ -139,9 +141,9 @@ def fake_mesh(data: int, fsdp: int, tensor: int, hosts: int) -> Mesh:
 @pytest.mark.parametrize(
     ("mesh", "said"),
     [
-        (fake_mesh(1, 16, 1, 2), "8 rows at a time cannot be dealt evenly to 16 devices"),
-        (fake_mesh(1, 2, 4, 1), r"model\.heads 2 cannot be cut in 4 equal parts: change --run\.tensor_ways"),
-        (fake_mesh(1, 4, 2, 8), r"tensor_ways 2: the devices that share heads would lie on several hosts of 1 devices"),
+        (fake_mesh(1, 16, 1, 2), "8 rows at a time cannot be divided evenly between 16 devices"),
+        (fake_mesh(1, 2, 4, 1), r"model\.heads 2 is not a multiple of tensor_ways 4: change --run\.tensor_ways"),
+        (fake_mesh(1, 4, 2, 8), r"tensor_ways 2: devices that share heads would be on several hosts of 1 devices"),
         (abstract_mesh(1, 4, 2), "tensor_ways 2: "),
     ],
 )

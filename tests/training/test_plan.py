@@ -79,9 +79,9 @@ def test_traffic_grows_with_accumulation():
 @pytest.mark.parametrize(
     ("sections", "said"),
     [
-        ({"data": {"batch_size": 48}}, "48 rows at a time cannot be dealt evenly to 32 devices"),
-        ({"run": {"tensor_ways": 3}}, "32 devices cannot be cut in data 1 x tensor 3 equal parts"),
-        ({"run": {"tensor_ways": 4}}, r"model\.text\.heads 2 cannot be cut in 4 equal parts"),
+        ({"data": {"batch_size": 48}}, "48 rows at a time cannot be divided evenly between 32 devices"),
+        ({"run": {"tensor_ways": 3}}, "32 devices are not a multiple of data 1 x tensor 3"),
+        ({"run": {"tensor_ways": 4}}, r"model\.text\.heads 2 is not a multiple of tensor_ways 4"),
         (
             {"model": {"text": HEADS, "speaker": HEADS, "heads": 8, "width": 64}, "run": {"tensor_ways": 8}},
             "tensor_ways 8: ",
@@ -177,7 +177,7 @@ def test_the_command_prints_and_writes_its_answer(monkeypatch, tmp_path, capsys)
     assert command.main([*words, "--output", str(output)]) == 0
     printed, written = capsys.readouterr().out, json.loads(output.read_text())
     assert "demo on v4-8: 4 chips, 1 hosts; batch 32, remat full" in printed
-    assert "memory and time  not known: the TPU compiler is missing: install it" in printed
+    assert "memory and time  unknown: the TPU compiler is missing: install it" in printed
     assert [bucket["frames"] for bucket in written["buckets"]] == [64, 128]
 
 
@@ -206,8 +206,8 @@ def test_compiler_figures_come_after_the_formulas_bucket_by_bucket(monkeypatch, 
     output = tmp_path / "plan.json"
     assert command.main([*words, "--steps", "3600", "--chip_hour_price", "2", "--output", str(output)]) == 0
     formulas, first = printed
-    assert "bucket 128x96\n  work" in formulas and formulas.endswith("an estimate by the compiler, not measured\n")
-    assert "bucket 64x48\n  memory a chip  1.00 of 30.00 GiB" in first and "MFU" in first
+    assert "bucket 128x96\n  work" in formulas and formulas.endswith("estimates by the TPU compiler, not measured\n")
+    assert "bucket 64x48\n  memory/chip    1.00 of 30.00 GiB" in first and "MFU" in first
     last = capsys.readouterr().out
     assert "price          0.00" in last and "not estimated  1 runs of Pallas kernels" in last
     assert "24 product    model/layers.py:42 Linear.__call__  dot_general" in last
@@ -232,7 +232,7 @@ def test_the_search_is_printed_and_written_with_the_cheapest_remat(monkeypatch, 
     printed, written = capsys.readouterr().out, json.loads((tmp_path / "plan.json").read_text())
     assert "batch 10, remat dots: 30.00 of 30.00 GiB: fits" in printed
     assert printed.endswith(
-        f"remat none  fits no batch\nremat dots  largest batch 10\nremat full  largest batch 15\n{said}\n"
+        f"remat none  no batch fits\nremat dots  largest batch 10\nremat full  largest batch 15\n{said}\n"
     )
     assert (written["largest_batch"], written["cheapest_remat"]) == ({"none": 0, "dots": 10, "full": 15}, answer)
 

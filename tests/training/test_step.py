@@ -166,5 +166,5 @@ def test_the_shortest_runs_have_a_finite_learning_rate(steps):
 
 
 def test_a_batch_that_cannot_be_cut_evenly_is_refused():
-    with pytest.raises(ValueError, match="8 cannot be accumulated in 3"):
+    with pytest.raises(ValueError, match="8 is not a multiple of accumulation 3"):
         with_sections(TINY, optim={"accumulation": 3})

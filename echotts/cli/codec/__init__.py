@@ -1,4 +1,4 @@
-"""`echotts codec`: audio to latents and back; train, measure, convert a codec. Only the chosen command is imported."""
+"""`echotts codec`: encode, decode, train, evaluate, convert. Only the chosen command is imported."""
 
 import importlib
 
@@ -15,18 +15,18 @@ def _command(module: str, name: str) -> Main:
 
 
 def main(argv: list[str]) -> int:
-    """Run the command that `argv` names; gives the exit code."""
+    """Runs the command named in `argv`; returns the exit code."""
     commands: dict[str, tuple[str, Main]] = {
-        "encode": ("recordings to latents or tokens", _command("transcode", "encode")),
-        "decode": ("latents or tokens to recordings", _command("transcode", "decode")),
+        "encode": ("turn recordings into latents or tokens", _command("transcode", "encode")),
+        "decode": ("turn latents or tokens into recordings", _command("transcode", "decode")),
         "compress": (
-            "recordings to tokens that restore loudness, rate, length and channels",
+            "turn recordings into tokens that keep loudness, rate, length and channels",
             _command("transcode", "compress"),
         ),
-        "decompress": ("these tokens to recordings", _command("transcode", "decompress")),
+        "decompress": ("restore recordings from such tokens", _command("transcode", "decompress")),
         "train": ("train a codec on recordings", _command("training", "train")),
-        "evaluate": ("measure what a round trip loses", _command("evaluate", "evaluate")),
+        "evaluate": ("measure the quality of a round trip", _command("evaluate", "evaluate")),
         "convert": ("write a codec as .safetensors, or install it", _command("weights", "convert")),
-        "info": ("say what a codec is", _command("weights", "info")),
+        "info": ("describe a codec", _command("weights", "info")),
     }
     return choose("echotts codec", "Codecs turn audio into latents or tokens and back.", commands, argv)

@@ -1,4 +1,4 @@
-"""What encode, decode, compress and decompress share: which file becomes which, and the work on many of them."""
+"""Shared by encode, decode, compress and decompress: pairs of input and output files, and processing many of them."""
 
 import logging
 import re
@@ -17,18 +17,18 @@ LOGGER = logging.getLogger(__name__)
 
 Pair = tuple[Path, Path]
 Work = Callable[["Codec", Path, Path, Callable[[float], None]], str]
-"""One file: codec, source, target, and what is told of every second of sound done; gives the line that says it."""
+"""Processes one file: (codec, source, target, callback for seconds of audio done) -> a line for the log."""
 
 
 def with_flags(argv: list[str]) -> list[str]:
-    """`INPUT OUTPUT ...` as `--input INPUT --output OUTPUT ...`."""
+    """Rewrites `INPUT OUTPUT ...` as `--input INPUT --output OUTPUT ...`."""
     plain = next((n for n, argument in enumerate(argv) if argument.startswith("-")), len(argv))
     flags = [part for flag, value in zip(("--input", "--output"), argv[:plain], strict=False) for part in (flag, value)]
     return flags + argv[min(plain, 2) :]
 
 
 def pairs_of(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: str) -> list[Pair]:
-    """Which file becomes which: one, or a tree that is mirrored. Each can be written, and is no source."""
+    """Pairs of input and output files: a single one, or a mirrored tree. Checks that the outputs can be written."""
     from echotts.files import check_outputs
 
     pairs = _matched(source, target, suffixes, new_suffix)
@@ -37,7 +37,7 @@ def pairs_of(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: 
 
 
 def share_of(pairs: list[Pair], shard: str, resume: bool) -> list[Pair]:
-    """The pairs of shard I/N: every Nth file from the Ith on, in the order of names; with `resume` what is missing."""
+    """The pairs of shard I/N: every Nth file from the Ith on, by name; with `resume` only those without output."""
     match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", shard)
     if not match or int(match[1]) >= int(match[2]):
         raise UsageError(f"--shard {shard!r}: give I/N, such as 0/4, 1/4, 2/4 and 3/4 for four processes")
@@ -46,9 +46,9 @@ def share_of(pairs: list[Pair], shard: str, resume: bool) -> list[Pair]:
 
 
 def run_pairs(codec: "Codec", pairs: list[Pair], work: Work, title: str, jobs: int | None, total_s: float) -> int:
-    """Does the work for each pair, on all local devices; gives the exit code.
+    """Processes all pairs on all local devices; returns the exit code.
 
-    A file that fails is said and skipped, unless it is the only one. `total_s` is the length of the only one.
+    A file that fails is logged and skipped, unless it is the only one. `total_s` is the duration of the only one.
     """
     progress = Progress()
     try:
@@ -72,11 +72,11 @@ def run_pairs(codec: "Codec", pairs: list[Pair], work: Work, title: str, jobs: i
         progress.close()
 
 
-_LONG_S = 60.0  # shorter recordings are done before a bar could tell
+_LONG_S = 60.0  # shorter recordings get no progress bar
 
 
 def _outcomes(codec: "Codec", pairs: list[Pair], work: Work, jobs: int | None) -> Iterator[bool]:
-    """For each pair, as they are done, whether it failed. Job n computes on device n, round and round."""
+    """Yields for each pair, in order of completion, whether it failed. Jobs are assigned to devices round-robin."""
     import jax
 
     devices = jax.local_devices()
@@ -109,8 +109,10 @@ def _matched(source: Path, target: Path, suffixes: tuple[str, ...], new_suffix: 
     if not files:
         raise FileNotFoundError(f"{source}: no {', '.join(suffixes)} in this folder")
     if target.is_file():
-        raise UsageError(f"--output {target} is a file, and --input is a folder: name a folder")
+        raise UsageError(f"--output {target} is a file, but --input is a folder: give a folder")
     pairs = [(path, target / path.relative_to(source).with_suffix(new_suffix)) for path in files]
     if len({target for _, target in pairs}) < len(pairs):
-        raise ValueError(f"{source}: files that differ in their suffix only would be one in {target}: rename them")
+        raise ValueError(
+            f"{source}: files that differ only in their suffix would have the same name in {target}: rename them"
+        )
     return pairs

@@ -1,4 +1,4 @@
-"""`codec evaluate`: what codecs lose."""
+"""`codec evaluate`: measures the quality of codecs."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,31 +14,31 @@ from echotts.config import DEFAULT_CODEC
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
-    """Measure what codecs lose: recordings against themselves after encoding and decoding; several side by side.
+    """Measure the quality of codecs: compare recordings with themselves after encoding and decoding.
 
-    Word errors and speaker similarity are added where the recordings have texts and the extras eval and asr are there.
+    Word errors and speaker similarity are added if the recordings have texts and the extras eval and asr are installed.
     """
 
     data: str
     """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar)."""
     codec: tuple[str, ...] = (DEFAULT_CODEC,)
-    """One or several: a .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a run directory."""
+    """One or several codecs: a .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a run directory."""
     limit: int = 100
-    """The first so many clips."""
+    """Maximum number of clips."""
     loudness: float = -16.0
-    """To which every recording is brought, LUFS."""
+    """Loudness to which every recording is normalised, LUFS."""
     conditions: tuple[Literal["clean", "noisy", "clipped"], ...] = ("clean",)
-    """What goes in: the recordings as they are, with white noise 20 dB below, or raised by 12 dB over full scale."""
+    """Inputs: recordings unchanged, with white noise 20 dB below, or amplified by 12 dB and clipped."""
     asr: str = "auto"
-    """Who counts word errors: none, digits, base, a folder or Hub id of Whisper; auto: base where it is installed."""
+    """Recogniser for word errors: none, digits, base, or a folder or Hub id of Whisper; auto: base if installed."""
     output: Path | None = None
     """Folder for results.jsonl, summary.json and index.html, a page with players and spectrograms."""
     played: int = 12
-    """Clips on that page."""
+    """Number of clips on that page."""
 
 
 def evaluate(argv: list[str]) -> int:
-    """Print what round trips lose; gives the exit code."""
+    """Prints the quality of round trips; returns the exit code."""
     arguments = parse(EvaluateArguments, argv, prog="echotts codec evaluate")
     if not arguments.codec or not arguments.conditions:
         raise UsageError("nothing to measure: give at least one --codec and one of --conditions")
@@ -57,7 +57,7 @@ def evaluate(argv: list[str]) -> int:
     summaries: dict[tuple[str, str], Mapping[str, float]] = {}
     heard = []
     for spec, codec in zip(arguments.codec, codecs, strict=True):
-        codec.decode(codec.encode(np.zeros((1, codec.hop_length), np.float32)))  # compiles before the clock runs
+        codec.decode(codec.encode(np.zeros((1, codec.hop_length), np.float32)))  # compiles before times are measured
         clips = list(clips_of(arguments.data, codec.sample_rate, arguments.loudness, f"{spec}", arguments.limit))
         for condition in arguments.conditions:
             rows = results.setdefault((spec, condition), [])
@@ -92,7 +92,7 @@ class Listener:
 
     @staticmethod
     def find(arguments: EvaluateArguments) -> "Listener | None":
-        """The listener that is asked for; None where auto finds nothing to listen with."""
+        """The requested listener; None if auto finds no recogniser."""
         if arguments.asr == "none":
             return None
         from echotts.data.prepare.recordings import list_recordings
@@ -111,7 +111,7 @@ class Listener:
             return None
 
     def recognise(self, clip: str, before: np.ndarray, after: np.ndarray, rate: int) -> Mapping[str, float]:
-        """Words said, wrong in the recording and after the codec, and the similarity of the two voices."""
+        """Number of words, word errors before and after the codec, and the similarity of the two voices."""
         first, second = self.voices.embed([(before, rate), (after, rate)])
         figures = {"similarity": float(first @ second)}
         if clip in self.texts:

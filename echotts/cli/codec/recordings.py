@@ -1,4 +1,4 @@
-"""What the commands share: the clips of a source of recordings, and how far the work is."""
+"""Shared by codec commands: reading the clips of a source of recordings, with progress."""
 
 import logging
 import sys
@@ -13,12 +13,12 @@ LOGGER = logging.getLogger(__name__)
 def clips_of(
     data: str, sample_rate: int, loudness: float, title: str, limit: int | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """Names and normalised clips of a source of recordings; one that cannot be read is said and skipped."""
+    """Names and normalised clips of a source of recordings; unreadable ones are logged and skipped."""
     from echotts.audio import AUDIO_SUFFIXES, loudness_normalise
     from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings
     from echotts.rundir.rejections import Rejected
 
-    # texts are not needed here: a folder of nothing but sound is a source too
+    # texts are not needed here, so a folder of audio files alone is a source, too
     files = sorted(path for path in Path(data).rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
     recordings = [Recording(path.stem, {}, path) for path in files] or list_recordings(data)
     with RecordingReader() as reader:
@@ -32,7 +32,7 @@ def clips_of(
 
 
 def progress(items: Iterable[Item], title: str, total: int) -> Iterable[Item]:
-    """A bar with rate and time left on a terminal, a line at every tenth otherwise."""
+    """A progress bar with rate and remaining time on a terminal, otherwise a line at every tenth."""
     if sys.stderr.isatty():
         from tqdm import tqdm
 

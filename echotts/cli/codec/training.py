@@ -1,4 +1,4 @@
-"""`codec train`: a codec from recordings."""
+"""`codec train`: trains a codec on recordings."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from echotts.config import RunConfig
 PROG = "echotts codec train"
 PresetName = Literal["dacvae-48k", "dacvae-24k", "dacvae-24k-3x", "dacvae-24k-2x", "dac-44k", "speech", "demo"]
 SECTIONS = ("loss", "optim", "discriminators", "crops")
-SHORT = {  # flag -> the section it is short for, "" the training itself
+SHORT = {  # flag -> the section of the key that it abbreviates, "" for the top level
     "steps": "",
     "batch_size": "",
     "frames": "",
@@ -32,57 +32,57 @@ SIZES = ("sample_rate", "encoder_dim", "encoder_rates", "latent_dim", "decoder_d
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArguments:
-    """Train a codec, DACVAE or DAC, on recordings. The same command again resumes from --run_dir, bitwise identically.
+    """Train a codec (DACVAE or DAC) on recordings. Repeating the command resumes from --run_dir, bitwise identically.
 
-    What is not given is as in the preset. Flags before --loss.* are short for the keys in brackets. Recordings are
-    read in parts while training goes on; those that are added are found when the run is started again. Ctrl-C or
-    SIGTERM saves and exits with code 75.
+    Defaults are those of the preset. Flags before --loss.* abbreviate the keys in brackets. Recordings are read in
+    parts during training; added ones are found when the run is restarted. Ctrl-C or SIGTERM saves and exits with
+    code 75.
     """
 
     data: str
-    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar); several are parted by commas. Required."""
+    """Recordings: a folder, a table (csv, jsonl), or audio shards (.tar); separate several by commas. Required."""
     run_dir: str
-    """Directory of checkpoints, metrics and samples, or gs://bucket/run; `echotts monitor` shows it. Required."""
+    """Directory for checkpoints, metrics and samples, local or gs://bucket/run; see `echotts monitor`. Required."""
     output: Path
-    """File to write at the end: .safetensors, or .pth in the published layout; its stem is the codec's id. Required."""
+    """File to write at the end: .safetensors, or .pth in the published layout; its stem is the codec id. Required."""
     preset: PresetName = "demo"
     """Sizes, losses and schedule to start from."""
     steps: int | None = None
-    """Optimizer steps in all."""
+    """Total optimizer steps."""
     batch_size: int | None = None
-    """Crops a step, over all devices."""
+    """Crops per step, over all devices."""
     frames: int | None = None
-    """Length of a crop, latent frames."""
+    """Length of a crop in latent frames."""
     learning_rate: float | None = None
-    """After warm-up [optim.learning_rate]."""
+    """Learning rate after warm-up [optim.learning_rate]."""
     kl_weight: float | None = None
-    """Of the divergence of the posterior from the unit normal [loss.kl]."""
+    """Weight of the posterior's KL divergence from the unit normal [loss.kl]."""
     wave_weight: float | None = None
-    """Of the waveform's L1; less lets the decoder choose phases and keep the upper bands' energy [loss.wave]."""
+    """Weight of the waveform's L1 loss; less lets the decoder choose phases and keep high-band energy [loss.wave]."""
     init_from: str | None = None
-    """Begin with the weights of this codec, and its sizes: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
+    """Initial weights and sizes from this codec: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
     decoder_only: bool = False
-    """Leave all that makes latents as it is: shards and models made with --init_from stay valid."""
+    """Freeze everything that produces latents: shards and models made with --init_from stay valid."""
     seed: int | None = None
-    """Of the first weights, the crops and the posterior's noise [run.seed]."""
+    """Random seed of initial weights, crops and posterior noise [run.seed]."""
     loudness: float | None = None
-    """To which every crop is brought, LUFS [crops.loudness]."""
+    """Loudness to which crops are normalised, LUFS [crops.loudness]."""
     sample_rate: int | None = None
-    """Hz."""
+    """Sample rate in Hz."""
     encoder_dim: int | None = None
-    """Channels of the encoder's first layer; each rate doubles them."""
+    """Channels of the encoder's first layer; doubled by each block."""
     encoder_rates: tuple[int, ...] | None = None
-    """Down-sampling of each block; their product is the hop."""
+    """Downsampling factor of each block; their product is the hop."""
     latent_dim: int | None = None
     """Channels between the networks and the bottleneck."""
     decoder_dim: int | None = None
-    """Channels of the decoder's first layer; each rate halves them."""
+    """Channels of the decoder's first layer; halved by each block."""
     codebook_dim: int | None = None
-    """Channels of a latent, or of a codebook's vectors."""
+    """Channels of a latent, or of codebook vectors."""
     n_codebooks: int | None = None
     """Codebooks of a residual vector quantizer (DAC); 0: a Gaussian bottleneck (DACVAE)."""
     dtype: Literal["float32", "float16"] = "float16"
-    """How a .safetensors stores each number."""
+    """Storage type of the numbers in a .safetensors."""
     loss: LossConfig
     optim: CodecOptim
     discriminators: DiscriminatorConfig
@@ -91,10 +91,10 @@ class TrainArguments:
 
 
 def train(argv: list[str]) -> int:
-    """A codec from recordings; gives the exit code, EXIT_ASKED_TO_LEAVE where a signal ended the run early."""
+    """Trains a codec; returns the exit code, EXIT_ASKED_TO_LEAVE if stopped by a signal."""
     arguments = parse_arguments(argv)
     if arguments.output.suffix not in (".safetensors", ".pth"):
-        raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+        raise UsageError(f"--output {arguments.output} must be a .safetensors or .pth")
     from echotts.codec.location import locate_codec
     from echotts.data.prepare.recordings import check_source
 
@@ -126,21 +126,21 @@ def train(argv: list[str]) -> int:
 
 
 def parse_arguments(argv: Sequence[str]) -> TrainArguments:
-    """The flags over the preset's sections. Raises UsageError for a wrong call."""
+    """The flags on top of the preset's sections. Raises UsageError for a wrong call."""
     words = [word for argument in argv for word in argument.split("=", 1)]
     name = words[words.index("--preset") + 1] if "--preset" in words[:-1] else "demo"
-    base = PRESETS.get(name, PRESETS["demo"])  # a wrong name is the parser's to refuse
+    base = PRESETS.get(name, PRESETS["demo"])  # the parser rejects an unknown name
     sections = {name: getattr(base, name) for name in (*SECTIONS, "run")}
     given = TrainArguments(data="", run_dir="", output=Path(), **sections)
     arguments = parse(TrainArguments, argv, prog=PROG, default=given)
     for flag in ("data", "run_dir", "output"):
         if getattr(arguments, flag) == getattr(given, flag):
-            raise UsageError(f"--{flag} is missing ({PROG} --help says what it takes)")
+            raise UsageError(f"--{flag} is missing (see {PROG} --help)")
     return arguments
 
 
 def training_of(arguments: TrainArguments, sizes: CodecConfig | None) -> CodecTraining:
-    """The preset with what is given; `sizes` are those of the codec to begin with. UsageError for a wrong value."""
+    """The preset overridden by the flags; `sizes` are those of --init_from. UsageError for an invalid value."""
     training = preset(arguments.preset)
     given = {name: getattr(arguments, name) for name in SIZES if getattr(arguments, name) is not None}
     if "encoder_rates" in given:

@@ -1,4 +1,4 @@
-"""`codec encode`, `decode`, `compress` and `decompress`: recordings to tokens and back, a file or a tree of them."""
+"""`codec encode`, `decode`, `compress` and `decompress`: recordings to tokens and back, single files or trees."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,48 +21,48 @@ TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
 @dataclass(frozen=True, kw_only=True)
 class _Arguments:
     input: Path
-    """A file, or a folder: its tree is mirrored in --output. May be given first, without the flag."""
+    """A file, or a folder whose tree is mirrored in --output. May be given first, without the flag."""
     output: Path
-    """The file to write, or the folder. May be given second, without the flag."""
+    """The file or folder to write. May be given second, without the flag."""
     codec: str = DEFAULT_CODEC
     """A .pth or .safetensors, a folder, a Hub id (descript/dac_44khz), demo (built in), or a run directory."""
     n_quantizers: int | None = None
-    """Use the first so many codebooks of DAC. None: all."""
+    """Use only the first so many codebooks of DAC. None: all."""
     shard: str = "0/1"
-    """I/N: of a folder's files every Nth from the Ith on: N processes share a folder, and each file is written once."""
+    """I/N: process every Nth file of a folder from the Ith on, so that N processes can share a folder."""
     jobs: int | None = None
-    """Files of a folder at the same time. None: one for each device."""
+    """Files of a folder processed at once. None: one per device."""
     resume: bool = False
-    """Leave a folder's outputs that are there already as they are."""
+    """Skip files of a folder whose outputs exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeArguments(_Arguments):
-    """Turn recordings into latents or tokens. Any rate and number of channels; the loudness is kept unless given.
+    """Turn recordings into latents or tokens. Any rate and number of channels; loudness is kept unless given.
 
-    .npy holds the latents (frames, channels) of the mean of the recording's channels, as float32. .npz, .safetensors
-    and .dac (DAC only) hold codes of DAC or latents of DACVAE for each channel, and how to restore the recording;
-    these take recordings of any length.
+    .npy has the latents (frames, channels) of the mean over the recording's channels, as float32. .npz, .safetensors
+    and .dac (DAC only) have DAC codes or DACVAE latents for each channel, and what is needed to restore the recording;
+    these formats accept recordings of any length.
     """
 
     loudness: float | None = None
-    """Bring each recording to this loudness first, LUFS (data prepare uses -16)."""
+    """Normalise each recording to this loudness first, LUFS (data prepare uses -16)."""
     seed: int | None = None
-    """Draw latents from the posterior with this seed (.npy of DACVAE); without it they are its mean."""
+    """Sample latents from the posterior with this seed (.npy of DACVAE). None: the posterior mean."""
     format: Literal["npy", "npz", "safetensors", "dac"] = "npy"
-    """Of the files, where --output is a folder."""
+    """File format if --output is a folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeArguments(_Arguments):
-    """Turn latents or tokens (.npy, .npz, .safetensors, .dac) into sound at the codec's rate and their own level."""
+    """Turn latents or tokens (.npy, .npz, .safetensors, .dac) into audio at the codec's rate and their own level."""
 
     watermark: str | None = None
-    """A message of 16 bits, such as 1010011100000001, to lay under the audio. None: clean audio."""
+    """A 16-bit message, such as 1010011100000001, to embed in the audio. None: clean audio."""
     format: Literal["wav", "flac", "ogg", "mp3"] = "wav"
-    """Of the files, where --output is a folder."""
+    """File format if --output is a folder."""
     mp3_rate: int = 320
-    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+    """Bit rate of an .mp3, kbit/s; at most 160 below 32 kHz and 64 below 16 kHz."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,23 +70,23 @@ class CompressArguments(_Arguments):
     """Turn recordings into tokens from which decompress restores their loudness, rate, length and channels."""
 
     loudness: float = -16.0
-    """To which each recording is brought before it is encoded, LUFS."""
+    """Loudness to which recordings are normalised before encoding, LUFS."""
     format: Literal["npz", "safetensors", "dac"] = "npz"
-    """Of the files, where --output is a folder. dac is for DAC only, and for descript-audio-codec."""
+    """File format if --output is a folder. dac is for DAC only, and readable by descript-audio-codec."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecompressArguments(_Arguments):
-    """Turn tokens (.npz, .safetensors, .dac) into the recordings they were, in loudness, rate, length and channels."""
+    """Restore recordings from tokens (.npz, .safetensors, .dac), with loudness, rate, length and channels."""
 
     format: Literal["wav", "flac", "ogg", "mp3"] = "flac"
-    """Of the files, where --output is a folder."""
+    """File format if --output is a folder."""
     mp3_rate: int = 320
-    """Bit rate of an .mp3, kbit/s; below 32 kHz mp3 ends at 160, below 16 kHz at 64."""
+    """Bit rate of an .mp3, kbit/s; at most 160 below 32 kHz and 64 below 16 kHz."""
 
 
 def encode(argv: list[str]) -> int:
-    """Recordings to latents or tokens; gives the exit code."""
+    """Recordings to latents or tokens; returns the exit code."""
     arguments = parse(EncodeArguments, with_flags(argv), prog="echotts codec encode")
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
@@ -98,7 +98,7 @@ def encode(argv: list[str]) -> int:
 
 
 def compress(argv: list[str]) -> int:
-    """Recordings to tokens that restore them; gives the exit code."""
+    """Recordings to tokens that restore them; returns the exit code."""
     arguments = parse(CompressArguments, with_flags(argv), prog="echotts codec compress")
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
@@ -108,11 +108,11 @@ def compress(argv: list[str]) -> int:
 
 
 def decode(argv: list[str]) -> int:
-    """Latents or tokens to recordings; gives the exit code."""
+    """Latents or tokens to recordings; returns the exit code."""
     arguments = parse(DecodeArguments, with_flags(argv), prog="echotts codec decode")
     bits = arguments.watermark
     if bits is not None and (len(bits) != 16 or set(bits) - set("01")):
-        raise UsageError(f"--watermark {bits!r} is not 16 bits: give 16 characters 0 or 1")
+        raise UsageError(f"--watermark {bits!r} is not 16 bits: give 16 characters, 0 or 1")
     import numpy as np
 
     from echotts.audio import check_mp3_rate, write_audio
@@ -137,7 +137,7 @@ def decode(argv: list[str]) -> int:
 
 
 def decompress(argv: list[str]) -> int:
-    """Tokens to the recordings they were; gives the exit code."""
+    """Restores recordings from tokens; returns the exit code."""
     arguments = parse(DecompressArguments, with_flags(argv), prog="echotts codec decompress")
     from echotts.audio import check_mp3_rate
 
@@ -153,13 +153,13 @@ def decompress(argv: list[str]) -> int:
 
 
 def _recordings(arguments: Any, work: Any, title: str) -> int:
-    """The work on recordings, of which the outputs are checked first."""
+    """Processes recordings, after checking the outputs."""
     from echotts.audio import AUDIO_SUFFIXES
 
     pairs = pairs_of(arguments.input, arguments.output, AUDIO_SUFFIXES, f".{arguments.format}")
     allowed = (".npy", *TOKEN_SUFFIXES) if title == "encode" else TOKEN_SUFFIXES
     if pairs[0][1].suffix not in allowed:
-        raise UsageError(f"--output {pairs[0][1]}: {title} writes {', '.join(allowed)}")
+        raise UsageError(f"--output {pairs[0][1]}: {title} can write {', '.join(allowed)}")
     locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.codec.sound import SoundFile
@@ -178,7 +178,7 @@ def _recordings(arguments: Any, work: Any, title: str) -> int:
 
 
 def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) -> int:
-    """The work on files of tokens, of which the outputs are checked first."""
+    """Processes token files, after checking the outputs."""
     pairs = pairs_of(arguments.input, arguments.output, suffixes, f".{arguments.format}")
     from echotts.audio import check_suffix
 
@@ -229,7 +229,7 @@ def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: Enco
 
 
 def _read_tokens(codec: "Codec", path: Path) -> Any:
-    """The tokens in a file, which ValueError names if they are another codec's."""
+    """Reads tokens from a file. ValueError names the file if they were made by another codec."""
     from echotts.codec.tokens import load_encoded
 
     encoded = load_encoded(path)
@@ -252,11 +252,13 @@ def _read_latent(path: Path, channels: int) -> Any:
     import numpy as np
 
     try:
-        latent = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a header cannot claim more than is there
+        latent = np.load(
+            path, mmap_mode="r", allow_pickle=False
+        )  # memory-mapped, so that a header cannot claim more than the file has
     except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path}: cannot be read as latents (.npy of numbers): encode the recording again") from error
     if not isinstance(latent, np.ndarray) or latent.dtype.kind != "f" or latent.ndim != 2 or not len(latent):
-        raise ValueError(f"{path}: no array (frames, channels) of floats")
+        raise ValueError(f"{path}: not an array (frames, channels) of floats")
     if latent.shape[1] != channels:
-        raise ValueError(f"{path}: latents have {latent.shape[1]} channels, the codec makes {channels}")
+        raise ValueError(f"{path}: latents have {latent.shape[1]} channels, the codec has {channels}")
     return latent.astype(np.float32)

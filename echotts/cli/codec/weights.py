@@ -1,4 +1,4 @@
-"""`codec convert` and `info`: a codec's weights in another file, what it is."""
+"""`codec convert` and `info`: converts and describes codec weights."""
 
 import math
 from dataclasses import dataclass
@@ -18,28 +18,28 @@ class ConvertArguments:
     output: Path | None = None
     """The .safetensors or .pth to write."""
     install: bool = False
-    """Put it in the local cache, where inference finds it by the hash of its weights."""
+    """Install in the local cache, where inference finds it by the hash of its weights."""
     id: str | None = None
-    """The name by which checkpoints refer to it; without it, the codec keeps the one it has."""
+    """The id by which checkpoints refer to it. None: the codec's current one."""
     dtype: Literal["float32", "float16"] = "float32"
-    """How a .safetensors stores each number. float16 halves the file, and gives other weights and another hash."""
+    """Storage type of a .safetensors. float16 halves the file but changes the weights and their hash."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoArguments:
-    """Say what a codec is."""
+    """Describe a codec."""
 
     codec: str = DEFAULT_CODEC
     """A .pth or .safetensors, a folder, a Hub id, a built-in one (demo), or a codec training's run directory."""
 
 
 def convert(argv: list[str]) -> int:
-    """Write a codec as .safetensors, or install it; gives the exit code."""
+    """Writes a codec to another file, or installs it; returns the exit code."""
     arguments = parse(ConvertArguments, argv, prog="echotts codec convert")
     if arguments.output is None and not arguments.install:
         raise UsageError("nothing to write: give --output FILE.safetensors, --install, or both")
     if arguments.output is not None and arguments.output.suffix not in (".safetensors", ".pth"):
-        raise UsageError(f"--output {arguments.output}: .safetensors or .pth is written")
+        raise UsageError(f"--output {arguments.output} must be a .safetensors or .pth")
     from echotts.codec.location import locate_codec
 
     locate_codec(arguments.input)
@@ -66,7 +66,7 @@ def convert(argv: list[str]) -> int:
 
 
 def info(argv: list[str]) -> int:
-    """Print what a codec is; gives the exit code."""
+    """Prints a description of a codec; returns the exit code."""
     arguments = parse(InfoArguments, argv, prog="echotts codec info")
     from echotts.codec.location import locate_codec
 

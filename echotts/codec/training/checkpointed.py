@@ -1,4 +1,4 @@
-"""The codec in a checkpoint of a training that may still be going on: to hear and to measure it before its end."""
+"""Loads the codec from a checkpoint of a possibly running training, to listen to it and to evaluate it."""
 
 import logging
 from pathlib import Path
@@ -27,14 +27,14 @@ LOGGER = logging.getLogger(__name__)
 
 
 def read_run(path: Path) -> tuple[Params, CodecConfig]:
-    """Folded parameters (the moving average) and sizes of the newest whole checkpoint, or of the step folder given.
+    """Folded EMA parameters and sizes from the newest complete checkpoint of a run, or from a step folder.
 
-    Raises FileNotFoundError without a checkpoint, CheckpointError where none can be read, ValueError where the run
-    does not train a codec, or trains a decoder alone: what it leaves alone is not in its checkpoints as it was.
+    Raises FileNotFoundError without a checkpoint, CheckpointError if none can be read, ValueError if the run does not
+    train a codec, or trains only a decoder: its checkpoints do not contain the original frozen parameters.
     """
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS)
     if not folders:
-        raise FileNotFoundError(f"{path}: no checkpoint there yet")
+        raise FileNotFoundError(f"{path}: no checkpoint yet")
     for folder in folders:
         try:
             with reading(folder):
@@ -44,19 +44,19 @@ def read_run(path: Path) -> tuple[Params, CodecConfig]:
             raise
         except UNREADABLE as error:
             LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
-    raise CheckpointError(f"{path}: no checkpoint there can be read; the newest is {folders[0].name}")
+    raise CheckpointError(f"{path}: no checkpoint can be read; the newest is {folders[0].name}")
 
 
 class _OtherRunError(ValueError):
-    """The checkpoint is whole, and holds no codec that can be read from it."""
+    """The checkpoint is readable, but contains no complete codec."""
 
 
 def _config(folder: RunPath) -> CodecConfig:
     given = read_meta(folder).config
     if not isinstance(given.get("codec"), dict):
-        raise _OtherRunError(f"{folder}: a checkpoint of a speech model, not of a codec: name a codec's")
+        raise _OtherRunError(f"{folder}: a checkpoint of a speech model: give one of a codec")
     if given.get("decoder_only"):
-        raise _OtherRunError(f"{folder}: trains a decoder alone: its codec is the file written at the end of the run")
+        raise _OtherRunError(f"{folder}: trains only a decoder: use the codec file written at the end of the run")
     return config_from_kwargs(given["codec"], str(folder))
 
 

@@ -176,20 +176,20 @@ class Run:
 
     @contextmanager
     def pause(self, hang_s: float = 0.0) -> Iterator[None]:
-        """Settles first. The hang watch allows what is done inside `hang_s`, or an hour if that is more."""
+        """Settles first. The hang watch allows operations inside to take `hang_s`, or an hour if that is more."""
         self._settle()
         with self.watch.pause(hang_s):
             yield
         self.settled = time.monotonic()
 
     def wait_for_space(self, space: Space, stop: StopSignal) -> None:
-        """Saves, if that fits, and waits until no process is asked to wait any more, or one is asked to stop."""
+        """Saves if that fits, and waits until no process is asked to wait any more, or a stop is requested."""
         with self.pause(hang_s=math.inf):
             if not any_process(not self.checkpoints.fits(self.state.arrays())):
                 self._save()
                 self.checkpoints.wait()
             free = {"host/disk_free_bytes": space.free_bytes, "host/disk_free_share": 1 - space.used_share}
-            what = f"the disk is nearly full ({space}): saved as far as possible, waiting for room"
+            what = f"the disk is nearly full ({space}): saved if possible, waiting for free space"
             self.writer.event(self.step, "disk_full", what, free)
             wait_for_space(self.run_dir.local, stop)
 

@@ -1,1 +1,1 @@
-"""Recordings to shards."""
+"""Preparation of shards from recordings."""

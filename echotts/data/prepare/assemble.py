@@ -1,4 +1,4 @@
-"""Pass 2 of a preparation: encoded clips to the final shards, and what dataset.json says of them."""
+"""Pass 2 of a preparation: assembles the final shards from encoded clips, and computes dataset.json."""
 
 import math
 from collections import Counter, OrderedDict, defaultdict
@@ -15,13 +15,13 @@ from echotts.files import sha256_file
 from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejections
 
-EXACT_BITS = 6  # the length histogram is exact below 64 and then keeps this many leading bits
+EXACT_BITS = 6  # lengths in the histogram keep this many leading bits, so they are exact below 64
 OPEN_PARTS = 128
 
 
 @dataclass(frozen=True)
 class Clip:
-    """An encoded clip: where it lies in the parts of pass 1."""
+    """An encoded clip, and its position in the parts of pass 1."""
 
     key: str
     speaker: str | None
@@ -38,7 +38,7 @@ def write_shards(
     seed: int,
     on_progress: Callable[[str, int, int, int], None],
 ) -> list[Path]:
-    """Deals the clips, shuffled, to shards of nearly equal size; those that are there already are kept."""
+    """Distributes the shuffled clips over shards of nearly equal size; existing shards are kept."""
     shuffled = sorted(clips, key=lambda clip: (hash_int(seed, "shard", clip.key), clip.key))
     count = math.ceil(len(clips) / shard_samples)
     width = max(5, len(str(count - 1)))
@@ -62,9 +62,9 @@ def write_shards(
 
 
 def choose_heldout(clips: Sequence[Clip], texts: Mapping[str, str], share: float, seed: int) -> set[str]:
-    """The keys of about `share` of the clips, at least one; who says the same text is in the same part.
+    """The keys of about `share` of the clips, at least one; clips with the same text stay together.
 
-    ValueError where nothing would be left to train on.
+    ValueError if nothing would be left to train on.
     """
     by_text: dict[str, list[str]] = defaultdict(list)
     for clip in clips:
@@ -82,7 +82,7 @@ def choose_heldout(clips: Sequence[Clip], texts: Mapping[str, str], share: float
 
 
 def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
-    """For each clip's key another clip of its speaker; none for unknown speakers and those with one clip."""
+    """For each clip's key another clip of its speaker; none for unknown speakers and speakers with a single clip."""
     by_speaker: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         if clip.speaker is not None:
@@ -99,7 +99,7 @@ def choose_references(clips: Sequence[Clip], seed: int) -> dict[str, Clip]:
 def summarise_shards(
     shards: Sequence[Path], codec: LatentCodec, on_progress: Callable[[str, int, int, int], None]
 ) -> tuple[DatasetInfo, int]:
-    """dataset.json of shards that were just written, and how many samples have a reference. Reads all of them."""
+    """The dataset.json of newly written shards, and the number of samples with a reference. Reads all shards."""
     moments = ChannelMoments(codec.latent_channels)
     lengths: Counter[tuple[int, int]] = Counter()
     infos, frames, referenced = [], 0, 0
@@ -130,8 +130,8 @@ def summarise_shards(
 
 
 def length_cell(sample: Sample) -> tuple[int, int]:
-    """The cell of the length histogram a sample falls in: its upper edges in frames and bytes of text."""
-    tokens = len(sample.text.encode()) + 1  # buckets are in tokens, BOS included: their edges shall be the cells'
+    """The cell of the length histogram for a sample: its upper edges in frames and bytes of text."""
+    tokens = len(sample.text.encode()) + 1  # cell edges match buckets, which count tokens including BOS
     return _cell_edge(len(sample.latent)), _cell_edge(tokens) - 1
 
 
@@ -158,7 +158,7 @@ class ChannelMoments:
 
 
 class _Parts:
-    """Random access to the parts of pass 1; the most recent ones stay open."""
+    """Random access to the parts of pass 1; recently used ones stay open."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, ShardReader] = OrderedDict()

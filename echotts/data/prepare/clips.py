@@ -1,4 +1,4 @@
-"""Recordings as clips that are read in parts: what a codec trains on. Nothing stays in memory but names and lengths."""
+"""Recordings as clips that are read in part, for codec training. Only names and lengths are kept in memory."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from echotts.rundir.rejections import Rejected
 
 LOGGER = logging.getLogger(__name__)
 
-_SHOWN = 5  # rejected recordings that are named
+_SHOWN = 5  # maximum number of rejected recordings that are logged
 
 
 class AudioClips:
@@ -26,11 +26,11 @@ class AudioClips:
         self._reader = reader
 
     def name(self, clip: int) -> str:
-        """Where it comes from; the same in every run on the same files."""
+        """The clip's origin; the same in every run on the same files."""
         return self._recordings[clip].origin
 
     def read(self, clip: int, start_s: float, limit_s: float, sample_rate: int) -> Float[np.ndarray, " n"]:
-        """A part of it, mono float32. Raises Rejected where it cannot be decoded."""
+        """A part of a clip as mono float32. Raises Rejected if it cannot be decoded."""
         return self._reader.read(self._recordings[clip], sample_rate, start_s=start_s, limit_s=limit_s)
 
     def close(self) -> None:
@@ -38,10 +38,10 @@ class AudioClips:
 
 
 def open_clips(source: str) -> AudioClips:
-    """The clips of folders, tables (csv, jsonl) or audio shards; several sources are parted by commas.
+    """The clips of folders, tables (csv, jsonl) or audio shards; separate several sources by commas.
 
-    A folder needs no texts. Recordings without a readable header are left out and counted in a warning. Raises
-    ValueError where none is left.
+    A folder needs no texts. Recordings without a readable header are skipped and counted in a warning. Raises
+    ValueError if none is left.
     """
     recordings = [recording for part in source.split(",") for recording in list_clips(part.strip())]
     reader = RecordingReader()
@@ -58,10 +58,10 @@ def open_clips(source: str) -> AudioClips:
     for error in bad[:_SHOWN]:
         LOGGER.warning("skipped: %s", error.detail)
     if len(bad) > _SHOWN:
-        LOGGER.warning("skipped: %d recordings in all", len(bad))
+        LOGGER.warning("skipped: %d recordings in total", len(bad))
     good = [(r, s) for r, s in zip(recordings, lengths, strict=True) if not isinstance(s, Rejected) and s > 0]
     if not good:
-        raise ValueError(f"{source}: no readable recordings in it")
+        raise ValueError(f"{source}: contains no readable recordings")
     return AudioClips([recording for recording, _ in good], np.array([seconds for _, seconds in good]), reader)
 
 

@@ -1,9 +1,8 @@
 """The built-in corpus: spoken digit strings in five synthetic voices, stored as audio shards.
 
-espeak-ng gives other bytes on other machines, so what it said once is kept under assets/digits with its
-hashes; `build_corpus` is the program that made those files. A member is `{key}.opus` (16 kHz, mono) beside
-`{key}.json` with text, speaker, language and duration_s. No string of two or more digits occurs in two splits; the ten
-single digits are in train and heldout.
+espeak-ng's output differs between machines, so the recordings are kept under assets/digits with their hashes;
+`build_corpus` created them. A member is `{key}.opus` (16 kHz, mono) beside `{key}.json` with text, speaker, language
+and duration_s. No string of two or more digits occurs in two splits; the ten single digits are in train and heldout.
 """
 
 import gzip
@@ -31,10 +30,10 @@ VOICES = {
 }
 SAMPLE_RATE = 16000
 SHARD_SAMPLES = 400
-SHORTEST_S = 0.6  # a single digit takes 0.3 s, and `data prepare` refuses clips shorter than 0.5 s: silence follows
-PACES = (0.8, 0.9, 1.0, 1.1, 1.2)  # of single digits in train, since there are just ten of them
+SHORTEST_S = 0.6  # padded with silence: a digit takes 0.3 s, and `data prepare` rejects clips under 0.5 s
+PACES = (0.8, 0.9, 1.0, 1.1, 1.2)  # paces of single digits in train, since there are only ten of them
 HELD_OUT_PAIRS = 20
-OPUS_COMPRESSION = 0.96  # about 20 kbit/s: the recogniser hears no difference, and the corpus stays under 10 MB
+OPUS_COMPRESSION = 0.96  # about 20 kbit/s: makes no difference to the recogniser, and keeps the corpus under 10 MB
 
 
 Row = tuple[str, str, float]  # text, voice, pace
@@ -42,7 +41,7 @@ Row = tuple[str, str, float]  # text, voice, pace
 
 @dataclass(frozen=True)
 class Split:
-    """How many clips of three to seven digits a split holds; every voice says the same number of them."""
+    """A split with its number of clips of three to seven digits; every voice speaks the same number of them."""
 
     name: str
     samples: int
@@ -52,12 +51,12 @@ SPLITS = (Split("train", 2300), Split("heldout", 100), Split("reference", 40))
 
 
 def corpus_path() -> Path:
-    """The folder of the corpus that comes with the package."""
+    """The folder of the corpus in the package."""
     return ASSETS / "digits"
 
 
 def build_corpus(output: Path, seed: int = 0) -> dict[str, int]:
-    """Speak every split into audio shards under `output`; gives the samples of each split.
+    """Synthesises every split to audio shards in `output`; returns the number of samples per split.
 
     Raises ModuleNotFoundError without espeakng-loader (extra teachers).
     """
@@ -90,8 +89,8 @@ def _chunks(rows: list[Row]) -> list[list[Row]]:
 
 
 def _write_shard(path: Path, members: Iterable[dict[str, str | bytes]]) -> None:
-    """A gzipped tar: the blocks of so many small members are a third of a plain one."""
-    # Here and not above: webdataset imports torch where it is installed, and who reads the corpus does not need it.
+    """Writes a gzipped tar, a third of the size of a plain one for so many small members."""
+    # Imported here: webdataset imports torch if it is installed, which readers of the corpus do not need.
     from webdataset.writer import TarWriter
 
     with (
@@ -124,7 +123,7 @@ def _index_entry(path: Path, split: str, samples: int) -> dict[str, str | int]:
 
 
 def _digit_strings(rng: np.random.Generator) -> Iterator[str]:
-    """Distinct strings of three to seven digits, spelt out, lengths evenly spread."""
+    """Distinct strings of three to seven digits, spelled out, with evenly distributed lengths."""
     seen: set[str] = set()
     while True:
         for length in rng.permutation(np.arange(3, 8)):
@@ -135,7 +134,7 @@ def _digit_strings(rng: np.random.Generator) -> Iterator[str]:
 
 
 def _short_rows(rng: np.random.Generator) -> dict[str, list[Row]]:
-    """Texts of one and two digits by split, shuffled; each is said in every voice, a held-out one in two."""
+    """Texts of one and two digits by split, shuffled; each is spoken in every voice, held-out ones in two."""
     pairs = [f"{DIGITS[i // 10]} {DIGITS[i % 10]}" for i in rng.permutation(100)]
     voices = list(VOICES)
     train = [(digit, voice, pace) for digit in DIGITS for voice in voices for pace in PACES]

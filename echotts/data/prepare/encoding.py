@@ -1,4 +1,4 @@
-"""Sound to latents: clips of unequal length in batches of few shapes, a check of a codec."""
+"""Encodes clips of unequal length in batches of few shapes, and checks the codec's round trip."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from echotts.latents import LatentCodec
 
 ENCODE_ROWS = 8
 ENCODE_GRID_FRAMES = 16
-CHECKED_CLIPS, CHECKED_FRAMES = 4, 48  # of a codec's round trip: the beginnings of so many clips
+CHECKED_CLIPS, CHECKED_FRAMES = 4, 48  # for the round trip check: the beginnings of this many clips
 WORST_CONVERGENCE, WORST_LEVEL_DB = 0.5, 3.0
 
 
@@ -19,11 +19,11 @@ def encode_clips(
     clips: Sequence[Float[np.ndarray, " _"]],
     on_encoded: Callable[[int], None] = lambda _: None,
 ) -> list[Float[np.ndarray, " _ c"]]:
-    """The latents (ceil(n / hop), c) of each clip, encoded as if silence followed it.
+    """The latents (ceil(n / hop), c) of each clip, encoded as if followed by silence.
 
-    Clips are filled up to a grid of lengths and encoded ENCODE_ROWS at a time, so few shapes are compiled; the
-    filling depends on a clip's own length alone, so its neighbours do not change its latents. `on_encoded` is called
-    with the number of clips so far.
+    Clips are padded to a grid of lengths and encoded ENCODE_ROWS at a time, so that few shapes are compiled. Padding
+    depends only on a clip's own length, so other clips do not affect its latents. `on_encoded` is called with the
+    number of clips encoded so far.
     """
     grid = ENCODE_GRID_FRAMES * codec.hop_length
     by_length: dict[int, list[int]] = defaultdict(list)
@@ -46,11 +46,11 @@ def encode_clips(
 def check_round_trip(
     codec: LatentCodec, clips: Sequence[Float[np.ndarray, " _"]], latents: Sequence[Float[np.ndarray, " _ c"]]
 ) -> str | None:
-    """What is wrong with what the codec makes of these clips, None where it keeps them: a line for the user.
+    """A warning for the user if the codec does not reproduce these clips well, else None.
 
-    Means of spectral convergence (0 is equal, 1 is what silence scores) and of the change of level.
+    Based on the means of spectral convergence (0 is equal, silence scores 1) and of the change in level.
     """
-    from echotts.codec.evaluation import SHORTEST_SAMPLES, spectral_distances  # here: it loads jax
+    from echotts.codec.evaluation import SHORTEST_SAMPLES, spectral_distances  # imported lazily: it loads jax
 
     chosen = [i for i, clip in enumerate(clips) if len(clip) >= SHORTEST_SAMPLES][:CHECKED_CLIPS]
     if not chosen:
@@ -68,7 +68,8 @@ def check_round_trip(
     if convergence <= WORST_CONVERGENCE and abs(level_db) <= WORST_LEVEL_DB:
         return None
     return (
-        f"codec {codec.codec_id} does not keep these recordings: after encoding and decoding {len(chosen)} of them, "
-        f"spectral convergence is {convergence:.2f} (0 is equal, 1 is silence) and the level changes by {level_db:+.1f}"
-        " dB; a model cannot sound better than that: take another --codec, or listen with `data inspect --listen`"
+        f"codec {codec.codec_id} does not reproduce these recordings: after encoding and decoding {len(chosen)} of "
+        f"them, spectral convergence is {convergence:.2f} (0 is equal, 1 is silence) and the level changes by "
+        f"{level_db:+.1f} dB; a model cannot sound better than that: choose another --codec, or check with "
+        "`data inspect --listen`"
     )

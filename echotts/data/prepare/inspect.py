@@ -1,4 +1,4 @@
-"""A look into shards: counts, hours, lengths, texts, channels; and a listen to one sample."""
+"""Inspection of shards: counts, hours, lengths, texts, channels; and decoding of a sample."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ SUGGESTED_BUCKETS = 4
 
 @dataclass
 class Inspection:
-    """What was found in the shards that were read. Lengths are in latent frames and in bytes."""
+    """Statistics of the shards that were read. Lengths are in latent frames and in bytes."""
 
     dataset: Dataset
     frame_rate_hz: float
@@ -62,7 +62,7 @@ class Inspection:
 def inspect(spec: str, shards: int | None = None) -> Inspection:
     """Reads all shards that `spec` names, or only `shards` of them, evenly spaced.
 
-    Broken samples are counted, not fatal. ValueError, FileNotFoundError as open_dataset.
+    Invalid samples are counted. ValueError and FileNotFoundError as in open_dataset.
     """
     dataset = open_dataset(spec)
     info, files = dataset.info, dataset.files
@@ -83,9 +83,9 @@ def report(found: Inspection) -> str:
     lines = [
         f"shards      {found.shards}{of}",
         f"samples     {found.samples}, {len(found.reference_frames)} with a reference",
-        f"hours       {found.hours:.2f} ({found.frame_rate_hz:g} frames a second)",
+        f"hours       {found.hours:.2f} ({found.frame_rate_hz:g} frames per second)",
         f"codec       {info.codec_id or 'unknown'}, {info.channels} channels, weights {info.weights_hash or 'unknown'}",
-        f"silence     {len(found.dataset.silence)} frames to pad with",
+        f"silence     {len(found.dataset.silence)} frames for padding",
         f"rejected    {found.rejections.summary()}",
         f"speakers    {_names(found.speakers)}",
         f"languages   {_names(found.languages)}",
@@ -96,25 +96,28 @@ def report(found: Inspection) -> str:
     if found.reference_frames:
         lines += ["", "reference frames (seconds)", *histogram(found.reference_frames, found.frame_rate_hz)]
     lines += ["", "bytes of text", *histogram(found.text_bytes)]
-    lines += ["", f"with little padding:  --data.buckets {' '.join(suggest_buckets(found.frames, found.text_bytes))}"]
+    lines += [
+        "",
+        f"buckets with little padding:  --data.buckets {' '.join(suggest_buckets(found.frames, found.text_bytes))}",
+    ]
     mean, std = found.moments.mean_and_std()
     lines += [
         "",
-        f"latent values from {found.limits[0]:.3f} to {found.limits[1]:.3f}; mean and deviation of each channel",
+        f"latent values from {found.limits[0]:.3f} to {found.limits[1]:.3f}; mean and standard deviation per channel",
         *_channel_rows(mean, std),
     ]
     return "\n".join(lines)
 
 
 def suggest_buckets(frames: Sequence[int], text_bytes: Sequence[int]) -> list[str]:
-    """FRAMESxTOKENS of at most SUGGESTED_BUCKETS buckets that hold all samples, tokens being bytes and BOS."""
+    """FRAMESxTOKENS of up to SUGGESTED_BUCKETS buckets that hold all samples; tokens are bytes plus BOS."""
     edges = choose_buckets([(count, 1) for count in frames], SUGGESTED_BUCKETS)
     longest = [max(text for length, text in zip(frames, text_bytes, strict=True) if length <= edge) for edge in edges]
     return [f"{edge}x{text + 1}" for edge, text in zip(edges, longest, strict=True)]
 
 
 def histogram(values: Sequence[int], rate_hz: float | None = None) -> list[str]:
-    """Rows of `first - last  count  bar`, about HISTOGRAM_ROWS of equal width; with a rate, the seconds too."""
+    """Rows of `first - last  count  bar`, about HISTOGRAM_ROWS of equal width; with a rate also in seconds."""
     low, high = min(values), max(values)
     width = max(1, -(-(high - low + 1) // HISTOGRAM_ROWS))
     counts = Counter((value - low) // width for value in values)
@@ -129,7 +132,7 @@ def histogram(values: Sequence[int], rate_hz: float | None = None) -> list[str]:
 
 
 def pick_sample(files: Sequence[Path], channels: int, number: int) -> Sample:
-    """The `number`-th sample, from 0, in the order of the files. ValueError when there is none or it is broken."""
+    """The `number`-th sample, from 0, in the order of the files. ValueError if it does not exist or is invalid."""
     remaining = number
     for path in files if number >= 0 else ():
         with ShardReader(path, channels) as reader:
@@ -137,15 +140,15 @@ def pick_sample(files: Sequence[Path], channels: int, number: int) -> Sample:
                 try:
                     return reader.sample(remaining)
                 except Rejected as fault:
-                    raise ValueError(f"{path}: sample {number} ({reader.key(remaining)}) is broken: {fault}") from None
+                    raise ValueError(f"{path}: sample {number} ({reader.key(remaining)}) is invalid: {fault}") from None
             remaining -= len(reader)
-    raise ValueError(f"there is no sample {number}: the shards hold 0 to {number - remaining - 1}")
+    raise ValueError(f"there is no sample {number}: the shards have 0 to {number - remaining - 1}")
 
 
 def listen(spec: str, number: int, output: Path, codec: Any = None, mp3_rate: int = MP3_RATE_KBPS) -> Sample:
-    """Decodes sample `number` into the sound file `output`; its reference goes to `<stem>.reference<suffix>`.
+    """Decodes sample `number` to the audio file `output`, and its reference to `<stem>.reference<suffix>`.
 
-    `codec` None finds the one that dataset.json names. ValueError where it is another codec's data.
+    `codec` None finds the one named in dataset.json. ValueError if the codec does not match the data.
     """
     check_mp3_rate(mp3_rate)
     reference = output.with_name(f"{output.stem}.reference{output.suffix}")
@@ -153,11 +156,13 @@ def listen(spec: str, number: int, output: Path, codec: Any = None, mp3_rate: in
     dataset = open_dataset(spec)
     sample = pick_sample(dataset.files, dataset.info.channels, number)
     if codec is None:
-        from echotts.codec import find_codec  # here, not above: counting needs no codec and no jax
+        from echotts.codec import find_codec  # imported lazily: counting needs neither codec nor jax
 
         codec = find_codec(dataset.info.codec_id, dataset.info.weights_hash)
     if codec.latent_channels != dataset.info.channels:
-        raise ValueError(f"{spec}: latents of {dataset.info.channels} channels, the codec has {codec.latent_channels}")
+        raise ValueError(
+            f"{spec}: latents of {dataset.info.channels} channels, but the codec has {codec.latent_channels}"
+        )
     sounds = {output: sample.latent}
     if sample.reference is not None:
         sounds[reference] = sample.reference

@@ -1,10 +1,10 @@
-"""Recordings to a data set of latent shards, in two passes that survive being killed at any moment.
+"""Prepares a dataset of latent shards from recordings, in two passes that can be interrupted at any time.
 
-Pass 1 reads, resamples, mixes to mono, brings to -16 LUFS and encodes the clips, PART_CLIPS at a time; a part is a
-small shard in the hidden folder `.prepare`, and a list of what was accepted and rejected beside it. Pass 2 deals all
-accepted clips, shuffled, to the final shards and gives each a reference: another clip of the same speaker. Every file
-appears when it is whole and is a function of the plan (source list, codec, settings), so a run that starts again
-skips what is there and ends with the same bytes as one that was never stopped. dataset.json comes last.
+Pass 1 reads, resamples, downmixes, normalises to -16 LUFS and encodes the clips, PART_CLIPS at a time; a part is a
+small shard in the hidden folder `.prepare`, with a list of accepted and rejected recordings beside it. Pass 2
+distributes all accepted clips, shuffled, over the final shards and gives each a reference: another clip of the same
+speaker. Every file is written atomically and is a function of the plan (source list, codec, settings), so a restarted
+run skips what exists and ends with the same bytes as an uninterrupted one. dataset.json is written last.
 """
 
 import contextlib
@@ -47,13 +47,13 @@ PART_CLIPS = 64
 SILENCE_S = 30
 READING_THREADS = min(8, os.cpu_count() or 1)
 
-Loaded = tuple[dict[str, Any], np.ndarray] | Rejected  # text and sound of a recording, or why not
-OnProgress = Callable[[str, int, int, int], None]  # what is done, how many of it, of how many, rejected so far
+Loaded = tuple[dict[str, Any], np.ndarray] | Rejected  # metadata and audio of a recording, or why it was rejected
+OnProgress = Callable[[str, int, int, int], None]  # (stage, number done, total, rejected so far)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How recordings become samples. Lengths in seconds."""
+    """How recordings become samples. Durations are in seconds."""
 
     seed: int = 0
     speaker: str | None = None
@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_s < self.max_s:
-            raise ValueError(f"min_s {self.min_s:g} and max_s {self.max_s:g}: no clip can be between them")
+            raise ValueError(f"min_s {self.min_s:g} must be at least 0 and below max_s {self.max_s:g}")
         if self.shard_samples < 1:
             raise ValueError(f"shard_samples {self.shard_samples} must be at least 1")
         if not 0 <= self.heldout_share < 1:
@@ -75,7 +75,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What a preparation gave: `samples` to train on, `heldout` in the data set beside it, if one was asked for."""
+    """Result of a preparation: `samples` to train on, and `heldout` in the second dataset, if requested."""
 
     samples: int
     hours: float
@@ -92,11 +92,11 @@ def prepare(
     settings: Settings | None = None,
     on_progress: OnProgress = lambda *_: None,
 ) -> Summary:
-    """Makes the data set `output` of the recordings in `source` (see recordings.py), or goes on making it.
+    """Makes the dataset `output` from the recordings in `source` (see recordings.py), or resumes making it.
 
-    With `heldout_share` there is a second data set, `output`/heldout, of texts that do not occur in the first.
+    With `heldout_share` there is a second dataset, `output`/heldout, of texts that do not occur in the first.
 
-    ValueError: a table that cannot be read, nothing usable, or an output folder that holds something else.
+    ValueError for an unreadable table, no usable recordings, or an output folder with other contents.
     """
     settings = settings or Settings()
     recordings = list_recordings(source, settings.speaker, settings.language)
@@ -111,7 +111,7 @@ def prepare(
         parts = [recordings[first : first + PART_CLIPS] for first in range(0, len(recordings), PART_CLIPS)]
         clips, rejected = _encode_parts(parts, work, codec, settings, on_progress)
         if not clips:
-            raise ValueError(f"{source}: none of {len(recordings)} recordings is usable: {_causes(rejected)}")
+            raise ValueError(f"{source}: none of the {len(recordings)} recordings is usable: {_causes(rejected)}")
         summary = _write_data_sets(output, clips, recordings, codec, settings, plan, rejected, on_progress)
     shutil.rmtree(work)
     return summary
@@ -120,7 +120,7 @@ def prepare(
 def _encode_parts(
     parts: Sequence[Sequence[Recording]], work: Path, codec: LatentCodec, settings: Settings, on_progress: OnProgress
 ) -> tuple[list[Clip], list[dict[str, str]]]:
-    """Pass 1: every part's accepted clips and rejected recordings, encoding only the parts that are not there."""
+    """Pass 1: accepted clips and rejected recordings of all parts; encodes only missing parts."""
     files = [work / f"part-{number:06d}.tar" for number in range(len(parts))]
     missing = [number for number, tar in enumerate(files) if not tar.exists()]
     total = sum(map(len, parts))
@@ -148,7 +148,7 @@ def _encode_parts(
 def _loaded(
     parts: Sequence[Sequence[Recording]], load: Callable[[Recording], Loaded], pool: ThreadPoolExecutor
 ) -> Iterator[list[Loaded]]:
-    """What `load` gives for each part; the next part is being read while the caller works on one."""
+    """Yields the results of `load` for each part; the next part is loaded while the caller processes one."""
     ahead: deque[list[Future[Loaded]]] = deque()
     for part in parts:
         ahead.append([pool.submit(load, recording) for recording in part])
@@ -166,9 +166,9 @@ def _encode_part(
     on_encoded: Callable[[int], None],
     first: bool,
 ) -> int:
-    """Writes one part: its record first, then its tar, which says that both are there. Gives the rejected.
+    """Writes one part: first its record, then its tar, which marks the part as complete. Returns the rejected count.
 
-    By the `first` the codec is checked.
+    The codec is checked on the `first` part.
     """
     good = [(recording, *item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, tuple)]
     bad = [(recording, item) for recording, item in zip(recordings, loaded, strict=True) if isinstance(item, Rejected)]
@@ -181,7 +181,7 @@ def _encode_part(
         with np.errstate(over="ignore"):
             half = latent.astype(np.float16)
         if not np.isfinite(half).all():
-            bad.append((recording, Rejected("non_finite", "the codec gives values beyond float16 for it")))
+            bad.append((recording, Rejected("non_finite", "the codec's latent exceeds the range of float16")))
             continue
         seconds = round(len(audio) / codec.sample_rate, 4)
         file = plain(recording.file.name) + ("" if recording.member is None else f"/{recording.member}")
@@ -198,7 +198,7 @@ def _encode_part(
 
 
 def _load(reader: RecordingReader, recording: Recording, codec: LatentCodec, settings: Settings) -> Loaded:
-    """Text and sound of one recording, or why not."""
+    """Metadata and normalised audio of one recording, or why it was rejected."""
     try:
         meta = recording.checked_meta()
         audio = reader.read(recording, codec.sample_rate, settings.max_s)
@@ -206,9 +206,9 @@ def _load(reader: RecordingReader, recording: Recording, codec: LatentCodec, set
         return fault
     seconds = len(audio) / codec.sample_rate
     if seconds < settings.min_s:
-        return Rejected("too_short", f"{seconds:.2f} s, at least {settings.min_s:g} s are asked")
+        return Rejected("too_short", f"{seconds:.2f} s, at least {settings.min_s:g} s are required")
     if np.abs(audio).max() < SILENT_PEAK:
-        return Rejected("silent", f"no sample is louder than {SILENT_PEAK:g} of full scale")
+        return Rejected("silent", f"the peak is below {SILENT_PEAK:g} of full scale")
     return meta, loudness_normalise(audio, codec.sample_rate, settings.loudness_lufs)
 
 
@@ -222,13 +222,13 @@ def _write_data_sets(
     rejected: Sequence[Mapping[str, str]],
     on_progress: OnProgress,
 ) -> Summary:
-    """Pass 2: the held-out data set where one is asked for, the other, the reports, and its dataset.json last."""
+    """Pass 2: the held-out dataset if requested, the training dataset, the reports, and its dataset.json last."""
     held: set[str] = set()
     if settings.heldout_share:
         texts = {recording.key: str(recording.meta.get("text")) for recording in recordings}
         held = choose_heldout(clips, texts, settings.heldout_share, settings.seed)
         chosen = [clip for clip in clips if clip.key in held]
-        references = choose_references(clips, settings.seed)  # a known voice may be one that was trained on
+        references = choose_references(clips, settings.seed)  # references may be clips that are trained on
         info, _ = _write_shards(output / HELDOUT_NAME, chosen, references, codec, settings, on_progress)
         info.save(output / HELDOUT_NAME / INFO_NAME)
     chosen = [clip for clip in clips if clip.key not in held]
@@ -258,7 +258,7 @@ def _write_shards(
     settings: Settings,
     on_progress: OnProgress,
 ) -> tuple[DatasetInfo, int]:
-    """Shards and silence.npy of one data set; gives what its dataset.json says, and the samples with a reference."""
+    """Writes shards and silence.npy of one dataset; returns its dataset.json and the samples with a reference."""
     shards = write_shards(
         clips, references, folder, codec.latent_channels, settings.shard_samples, settings.seed, on_progress
     )
@@ -269,10 +269,10 @@ def _write_shards(
 
 
 def _plan(recordings: Sequence[Recording], codec: LatentCodec, settings: Settings) -> dict[str, Any]:
-    """Everything that decides the result."""
+    """Everything that determines the result."""
     decided = dataclasses.asdict(settings)
     if not settings.heldout_share:
-        del decided["heldout_share"]  # plans of before it existed stay as they are
+        del decided["heldout_share"]  # plans of older versions do not have it
     listed = hashlib.sha256()
     for recording in recordings:
         listed.update(json.dumps([recording.key, recording.origin, recording.meta], sort_keys=True).encode())
@@ -286,42 +286,44 @@ def _plan(recordings: Sequence[Recording], codec: LatentCodec, settings: Setting
 
 
 def _begin(output: Path, plan: Mapping[str, Any]) -> None:
-    """Makes the work folder, or checks that the one there is of the same plan."""
+    """Creates the work folder, or checks that an existing one has the same plan."""
     work = output / WORK_NAME
     saved = work / "plan.json"
     if saved.exists():
-        _same_plan(output, _read_json(saved), plan, "was begun")
+        _same_plan(output, _read_json(saved), plan, "was started")
         return
     if output.is_dir() and any(path.suffix == ".tar" for path in output.iterdir()):
-        raise ValueError(f"{output}: holds shards that this command did not make: choose another folder")
+        raise ValueError(f"{output}: has shards that this command did not make: choose another folder")
     work.mkdir(parents=True, exist_ok=True)
     _write_json(saved, plan)
 
 
 def _finished(output: Path, plan: Mapping[str, Any]) -> Summary:
-    """The summary of a data set that is complete, if it is this one."""
+    """The summary of a complete dataset, if it has the same plan."""
     report = output / REPORT_NAME
     if not report.exists():
-        raise ValueError(f"{output}: holds a data set that this command did not make: choose another folder")
+        raise ValueError(f"{output}: has a dataset that this command did not make: choose another folder")
     saved = _read_json(report)
     _same_plan(output, saved["plan"], plan, "was made")
-    logger.info("%s: complete already", output)
+    logger.info("%s: already complete", output)
     return Summary(**saved["summary"])
 
 
 def _same_plan(output: Path, saved: Mapping[str, Any], plan: Mapping[str, Any], when: str) -> None:
     different = [
-        f"{name} {saved.get(name)!r} there, {value!r} here" for name, value in plan.items() if saved.get(name) != value
+        f"{name} is {saved.get(name)!r} there, {value!r} here"
+        for name, value in plan.items()
+        if saved.get(name) != value
     ]
     if different:
         raise ValueError(
-            f"{output}: {when} with other settings: {'; '.join(different)}: repeat those, or choose another folder"
+            f"{output}: {when} with other settings: {'; '.join(different)}: use those, or choose another folder"
         )
 
 
 @contextlib.contextmanager
 def _alone(work: Path) -> Iterator[None]:
-    """No second process works here. What a killed one left unfinished is removed."""
+    """Excludes a second process from this folder, and removes partial files of a killed one."""
     with (work / "lock").open("wb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

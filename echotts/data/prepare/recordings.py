@@ -1,15 +1,15 @@
-"""Recordings with their texts, before they become latents: tables, LJSpeech folders, folders of pairs, audio shards.
+"""Lists and reads recordings with their texts: tables, LJSpeech folders, folders of pairs, audio shards.
 
 | source | layout |
 |---|---|
 | `metadata.csv` without a header | LJSpeech: `id|text|normalised text` beside `wavs/id.wav`; the last column is used |
-| `.csv`, `.tsv` with a header | columns audio, text, and if known speaker, language, between commas, tabs or `|` |
+| `.csv`, `.tsv` with a header | columns audio, text, and if known speaker, language, separated by commas, tabs or `|` |
 | `.jsonl` | objects with the same names |
 | a folder with one of these | that table |
 | a folder of recordings | each with a `.txt` of the same name; below the top, the folder is the speaker |
 | `.tar`, `.tar.gz`, a glob or folder of them | `{key}.opus` (wav, flac, ogg, mp3) beside `{key}.json` |
 
-Text files are UTF-8, their lines end at a line feed only. Values between commas may be quoted; those between tabs or
+Text files are UTF-8; lines end only at a line feed. Comma-separated values may be quoted, values separated by tabs or
 `|` never are. Every recording that is found becomes a sample or a rejection.
 """
 
@@ -45,7 +45,7 @@ KEPT_TARS = 8
 
 @dataclass(frozen=True)
 class Recording:
-    """One clip and what is said in it. `meta` is not validated yet; `member` is its key inside a tar."""
+    """One clip and its text. `meta` is not validated yet; `member` is its key inside a tar."""
 
     key: str
     meta: dict[str, Any]
@@ -55,11 +55,11 @@ class Recording:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, for reports; bytes of a name that are not UTF-8 are written as escapes."""
+        """Its origin, for reports; bytes of a name that are not UTF-8 are escaped."""
         return plain(str(self.file) if self.member is None else f"{self.file}/{self.member}")
 
     def checked_meta(self) -> dict[str, Any]:
-        """text, speaker, language. Raises Rejected."""
+        """Validated text, speaker and language. Raises Rejected."""
         if self.fault is not None:
             raise Rejected(self.fault.cause, self.fault.detail)
         known = {name: self.meta.get(name) or None for name in ("text", "speaker", "language")}
@@ -67,13 +67,14 @@ class Recording:
 
 
 def list_recordings(source: str, speaker: str | None = None, language: str | None = None) -> list[Recording]:
-    """All clips of a source in a fixed order, with keys that do not repeat.
+    """All clips of a source in a fixed order, with unique keys.
 
-    `speaker` and `language` are for clips whose source does not say. ValueError, FileNotFoundError: one line.
+    `speaker` and `language` are defaults for clips whose source lacks them. ValueError and FileNotFoundError have
+    one-line messages.
     """
     found = list(_recordings(source))
     if not found:
-        raise ValueError(f"{source}: no recordings in it")
+        raise ValueError(f"{source}: contains no recordings")
     defaults = {name: value for name, value in (("speaker", speaker), ("language", language)) if value}
     width = len(str(len(found) - 1))
     return [
@@ -87,12 +88,12 @@ def list_recordings(source: str, speaker: str | None = None, language: str | Non
 
 
 def check_source(source: str) -> None:
-    """Raises what `list_recordings` raises for a source that is not there, without reading any of it."""
+    """Raises the errors of `list_recordings` for a missing source, without reading it."""
     _recordings(source)
 
 
 class RecordingReader:
-    """Reads clips from files and tars; a few tars stay open. Safe to use from several threads."""
+    """Reads clips from files and tars; a few tars stay open. Thread-safe."""
 
     def __init__(self) -> None:
         self._tars: OrderedDict[Path, tuple[TarFile, dict[str, Entry]]] = OrderedDict()
@@ -107,7 +108,7 @@ class RecordingReader:
         start_s: float = 0.0,
         limit_s: float | None = None,
     ) -> Float[np.ndarray, " n"]:
-        """Mono float32 at `sample_rate`, all or a part. Raises Rejected when it cannot be decoded, or is too long."""
+        """All or part of a clip as mono float32 at `sample_rate`. Raises Rejected if undecodable or too long."""
         source = self._source(recording)
         try:
             return read_audio(source, sample_rate, start_s=start_s, limit_s=limit_s, max_s=max_s, name=recording.origin)
@@ -124,7 +125,7 @@ class RecordingReader:
             raise Rejected("unreadable_audio", reason) from None
 
     def seconds(self, recording: Recording) -> float:
-        """Length, from the header where it says so. Raises Rejected when it cannot be read."""
+        """Duration, from the header if possible. Raises Rejected if it cannot be read."""
         try:
             sound = open_recording(self._source(recording), name=recording.origin)
             frames = sound.frames if sound.frames is not None else sum(map(len, sound.blocks()))
@@ -193,16 +194,18 @@ def _table(path: Path) -> Iterator[Recording]:
 
 
 def _path_fault(audio: Path) -> Rejected | None:
-    """Why no file can have this name on this machine."""
+    """Why this name is impossible on this machine, if it is."""
     try:
         if b"\0" in os.fsencode(audio):
-            return Rejected("unreadable_audio", f"{str(audio)!r}: a name with NUL")
+            return Rejected("unreadable_audio", f"{str(audio)!r}: the name contains NUL")
     except UnicodeEncodeError:
-        return Rejected("unreadable_audio", f"{str(audio)!a}: the locale's encoding has no such name: use a UTF-8 one")
+        return Rejected(
+            "unreadable_audio", f"{str(audio)!a}: the locale's encoding cannot represent this name: use a UTF-8 locale"
+        )
     return None
 
 
-Row = tuple[int, dict[str, Any] | Rejected]  # its line, from 1
+Row = tuple[int, dict[str, Any] | Rejected]  # (line number from 1, row)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
@@ -238,20 +241,20 @@ def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
         yield from _ljspeech_rows(path, lines)
     else:
         raise ValueError(
-            f"{path}: begins with {lines[0][:60]!r}; expected a header with audio and text (and speaker, language), "
+            f"{path}: starts with {lines[0][:60]!r}; expected a header with audio and text (and speaker, language), "
             "or LJSpeech lines id|text beside a folder wavs"
         )
 
 
 def _quoted_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Comma-separated values; a quoted one may hold commas and line feeds. A row has the number of its first line."""
+    """Comma-separated values; quoted ones may contain commas and line feeds. A row has the number of its first line."""
     reader = csv.reader((f"{line}\n" for line in lines), strict=True)
     number = 1
     while True:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            hint = "look for a quotation mark that is not closed"
+            hint = "look for an unclosed quotation mark"
             if "new-line" in str(error):
                 error, hint = "a carriage return inside a value", "rows end at line feeds: save the table with them"
             raise ValueError(f"{path}, row {number}: {error}: {hint}") from None
@@ -263,14 +266,14 @@ def _quoted_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[s
 
 
 def _split_rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Their quotation marks quote nothing, so lines are only split."""
+    """Splits lines at the delimiter; quotation marks have no meaning."""
     for number, line in enumerate(lines, 1):
         if line.strip():
             yield number, line.removesuffix("\r").split(delimiter)
 
 
 def _ljspeech_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
-    """There is one speaker."""
+    """LJSpeech has a single speaker."""
     for number, columns in _split_rows(lines, "|"):
         if len(columns) < 2:
             raise ValueError(f"{path}, line {number}: {columns[0][:60]!r}, expected id|text")
@@ -293,9 +296,9 @@ def _pairs(folder: Path) -> Iterator[Recording]:
 
 
 def _words(file: Path) -> tuple[str, Rejected | None]:
-    """The text of a recording, and what is wrong with it."""
+    """The text of a recording, and what is wrong with it, if anything."""
     if not file.is_file():
-        return "", Rejected("empty_text", f"there is no {file.name} beside it")
+        return "", Rejected("empty_text", f"there is no {file.name} beside the recording")
     try:
         return read_text(file).strip(), None
     except (OSError, ValueError) as error:
@@ -325,9 +328,9 @@ _BARE_SUFFIXES = tuple(suffix.removeprefix(".") for suffix in AUDIO_SUFFIXES)
 
 
 def _audio_suffix(entry: Entry) -> str:
-    """Raises Rejected for a key with dots: its members' suffixes are no formats."""
+    """The suffix of the audio member. Raises Rejected if there is none, as for keys with dots."""
     found = [suffix for suffix in sorted(entry.members) if suffix in _BARE_SUFFIXES]
     if not found:
         has = ", ".join(sorted(entry.members)[:8])
-        raise Rejected("member_missing", f"no recording, it has {has}: a key ends at the first dot of the name")
+        raise Rejected("member_missing", f"no recording, only {has}: a key ends at the first dot of the name")
     return found[0]

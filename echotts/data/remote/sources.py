@@ -54,7 +54,7 @@ def split_parts(argument: str) -> list[Part]:
 
 
 def check_local(argument: str) -> None:
-    """Raises ValueError for a wrong data argument, FileNotFoundError for one that names missing local files."""
+    """ValueError for an invalid data argument, FileNotFoundError for missing local files."""
     for part in split_parts(argument):
         if not scheme_of(part.spec):
             resolve(part.spec)

@@ -1,8 +1,8 @@
-/** Talks to the server: GET with ETag, a time limit, and errors that say what happened. */
+/** Requests to the server: GET with ETag and timeout; errors have readable messages. */
 
 const LIMIT_MS = 15000;
 
-/** The server answered, but not with what was asked for. */
+/** The server responded with an error. */
 export class HttpError extends Error {
   constructor(status, path) {
     super(`the server answered ${status} for ${path}`);
@@ -14,8 +14,8 @@ export class Api {
   #kept = new Map();
 
   /**
-   * {body, fresh}: the JSON at `path`. `slot` names what it is for; where its path is the same as last time the server
-   * may answer "not changed", and the body kept in the slot is handed out again with fresh = false.
+   * {body, fresh}: the JSON at `path`. `slot` names its use; if its path is unchanged, the server
+   * may answer "not modified"; then the slot's stored body is returned with fresh = false.
    */
   async get(path, { slot = path, signal } = {}) {
     const kept = this.#kept.get(slot);
@@ -35,7 +35,7 @@ export class Api {
   }
 }
 
-/** The address of something of a run; ids and parameters are escaped. */
+/** The URL of a resource of a run; ids and parameters are escaped. */
 export function runPath(id, what, parameters = {}) {
   const query = Object.entries(parameters).filter(([, value]) => value !== null && value !== undefined && value !== "");
   const text = new URLSearchParams(query.map(([key, value]) => [key, String(value)])).toString();

@@ -1,4 +1,4 @@
-/** One chart: uPlot with our colours, a legend that reads at the cursor, zoom, marks, and the keyboard. */
+/** One chart: uPlot with our colours, a legend with the values at the cursor, zoom, event marks, keyboard control. */
 
 import { el, setText } from "./dom.js";
 import { compact, duration, moment, number, timeLabels, UNITS } from "./format.js";
@@ -17,7 +17,7 @@ const TIME_STEPS = [1, 2, 5, 10, 15, 30, ...[1, 2, 5, 10, 15, 30].map((n) => n *
 const HEIGHT = { full: 300, small: 190 };
 const FONT = '11px Inter, system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 
-/** Colours come from the style sheet, so that charts follow the scheme. */
+/** Colours come from the style sheet, so that charts follow the colour scheme. */
 export function colour(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
@@ -26,7 +26,7 @@ export class Chart {
   #panel; #hub; #plot = null; #look = ""; #lines = []; #marks = []; #keys = [];
   #body; #legend; #place; #blank;
 
-  /** `hub` is what all charts share: {zoom, axis, logarithmic, onZoom(range or null)}. */
+  /** `hub` is the shared state of all charts: {zoom, axis, logarithmic, onZoom(range or null)}. */
   constructor(panel, hub) {
     this.#panel = panel;
     this.#hub = hub;
@@ -46,7 +46,7 @@ export class Chart {
 
   /**
    * `lines`: [{label, colour, dash, listed, curve: {x, y, smooth}}], of which the listed are in the legend; `marks`:
-   * [{x, label, colour}]; `keys`: [{label, dash}], what the dashes mean; `missing` is said when no line has a point.
+   * [{x, label, colour}]; `keys`: [{label, dash}], meanings of the dashes; `missing` is shown if no line has a point.
    */
   draw(lines, { marks, keys, missing }) {
     this.#lines = lines.filter((line) => line.curve.x.length);
@@ -68,12 +68,12 @@ export class Chart {
     return this.#read();
   }
 
-  /** Draws again with the shared zoom. */
+  /** Redraws with the shared zoom. */
   rescale() {
     this.#plot?.setData(this.#plot.data);
   }
 
-  /** Makes everything new, for a change of colours. */
+  /** Rebuilds the chart, for a change of colours. */
   recolour() {
     this.#look = "";
   }
@@ -93,7 +93,7 @@ export class Chart {
     return Boolean(this.#panel.log && this.#hub.logarithmic);
   }
 
-  /** One shared x column; where a line has no point there, undefined (joined over), and null where a value is not finite. */
+  /** One shared x column; undefined where a line has no point (drawn through), null where a value is non-finite. */
   #data() {
     const log = this.#isLog();
     const drawable = (values) => (log ? values.map((value) => (value > 0 ? value : null)) : values);
@@ -126,7 +126,7 @@ export class Chart {
       cursor: {
         y: false, points: { size: 7 }, drag: { x: true, y: false, setScale: false },
         sync: { key: "charts", scales: ["x", null], setSeries: false,
-          filters: { pub: (type, plot) => type === "mousemove" && !plot.cursor.event?.buttons } }, // reading is shared, dragging is not
+          filters: { pub: (type, plot) => type === "mousemove" && !plot.cursor.event?.buttons } }, // share the cursor, but not dragging
         bind: { dblclick: () => () => { this.#hub.onZoom(null); return null; } },
       },
       hooks: {
@@ -138,7 +138,7 @@ export class Chart {
     this.#plot = new uPlot(options, this.#data(), this.#body);
   }
 
-  /** Time has its own round numbers, counted from local midnight. */
+  /** Time axes have their own tick intervals, counted from local midnight. */
   #xTicks() {
     if (this.#hub.axis !== "time" && this.#hub.axis !== "elapsed") return { space: 64 };
     const zone = (low) => (this.#hub.axis === "time" ? -60 * new Date(low * 1000).getTimezoneOffset() : 0);
@@ -170,7 +170,7 @@ export class Chart {
     this.#hub.onZoom([plot.posToVal(left, "x"), plot.posToVal(left + width, "x")]);
   }
 
-  /** Resumes and failures: a thin line from top to bottom, named on the large chart. */
+  /** Resumes and failures: a thin vertical line, labelled on the large chart. */
   #drawMarks(plot) {
     const { ctx, bbox } = plot, ratio = uPlot.pxRatio;
     ctx.save();
@@ -180,9 +180,9 @@ export class Chart {
     ctx.textAlign = "left";
     ctx.textBaseline = "bottom";
     ctx.fillStyle = colour("--muted");
-    const groups = []; // marks so near each other that their labels would collide share one
+    const groups = []; // marks whose labels would overlap share one
     for (const mark of this.#marks) {
-      const x = Math.round(plot.valToPos(mark.x, "x", true)) + (ratio % 2) / 2; // on the pixel, so that it is sharp
+      const x = Math.round(plot.valToPos(mark.x, "x", true)) + (ratio % 2) / 2; // aligned to pixels, to be sharp
       if (!(x >= bbox.left && x <= bbox.left + bbox.width)) continue;
       ctx.strokeStyle = mark.colour;
       ctx.setLineDash([3 * ratio, 3 * ratio]);
@@ -198,7 +198,7 @@ export class Chart {
     for (const { x, labels } of this.#panel.full ? groups : []) {
       const text = [...labels].join(", "), width = ctx.measureText(text).width;
       const left = Math.min(x, bbox.left + bbox.width - width);
-      if (left < free) continue; // no room: the list of events has it
+      if (left < free) continue; // no space; the list of events has it
       ctx.fillText(text, left, bbox.top - 3 * ratio);
       free = left + width + 8 * ratio;
     }
@@ -216,7 +216,7 @@ export class Chart {
       ...this.#keys.map((key) => entry({ ...key, colour: colour("--muted") })));
   }
 
-  /** Fills the legend with the values at the cursor, or with the last ones. */
+  /** Fills the legend with the values at the cursor, or with the last values. */
   #read() {
     const plot = this.#plot, unit = this.#panel.unit ?? UNITS.number;
     if (!plot) return;
@@ -232,7 +232,7 @@ export class Chart {
     setText(this.#place, place === null ? "" : (at === null ? "last: " : "") + AXES[this.#hub.axis].read(place));
   }
 
-  /** Arrows move the cursor (with Shift ten times as far), + and - zoom around it, Escape or 0 shows the whole. */
+  /** Arrow keys move the cursor (Shift: ten times as far), + and - zoom at it, Escape or 0 resets the zoom. */
   #key(event) {
     const plot = this.#plot, width = plot?.over.clientWidth;
     if (!plot || event.altKey || event.ctrlKey || event.metaKey) return;
@@ -260,7 +260,7 @@ function curvesOf({ colour: stroke, dash, curve }) {
   return [{ stroke: `${stroke}55`, width: 1, points: { show: false } }, main];
 }
 
-/** CSS pixels that the labels of the upright axis need. */
+/** Width in CSS pixels of the labels of the vertical axis. */
 function labelsWidth(plot, labels) {
   if (!labels) return 30;
   plot.ctx.font = plot.axes[1].font[0];
@@ -278,20 +278,20 @@ function widened(low, high) {
   return low === high ? [low - 0.5, high + 0.5] : [low, high];
 }
 
-/** The range of the data with some air; from 0 where the panel says so. */
+/** The range of the data with a margin; from 0 if the panel requires it. */
 function padded(low, high, zero) {
   if (low === null || low === undefined) return [0, 1];
   const air = (high - low) * 0.06 || Math.abs(high) * 0.1 || 0.5;
   return [zero ? Math.min(0, low) : low - air, high + air];
 }
 
-/** A zoom no wider than the data; null (the whole) when it would be. */
+/** A zoom range within the data; null (everything) if it would be wider. */
 function clipped([low, high], [...xs]) {
   const first = xs[0], end = xs[xs.length - 1];
   return low <= first && high >= end ? null : [Math.max(low, first), Math.min(high, end)];
 }
 
-/** Ticks of a log axis: 1, 2, 5 in each decade, evenly spread round numbers where it spans less than one. */
+/** Ticks of a log axis: 1, 2, 5 in each decade, evenly spaced round numbers if it spans less than one. */
 function logSplits(low, high) {
   if (high / low < 6) {
     const raw = (high - low) / 4, scale = 10 ** Math.floor(Math.log10(raw));

@@ -1,4 +1,4 @@
-/** All charts together: which there are, which lines each draws, and the zoom and axis they share. */
+/** All charts: which exist, which lines each draws, and their shared zoom and axis. */
 
 import { Chart, colour } from "./chart.js";
 import { extraPanel, linesOf, PANELS } from "./panels.js";
@@ -8,10 +8,10 @@ const RUN_COLOURS = 6, DASHES = [[], [7, 4], [2, 3], [9, 3, 2, 3], [4, 6], [1, 5
 
 export class Charts {
   #charts = new Map(); #panels = [...PANELS]; #onZoomed; #missed = "";
-  /** What the charts share (see Chart). */
+  /** The shared state of the charts (see Chart). */
   hub = { zoom: null, axis: "step", logarithmic: false, onZoom: (range) => this.zoom(range) };
 
-  /** `onZoomed(bool)` hears whether a part is shown. */
+  /** Calls `onZoomed(bool)` with whether the charts are zoomed. */
   constructor(onZoomed) {
     this.#onZoomed = onZoomed;
     for (const panel of PANELS) this.#add(panel);
@@ -30,7 +30,7 @@ export class Charts {
     for (const chart of this.#charts.values()) chart.rescale();
   }
 
-  /** The charts of single metrics, below the table of all: exactly these. */
+  /** Shows exactly these charts of single metrics, below the table of all metrics. */
   setExtras(metrics) {
     const wanted = new Map(metrics.map((metric) => [`more:${metric.name}`, metric]));
     for (const panel of this.#panels.filter((panel) => panel.section === "more" && !wanted.has(panel.id))) {
@@ -46,7 +46,7 @@ export class Charts {
     }
   }
 
-  /** The metrics that the charts and the figures at the top need, of those the run has. */
+  /** The metrics that the charts and the figures at the top need, among the run's metrics. */
   namesOf(names) {
     const known = new Set(names);
     const wanted = this.#panels.flatMap((panel) => linesOf(panel, names).map((line) => line.name));
@@ -54,14 +54,14 @@ export class Charts {
     return [...new Set(wanted)].filter((name) => known.has(name) && name !== "loss/train").sort();
   }
 
-  /** `runs`: [{name, slot, curves, names, events, offset, place(event)}], the open one first; `offset` is taken off x. */
+  /** `runs`: [{name, slot, curves, names, events, offset, place(event)}], the open one first; `offset` is subtracted from x. */
   draw(runs) {
     const names = [...new Set(runs.flatMap((run) => run.names))];
     const marks = [...new Map(runs.flatMap((run) => this.#marksOf(run)).map((mark) => [`${mark.x} ${mark.label}`, mark])).values()]
-      .sort((a, b) => a.x - b.x); // every host tells of a resume; one line is enough
+      .sort((a, b) => a.x - b.x); // every host logs a resume; draw one line
     for (const panel of this.#panels) {
       const lines = linesOf(panel, names);
-      // one line: its colour is the run's; several: the colour is the line's, and the run is told by its dashes
+      // one line: the colour identifies the run; several: the colour identifies the line, the dashes the run
       const several = lines.length > 1;
       const drawn = runs.flatMap((run, order) => lines.map((line, index) => ({
         label: several || runs.length === 1 ? line.label : run.name,
@@ -85,7 +85,7 @@ export class Charts {
     });
   }
 
-  /** Said in every chart that is empty, instead of its own sentence; "" for none. */
+  /** Text for every empty chart instead of its own; "" for none. */
   explain(text) {
     this.#missed = text;
   }
@@ -99,7 +99,7 @@ export function runColour(slot) {
   return colour(`--run-${(slot % RUN_COLOURS) + 1}`);
 }
 
-/** The curve without smoothing where the panel wants none, and from the run's own start where runs are compared in time. */
+/** The curve, without smoothing if the panel has none, and relative to the run's start if runs are compared in time. */
 function shaped(curve, smooth, offset) {
   const { x = [], y = [], smooth: smoothed = [] } = curve ?? {};
   return { x: offset ? x.map((value) => value - offset) : x, y, smooth: smooth ? smoothed : [] };

@@ -1,4 +1,4 @@
-/** The configuration of the open run; with runs drawn over it, what differs stands first. */
+/** The configuration of the open run; if it is compared with other runs, differences come first. */
 
 import { blank, byId, el, table } from "./dom.js";
 
@@ -33,7 +33,7 @@ export class Configuration {
 
   #fill() {
     const box = byId("config-table"), entries = this.#config ? flat(this.#config).filter(([name]) => name) : [];
-    if (!entries.length) return box.replaceChildren(blank("This run has no config.json, so its settings are not known."));
+    if (!entries.length) return box.replaceChildren(blank("This run has no config.json, so its settings are unknown."));
     const sought = byId("config-find").value.trim().toLowerCase();
     const hit = (name, ...values) => !sought || [name, ...values.map(written)].some((text) => text.toLowerCase().includes(sought));
     const parts = [];

@@ -1,8 +1,8 @@
-/** Elements made by hand. Strings from a run (names, texts, configuration) become text nodes, never markup. */
+/** Creates elements. Strings from a run (names, texts, configuration) become text nodes, never markup. */
 
 /**
  * One element. `class`, `text` and `on` ({event: handler}) are special; other keys are attributes, where true means
- * present and false, null or undefined absent. Inline styles are not possible here: the policy forbids them.
+ * present and false, null or undefined absent. Inline styles are forbidden by the content security policy.
  */
 export function el(tag, settings = {}, ...children) {
   const node = document.createElement(tag);
@@ -17,27 +17,27 @@ export function el(tag, settings = {}, ...children) {
   return node;
 }
 
-/** The element with this id; the page's skeleton has it, or the page is broken. */
+/** The element with this id, which page.html must contain. */
 export function byId(id) {
   const node = document.getElementById(id);
   if (!node) throw new Error(`page.html has no element #${id}`);
   return node;
 }
 
-/** Sets text only where it changed, so that live regions do not speak without news. */
+/** Sets text only if it changed, so that screen readers do not repeat live regions. */
 export function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
-/** A quiet sentence where a table or chart would be empty. */
+/** A message in place of an empty table or chart. */
 export function blank(text) {
   return el("p", { class: "blank", text });
 }
 
 /**
- * A table that folds into cards on a phone. `columns`: [{title, head?, number?, cell(row) -> string or Node}].
+ * A table that becomes a list of cards on a phone. `columns`: [{title, head?, number?, cell(row) -> string or Node}].
  * `rowClass(row)` may mark a row; `shape`: "pairs" for cards of two columns, "narrow" for no wider than its text.
- * Roles are written out because the folded layout would lose them.
+ * Roles are explicit because the card layout would lose them.
  */
 export function table(label, columns, rows, { rowClass = () => "", shape = "" } = {}) {
   const head = columns.map((column) =>
@@ -58,14 +58,14 @@ export function table(label, columns, rows, { rowClass = () => "", shape = "" } 
       el("tbody", { role: "rowgroup" }, ...body)));
 }
 
-/** Shows a table or sentence in `box`; a table that is there already keeps the keyboard's place and its scrolling. */
+/** Shows a table or sentence in `box`; an existing table keeps focus and scroll position. */
 export function put(box, node) {
   const old = box.firstElementChild;
   if (box.childElementCount === 1 && old.className === node.className && old.classList.contains("table")) old.replaceChildren(...node.childNodes);
   else box.replaceChildren(node);
 }
 
-/** "4 s ago", kept true by the page's clock: refreshAges() rewrites every one of them. */
+/** "4 s ago"; refreshAges() updates all of them. */
 export function age(unix, format) {
   return el("time", { class: "age", "data-unix": unix, datetime: new Date(unix * 1000).toISOString(),
     title: new Date(unix * 1000).toLocaleString(), text: format(unix) });

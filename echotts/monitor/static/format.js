@@ -1,4 +1,4 @@
-/** Numbers, times and sizes as people read them. "–" stands for a number that is not there. */
+/** Formats numbers, times and sizes for display. "–" is a missing number. */
 
 export const NONE = "–";
 const KIBI = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -72,14 +72,14 @@ const DAY_MINUTE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "sh
 const DATE = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
 const CLOCK_MINUTE = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit" });
 
-/** Local time of day, with the date when it was not today. */
+/** Local time of day, with the date unless it is today. */
 export function moment(unix, now = Date.now() / 1000) {
   if (!isNumber(unix)) return NONE;
   const date = new Date(unix * 1000);
   return (date.toDateString() === new Date(now * 1000).toDateString() ? CLOCK : DAY_CLOCK).format(date);
 }
 
-/** Labels of a time axis whose ticks are `step` seconds apart; the date is said where it begins. */
+/** Labels of a time axis whose ticks are `step` seconds apart; the date is shown where it changes. */
 export function timeLabels(splits, step) {
   let day = null;
   return splits.map((unix) => {
@@ -92,7 +92,7 @@ export function timeLabels(splits, step) {
   });
 }
 
-/** How one unit is read: `long` in legends and tables, `short` on an axis, whose ticks are `steps` apart if given. */
+/** How a unit is displayed: `long` in legends and tables, `short` on an axis, whose ticks are `steps` apart if given. */
 export const UNITS = {
   number: { long: number, short: compact },
   share: { long: (value) => percent(value), short: (value) => `${compact(Number((100 * value).toPrecision(6)))} %` },
@@ -100,7 +100,7 @@ export const UNITS = {
   bytes: { long: bytes, short: bytes, steps: Array.from({ length: 50 }, (_, power) => 2 ** power) },
 };
 
-/** The unit of a metric by the ending of its name (`group/name_unit`). */
+/** The unit of a metric by the suffix of its name (`group/name_unit`). */
 export function unitOf(name) {
   if (/_share$/.test(name)) return UNITS.share;
   if (/_bytes$/.test(name)) return UNITS.bytes;

@@ -1,4 +1,4 @@
-/** The list of runs, the state of the open one in one glance, and the alerts. */
+/** The list of runs, the summary of the open one, and the alerts. */
 
 import { age, byId, el, setText } from "./dom.js";
 import { bytes, compact, duration, moment, NONE, number, percent, span } from "./format.js";
@@ -9,9 +9,9 @@ export const STATUS = {
 };
 const ALERT = { stale: "Silent", failed: "Failed", nan: "Not a number", data_wait: "Waiting for data", disk: "Disk" };
 
-const MANY_RUNS = 10; // from here on they can be searched
+const MANY_RUNS = 10; // from this number on the list has a search field
 
-/** The runs beside the page. Rows are kept and updated, so that the keyboard's place is not lost. */
+/** The list of runs. Rows are updated in place, to keep keyboard focus. */
 export class Rail {
   #rows = new Map(); #onOpen; #onCompare; #redraw = () => {};
 
@@ -72,7 +72,7 @@ export class Rail {
   }
 }
 
-/** Name, state, progress and what the run does not tell. */
+/** Name, state, progress and notes about missing data. */
 export function drawGlance(run, ago) {
   setText(byId("run-name"), run.name);
   const status = byId("run-status");
@@ -106,7 +106,7 @@ function drawNotes(run) {
   const notes = [...run.missing];
   if (run.why && run.metrics_where) notes.push(run.metrics_where);
   if (run.bad_lines) notes.push(`${number(run.bad_lines)} unreadable metrics ${run.bad_lines === 1 ? "line was" : "lines were"} skipped.`);
-  if (run.truncated) notes.push(`A metrics file was cut or replaced ${number(run.truncated)} ${run.truncated === 1 ? "time" : "times"} and was read anew.`);
+  if (run.truncated) notes.push(`A metrics file was truncated or replaced ${number(run.truncated)} ${run.truncated === 1 ? "time" : "times"} and was read again.`);
   const box = byId("notes");
   box.hidden = !notes.length;
   setText(byId("notes-title"), notes.length === 1 ? "1 thing to know about this run" : `${notes.length} things to know about this run`);
@@ -136,7 +136,7 @@ export function drawTiles(curves, hosts) {
     ["Waiting for data", read("time/data_wait_share", percent), ""],
     ["Device memory", read("device/memory_bytes", bytes), "", "device/memory_bytes"],
     ["Hosts", machines ? number(machines) : NONE, machines ? (behind ? `up to ${number(behind)} steps behind` : "at the same step") : ""],
-  ].filter(([, , , needed]) => !needed || value(needed)); // a CPU knows neither
+  ].filter(([, , , needed]) => !needed || value(needed)); // CPUs report neither
   const box = byId("tiles");
   const labels = tiles.map(([label]) => label).join();
   if (box.dataset.labels !== labels) {

@@ -1,4 +1,4 @@
-/** The page: what is open, what is asked of the server and when, and who draws it. */
+/** The page: which run is open, what is requested from the server and when, and what draws it. */
 
 import { Api, HttpError, runPath } from "./api.js";
 import { Charts, runColour } from "./charts.js";
@@ -11,12 +11,12 @@ import { last, RunSeries } from "./series.js";
 import { Speech } from "./speech.js";
 import { drawCheckpoints, drawHosts, drawMetrics, EventList, RunTable } from "./tables.js";
 
-const LIVE_MS = 2000, QUIET_MS = 5000, RARE_EVERY = 5; // checkpoints, speech and names are asked on each fifth tick
+const LIVE_MS = 2000, QUIET_MS = 5000, RARE_EVERY = 5; // checkpoints, speech and names are requested every fifth tick
 const SMOOTHING = [0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995];
 const SMOOTH_AT_FIRST = 3;
 
 const api = new Api();
-const records = new Map(); // run id -> what was read of it
+const records = new Map(); // run id -> its data
 const slots = new Map(); // run id -> its colour, kept while it is shown
 const view = { focus: null, over: new Set(), x: "step", scale: "linear", smooth: SMOOTH_AT_FIRST, extras: [] };
 let runs = [], clockShift = 0, ticks = 0;
@@ -31,7 +31,7 @@ const runTable = new RunTable();
 const rail = new Rail({ onOpen: open, onCompare: compare });
 const poller = new Poller(tick, report);
 
-/** One round of questions; returns the milliseconds until the next. */
+/** One round of requests; returns the milliseconds until the next. */
 async function tick(signal) {
   const [answer, alerts] = await Promise.all([api.get("api/runs", { signal }), api.get("api/alerts", { signal })]);
   if (signal.aborted) return QUIET_MS;
@@ -42,7 +42,7 @@ async function tick(signal) {
   byId("run").hidden = !shown.length;
   byId("blank").hidden = shown.length > 0;
   if (!shown.length) {
-    setText(byId("blank"), "There is no run here yet. It appears when a training writes its first line.");
+    setText(byId("blank"), "There are no runs yet. One appears when a training writes its first line.");
     return QUIET_MS;
   }
   const rare = ticks % RARE_EVERY === 0;
@@ -68,18 +68,18 @@ function takeRuns({ body, fresh }) {
   if (focused) drawGlance(focused, ago);
 }
 
-/** A running run before a silent one, one that did a step before one that never did, a later one before an earlier one. */
+/** Order of runs: running before silent ones, ones with steps before ones without, later before earlier ones. */
 function firstRun() {
   const rank = (run) => (run.status === "running" ? 0 : run.step === 0 ? 3 : run.status === "stale" ? 1 : 2);
   return [...runs].sort((a, b) => rank(a) - rank(b) || (b.last_time ?? 0) - (a.last_time ?? 0))[0];
 }
 
-/** Curves and events of one shown run. True when the charts must be drawn again. */
+/** Curves and events of one shown run. True if the charts must be redrawn. */
 async function readRun(run, rare, signal) {
   const record = recordOf(run.id);
   const settings = { x: view.x, smooth: SMOOTHING[view.smooth] };
   let changed = false;
-  if (!record.names.length) { // the loss first: it needs no list of names
+  if (!record.names.length) { // the loss first, as it does not need the list of names
     changed = (await record.series.refresh({ first: ["loss/train"], rest: [] }, settings, signal)) && !signal.aborted;
     if (changed) drawCharts();
   }
@@ -94,13 +94,13 @@ async function readRun(run, rare, signal) {
   const more = await optional(api.get(path, { slot: `${run.id} events`, signal }));
   if (more?.fresh && !signal.aborted) {
     record.eventCursor = more.body.cursor;
-    for (const event of more.body.events) record.events.set(JSON.stringify(event), event); // some may come twice
+    for (const event of more.body.events) record.events.set(JSON.stringify(event), event); // some may be sent twice
     changed ||= more.body.events.length > 0;
   }
   return changed || record.names.length === 0;
 }
 
-/** What is shown of the open run alone. */
+/** Data shown only for the open run. */
 async function readOpen(shown, rare, signal) {
   const run = shown[0], record = recordOf(run.id), ids = shown.map((one) => one.id).join();
   const ask = (path) => optional(api.get(path, { signal }));
@@ -126,7 +126,7 @@ async function readOpen(shown, rare, signal) {
   configuration.draw(config?.body.config, differences?.body.differences ?? [], shown);
 }
 
-/** What a run may not have (404) is null; any other fault ends the round. */
+/** 404 becomes null, since a run may lack it; other errors end the round. */
 async function optional(question) {
   try {
     return await question;
@@ -199,7 +199,7 @@ function chartMetric(metric, wanted) {
   again();
 }
 
-/** After a choice: drawn with what is known, then with what is new. */
+/** After a change of view: redraws with known data, then with new data. */
 function again() {
   ticks = 0;
   remember();
@@ -207,7 +207,7 @@ function again() {
   poller.now().then(drawCharts);
 }
 
-/** The choices are kept in the address, so that a view can be sent to somebody. */
+/** The view is kept in the URL, so that it can be shared. */
 function remember() {
   const choices = { run: view.focus, over: [...view.over].join(), x: view.x, scale: view.scale, smooth: view.smooth };
   const kept = Object.entries(choices).filter(([, value]) => value !== "" && value !== null);
@@ -236,9 +236,9 @@ function titleOf(alerts) {
     .filter(Boolean).join(" · ");
 }
 
-/** How the page stands with the server. */
+/** The state of the connection to the server. */
 function report(state, detail = null) {
-  const said = { live: "Live", paused: "Paused while hidden", away: "Server away", refused: "Signed out" };
+  const said = { live: "Live", paused: "Paused while hidden", away: "Server unreachable", refused: "Signed out" };
   const connection = byId("connection");
   connection.dataset.state = state;
   setText(connection, said[state]);
@@ -246,11 +246,11 @@ function report(state, detail = null) {
   trouble.hidden = state === "live" || state === "paused";
   trouble.dataset.retry = detail ? String(detail.retryAt) : "";
   if (state === "refused") {
-    setText(byId("trouble-text"), "This page is not signed in any more. Load it again and enter the token.");
-    setText(byId("trouble-retry"), "Load again");
+    setText(byId("trouble-text"), "This page is no longer signed in. Reload it and enter the token.");
+    setText(byId("trouble-retry"), "Reload");
   }
   if (state === "away") {
-    trouble.dataset.said = `No news since ${moment(detail.since / 1000)}: ${detail.message}. What was read last is still shown.`;
+    trouble.dataset.said = `No update since ${moment(detail.since / 1000)}: ${detail.message}. The last data are still shown.`;
     countDown();
   }
 }

@@ -1,13 +1,13 @@
-/** The charts: what each shows, how it is read, and what to say when a run has not recorded it. */
+/** The charts: what each shows, in which unit, and the message if a run has not recorded it. */
 
 import { UNITS, unitOf } from "./format.js";
 
 const BUCKET = /^heldout\/loss_t(\d\.\d+)_(\d\.\d+)$/;
 
 /**
- * id, section, title; lines: [{name, label}] or a function of the run's metric names; unit: how values are read;
- * log: follows the scale switch; smooth: follows the smoothing slider; zero: the axis begins at 0;
- * full: as wide as the page; missing: said instead of an empty chart.
+ * id, section, title; lines: [{name, label}] or a function of the run's metric names; unit: of the values;
+ * log: obeys the scale switch; smooth: obeys the smoothing slider; zero: the axis starts at 0;
+ * full: as wide as the page; missing: shown instead of an empty chart.
  */
 export const PANELS = [
   { id: "loss", section: "loss", title: "Training loss", full: true, log: true, smooth: true,
@@ -19,7 +19,7 @@ export const PANELS = [
     missing: "No loss by timestep. It comes with the evaluation loss; t = 0 is speech, t = 1 is noise." },
   { id: "errors", section: "loss", title: "Word errors of the speech samples", unit: UNITS.share, zero: true,
     lines: [{ name: "speech/word_error_rate", label: "words" }, { name: "speech/character_error_rate", label: "characters" }],
-    missing: "No word errors. A recogniser listens to the speech samples when run.eval_asr names one." },
+    missing: "No word errors. Speech samples are transcribed if run.eval_asr names a recogniser." },
   { id: "norm", section: "training", title: "Gradient norm", log: true, smooth: true,
     lines: one("grad/norm", "norm before clipping"), missing: "No gradient norm recorded." },
   { id: "clip", section: "training", title: "Steps clipped", unit: UNITS.share, zero: true, smooth: true,
@@ -34,7 +34,7 @@ export const PANELS = [
     missing: "No step time recorded." },
   { id: "mfu", section: "speed", title: "Model FLOP/s utilisation", unit: UNITS.share, zero: true, smooth: true,
     lines: one("throughput/mfu_share", "MFU"),
-    missing: "No MFU recorded. It needs a device whose peak is known." },
+    missing: "No MFU recorded. It needs a device whose peak FLOP/s are known." },
   { id: "useful", section: "speed", title: "Useful frames", unit: UNITS.share, zero: true, smooth: true,
     lines: one("data/frames_valid_share", "speech, not padding"), missing: "No share of useful frames recorded." },
   { id: "wait", section: "speed", title: "Waiting for data", unit: UNITS.share, zero: true, smooth: true,
@@ -59,7 +59,7 @@ export function extraPanel({ name, description }) {
     lines: one(name, name.split("/").pop()), missing: `${name} has no values in this run.` };
 }
 
-/** The lines a panel draws, given every metric name of the shown runs: the wanted ones, or those in their stead. */
+/** The lines a panel draws, given all metric names of the shown runs: the preferred ones, else their substitutes. */
 export function linesOf(panel, names) {
   const wanted = typeof panel.lines === "function" ? panel.lines(names) : panel.lines;
   const known = new Set(names);

@@ -1,12 +1,12 @@
-/** Asks again and again: not while the page is hidden, less and less often while the server is away. */
+/** Polls the server: pauses while the page is hidden, backs off while the server is unreachable. */
 
 import { HttpError } from "./api.js";
 
 const FIRST_WAIT_MS = 1000, LONGEST_WAIT_MS = 30000;
 
 /**
- * Calls `tick(signal)`, which resolves to the milliseconds until the next one. `report(state, detail)` hears
- * "live", "paused", "away" ({message, since, retryAt}, ms of Date.now) and "refused" (not signed in any more).
+ * Calls `tick(signal)`, which resolves to the milliseconds until the next one. `report(state, detail)` is called with
+ * "live", "paused", "away" ({message, since, retryAt}, ms of Date.now) and "refused" (no longer signed in).
  */
 export class Poller {
   #tick; #report; #timer = null; #running = null; #failures = 0; #since = null;
@@ -17,7 +17,7 @@ export class Poller {
     document.addEventListener("visibilitychange", () => this.now());
   }
 
-  /** Ticks at once, or rests while the page is hidden; a tick that is still under way is given up. */
+  /** Ticks immediately, or pauses while the page is hidden; a tick in progress is aborted. */
   async now() {
     this.#stop();
     if (document.hidden) return this.#pause();
@@ -39,11 +39,11 @@ export class Poller {
   #failed(error) {
     if (error instanceof HttpError && error.status === 401) return this.#report("refused");
     const away = error instanceof HttpError || error instanceof TypeError || error.name === "TimeoutError";
-    if (!away) console.error(error); // a fault of the page: said in full, and polling goes on
+    if (!away) console.error(error); // a bug of the page: log it and keep polling
     const wait = Math.min(LONGEST_WAIT_MS, FIRST_WAIT_MS * 2 ** this.#failures);
     this.#failures += 1;
     this.#since ??= Date.now();
-    const message = error instanceof HttpError ? error.message : away ? "the server does not answer" : error.message;
+    const message = error instanceof HttpError ? error.message : away ? "the server does not respond" : error.message;
     this.#report("away", { message, since: this.#since, retryAt: Date.now() + wait });
     return this.#again(wait);
   }

@@ -1,16 +1,16 @@
-/** The curves of one run: fetched whole once, then only what is new. */
+/** The curves of one run: fetched in full once, then only new points. */
 
 import { runPath } from "./api.js";
 
-/** Groups ask separately: the loss comes first and in full, the small charts in as many points as they can show. */
+/** Groups are requested separately: the loss first and in full, small charts with as many points as they can show. */
 const GROUPS = { first: 2000, rest: 800 };
 const MAP = { samples: "data/samples_seen", hours: "data/audio_hours" };
 
 export class RunSeries {
   #api; #id; #view = ""; #cursors = {}; #asked = {};
-  /** name -> {x, y, smooth}; `smooth` is empty where smoothing is off. */
+  /** name -> {x, y, smooth}; `smooth` is empty if smoothing is off. */
   curves = new Map();
-  /** Where a step lies on the current axis: {x: steps, y: positions}; null when the axis is steps. */
+  /** Maps steps to the current axis: {x: steps, y: positions}; null if the axis is steps. */
   positions = null;
 
   constructor(api, id) {
@@ -18,7 +18,7 @@ export class RunSeries {
     this.#id = id;
   }
 
-  /** Brings the curves up to date. True when any changed. `names`: {first: [...], rest: [...]}. */
+  /** Updates the curves. True if any changed. `names`: {first: [...], rest: [...]}. */
   async refresh(names, view, signal) {
     const key = `${view.x} ${view.smooth}`;
     if (key !== this.#view) {
@@ -46,11 +46,11 @@ export class RunSeries {
     if (signal.aborted) return false;
     this.#cursors[group] = body.cursor;
     if (since && !body.reset) return fresh && this.#append(body.series);
-    for (const name of names) this.curves.set(name, plain(body.series[name])); // the whole, or the whole anew
+    for (const name of names) this.curves.set(name, plain(body.series[name])); // in full, for the first time or again
     return true;
   }
 
-  /** Adds the newer points; nothing new is no change. */
+  /** Adds new points; returns whether there were any. */
   #append(series) {
     let changed = false;
     for (const [name, found] of Object.entries(series)) {
@@ -64,7 +64,7 @@ export class RunSeries {
     return changed;
   }
 
-  /** New points come in full; past twice the wanted number the whole is fetched again, thinned by the server. */
+  /** New points are not thinned; beyond twice the wanted number the curve is fetched again, thinned by the server. */
   #tooLong(group, names) {
     return names.some((name) => (this.curves.get(name)?.x.length ?? 0) > 2 * GROUPS[group] + 200);
   }
@@ -75,7 +75,7 @@ export class RunSeries {
     return plain(body.series[name]);
   }
 
-  /** Where an event lies on the axis in use, or null when that is not known. */
+  /** The position of an event on the current axis, or null if unknown. */
   place(event, axis) {
     if (axis === "step") return event.step ?? null;
     if (axis === "time") return event.time ?? null;
@@ -83,7 +83,7 @@ export class RunSeries {
   }
 }
 
-/** {x, y, smooth} of an answer; points whose place on the axis is not known (null) are left out. */
+/** {x, y, smooth} of a response; points with unknown position on the axis (null) are dropped. */
 function plain(series) {
   const { x = [], y = [], smooth = [] } = series ?? {};
   if (!x.includes(null)) return { x: [...x], y: [...y], smooth: [...smooth] };
@@ -91,7 +91,7 @@ function plain(series) {
   return { x: x.filter(placed), y: y.filter(placed), smooth: smooth.filter(placed) };
 }
 
-/** Index of the value nearest to `x` in ascending `values`; -1 when there is none. */
+/** Index of the value nearest to `x` in ascending `values`; -1 if there is none. */
 export function nearest(values, x) {
   if (!values.length) return -1;
   let low = 0, high = values.length - 1;
@@ -112,7 +112,7 @@ function interpolate({ x, y }, at) {
   return y[right - 1] + share * (y[right] - y[right - 1]);
 }
 
-/** The last value that is a number, with its place; null when there is none. */
+/** The last value that is a number, with its index; null if there is none. */
 export function last(curve, key = "y") {
   const values = curve?.[key] ?? [];
   for (let i = values.length - 1; i >= 0; i -= 1) if (values[i] !== null) return { x: curve.x[i], value: values[i] };

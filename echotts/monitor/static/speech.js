@@ -1,15 +1,15 @@
-/** Speech samples: what was said at two steps, beside the reference, to look at and to hear. One sound at a time. */
+/** Speech samples at two steps, beside the reference, as spectrograms and sound. One clip plays at a time. */
 
 import { blank, byId, el } from "./dom.js";
 import { number, span } from "./format.js";
 import { runPath } from "./api.js";
 
-let sounding = null; // the one clip that plays
+let sounding = null; // the clip that is playing
 
 class Clip {
   #audio; #button; #head; #label; #after = null;
 
-  /** `source` and `picture` are addresses, `label` says what is heard. */
+  /** `source` and `picture` are URLs, `label` describes the clip. */
   constructor(source, picture, seconds, label) {
     this.#label = label;
     this.#audio = new Audio();
@@ -34,7 +34,7 @@ class Clip {
     return this.play();
   }
 
-  /** Plays from the start; `after` is called when it has ended by itself. */
+  /** Plays from the start; `after` is called when it has played to the end. */
   play(after = null) {
     sounding?.stop();
     sounding = this;
@@ -125,7 +125,7 @@ export class Speech {
     select.value = value;
   }
 
-  /** One row a sentence: the reference, what was said at A, what was said at B. */
+  /** One row per sentence: the reference, and the speech at steps A and B. */
   #fill() {
     const at = (id) => this.#samples.find((sample) => String(sample.step) === byId(id).value);
     const a = at("sample-a"), b = at("sample-b");

@@ -6,7 +6,7 @@ import { STATUS } from "./glance.js";
 
 const SILENT_S = 120, EVENTS_AT_ONCE = 40;
 
-/** name of an event -> how it is shown: tone, and the filters that keep it. */
+/** name of an event -> how it is shown: tone, and the filters that include it. */
 const EVENTS = {
   started: { tone: "info", life: true },
   resumed: { tone: "info", life: true, mark: "--mark" },
@@ -32,13 +32,13 @@ function eventName(name) {
   return NAMES[name] ?? name;
 }
 
-/** The colour variable and label of an event that is marked in the charts; null for the others. */
+/** The colour variable and label of an event that is marked in the charts; null for others. */
 export function markOf(event) {
   const kind = EVENTS[event.event];
   return kind?.mark ? { colour: kind.mark, label: eventName(event.event) } : null;
 }
 
-/** All runs, sorted by the column whose head was pressed; a second press turns the order. */
+/** All runs, sorted by the column whose header was clicked; a second click reverses the order. */
 export class RunTable {
   #by = "last_time"; #down = true; #redraw = () => {};
 
@@ -69,7 +69,7 @@ export class RunTable {
     const of = (run) => run[this.#by];
     const order = (a, b) => (typeof a === "string" ? a.localeCompare(b) : a - b);
     return [...runs].sort((a, b) => {
-      if (of(a) == null || of(b) == null) return (of(a) == null) - (of(b) == null); // what is not known comes last
+      if (of(a) == null || of(b) == null) return (of(a) == null) - (of(b) == null); // unknown values come last
       return this.#down ? order(of(b), of(a)) : order(of(a), of(b));
     });
   }
@@ -86,7 +86,7 @@ export class RunTable {
   }
 }
 
-/** The hosts, silent ones first. Rejected samples are told by cause where a host tells them so. */
+/** The hosts, silent ones first. Rejected samples are shown by cause if the host reports causes. */
 export function drawHosts(hosts, now, ago, live) {
   const box = byId("host-table");
   if (!hosts?.length) return put(box, blank("No host has written a line yet."));
@@ -137,7 +137,7 @@ export function drawCheckpoints(checkpoints) {
   ], rows, { shape: "narrow pairs" }));
 }
 
-/** The events, newest first, through the filter; `shown` grows by "Show more". */
+/** The events, newest first, through the filter; "Show more" increases `shown`. */
 export class EventList {
   #events = []; #ago; #shown = EVENTS_AT_ONCE; #key = "";
 
@@ -172,7 +172,7 @@ export class EventList {
   }
 }
 
-/** Every metric of the run, with a tick that charts it. */
+/** Every metric of the run, with a checkbox that charts it. */
 export function drawMetrics(names, charted, onChart) {
   const box = byId("metric-table");
   const key = JSON.stringify([names, charted]);

@@ -132,7 +132,7 @@ def test_a_codec_is_read_from_a_run_that_may_still_go_on(whole, tmp_path: Path):
         assert (codec.config, codec.codec_id) == (SMALL, place.name)
         jax.tree.map(np.testing.assert_array_equal, codec.params, params)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint there yet"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
         load_codec(tmp_path)
 
 
@@ -225,7 +225,7 @@ def test_steps_that_are_not_finite_change_nothing_and_end_the_run_when_they_do_n
     spike, numbers = step(state, 0.1 * jnp.ones((2, plain.crop_samples)), np.float32(1e-9))
     assert numbers["finite"] and not numbers["good"]
     jax.tree.map(np.testing.assert_array_equal, spike.params, state.params)
-    with pytest.raises(NonFiniteError, match="nothing is saved after this step"):
+    with pytest.raises(NonFiniteError, match="the run stops without saving"):
         train_codec(run_in(tmp_path, plain, skips=0), Tones(fault=np.nan))
     assert [line["event"] for line in lines(tmp_path) if "event" in line][-2:] == ["nan", "failed"]
 

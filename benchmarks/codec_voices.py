@@ -111,7 +111,7 @@ def make_sets(folder: Path, texts: Path | None) -> dict[str, str]:
             speak(lines[:CLIPS], folder / name, Settings(teacher=teacher, voices=(voice,)))
         elif not (folder / name).is_dir():
             raise SystemExit(f"{folder / name} is missing: give --texts to make it")
-    spoken = {path.name: str(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+    spoken = {path.name: str(path) for path in sorted(folder.glob("[!.]*")) if path.is_dir()}
     return spoken | {"digits": str(corpus_path() / "heldout-*.tar.gz")}
 
 

@@ -61,7 +61,7 @@ def measure(codec: Codec, theirs: Any, decode: bool, seconds: float, rounds: int
     shape = (1, frames, codec.latent_channels) if decode else (1, frames * codec.hop_length)
     window = rng.standard_normal(shape, np.float32)
     kind = DecoderStream if decode else EncoderStream
-    stream = kind(codec.params, codec.config, 1, (width,))
+    stream = kind(codec.decoding if decode else codec.encoding, codec.config, 1, (width,))
     for _ in range(2):  # past the start: each push now returns a full window
         stream.push(window)
     spent = best_of({"ours": lambda: stream.push(window), "pytorch": lambda: theirs(window)}, rounds)

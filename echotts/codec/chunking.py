@@ -67,7 +67,7 @@ class Window:
         self._past, self._before, self._left = past, before, left
 
     def conv(self, x: Float[Array, "b t i"], params: Params, dilation: int = 1) -> Float[Array, "b t o"]:
-        reach = (params["kernel"].shape[0] - 1) * dilation
+        reach = (layers.kernel_width(params) - 1) * dilation
         if reach:
             x = self._past.before(self._inside(x), reach)
             self.offset -= reach // 2

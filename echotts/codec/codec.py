@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from echotts.audio import MP3_RATE_KBPS
 from echotts.codec.backbone import CodecConfig
+from echotts.codec.fast import prepare
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed
 from echotts.codec.sound import (
@@ -40,6 +41,7 @@ from echotts.codec.windows import (
 # On a CPU: small enough for the caches, large enough to amortise reading the weights.
 _CPU_WINDOW_S = 0.8
 _ACCELERATOR_WINDOW_S = 4.0
+_WIDE = 1024  # channels of a decoder for which the longer compilation of prepared kernels pays
 _embed = jax.jit(embed)
 LOUDNESS_LUFS = -16.0  # of a recording that `compress` encodes
 Progress = Callable[[float], None]
@@ -105,6 +107,23 @@ class Codec:
         return "watermark" in self.params
 
     @cached_property
+    def encoding(self) -> Params:
+        """The parameters as windows encode with them: on a CPU prepared for speed (fast.py)."""
+        return self._prepared("encoder")
+
+    @cached_property
+    def decoding(self) -> Params:
+        """The parameters as windows decode with them: on a CPU prepared for speed (fast.py)."""
+        return self._prepared("decoder")
+
+    def _prepared(self, part: str) -> Params:
+        (device,) = self.params["decoder"]["head"]["bias"].devices()
+        if device.platform != "cpu" or self.config.decoder_dim < _WIDE:
+            return self.params
+        others = {name: tree for name, tree in self.params.items() if name not in ("encoder", "decoder")}
+        return others | {part: to_device(prepare(self.params[part]), device)}
+
+    @cached_property
     def weights_hash(self) -> str:
         """SHA-256 of the folded weights, the same for every file format."""
         return hash_weights(self.params)
@@ -134,7 +153,7 @@ class Codec:
         if self.config.quantized and key is not None:
             raise ValueError(f"codec {self.codec_id} has no posterior to sample from: do not pass a key")
         count = self.check_quantizers(n_quantizers)
-        pieces = list(encode_windows(self.params, self.config, samples, self.window_frames, count, lengths))
+        pieces = list(encode_windows(self.encoding, self.config, samples, self.window_frames, count, lengths))
         latent = np.concatenate([first for first, _ in pieces], axis=1)
         if key is None:
             return latent
@@ -153,7 +172,7 @@ class Codec:
         count = self.check_quantizers(n_quantizers)
         if not self.config.quantized:
             raise self._no_codebooks()
-        pieces = list(encode_windows(self.params, self.config, samples, self.window_frames, count, lengths))
+        pieces = list(encode_windows(self.encoding, self.config, samples, self.window_frames, count, lengths))
         embeddings = np.concatenate([first for first, _ in pieces], axis=1)
         return Tokens(embeddings, np.concatenate([codes for _, codes in pieces], axis=2))
 
@@ -178,7 +197,7 @@ class Codec:
         frames = values.shape[2] if values.dtype.kind == "i" else values.shape[1]
         message = None if watermark is None else self.check_message(watermark, len(values))
         rows = _lengths(lengths, len(values), frames)
-        return decode_windows(self.params, self.config, values, self.window_frames, message, rows)
+        return decode_windows(self.decoding, self.config, values, self.window_frames, message, rows)
 
     def stream_decoder(
         self, batch: int = 1, watermark: Integer[Array | np.ndarray, "b bits"] | None = None
@@ -188,7 +207,7 @@ class Codec:
         Each call returns the samples (batch, n) that are fully determined; concatenated, they equal `decode` of all.
         """
         message = None if watermark is None else self.check_message(watermark, batch)
-        return DecoderStream(self.params, self.config, batch, powers_of_two(self.window_frames), message)
+        return DecoderStream(self.decoding, self.config, batch, powers_of_two(self.window_frames), message)
 
     def encode_file(self, path: str | Path, n_quantizers: int | None = None) -> Tokens | Float[np.ndarray, "c t d"]:
         """Encodes a recording into `Tokens` (DAC: embeddings and codes) or latents (DACVAE), one row per channel.
@@ -243,7 +262,7 @@ class Codec:
             gain = 1.0 if measured <= SILENT_LUFS else 10.0 ** ((loudness - measured) / 20.0)
             gain = min(gain, 1.0 / max(meter.peak, 1e-9))
         widths = (self.window_frames,)
-        stream = EncoderStream(self.params, self.config, sound.channels, widths, self.check_quantizers(n_quantizers))
+        stream = EncoderStream(self.encoding, self.config, sound.channels, widths, self.check_quantizers(n_quantizers))
         spool = Spool()
         for block in sound.blocks(self.sample_rate):
             self._collect(spool, stream.push(np.float32(gain) * block))
@@ -295,7 +314,7 @@ class Codec:
             return
         rows = len(encoded.tokens)
         messages = None if message is None else self.check_message(np.tile(message, (rows, 1)), rows)
-        stream = DecoderStream(self.params, self.config, rows, (self.window_frames,), messages)
+        stream = DecoderStream(self.decoding, self.config, rows, (self.window_frames,), messages)
         for start in range(0, encoded.frames, self.window_frames):
             part = np.s_[start : start + self.window_frames]
             piece = encoded.tokens[:, :n_quantizers, part] if encoded.are_codes else encoded.tokens[:, part]

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from echotts.codec.fast import WIDTH, dense_kernel, fast_conv
+
 Params = dict[str, Any]
 
 DILATIONS = (1, 3, 9)
@@ -27,17 +29,24 @@ def conv(
     x: Float[Array, "b t i"], params: Params, dilation: int = 1, padding: tuple[int, int] | None = None
 ) -> Float[Array, "b u o"]:
     """Convolution with stride 1; `padding` defaults to (k - 1) * dilation // 2 on both sides."""
-    kernel = params["kernel"]
-    reach = (kernel.shape[0] - 1) * dilation
+    reach = (kernel_width(params) - 1) * dilation
+    padding = (reach // 2, reach // 2) if padding is None else padding
+    if "points" in params:
+        return add_bias(fast_conv(jnp.pad(x, ((0, 0), padding, (0, 0))), params["points"], dilation), params["bias"])
     y = jax.lax.conv_general_dilated(
         x,
-        kernel,
+        params["kernel"],
         window_strides=(1,),
-        padding=[padding if padding is not None else (reach // 2, reach // 2)],
+        padding=[padding],
         rhs_dilation=(dilation,),
         dimension_numbers=("NHC", "HIO", "NHC"),
     )
     return add_bias(y, params["bias"])
+
+
+def kernel_width(params: Params) -> int:
+    """Taps of a convolution whose kernel is as it was trained, or prepared (fast.py)."""
+    return WIDTH if "points" in params else params["kernel"].shape[0]
 
 
 def downsample(x: Float[Array, "b t i"], params: Params, stride: int, left: int) -> Float[Array, "b u o"]:
@@ -69,12 +78,9 @@ def upsample_pairs(x: Float[Array, "b t i"], params: Params, stride: int) -> Flo
 
     Each output sample depends on two inputs: one matrix product to stride * out channels, unfolded in time.
     """
-    kernel = params["kernel"]
-    _, inputs, outputs = kernel.shape
-    halves = kernel.reshape(2, stride, inputs, outputs)[::-1]  # the later input multiplies the first half
-    dense = halves.transpose(0, 2, 1, 3).reshape(2 * inputs, stride * outputs)  # half, in, phase, out
+    dense = params["dense"] if "dense" in params else dense_kernel(params["kernel"], stride)
     pairs = jnp.concatenate([x[:, :-1], x[:, 1:]], axis=-1)
-    return add_bias((pairs @ dense).reshape(x.shape[0], pairs.shape[1] * stride, outputs), params["bias"])
+    return add_bias((pairs @ dense).reshape(x.shape[0], pairs.shape[1] * stride, -1), params["bias"])
 
 
 @jax.custom_vjp

@@ -2,6 +2,8 @@
 
 import math
 import re
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import DESK, PHONE, Dashboard, Open
+from tests.monitor.fake_run import event_line, train_line, write_lines
 
 pytestmark = pytest.mark.browser
 expect.set_options(timeout=15_000)
@@ -68,6 +71,27 @@ def test_failed_and_empty_runs_say_what_happened_and_what_is_missing(still: Dash
     expect(page.locator("#sample-list")).to_contain_text("run.sample_every")
     expect(page.locator(".uplot")).to_have_count(0)
     expect(page.locator("table:not(#run-table *)")).to_have_count(0)
+
+
+def test_the_front_page_is_a_live_run_with_its_last_loss_and_no_empty_cards_and_runs_are_sorted(
+    dashboards: Callable[..., Dashboard], open_page: Open, tmp_path: Path
+) -> None:
+    now, missing_on_cpu = time.time(), ("throughput/mfu_share", "device/memory_bytes")
+    lines = [train_line(step, now - 50 + step) for step in range(1, 41)]
+    live = [{name: value for name, value in line.items() if name not in missing_on_cpu} for line in lines]
+    write_lines(tmp_path / "live" / "metrics" / "host-0.jsonl", iter(live))
+    failed = event_line(0, now, "failed", "ValueError: no data")
+    write_lines(tmp_path / "broken" / "metrics" / "host-0.jsonl", iter([failed]))
+    page = open_page(dashboards("--runs_root", str(tmp_path)).url)
+    expect(page.locator("#run-name")).to_have_text("live")
+    expect(page.locator("#tiles")).to_contain_text(f"{live[-1]['loss/train']:.3f}"[:4])
+    for panel in ("mfu", "memory"):
+        expect(page.locator(f'[data-panel="{panel}"]')).to_be_hidden()
+    page.locator("#all-runs summary").click()
+    names = page.locator("#run-table tbody th")
+    for first in ("live", "broken"):  # a second press turns the order
+        page.locator('#run-table thead button[data-key="step"]').click()
+        expect(names.first).to_have_text(first)
 
 
 def test_the_log_scale_redraws_the_loss_and_leaves_the_speed_alone(still: Dashboard, open_page: Open) -> None:

@@ -31,7 +31,7 @@ def test_watermarked_audio_is_golden(full: Codec, name: str):
 @pytest.mark.parametrize("name", ["1s", "1s37"])
 def test_posterior_mean_and_deviation_are_golden(full: Codec, name: str):
     golden = arrays(f"encode_{name}")
-    pieces = list(encode_windows(full.params, full.config, golden["audio"], full.window_frames))
+    pieces = list(encode_windows(full.encoding, full.config, golden["audio"], full.window_frames))
     mean, std = (np.concatenate(parts, axis=1) for parts in zip(*pieces, strict=True))
     assert_near(mean, golden["mean"], LATENT)
     assert_near(std, golden["std"], LATENT)

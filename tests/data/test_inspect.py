@@ -108,6 +108,20 @@ def test_the_command_prepares_and_inspects(
     assert soundfile.info(tmp_path / "one.wav").samplerate == RATE
 
 
+def test_a_table_without_speakers_is_answered_with_how_to_name_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_ljspeech(tmp_path / "lj", 2)
+    rows = [f"{path},words" for path in sorted((tmp_path / "lj" / "wavs").iterdir())]
+    (tmp_path / "t.csv").write_text("\n".join(["audio,text", *rows]))
+    monkeypatch.setattr("echotts.codec.load_codec", lambda spec: CosineCodec())
+    arguments = ["prepare", "--source", str(tmp_path / "t.csv"), "--output", str(tmp_path / "out"), "--max-s", "9"]
+    assert command.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "2 samples (0 with a reference)" in said
+    assert "name the speakers in a column speaker of the table, by a folder for each, or with --speaker" in said
+
+
 def test_wrong_calls_are_usage_errors() -> None:
     for arguments in (
         ["prepair"],

@@ -18,7 +18,7 @@ from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import export, load_run
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
-from echotts.config import Bucket
+from echotts.config import Bucket, preset
 from echotts.latents import LatentScale
 from echotts.model.parameters import flatten
 from echotts.multihost.runtime import StopSignal
@@ -337,6 +337,11 @@ def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, 
     with pytest.raises(ValueError, match=flag):
         fitting_weights(given, with_sections(config, data={"latent_scale": ours}))
     fitting_weights(given, with_sections(config, data={"latent_scale": theirs}))
+
+
+def test_a_run_may_begin_with_the_built_in_model():
+    weights = fitting_weights("demo", preset("demo"))
+    assert weights.config.latent_channels == 64
 
 
 def test_latents_of_another_codec_are_refused_before_anything_is_made(config, tmp_path):

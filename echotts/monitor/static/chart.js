@@ -56,7 +56,8 @@ export class Chart {
     this.node.classList.toggle("empty", empty);
     this.#body.hidden = this.#legend.hidden = this.#place.hidden = empty;
     this.#blank.hidden = !empty;
-    setText(this.#blank, missing);
+    this.node.hidden = empty && !missing;
+    setText(this.#blank, missing ?? "");
     if (empty) return this.#drop();
     const look = JSON.stringify([this.#hub.axis, this.#isLog(), keys, this.#lines.map((line) => [line.label, line.colour,
       line.dash, line.curve.smooth.length > 0])]);

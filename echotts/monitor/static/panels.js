@@ -7,7 +7,7 @@ const BUCKET = /^heldout\/loss_t(\d\.\d+)_(\d\.\d+)$/;
 /**
  * id, section, title; lines: [{name, label}] or a function of the run's metric names; unit: of the values;
  * log: obeys the scale switch; smooth: obeys the smoothing slider; zero: the axis starts at 0;
- * full: as wide as the page; missing: shown instead of an empty chart.
+ * full: as wide as the page; missing: shown instead of an empty chart, which is hidden without it.
  */
 export const PANELS = [
   { id: "loss", section: "loss", title: "Training loss", full: true, log: true, smooth: true,
@@ -33,15 +33,13 @@ export const PANELS = [
     otherwise: [{ name: "time/step_s", label: "mean" }],
     missing: "No step time recorded." },
   { id: "mfu", section: "speed", title: "Model FLOP/s utilisation", unit: UNITS.share, zero: true, smooth: true,
-    lines: one("throughput/mfu_share", "MFU"),
-    missing: "No MFU recorded. It needs a device whose peak FLOP/s are known." },
+    lines: one("throughput/mfu_share", "MFU") }, // recorded only if the peak of the device is known
   { id: "useful", section: "speed", title: "Useful frames", unit: UNITS.share, zero: true, smooth: true,
     lines: one("data/frames_valid_share", "speech, not padding"), missing: "No share of useful frames recorded." },
   { id: "wait", section: "speed", title: "Waiting for data", unit: UNITS.share, zero: true, smooth: true,
     lines: one("time/data_wait_share", "share of the step"), missing: "No data wait recorded." },
   { id: "memory", section: "speed", title: "Device memory (HBM)", unit: UNITS.bytes, zero: true,
-    lines: one("device/memory_bytes", "in use"),
-    missing: "No device memory recorded. CPU devices do not report it." },
+    lines: one("device/memory_bytes", "in use") }, // not recorded on CPUs
 ];
 
 function one(name, label) {

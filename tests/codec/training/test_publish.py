@@ -13,6 +13,7 @@ from echotts.codec import load_codec
 from echotts.codec.backbone import CodecConfig, init_params
 from echotts.codec.publish import write_published
 from echotts.codec.training.config import CodecTraining, CropConfig, LossConfig
+from echotts.codec.training.discriminators import DiscriminatorConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.watermark import init_watermark
 from echotts.config import RunConfig
@@ -27,6 +28,9 @@ DACVAE = CodecConfig(
     decoder_rates=(4, 2),
     codebook_dim=3,
     sample_rate=8000,
+)
+SMALL_JUDGES = DiscriminatorConfig(
+    periods=(2,), period_channels=(2, 2, 2, 2, 2), windows=(64,), bands=(0.0, 1.0), band_channels=2
 )
 DAC = dataclasses.replace(DACVAE, n_codebooks=2, codebook_size=16, codebook_dim=4)
 
@@ -92,6 +96,32 @@ def test_the_quantizer_goes_through_the_file_and_back(reference: Any, tmp_path: 
     state = torch.load(tmp_path / "dac.pth", weights_only=True)["state_dict"]
     embedding = np.random.default_rng(0).standard_normal((1, 9, DAC.latent_dim)).astype(np.float32)
     np.testing.assert_allclose(decoded_by(reference, state, DAC, embedding), found.decode(embedding), atol=2e-6)
+
+
+def test_a_dac_is_trained_from_nothing_and_the_reference_gives_its_codes_and_audio(reference: Any, tmp_path: Path):
+    training = CodecTraining(
+        codec=dataclasses.replace(DAC, encoder_dim=4, latent_dim=16),
+        steps=4,
+        batch_size=2,
+        frames=32,
+        loss=LossConfig(mel_scales=((64, 8),), stft_windows=(), adversarial_from=1),
+        discriminators=SMALL_JUDGES,
+        run=RunConfig(run_dir=str(tmp_path / "run"), eval_every=0, sample_every=0),
+    )
+    params, step = train_codec(training, Tones())
+    assert step == 4
+    write_published(tmp_path / "dac.pth", params, training.codec)
+    written = torch.load(tmp_path / "dac.pth", weights_only=True)
+    model = reference.DAC(**written["metadata"]["kwargs"]).eval()
+    model.load_state_dict(written["state_dict"])
+    audio = Tones().read(3, 0.0, 0.25, 8000)[None, :1600]
+    with torch.no_grad():
+        z, codes, *_ = model.encode(torch.tensor(audio)[:, None])
+        decoded = model.decode(z)[:, 0].numpy()
+    codec = load_codec(tmp_path / "dac.pth")
+    tokens = codec.encode_tokens(audio)
+    np.testing.assert_array_equal(tokens.codes, codes.numpy())
+    np.testing.assert_allclose(codec.decode(codes=tokens.codes), decoded, atol=1e-5)
 
 
 def test_a_watermark_goes_through_the_file_and_back(tmp_path: Path):

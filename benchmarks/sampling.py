@@ -27,7 +27,8 @@ from flax import nnx
 
 from benchmarks.measure import best_of
 from benchmarks.models import FRAMES, example, model_100m
-from echotts.flow.sampling import GUIDANCE_INTERVAL, SamplerConfig, encode_conditions, sample
+from echotts.flow.options import GUIDANCE_INTERVAL, SamplerConfig
+from echotts.flow.sampling import encode_conditions, sample
 from echotts.model import BlockDiT
 from echotts.model.fused import choose_attention
 

@@ -1,5 +1,6 @@
 """`echotts eval`: measures the quality of a model's speech."""
 
+import dataclasses
 import json
 import logging
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import parse
+from echotts.cli.sampler_flags import SamplerFlags
 
 if TYPE_CHECKING:
     from echotts.evaluation.clips import Task
@@ -23,13 +25,8 @@ LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Measure word errors and voice similarity of a model's speech, with a recogniser and a speaker encoder.
-
-    The model speaks texts it was not trained on, each in the voice of a reference clip. The table also has the original
-    recordings, the codec's round trip, the model's output scored against other texts, and noise. Digits need the extra
-    eval, any other text the extras eval and asr.
-    """
+class MeasuredFlags:
+    """The model, the recogniser and the texts of a measurement."""
 
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
@@ -50,16 +47,17 @@ class Arguments:
     """Number of held-out texts."""
     seed: int = 0
     """Seed of the first text; the following ones count up."""
-    steps: int = 32
-    """Euler steps from noise to speech."""
-    cfg_scale: float = 3.0
-    """Guidance scale for text and voice together; 0: none."""
-    text_scale: float | None = None
-    """Guidance scale for the text alone; this or --speaker_scale replaces --cfg_scale."""
-    speaker_scale: float | None = None
-    """Guidance scale for the voice alone."""
-    guidance_interval: tuple[float, float] | None = None
-    """Range of times t in which guidance is applied; t = 1 is noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplerFlags, MeasuredFlags):
+    """Measure word errors and voice similarity of a model's speech, with a recogniser and a speaker encoder.
+
+    The model speaks texts it was not trained on, each in the voice of a reference clip. The table also has the original
+    recordings, the codec's round trip, the model's output scored against other texts, and noise. Digits need the extra
+    eval, any other text the extras eval and asr.
+    """
+
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
     rows: int = 20
@@ -72,7 +70,8 @@ class Arguments:
     """Folder for the model's speech, one .wav per text."""
 
     def __post_init__(self) -> None:
-        for name in ("count", "steps", "rows"):
+        self.check_sampling()
+        for name in ("count", "rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
         if self.against is not None and self.against == self.checkpoint:
@@ -148,21 +147,12 @@ def speak_all(
 
 def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list["Recording"]:
     """Synthesises each task's text in the voice of its reference."""
-    from echotts.flow.sampling import SamplerConfig
-
-    sampler = SamplerConfig(
-        steps=arguments.steps,
-        cfg_scale=arguments.cfg_scale,
-        text_scale=arguments.text_scale,
-        speaker_scale=arguments.speaker_scale,
-        interval=arguments.guidance_interval,
-    )
     heard = int(tts.reference_window_s * RATE_HZ)
     speeches = tts.synthesize_batch(
         [task.text for task in tasks],
         [(task.reference.samples[:heard], RATE_HZ) for task in tasks],
         seeds=range(arguments.seed, arguments.seed + len(tasks)),
-        sampler=sampler,
+        sampler=arguments.sampler(),
         rows=arguments.rows,
     )
     return [(speech.samples, speech.sample_rate) for speech in speeches]
@@ -177,9 +167,6 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,
-        "steps": arguments.steps,
-        "cfg_scale": arguments.cfg_scale,
-        "text_scale": arguments.text_scale,
-        "speaker_scale": arguments.speaker_scale,
+        "sampler": dataclasses.asdict(arguments.sampler()),
         "audio_s_per_s": round(speed, 3),
     }

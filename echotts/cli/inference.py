@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.app import UsageError, parse
+from echotts.cli.sampler_flags import SamplerFlags
 
 PROG = "echotts speak"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
-    """Speak a text to a file, in the voice of a recording or in one determined by the seed."""
+class SpeechFlags:
+    """The text, the voice and the model."""
 
     output: Path = Path("out.wav")
     """File to write (replaced if it exists): .wav, .flac, .ogg or .mp3. Missing folders are created."""
@@ -34,21 +35,12 @@ class Arguments:
     """Maximum duration in seconds; trailing silence is cropped. The model's longest window is a further limit."""
     seed: int = 42
     """Seed of the noise, and without a reference also of the voice; the same seed gives the same file."""
-    steps: int = 32
-    """Euler steps from noise to speech."""
-    cfg_scale: float = 3.0
-    """Classifier-free guidance scale for text and voice together; 0: none."""
-    text_scale: float | None = None
-    """Guidance scale for the text alone; this or --speaker_scale replaces --cfg_scale."""
-    speaker_scale: float | None = None
-    """Guidance scale for the voice alone."""
-    guidance_interval: tuple[float, float] | None = None
-    """Range of times t in which guidance is applied; t = 1 is noise. None: 0 1, or 0.5 1 with separate scales for text
-    or voice."""
-    time_scale: float = 1.0
-    """Scale of the time grid, above 0 and at most 1 (Echo: 0.999)."""
-    truncation: float = 1.0
-    """Scale of the initial noise; lower values give calmer speech (Echo: 0.8 to 1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(SamplerFlags, SpeechFlags):
+    """Speak a text to a file, in the voice of a recording or in one determined by the seed."""
+
     normalise: Literal["peak", "rms", "clip", "loudness", "none"] = "peak"
     """Output level: peak at -1 dB, RMS at -18 dB, clipped at -1 dB, --loudness, or unchanged."""
     loudness: float = -14.0
@@ -73,8 +65,7 @@ class Arguments:
             raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
-        if self.steps < 1:
-            raise ValueError(f"--steps {self.steps} must be at least 1")
+        self.check_sampling()
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed} must not be negative")
         if not -70 <= self.loudness <= 0:
@@ -96,25 +87,16 @@ def main(argv: list[str]) -> int:
         reference = find_voice(arguments.voice)
     if reference is not None:
         check_recording(reference)
+    sampler = arguments.sampler()
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
     from echotts.synthesis import EchoTTS  # imports jax, which takes longer than the checks above
+    from echotts.synthesis.longform import joined
 
     began = time.perf_counter()
     tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
     loaded = time.perf_counter()
-    speech = tts.synthesize(
-        text,
-        reference,
-        seed=arguments.seed,
-        duration=arguments.duration,
-        steps=arguments.steps,
-        cfg_scale=arguments.cfg_scale,
-        text_scale=arguments.text_scale,
-        speaker_scale=arguments.speaker_scale,
-        guidance_interval=arguments.guidance_interval,
-        time_scale=arguments.time_scale,
-        truncation=arguments.truncation,
-    )
+    pieces = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+    speech = joined(list(pieces))
     spoken = time.perf_counter()
     speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
     if arguments.save_latents is not None:

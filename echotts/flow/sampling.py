@@ -1,4 +1,4 @@
-"""Sampling: Euler steps from noise (t = 1) to data (t = 0) with classifier-free guidance.
+"""Sampling: from noise (t = 1) to data (t = 0) with a first- or second-order solver and classifier-free guidance.
 
 v = v_c + sum over branches of s (v_c - v_branch), so a scale of 0 means no guidance. Joint guidance has one branch
 without both conditions (published: scale 3 at every t); independent guidance has one without text and one without
@@ -19,12 +19,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-EVERY_T = (0.0, 1.0)
-STEPS_LIMIT = 1024  # the modulation of all steps is held in memory
-STEPS_ROUNDED = 32  # one compiled loop serves up to 32 steps, the next one up to 64
-GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters early, at high noise; later steps need only one row
+from echotts.flow.options import TIME_TOLERANCE, Drop, SamplerConfig
 
-Drop = tuple[bool, bool]  # (text, speaker): the conditions that a guidance branch drops
+STEPS_ROUNDED = 32  # one compiled loop serves up to 32 steps, the next one up to 64
+MOST_LAYERS = 1 << 20  # "all layers" as a number
 
 
 @runtime_checkable
@@ -58,88 +56,58 @@ class ConditionEncoder(Protocol):
     def encode_conditions(self, text_ids: Any, text_mask: Any, speaker_latent: Any, speaker_mask: Any) -> Any: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class SamplerConfig:
-    """How noise becomes latents. Every number is an argument of the compiled sampler, none a compile-time constant.
-
-    `cfg_scale` guides jointly. `text_scale` or `speaker_scale` guide independently instead (a missing one is 0).
-    Guidance is applied for interval[0] <= t <= interval[1]; other steps run one row per sample. By default joint
-    guidance is applied at every t, as published, and independent guidance within GUIDANCE_INTERVAL, as in Echo.
-    `time_scale` multiplies the time grid (Echo: 0.999); `truncation` multiplies the initial noise (Echo: 0.8 to 1).
-    """
-
-    steps: int = 32
-    cfg_scale: float = 3.0
-    text_scale: float | None = None
-    speaker_scale: float | None = None
-    interval: tuple[float, float] | None = None
-    time_scale: float = 1.0
-    truncation: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.steps <= STEPS_LIMIT:
-            raise ValueError(f"sampler steps {self.steps} must be from 1 to {STEPS_LIMIT:,}")
-        low, high = self.guided
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"guidance interval {low}..{high} must be within 0..1, the lower end first")
-        if not 0 < self.time_scale <= 1:
-            raise ValueError(f"time_scale {self.time_scale} must be above 0 and at most 1")
-        numbers = (*self.branches.values(), self.truncation)
-        if not np.isfinite(numbers).all():
-            raise ValueError(f"guidance scales and truncation must be finite numbers: {numbers}")
-
-    @property
-    def independent(self) -> bool:
-        """Whether text and speaker are guided separately."""
-        return self.text_scale is not None or self.speaker_scale is not None
-
-    @property
-    def guided(self) -> tuple[float, float]:
-        """The range of times in which guidance is applied."""
-        return self.interval or (GUIDANCE_INTERVAL if self.independent else EVERY_T)
-
-    @property
-    def branches(self) -> dict[Drop, float]:
-        """The conditions that each guidance branch drops, and its scale; branches of scale 0 are omitted."""
-        scales = (
-            {(True, False): self.text_scale or 0.0, (False, True): self.speaker_scale or 0.0}
-            if self.independent
-            else {(True, True): self.cfg_scale}
-        )
-        return {drop: scale for drop, scale in scales.items() if scale != 0}
-
-    @property
-    def guided_steps(self) -> tuple[int, int]:
-        """The first guided step and the one after the last."""
-        times = self.time_scale * (1 - np.arange(self.steps) / self.steps)
-        low, high = self.guided
-        inside = np.flatnonzero((times >= low - 1e-9) & (times <= high + 1e-9))
-        return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Schedule:
     """SamplerConfig as arrays: the traced arguments of the compiled loop."""
 
     scales: Any  # (branches,) float32
-    times: Any  # (n + 1,) float32, n: steps rounded up; t_i = time_scale * (1 - i / steps), zeros at the end
-    steps: Any  # () int32, like the next two
+    times: Any  # (n + 1,) float32, n the steps rounded up, zeros at the end
+    slopes: Any  # (n,) float32: how much of v - v_before a step adds to v; zeros are Euler's method
+    steps: Any  # () int32, as the next two
     guided_from: Any
     guided_to: Any
+    rescale: Any  # (2,) float32: k and s
+    speaker_kv: Any  # (n, 2) float32: the factor in the first layers and in the others
+    speaker_kv_layers: Any  # () int32
 
     @classmethod
     def of(cls, config: SamplerConfig) -> "Schedule":
         first, end = config.guided_steps
-        indices = np.arange(config.steps + -config.steps % STEPS_ROUNDED + 1, dtype=np.float32)
-        grid = np.float32(config.time_scale) * (1 - indices / np.float32(config.steps))
+        times, padding = config.times, -config.steps % STEPS_ROUNDED
+        slopes = np.zeros(config.steps, np.float32)
+        if config.solver == "ab2":
+            widths = -np.diff(times)
+            slopes[1:] = widths[1:] / (2 * widths[:-1])
+        scaled = np.where(times[:-1] >= config.speaker_kv_until - TIME_TOLERANCE, config.speaker_kv_scale, 1.0)
+        speaker_kv = np.stack([scaled, np.ones_like(scaled)], axis=1).astype(np.float32)
+        layers = MOST_LAYERS if config.speaker_kv_layers is None else config.speaker_kv_layers
         return cls(
             scales=np.asarray(list(config.branches.values()), np.float32),
-            times=np.maximum(grid, 0),
+            times=np.pad(times, (0, padding)),
+            slopes=np.pad(slopes, (0, padding)),
             steps=np.int32(config.steps),
             guided_from=np.int32(first),
             guided_to=np.int32(end),
+            rescale=np.asarray(config.rescale or (1.0, 1.0), np.float32),
+            speaker_kv=np.pad(speaker_kv, ((0, padding), (0, 0)), constant_values=1.0),
+            speaker_kv_layers=np.int32(layers),
         )
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What of a SamplerConfig changes the compiled program."""
+
+    drops: tuple[Drop, ...]
+    alternating: bool
+    rescaled: bool
+    speaker_scaled: bool
+
+    @classmethod
+    def of(cls, config: SamplerConfig) -> "Kind":
+        alternating = config.alternating and len(config.branches) > 1  # of one branch it is nothing new
+        return cls(tuple(config.branches), alternating, config.rescale is not None, config.speaker_kv_scale != 1.0)
 
 
 @jax.jit
@@ -157,44 +125,90 @@ def encode_conditions(
 def sample(
     model: VelocityModel, conditions: Conditions, noise: Float[Array, "b t c"], config: SamplerConfig
 ) -> Float[Array, "b t c"]:
-    """Latents from noise. Compiled once per shape, kind of guidance (joint, independent, none) and 32 steps."""
-    return _sample(
-        model, conditions, noise * np.float32(config.truncation), Schedule.of(config), drops=tuple(config.branches)
-    )
+    """Latents from noise. Compiled once per shape, kind of sampling (`Kind`) and 32 steps."""
+    return _sample(model, conditions, noise * np.float32(config.truncation), Schedule.of(config), kind=Kind.of(config))
 
 
 def lower_sample(model: VelocityModel, conditions: Conditions, noise: Any, config: SamplerConfig) -> Any:
-    """The lowered program of `sample` for arguments that may be mere shapes (jax.ShapeDtypeStruct); nothing is run."""
-    return _sample.lower(model, conditions, noise, Schedule.of(config), drops=tuple(config.branches))
+    """The program of `sample` for arguments that may be shapes only (jax.ShapeDtypeStruct); nothing runs."""
+    return _sample.lower(model, conditions, noise, Schedule.of(config), kind=Kind.of(config))
 
 
-@functools.partial(jax.jit, static_argnames="drops")
+@functools.partial(jax.jit, static_argnames="kind")
 def _sample(
     model: VelocityModel,
     conditions: Conditions,
     noise: Float[Array, "b t c"],
     schedule: Schedule,
     *,
-    drops: tuple[Drop, ...],
+    kind: Kind,
 ) -> Float[Array, "b t c"]:
-    branched = branch_conditions(conditions, drops)
-
+    branched = None if kind.alternating else branch_conditions(conditions, kind.drops)
     ahead = model.modulate(schedule.times[:-1])
 
-    def step(i: Array, x: Array) -> Array:
+    def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, before = state
         modulation = jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, i, 1, axis=1), ahead)
 
+        def seen(conditions: Conditions) -> Conditions:
+            return _speaker_scaled(conditions, schedule, i) if kind.speaker_scaled else conditions
+
         def guided(x: Array) -> Array:
-            return guided_velocity(model, x, modulation, branched, schedule.scales)
+            if branched is not None:
+                return guided_velocity(model, x, modulation, seen(branched), schedule.scales)
+            one, scale = _one_branch(conditions, kind.drops, schedule.scales, i)
+            return guided_velocity(model, x, modulation, seen(one), scale)
 
         def plain(x: Array) -> Array:
-            return model.velocity(x, modulation, conditions)
+            return model.velocity(x, modulation, seen(conditions))
 
         is_guided = (i >= schedule.guided_from) & (i < schedule.guided_to)
-        velocity = lax.cond(is_guided, guided, plain, x) if drops else plain(x)
-        return x - velocity * (schedule.times[i] - schedule.times[i + 1])
+        velocity = lax.cond(is_guided, guided, plain, x) if kind.drops else plain(x)
+        if kind.rescaled:
+            velocity = rescaled(velocity, x, schedule.times[i], *schedule.rescale)
+        slope = schedule.slopes[i] * (velocity - before)
+        return x - (velocity + slope) * (schedule.times[i] - schedule.times[i + 1]), velocity
 
-    return lax.fori_loop(jnp.int32(0), schedule.steps, step, noise)
+    return lax.fori_loop(jnp.int32(0), schedule.steps, step, (noise, jnp.zeros_like(noise)))[0]
+
+
+def rescaled(
+    velocity: Float[Array, "b t c"], x: Float[Array, "b t c"], t: Float[Any, ""], k: Any, s: Any
+) -> Float[Array, "b t c"]:
+    """Temporal score rescaling (arXiv 2510.01184).
+
+    With snr = (1 - t)^2 / t^2 and ratio = (snr s^2 + 1) / (snr s^2 / k + 1):
+    v <- (ratio ((1 - t) v + x) - x) / (1 - t). At t = 1 the ratio is 1 and v stays.
+    """
+    data = jnp.where(t < 1, 1 - t, 1.0)
+    snr = jnp.square((1 - t) / jnp.maximum(t, 1e-6))
+    ratio = (snr * s**2 + 1) / (snr * s**2 / k + 1)
+    return jnp.where(t < 1, (ratio * (data * velocity + x) - x) / data, velocity)
+
+
+def _one_branch(
+    conditions: Conditions, drops: tuple[Drop, ...], scales: Float[Array, " k"], i: Int[Array, ""]
+) -> tuple[Conditions, Float[Array, " 1"]]:
+    """Rows [conditioned, branch i mod k], and that branch's scale."""
+    turn = i % len(drops)
+    doubled: Any = jax.tree.map(lambda leaf: jnp.tile(leaf, (1, 2, *[1] * (leaf.ndim - 2))), conditions)
+    kept = ~jnp.asarray(drops)[turn]
+    text, speaker = conditions.text_mask, conditions.speaker_mask
+    masked = dataclasses.replace(
+        doubled,
+        text_mask=jnp.concatenate([text, text & kept[0]]),
+        speaker_mask=jnp.concatenate([speaker, speaker & kept[1]]),
+    )
+    return masked, lax.dynamic_slice_in_dim(scales, turn, 1)
+
+
+def _speaker_scaled(conditions: Any, schedule: Schedule, i: Int[Array, ""]) -> Any:
+    """The conditions with the speaker's keys and values times the step's factor; the cached ones are not changed."""
+    keys, values = conditions.speaker_keys, conditions.speaker_values
+    first, others = schedule.speaker_kv[i]
+    factor = jnp.where(jnp.arange(keys.shape[0]) < schedule.speaker_kv_layers, first, others)
+    factor = factor.reshape(-1, *[1] * (keys.ndim - 1)).astype(keys.dtype)
+    return dataclasses.replace(conditions, speaker_keys=keys * factor, speaker_values=values * factor)
 
 
 def branch_conditions(conditions: Conditions, drops: tuple[Drop, ...]) -> Conditions:

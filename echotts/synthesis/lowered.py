@@ -11,7 +11,8 @@ from jax.sharding import SingleDeviceSharding
 from echotts.codec.backbone import CodecConfig
 from echotts.codec.windows import lower_decode_window
 from echotts.config import FRAME_RATE_HZ, ModelConfig
-from echotts.flow.sampling import SamplerConfig, encode_conditions, lower_sample
+from echotts.flow.options import SamplerConfig
+from echotts.flow.sampling import encode_conditions, lower_sample
 from echotts.model.fused import choose_attention
 from echotts.model.parameters import abstract, computed_with, merge, split
 

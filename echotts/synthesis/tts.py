@@ -7,7 +7,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from echotts.audio import Samples
 from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import DataConfig, DtypeName, ModelConfig, to_dict
-from echotts.flow.sampling import SamplerConfig, encode_conditions, sample
+from echotts.flow.options import SamplerConfig, sampler_config
+from echotts.flow.sampling import encode_conditions, sample
 from echotts.latents import LatentCodec, LatentScale
 from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention
@@ -154,29 +155,18 @@ class EchoTTS:
         *,
         seed: int = 0,
         duration: float = DEFAULT_DURATION_S,
-        steps: int = 32,
-        cfg_scale: float = 3.0,
-        text_scale: float | None = None,
-        speaker_scale: float | None = None,
-        guidance_interval: tuple[float, float] | None = None,
-        time_scale: float = 1.0,
-        truncation: float = 1.0,
+        preset: str = "quality",
+        **options: Any,
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
         Text that exceeds the model's window is spoken in pieces (`stream`), which are joined. `duration` is the maximum
-        per piece in seconds; trailing silence is cropped. Guidance: see `flow.sampling.SamplerConfig`.
+        per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
+        Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
+        guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
         Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
         """
-        sampler = SamplerConfig(
-            steps=steps,
-            cfg_scale=cfg_scale,
-            text_scale=text_scale,
-            speaker_scale=speaker_scale,
-            interval=guidance_interval,
-            time_scale=time_scale,
-            truncation=truncation,
-        )
+        sampler = sampler_config(preset, **options)
         return joined(list(self.stream(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
 
     def stream(

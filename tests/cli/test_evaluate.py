@@ -56,7 +56,7 @@ def test_the_table_has_every_row_and_the_json_the_same_figures(call, tmp_path):
     assert {"demo model", "recordings", "codec round trip", "shuffled text and voice", "noise"} <= rows.keys()
     kept = json.loads((tmp_path / "table.json").read_text())
     scores = {score["system"]: score for score in kept["scores"]}
-    assert (kept["codec"], kept["steps"], kept["seed"]) == ("linear", 1, 0)
+    assert (kept["codec"], kept["sampler"]["steps"], kept["seed"]) == ("linear", 1, 0)
     assert scores["recordings"]["word_error_rate"] <= 0.1
     assert scores["noise"]["word_error_rate"] > 0.5
     assert f"{scores['recordings']['word_errors']}/{scores['recordings']['words']}" in rows["recordings"]

@@ -14,6 +14,7 @@ import soundfile
 from echotts import synthesis
 from echotts.cli.app import run
 from echotts.cli.inference import main
+from echotts.flow.options import SamplerConfig
 from tests.tiny_speaker import LinearCodec, tiny_tts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -79,24 +80,32 @@ def test_the_same_seed_writes_the_same_bytes_and_hyphens_work_as_well(call, tmp_
 
 def test_every_guidance_flag_reaches_the_sampler(call, tmp_path, tts, monkeypatch):
     seen = {}
-    real = tts.synthesize
-    monkeypatch.setattr(tts, "synthesize", lambda *args, **options: seen.update(options) or real(*args, **options))
+    real = tts.stream
+    monkeypatch.setattr(tts, "stream", lambda *args, **options: seen.update(options) or real(*args, **options))
     code, _, err = call(
-        *("--text", "one", "--output", tmp_path / "a.wav", "--steps", 4, "--text_scale", 2, "--speaker_scale", 5),
+        *("--text", "one", "--output", tmp_path / "a.wav", "--steps", 5, "--text_scale", 2, "--speaker_scale", 5),
         *("--guidance_interval", 0.25, 0.75, "--time_scale", 0.999, "--truncation", 0.8, "--duration", 0.8),
+        *("--solver", "ab2", "--grid", "epss", "--sway", -1, "--alternating", "True", "--rescale", 1.2, 3),
+        *("--speaker_kv_scale", 1.5, "--speaker_kv_layers", 1, "--speaker_kv_until", 0.8),
     )
     assert (code, err) == (0, "")
-    assert seen == {
-        "seed": 42,
-        "duration": 0.8,
-        "steps": 4,
-        "cfg_scale": 3.0,
-        "text_scale": 2.0,
-        "speaker_scale": 5.0,
-        "guidance_interval": (0.25, 0.75),
-        "time_scale": 0.999,
-        "truncation": 0.8,
-    }
+    wanted = SamplerConfig(
+        steps=5,
+        text_scale=2.0,
+        speaker_scale=5.0,
+        interval=(0.25, 0.75),
+        time_scale=0.999,
+        truncation=0.8,
+        solver="ab2",
+        grid="epss",
+        sway=-1.0,
+        alternating=True,
+        rescale=(1.2, 3.0),
+        speaker_kv_scale=1.5,
+        speaker_kv_layers=1,
+        speaker_kv_until=0.8,
+    )
+    assert seen == {"seed": 42, "duration": 0.8, "sampler": wanted}
 
 
 def test_output_levels_are_chosen_by_flag(call, tmp_path):
@@ -112,8 +121,10 @@ WRONG_CALLS = {
     "--output a.wav": "give either --text or --text_file",
     "--text one --text_file text.txt --output a.wav": "give either --text or --text_file",
     "--text= --output a.wav": "--text is empty",
-    "--text one --output a.wav --steps 0": "--steps 0: at least 1",
+    "--text one --output a.wav --steps 0": "--steps 0 must be at least 1",
     "--text one --output a.wav --steps many": "many",
+    "--text one --output a.wav --preset fastest": "sampler preset 'fastest': choose one of draft",
+    "--text one --output a.wav --grid epss": "the epss grid knows 5, 6, 7, 10, 12, 16 steps, not 32",
     "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
     "--text one --output a.wav --seed -1": "--seed -1 must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
@@ -143,13 +154,13 @@ def bad_inputs(folder):
     text, output = ("--text", "one"), ("--output", folder / "out.wav")
     return [
         ((*text, *output, "--speaker_ref", folder / "silent.wav"), "silent.wav: is silent"),
-        ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: 0.25 s long: a reference needs"),
+        ((*text, *output, "--speaker_ref", folder / "short.wav"), "short.wav: is 0.25 s long: a reference needs"),
         ((*text, *output, "--speaker_ref", folder / "noise.mp3"), "noise.mp3: cannot be read as a recording"),
         ((*text, *output, "--speaker_ref", folder / "none.wav"), "none.wav: no such recording"),
-        ((*output, "--text", "?! ..."), "holds no letter or digit"),
+        ((*output, "--text", "?! ..."), "contains no letter or digit"),
         ((*output, "--text", "one", "--voice", "nobody"), "voice 'nobody': there is none of that name"),
         ((*output, "--text", "one", "--voice", "a/b"), "a name has letters"),
-        ((*output, "--text_file", folder / "empty.txt"), "empty.txt: is empty"),
+        ((*output, "--text_file", folder / "empty.txt"), "empty.txt: the file is empty"),
         ((*output, "--text_file", folder / "latin.txt"), "latin.txt, line 1, byte 1 (0xe9): not UTF-8"),
         ((*output, "--text_file", folder / "none.txt"), "none.txt"),
         ((*text, *output, "--checkpoint", folder / "none.safetensors"), "none.safetensors: no such checkpoint"),
@@ -187,7 +198,7 @@ def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatc
         (("--output", tmp_path / "link.wav"), "link.wav: cannot be written: it is a device"),
         (("--output", tmp_path / "pipe.wav"), "pipe.wav: cannot be written: it is a pipe"),
         (("--output", wav, "--save_latents", wav), "is the same file as"),
-        (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: name another"),
+        (("--output", voice, "--speaker_ref", voice), "voice.wav, which is read: choose another name"),
         (("--output", wav, "--save_latents", tmp_path / "file" / "z.npy"), "z.npy: cannot be written"),
         (("--output", tmp_path / "a.mp3", "--mp3_rate", 100), "mp3_rate 100 kbit/s: choose one of"),
     ]:
@@ -223,5 +234,13 @@ def test_help_names_units_and_defaults_and_the_script_is_there():
     )
     assert (done.returncode, done.stderr) == (0, "")
     told = re.sub(r"[│\s]+", " ", done.stdout)
-    for words in ("seconds", "LUFS", "default: 32", "default: 3.0", "default: 15.0", "default: 42", "default: peak"):
+    for words in (
+        "seconds",
+        "LUFS",
+        "the preset's, 32",
+        "the preset's, 3",
+        "default: 15.0",
+        "default: 42",
+        "default: peak",
+    ):
         assert words in told

@@ -4,7 +4,7 @@ import jax
 
 from echotts.codec.backbone import CodecConfig
 from echotts.config import demo
-from echotts.flow.sampling import SamplerConfig
+from echotts.flow.options import SamplerConfig
 from echotts.synthesis.lowered import lower_speaking
 
 

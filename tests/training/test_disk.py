@@ -12,6 +12,7 @@ from jax.experimental import multihost_utils
 
 from echotts.checkpoint import checkpoints, export
 from echotts.checkpoint.checkpoints import Checkpoints
+from echotts.checkpoint.facts import Facts
 from echotts.disk.runs import verified_step
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Watchdog, space_maker
@@ -94,7 +95,7 @@ def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):
 def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     seen = []
-    nothing = export.Weights({}, TINY.model, {})
+    nothing = export.Weights({}, TINY.model, Facts())
     monkeypatch.setattr(export, "_load_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
     export.load_run(tmp_path)
     assert seen == [True]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.checkpoint.export import Weights
+from echotts.checkpoint.facts import Facts
 from echotts.evaluation.asr import Heard
 from echotts.latents import UNSCALED
 from echotts.monitor.folders import open_folder
@@ -28,7 +29,7 @@ def speak(weights, sentence, seed, voice):
     return Spoken(Sound(f"{sentence} {seed}"), None if voice is None else Sound(str(voice)))
 
 
-NO_WEIGHTS = Weights({}, TINY.model, {})
+NO_WEIGHTS = Weights({}, TINY.model, Facts())
 
 
 def test_voices_take_turns_and_the_dashboard_finds_each_beside_its_sentence(tmp_path):

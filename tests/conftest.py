@@ -14,7 +14,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # Before any test imports jax; subprocesses inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most of the tests' take less than 1 s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A background job of a shell ignores Ctrl-C, and what it starts would, too: tests interrupt what they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

@@ -139,6 +139,14 @@ def test_an_ogg_file_without_its_last_or_a_middle_page_is_refused(subtype):
     assert len(audio.read_audio(io.BytesIO(whole + b"TAG" + bytes(125)), RATE)) == 8 * RATE
 
 
+def test_an_ogg_file_of_very_many_streams_takes_linear_time():
+    first, empty = b"OggS\0\2" + bytes(21), b"OggS\0\4" + bytes(21)
+    began = time.process_time()
+    assert "a chain of 20000 Ogg streams, at most 1000 are read" in refusal((first + empty) * 20_000)
+    assert "at most 1000" in refusal(bytes(encoded(tone(0.1), format="OGG")) * 1001)
+    assert time.process_time() - began < 5
+
+
 @pytest.mark.parametrize("kind", ["AVR", "IRCAM", "MAT5", "PAF", "PVF", "SVX", "VOC"])
 def test_formats_without_a_length_are_rejected_since_truncation_would_go_unnoticed(kind):
     assert f"(of the kind {kind}): give wav" in refusal(encoded(tone(), format=kind, subtype="PCM_16"))

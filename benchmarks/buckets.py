@@ -1,11 +1,11 @@
-"""Useful frames share: how much of what a step computes is speech, with length buckets and with one window for all.
+"""Share of valid frames: how much of a step's computation is speech, with length buckets and with a single window.
 
     python -m benchmarks.buckets [--buckets 10] [--mean_s 8] [--sigma 0.6] [--steps 1200]
 
-The mix: log-normal lengths cut at 30 s (750 frames of 1/25 s), of the given mean after the cut; `sigma` is the spread
-of the logarithm. The buckets are chosen for the mix (buckets.choose_buckets, the largest is 30 s), the real stream
-runs over shards of such samples with one channel, and the share is that of valid frames in all frames of its batches.
-Both sides are counted in one run. `longer_share` is 0 for the figure; the last line says what its default costs.
+Lengths are log-normal, truncated at 30 s (750 frames of 1/25 s), with the given mean after truncation; `sigma` is the
+spread of the logarithm. The buckets are chosen for this distribution (buckets.choose_buckets, the largest is 30 s), the
+real stream runs over shards of such samples with one channel, and the share is that of valid frames in all frames of
+its batches. Both sides are counted in one run. `longer_share` is 0 for the figure; the last line shows its cost.
 """
 
 import argparse
@@ -31,14 +31,14 @@ WARM_STEPS = 100
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--buckets", type=int, default=10, help="latent buckets at most")
-    parser.add_argument("--mean_s", type=float, default=8.0, help="mean length after the cut, in seconds")
+    parser.add_argument("--buckets", type=int, default=10, help="maximum number of buckets")
+    parser.add_argument("--mean_s", type=float, default=8.0, help="mean length after truncation, in seconds")
     parser.add_argument("--sigma", type=float, default=0.6, help="standard deviation of the logarithm of the length")
-    parser.add_argument("--steps", type=int, default=1200, help="batches that are counted")
+    parser.add_argument("--steps", type=int, default=1200, help="number of batches")
     arguments = parser.parse_args()
     frames = mix(SHARDS * SAMPLES, arguments.mean_s, arguments.sigma)
     edges = [*choose_buckets(list(Counter(frames.tolist()).items()), arguments.buckets)[:-1], LONGEST_FRAMES]
-    print(f"{len(frames)} samples, mean {frames.mean() / RATE_HZ:.2f} s, cut at {LONGEST_FRAMES / RATE_HZ:.0f} s")
+    print(f"{len(frames)} samples, mean {frames.mean() / RATE_HZ:.2f} s, truncated at {LONGEST_FRAMES / RATE_HZ:.0f} s")
     print(f"buckets of {' '.join(map(str, edges))} frames")
     with tempfile.TemporaryDirectory() as folder:
         files = write(Path(folder), frames)
@@ -52,12 +52,12 @@ def main() -> None:
             share, left_out = useful_share(files, lengths, buckets, longer, arguments.steps)
             cost_s = (time.process_time() - began) / arguments.steps
             print(
-                f"{name:36s} useful frames {share:6.1%}   left out {left_out}   {1e3 * cost_s:.1f} ms a step and core"
+                f"{name:36s} useful frames {share:6.1%}   dropped {left_out}   {1e3 * cost_s:.1f} ms per step and core"
             )
 
 
 def mix(samples: int, mean_s: float, sigma: float) -> np.ndarray:
-    """Lengths in frames, log-normal, cut at LONGEST_FRAMES by leaving longer ones out; the mean is that of the rest."""
+    """Log-normal lengths in frames, those above LONGEST_FRAMES dropped; the mean is that of the rest."""
     rng = np.random.default_rng(0)
     normal = rng.standard_normal(2 * samples)
 

@@ -1,15 +1,15 @@
-"""A speech codec on voices that no training of it heard: word errors, level and speaker similarity of round trips.
+"""Evaluates a speech codec on unseen voices: word errors, level and speaker similarity of round trips.
 
     python -m benchmarks.codec_voices --sets heldout --texts english/texts/heldout.txt --codec demo speech.safetensors
 
-Six sets of about 40 clips, made in the folder --sets where they are missing: human prompts (Debian's
-asterisk-core-sounds-en and -wav), people over a telephone and from an audio book
+Six sets of about 40 clips, created in the folder --sets if missing: human prompts (Debian's
+asterisk-core-sounds-en and -wav), telephone speech and an audio book
 (pocketsphinx-testdata, ten clips), flite's voice rms, festival's ked_diphone and the Kokoro mix that
-scripts/speech_corpus.py leaves out, saying held-out texts (scripts/english_texts.py), and the built-in held-out digits.
-Whisper base hears every clip before and after; what it heard is kept in {sets}/heard.json, so that recordings are heard
-once for all codecs. Word errors are sums over a set's words, levels and similarities means over its clips. Needs the
-extras eval, asr and teachers, and apt-get install asterisk-core-sounds-en-wav pocketsphinx-testdata flite
-festvox-kdlpc16k. --codec also takes the run directory of a training that goes on.
+scripts/speech_corpus.py excludes, speaking held-out texts (scripts/english_texts.py), and built-in held-out digits.
+Whisper base transcribes every clip before and after; transcripts are cached in {sets}/heard.json, so recordings are
+transcribed only once. Word errors are totals over a set's words, levels and similarities means over its clips. Needs
+the extras eval, asr and teachers, and apt-get install asterisk-core-sounds-en-wav pocketsphinx-testdata flite
+festvox-kdlpc16k. --codec also accepts the run directory of a running training.
 """
 
 import argparse
@@ -41,17 +41,17 @@ PROMPTS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 PROMPT_TEXTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
 SPHINX = Path("/usr/share/pocketsphinx/test/data")
 SPHINX_TEXTS = ("librivox/transcription", "cards/cards.transcription")
-WORDS = range(6, 15)  # of a text that is spoken
+WORDS = range(6, 15)  # numbers of words of spoken texts
 TARGETS = "targets: word errors at most 4 points above the recordings' (digits 0.5), level within 1 dB, similarity 0.8"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", type=Path, required=True, help="folder of the held-out sets")
-    parser.add_argument("--texts", type=Path, help="held-out sentences, one a line, for what is spoken")
+    parser.add_argument("--texts", type=Path, help="held-out sentences, one per line, to be spoken")
     parser.add_argument("--codec", nargs="*", default=["demo"], help="codecs: files, run directories, built-in names")
-    parser.add_argument("--only", nargs="*", help="names of sets; all without it")
-    parser.add_argument("--limit", type=int, default=CLIPS, help="clips of a set")
+    parser.add_argument("--only", nargs="*", help="names of sets; default: all")
+    parser.add_argument("--limit", type=int, default=CLIPS, help="clips per set")
     arguments = parser.parse_args()
     sources = make_sets(arguments.sets, arguments.texts)
     recogniser, voices = Remembering(arguments.sets / "heard.json"), VoiceEncoder()
@@ -77,7 +77,7 @@ def main() -> None:
 
 
 class Remembering:
-    """Whisper base, which is given the same samples only once."""
+    """Whisper base with a cache of results."""
 
     def __init__(self, path: Path) -> None:
         self._whisper, self._path = load_recogniser("base"), path
@@ -96,7 +96,7 @@ class Remembering:
 
 
 def make_sets(folder: Path, texts: Path | None) -> dict[str, str]:
-    """Name -> source of recordings. What is missing is made; SystemExit without the texts that this takes."""
+    """Name -> source of recordings. Creates missing sets; SystemExit if texts are needed and missing."""
     if not (folder / "prompts").is_dir():
         make_prompts(folder / "prompts")
     if not (folder / "people").is_dir():
@@ -106,17 +106,17 @@ def make_sets(folder: Path, texts: Path | None) -> dict[str, str]:
         ("festival ked", "festival", "ked_diphone"),
         ("kokoro mix", "kokoro", HELD_OUT_KOKORO),
     ):
-        if texts is not None:  # goes on where it was stopped
+        if texts is not None:  # resumes
             lines = [line for line in texts.read_text().splitlines() if len(line.split()) in WORDS]
             speak(lines[:CLIPS], folder / name, Settings(teacher=teacher, voices=(voice,)))
         elif not (folder / name).is_dir():
-            raise SystemExit(f"{folder / name} is missing: give --texts to make it")
+            raise SystemExit(f"{folder / name} is missing: give --texts to create it")
     spoken = {path.name: str(path) for path in sorted(folder.glob("[!.]*")) if path.is_dir()}
     return spoken | {"digits": str(corpus_path() / "heldout-*.tar.gz")}
 
 
 def make_prompts(folder: Path) -> None:
-    """CLIPS prompts of 5 to 30 words, evenly over the list; what is in brackets is a sound or a remark."""
+    """CLIPS prompts of 5 to 30 words, evenly over the list; text in brackets is a sound or a remark."""
     lines = re.findall(r"^([\w-]+): (.+)$", gzip.decompress(PROMPT_TEXTS.read_bytes()).decode(), re.M)
     said = [(PROMPTS / f"{name}.wav", text) for name, text in lines if not re.search(r"[\[\](){}/<>]", text)]
     there = [(file, text) for file, text in said if file.is_file() and len(text.split()) in range(5, 31)]

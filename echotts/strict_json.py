@@ -47,15 +47,15 @@ def load_json(data: bytes | str, where: str | Path, kind: Any = None, *, max_byt
 
 
 def load_rows(path: Path, needs: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The objects in a .jsonl file that grows, one a line; none where there is no such file, and no cut last line.
+    """The objects in a growing .jsonl file, without an incomplete last line; none if the file does not exist.
 
-    Raises ValueError that names the line of what is no object, or has no field of a name in `needs`.
+    Raises ValueError naming a line that is not an object, or lacks a field in `needs`.
     """
     rows = []
     for number, line in enumerate(read_lines(path), 1):
         row = load_json(line, f"{path}, line {number}", dict)
         if missing := [name for name in needs if name not in row]:
-            raise ValueError(f"{path}, line {number}: has no {missing[0]}: delete the line, or the file to begin anew")
+            raise ValueError(f"{path}, line {number}: has no {missing[0]}: delete the line, or the file to start over")
         rows.append(row)
     return rows
 

@@ -93,7 +93,7 @@ def assert_golden(actual: Any, expected: Any) -> None:
 
 
 def relative_rms(actual: Any, expected: Any) -> float:
-    """RMS of the difference over RMS of what is expected."""
+    """RMS of the difference divided by RMS of the expected values."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
 

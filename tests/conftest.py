@@ -1,4 +1,4 @@
-"""What every test shares: a compile cache that outlives the run, JAX on the CPU, and when a test is skipped."""
+"""Common setup: a persistent compile cache, JAX on the CPU, and skipping of tests."""
 
 import importlib.util
 import os
@@ -14,7 +14,7 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # Before any test imports jax; subprocesses inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "1")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most of the tests' take less than 1 s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # A background job of a shell ignores Ctrl-C, and what it starts would, too: tests interrupt what they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -26,7 +26,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip, with the reason, what this machine cannot run and, unless asked for by --all or -m, what is slow."""
+    """Skips, with the reason, tests that this machine cannot run and, without --all or -m, slow ones."""
     reasons = {}
     if not config.getoption("--all") and "slow" not in config.getoption("-m"):
         reasons["slow"] = "takes minutes: make test-slow"

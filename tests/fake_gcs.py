@@ -1,12 +1,12 @@
-"""A server on this machine that speaks the JSON API of Google Cloud Storage, as far as gcsfs, TensorStore and
-google-cloud-storage use it, and misbehaves when it is told to.
+"""A local server of the parts of Google Cloud Storage's JSON API used by gcsfs, TensorStore and google-cloud-storage,
+which can simulate failures.
 
     with FakeGcs("bucket") as gcs:
         for name, value in gcs.environment.items():
-            monkeypatch.setenv(name, value)          # of this process, before the first use, and of those it starts
+            monkeypatch.setenv(name, value)          # of this process, before the first use, and of its children
 
-Objects appear whole and have generations, as in the real one. `trouble` answers matching requests with an error; every
-request is in `requests`. It runs in threads of the test's own process.
+Objects appear atomically and have generations, like real ones. `trouble` answers matching requests with errors; all
+requests are recorded in `requests`. It runs in threads of the test process.
 """
 
 import base64
@@ -51,7 +51,7 @@ class Trouble:
 
 @dataclass
 class Upload:
-    """A resumable upload that has begun."""
+    """A resumable upload in progress."""
 
     bucket: str
     name: str
@@ -59,7 +59,7 @@ class Upload:
 
 
 class FakeGcs:
-    """Some buckets. `objects` maps "bucket/name" to what is there."""
+    """Some buckets. `objects` maps "bucket/name" to contents."""
 
     def __init__(self, *buckets: str) -> None:
         self.buckets = set(buckets)
@@ -80,7 +80,7 @@ class FakeGcs:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What leads the clients here; credentials are not looked for."""
+        """Environment variables that direct clients here, without credentials."""
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
@@ -94,7 +94,7 @@ class FakeGcs:
             return self.objects[key]
 
     def names(self, prefix: str = "") -> list[str]:
-        """The objects ("bucket/name") that begin with this."""
+        """The objects ("bucket/name") with this prefix."""
         with self.lock:
             return sorted(name for name in self.objects if name.startswith(prefix))
 
@@ -103,7 +103,7 @@ class FakeGcs:
         self.troubles.append(Trouble(method, path, status, message))
 
     def lose_answers(self, times: int, method: str, path: str) -> None:
-        """So many such requests are carried out and answered with 503."""
+        """This many matching requests are carried out but answered with 503."""
         self._lost += [(method, path)] * times
 
     def loses(self, method: str, path: str) -> bool:

@@ -1,4 +1,4 @@
-"""Presets are the published sizes, and a wrong configuration says so when it is made."""
+"""Presets have the published sizes, and an invalid configuration raises on construction."""
 
 import dataclasses
 import json
@@ -79,7 +79,7 @@ def test_buckets_are_given_shortest_first() -> None:
 
 
 @pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_numbers_that_json_does_not_know_are_refused(value: float) -> None:
+def test_numbers_that_are_not_valid_json_are_rejected(value: float) -> None:
     for section, key in (("run", "hang_s"), ("optim", "eps"), ("data", "fetch_deadline_s")):
         changed = dataclasses.replace(getattr(preset("demo"), section), **{key: value})
         with pytest.raises(ValueError, match=f"{key} {value}: give a finite number"):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-def test_the_demo_runs_from_recordings_to_the_meters_table(tmp_path: Path) -> None:
+def test_the_demo_runs_from_recordings_to_the_evaluation(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, ROOT / "scripts" / "demo.py", "--steps", "4", "--output", tmp_path / "demo"],
         capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""The documents against what is there: links to files, and commands that exist."""
+"""Checks of the documentation: links to files, and commands that exist."""
 
 import ast
 import itertools
@@ -32,7 +32,7 @@ def test_every_page_is_listed_in_the_index_and_in_the_navigation() -> None:
     assert pages == set(re.findall(r"- (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) - {"index.md"}
 
 
-def test_every_configuration_key_says_what_it_is() -> None:
+def test_every_configuration_key_is_documented() -> None:
     """The page of configuration keys and `echotts train --help` are made of these docstrings."""
     classes = [
         node for node in ast.parse((ROOT / "echotts/config.py").read_text()).body if isinstance(node, ast.ClassDef)

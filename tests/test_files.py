@@ -1,4 +1,4 @@
-"""A file appears under its name when it is whole, and never otherwise."""
+"""Files appear under their names only when complete."""
 
 import hashlib
 import os
@@ -13,7 +13,7 @@ import pytest
 from echotts.files import atomic_write, check_outputs, check_writable, sha256_file, write_whole
 
 
-def test_the_file_appears_whole_when_the_block_ends(tmp_path: Path) -> None:
+def test_the_complete_file_appears_when_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.bin"
     with atomic_write(path) as temporary:
         assert temporary.parent == path.parent
@@ -34,14 +34,14 @@ def test_a_failure_leaves_the_previous_file_and_nothing_else(tmp_path: Path) -> 
 
 
 def killed_while_writing(path: Path) -> Path:
-    """What a writer leaves that was killed half way."""
+    """The partial file of a killed writer."""
     code = f"import os; from echotts.files import atomic_write\nwith atomic_write({str(path)!r}): os._exit(9)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     [left] = path.parent.glob(".*.partial")
     return left
 
 
-def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp_path: Path) -> None:
+def test_files_of_a_killed_writer_are_removed_by_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / "out [1].wav"
     left = killed_while_writing(path)
     with atomic_write(tmp_path / "other.wav") as temporary:
@@ -56,7 +56,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_write_of_the_same_file(tmp
         assert writing.exists()  # its writer lives
 
 
-def test_what_another_machine_writes_stays_for_an_hour(tmp_path: Path) -> None:
+def test_partial_files_of_another_machine_are_kept_for_an_hour(tmp_path: Path) -> None:
     theirs = tmp_path / ".out.wav.0123abcd.4194304.partial"
     for age_s, stays in ((600, True), (4000, False)):
         theirs.touch()
@@ -81,7 +81,7 @@ def specials(folder: Path) -> list[Path]:
     return [Path("/dev/full"), Path("/dev/null"), *sorted(folder.iterdir())]
 
 
-def test_a_device_pipe_or_socket_is_refused_and_stays_what_it_is(tmp_path: Path) -> None:
+def test_a_device_pipe_or_socket_is_rejected_and_unchanged(tmp_path: Path) -> None:
     for path in specials(tmp_path):
         before = path.lstat()
         for write in (check_writable, lambda path: write_whole(path, b"x"), lambda path: check_outputs([path])):
@@ -126,7 +126,7 @@ def test_the_file_may_be_read_by_whom_new_files_may_be_read_by(tmp_path: Path) -
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
-def test_a_file_is_whole_whatever_is_killed_while_two_processes_write_it(tmp_path: Path) -> None:
+def test_a_file_is_always_complete_when_two_writers_are_killed_at_random(tmp_path: Path) -> None:
     program = (
         "import hashlib, os, sys; from pathlib import Path; from echotts.files import write_whole\n"
         "while True:\n"

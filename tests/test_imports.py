@@ -1,6 +1,6 @@
-"""The arrows of ARCHITECTURE.md: which room may import which, and what must never be imported at all.
+"""The import table of ARCHITECTURE.md: which package may import which, and what must never be imported.
 
-Rooms are the modules and packages directly under echotts/. Imports inside functions count too.
+Packages here are the modules and packages directly under echotts/. Imports inside functions count too.
 """
 
 import ast
@@ -96,7 +96,7 @@ class Import:
 
     @property
     def imported_room(self) -> str | None:
-        """The room of ours that is imported; None for other packages."""
+        """The imported package of echotts; None for other packages."""
         parts = self.name.split(".")
         return None if parts[0] != "echotts" else parts[1] if len(parts) > 1 else "__init__"
 
@@ -109,7 +109,7 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> Iterator[Import]:
-    """Every import statement of a module; a relative one fails, so that a grep finds who imports what."""
+    """All import statements of a module; relative ones are errors, so that imports can be found with grep."""
     tree = ast.parse(path.read_text())
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     inner = {id(node) for function in functions for node in ast.walk(function)}
@@ -130,7 +130,7 @@ def all_imports() -> list[Import]:
     return [found for path in sorted(PACKAGE.rglob("*.py")) for found in imports_of(path)]
 
 
-def test_rooms_import_only_what_the_table_allows() -> None:
+def test_packages_import_only_what_the_table_allows() -> None:
     wrong = [
         str(found)
         for found in all_imports()
@@ -142,7 +142,7 @@ def test_rooms_import_only_what_the_table_allows() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_room_has_its_line_in_the_table() -> None:
+def test_every_package_has_a_line_in_the_table() -> None:
     rooms = {room_of(path) for path in PACKAGE.rglob("*.py")}
     assert rooms == set(ALLOWED) | ANYTHING
 
@@ -189,7 +189,7 @@ def test_no_two_modules_import_each_other_not_even_for_their_types() -> None:
     assert_no_circle(graph)
 
 
-def test_the_rooms_of_dashboard_and_watchdog_know_no_jax() -> None:
+def test_dashboard_and_watchdog_do_not_import_jax() -> None:
     rooms = {"rundir", "disk", "monitor", "gcs", "files", "config"}
     wrong = [str(found) for found in all_imports() if found.room in rooms and found.name.split(".")[0] in NO_JAX]
     assert not wrong, "\n".join(wrong)
@@ -200,7 +200,7 @@ def test_torch_and_tensorflow_are_never_imported() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_model_flow_codec_and_data_know_no_mesh() -> None:
+def test_model_flow_codec_and_data_do_not_use_meshes() -> None:
     rooms = {"model", "flow", "codec", "data"}
     wrong = [str(found) for found in all_imports() if found.room in rooms and found.name.startswith("jax.sharding")]
     assert not wrong, "\n".join(wrong)
@@ -224,7 +224,7 @@ def test_extras_are_imported_only_where_they_are_used() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_pyproject_lists_what_is_imported_and_nothing_else() -> None:
+def test_pyproject_lists_exactly_the_imported_packages() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     declared = {normalised(re.split(r"[~><=\[]", line)[0]) for line in listed}
     distributions = importlib.metadata.packages_distributions()
@@ -242,7 +242,7 @@ def normalised(distribution: str) -> str:
     return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
-def test_help_is_there_before_jax_is() -> None:
+def test_help_does_not_import_jax() -> None:
     """All in one process, in which nothing heavy may be loaded at any time."""
     calls = [
         *([script, "--help"] for script in ("train_pretrain.py", "inference.py", "monitor.py", "disk_watchdog.py")),

@@ -24,14 +24,14 @@ MEAN, STD = tuple(np.linspace(-1, 1, CHANNELS)), tuple(np.linspace(0.5, 4, CHANN
 
 
 @given(st.sampled_from([PUBLISHED, LatentScale.of(MEAN, STD), UNSCALED]), st.integers(0, 2**32 - 1), st.integers(1, 40))
-def test_what_is_normalised_and_restored_is_the_same_latent(scale: LatentScale, seed: int, frames: int) -> None:
+def test_normalising_and_restoring_gives_the_same_latent(scale: LatentScale, seed: int, frames: int) -> None:
     latent = np.random.default_rng(seed).normal(0, 4, (frames, CHANNELS)).astype(np.float32)
     np.testing.assert_allclose(scale.restore(scale.normalise(latent)), latent, atol=4e-6)
     again = LatentScale.from_json(scale.to_json(), CHANNELS)
     np.testing.assert_array_equal(again.normalise(latent), scale.normalise(latent))
 
 
-def test_the_published_scalars_are_taken_out_and_put_back() -> None:
+def test_the_published_scalars_are_removed_and_restored() -> None:
     latent = np.array([[-0.0074, 4.0028, -4.0176]], np.float32)
     np.testing.assert_allclose(PUBLISHED.normalise(latent), [[0, 1, -1]], atol=1e-6)
     np.testing.assert_allclose(PUBLISHED.restore(np.array([[0, 1, -1]], np.float32)), latent, atol=1e-6)
@@ -91,7 +91,7 @@ def test_training_sees_scaled_latents_references_and_silence(data: Path, name: s
         check_facts(inputs.facts, plain.facts, "data")
 
 
-def test_held_out_voices_come_back_as_the_codec_has_them(data: Path) -> None:
+def test_held_out_voices_are_restored_to_codec_latents(data: Path) -> None:
     heldout = Heldout.__new__(Heldout)
     heldout._scale = PUBLISHED
     with open_inputs(with_sections(TINY, data={"data": str(data)})).stream as stream:

@@ -1,4 +1,4 @@
-"""What is built and what is installed: the wheel in an empty folder, and the pinned versions of a pod."""
+"""Building and installing: the wheel in an empty folder, and the pinned versions for pods."""
 
 import os
 import re
@@ -75,7 +75,7 @@ def test_the_wheel_in_an_empty_folder_speaks_and_carries_types_and_the_public_na
     assert len(read_audio(folder / "out.wav", 16_000)) > 0.3 * 16_000
 
 
-def test_the_lock_pins_all_that_a_pod_installs_within_what_pyproject_allows() -> None:
+def test_the_lock_pins_all_pod_requirements_within_the_ranges_of_pyproject() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = [line for extra in POD_EXTRAS for line in project["optional-dependencies"][extra]]
     lines = re.findall(r"^[^\s#].*$", (ROOT / "requirements.lock").read_text(), re.MULTILINE)

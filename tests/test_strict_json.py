@@ -1,4 +1,4 @@
-"""What a JSON document may ask for, and what is said of one that asks for more."""
+"""Limits of JSON documents, and the errors for documents that exceed them."""
 
 import json
 import time
@@ -69,7 +69,7 @@ def test_nesting_is_limited_to_32_whatever_nests(opening: str):
     [b"", b" ", b"{", b"[1,]", b"[1] x", b"\xff", b'"\xff"', b'"\\ud800"', b"NaN", b"-Infinity", b"1e400", b"9" * 5000,
      b"\xef\xbb\xbf{}", b"\x00", "\ud800", '"\ud800"'],
 )  # fmt: skip
-def test_what_is_not_json_is_one_line(data: bytes | str):
+def test_invalid_json_is_a_one_line_error(data: bytes | str):
     assert "not valid JSON" in refusal(data)
 
 
@@ -102,7 +102,7 @@ def test_a_document_of_other_types_is_refused_by_field(document: str, words: str
     assert words in refusal(document, Outer)
 
 
-def test_a_document_of_the_right_types_becomes_them():
+def test_a_valid_document_is_converted():
     read = load_json('{"name": "a", "inner": {"width": 3, "scale": 2}, "rates": [1, 2]}', "x", Outer)
     assert read == Outer("a", Inner(3, 2.0), (1, 2))
     assert check_type({"a": 1}, "x", dict[str, int]) == {"a": 1}
@@ -137,7 +137,7 @@ def test_damaged_documents_are_read_or_refused_in_one_line(data: st.DataObject):
     assert "\n" not in message
 
 
-def test_rows_of_a_file_that_grows_end_at_line_feeds_only_and_a_cut_one_is_left_out(tmp_path):
+def test_lines_of_a_growing_file_end_only_at_line_feeds_and_an_incomplete_one_is_dropped(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert load_rows(path) == []
     path.write_bytes('{"text": "a\u2028b\x85c"}\n{"text": "gr\u00fc"}\n{"text": "cu'.encode())

@@ -1,6 +1,7 @@
 """A tiny configuration, batches and shards: every test of training compiles the same small model."""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ TINY = Config(
 
 @dataclasses.dataclass(frozen=True)
 class Spoken:
-    """What a speaker in a test returns: anything that saves itself."""
+    """The result of a fake speaker: anything with a save method."""
 
     speech: Any
     reference: Any = None
@@ -115,12 +116,12 @@ def uninterrupted(shards, compile_once, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="package", autouse=True)
-def compile_once(tmp_path_factory):
+def compile_once():
     """Each train() makes its own jitted step: here the same program is compiled once, and without much optimising."""
-    folder = tmp_path_factory.mktemp("compiled")
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "quick"  # stays for the next run, as all others do
     wanted = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_compile_time_secs": 0.1,
         "jax_disable_most_optimizations": True,
     }
     before = {name: jax.config.values[name] for name in wanted}

@@ -26,6 +26,7 @@ CODED_SLACK_S = 0.25  # encoder delay and padding, which decoders may trim or ke
 # formats whose decoders write nothing to stderr
 SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
 LEAST_JOINED_BYTES = 1 << 13
+MOST_LINKS = 1000
 OPUS_HZ = 48000  # unit of the positions in Opus pages, whatever the sample rate
 KINDS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST")  # libsndfile's names
 ACCEPTED = "give wav, flac, ogg, opus, mp3 or m4a"
@@ -160,17 +161,24 @@ def _ogg(file: File, name: str) -> Sound:
     """
     file.seek(0)
     data = file.read()
-    pages = list(_ogg_pages(data))
-    starts = [page.start for page, before in zip(pages, [None, *pages], strict=False) if page.begins_after(before)]
-    if not pages or not pages[-1].ends or pages[-1].end > len(data):
+    chain: list[tuple[int, list[int]]] = []  # the start of each stream, and the positions of its first and last page
+    last = None
+    for page in _ogg_pages(data):
+        if not chain or page.begins_after(last):
+            chain.append((page.start, []))
+        if 0 < page.position < 1 << 62:
+            positions = chain[-1][1]
+            positions[:] = [*positions[:1], page.position] if positions else [page.position, page.position]
+        last = page
+    if last is None or not last.ends or last.end > len(data):
         raise ValueError(f"{name}: breaks off: the end of its Ogg stream is missing")
-    starts = starts or [0]  # damaged: libsndfile reports the reason
+    if len(chain) > MOST_LINKS:
+        raise ValueError(f"{name}: a chain of {len(chain)} Ogg streams, at most {MOST_LINKS} are read")
     links = []
-    for start, end in zip(starts, [*starts[1:], len(data)], strict=True):
+    for (start, positions), end in zip(chain, [*(start for start, _ in chain[1:]), len(data)], strict=True):
         link = _by_libsndfile(_Bytes(data[start:end]), name, counted=False)
-        numbered = [page.position for page in pages if start <= page.start < end and 0 < page.position < 1 << 62]
         hz = OPUS_HZ if b"OpusHead" in data[start : start + 64] else link.rate
-        links.append((link, (numbered[-1] - numbered[0]) / hz if numbered else 0.0))
+        links.append((link, (positions[1] - positions[0]) / hz if positions else 0.0))
     if len({(link.rate, link.channels) for link, _ in links}) > 1:
         raise ValueError(f"{name}: a chain of Ogg streams of different rates or channels: encode it again as one")
 

@@ -26,7 +26,7 @@ LOGGER = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredFlags:
-    """The model, the recogniser and the texts of a measurement."""
+    """The model, the recogniser and the texts of an evaluation."""
 
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.

@@ -1,11 +1,11 @@
-"""The same layers with less work, for CPUs, where matrix products are nearly all of a codec's time.
+"""Equivalent layers with fewer operations, for CPUs, where matrix products dominate a codec's time.
 
-A convolution of width 7 is cut into 4 + 3 taps, and each part gives 4 outputs by Toom-Cook's scheme (S. Winograd,
-A convolution of width 7 is cut into 4 + 3 taps, each part gives 4 outputs by the scheme of Toom and Cook (S. Winograd,
-points. That takes 13 products of (t / 4, in) by (in, out) instead of 28. It rounds two and a half times as coarsely as
-the sum of products does (rms 9e-7, not 4e-7, for 192 channels); one scheme for all 7 taps would be ten times as coarse.
-Transposed convolutions find their kernel in the layout of the one matrix product that they are. Kernels are transformed
-once, by `prepare`. Programs take longer to compile, which only wide networks give back.
+A convolution of width 7 is split into 4 + 3 taps; each part computes 4 outputs by the Toom-Cook scheme (S. Winograd,
+Arithmetic Complexity of Computations, 1980) with 7 and 6 points. That takes 13 products of (t / 4, in) by (in, out)
+instead of 28. Its rounding error is two and a half times that of the plain sum of products (rms 9e-7 instead of 4e-7,
+for 192 channels); a single scheme for all 7 taps would have ten times the error. Transposed convolutions get their
+kernel in the layout of their single matrix product. Kernels are transformed once, by `prepare`. Programs take longer to
+compile, which pays off only for wide networks.
 """
 
 from collections.abc import Sequence
@@ -20,23 +20,23 @@ Params = dict[str, Any]
 
 WIDTH = 7
 OUTPUTS = 4
-FEWEST_CHANNELS = 64  # of a kernel that is worth it
-_POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0)  # and infinity; the first so many
+FEWEST_CHANNELS = 64  # minimum number of channels for which it pays off
+_POINTS = (0.0, 1.0, -1.0, 0.5, -0.5, 2.0)  # and infinity; a scheme uses the first ones it needs
 
 
 def prepare(part: Params) -> Params:
-    """The tree of an encoder or decoder with its kernels as they are used here; what layers.py takes as well."""
+    """Parameters of an encoder or decoder with kernels transformed for this module; layers.py accepts both forms."""
     return _prepared(part, "")
 
 
 def fast_conv(x: Float[Array, "b t i"], points: Float[Array, "p i o"], dilation: int) -> Float[Array, "b u o"]:
-    """Convolution of width 7 without padding, u = t - 6 * dilation; `points` are the kernel's values (`prepare`)."""
+    """Convolution of width 7 without padding, u = t - 6 * dilation; `points` is the kernel transformed by `prepare`."""
     batch, length, channels = x.shape
     outputs = length - (WIDTH - 1) * dilation
     blocks = -(-outputs // (OUTPUTS * dilation))
     needed = (OUTPUTS * blocks + WIDTH - 1) * dilation
     x = jnp.pad(x, ((0, 0), (0, needed - length), (0, 0))).reshape(batch, -1, dilation, channels)
-    x = jax.lax.optimization_barrier(x)  # or each of the values would compute what comes before it again
+    x = jax.lax.optimization_barrier(x)  # otherwise XLA would recompute the input for each of the values
     inputs = [x[:, i : i + OUTPUTS * (blocks - 1) + 1 : OUTPUTS] for i in range(OUTPUTS + WIDTH - 1)]
     values = [_combine(row, inputs).reshape(-1, channels) @ kernel for row, kernel in zip(INPUTS, points, strict=True)]
     found = [_combine(row, values).reshape(batch, blocks, 1, dilation, -1) for row in SUMS]
@@ -44,12 +44,12 @@ def fast_conv(x: Float[Array, "b t i"], points: Float[Array, "p i o"], dilation:
 
 
 def dense_kernel(kernel: Any, stride: int) -> Any:
-    """A transposed convolution's kernel (2 * stride, in, out) as one matrix (2 * in, stride * out), in first.
+    """The kernel (2 * stride, in, out) of a transposed convolution as one matrix (2 * in, stride * out), in first.
 
-    Takes and gives NumPy or JAX arrays.
+    Accepts and returns NumPy or JAX arrays.
     """
     _, inputs, outputs = kernel.shape
-    halves = kernel.reshape(2, stride, inputs, outputs)[::-1]  # the newer input meets the first half
+    halves = kernel.reshape(2, stride, inputs, outputs)[::-1]  # the newer input is multiplied by the first half
     return halves.transpose(0, 2, 1, 3).reshape(2 * inputs, stride * outputs)
 
 
@@ -80,7 +80,7 @@ def _combine(weights: np.ndarray, arrays: Sequence[Array]) -> Array:
 
 
 def _scheme(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(sums, kernels, inputs) such that sums @ ((kernels @ g) * (inputs @ x)) are OUTPUTS outputs of so many taps."""
+    """(sums, kernels, inputs) such that sums @ ((kernels @ g) * (inputs @ x)) are OUTPUTS outputs of `taps` taps."""
     count = OUTPUTS + taps - 1
     points = np.array(_POINTS[: count - 1])
 
@@ -89,14 +89,16 @@ def _scheme(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     inputs = np.linalg.inv(powers(count)).T
     inputs[np.abs(inputs) < 1e-9] = 0
-    scale = 2.0 ** np.round(np.log2(np.abs(inputs).max(axis=1, keepdims=True)))  # exact, and keeps values near 1
+    scale = 2.0 ** np.round(
+        np.log2(np.abs(inputs).max(axis=1, keepdims=True))
+    )  # powers of 2, to be exact; keep values near 1
     return powers(OUTPUTS).T, powers(taps) * scale, inputs / scale
 
 
 def _both_parts() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The schemes of the first 4 and of the last 3 taps side by side."""
+    """The joint schemes of the first 4 and the last 3 taps."""
     sums, kernels, inputs = zip(*(_scheme(taps) for taps in (4, 3)), strict=True)
-    at = [(0, 0), (len(kernels[0]), 4)]  # row and first tap of each
+    at = [(0, 0), (len(kernels[0]), 4)]  # first row and first tap of each
     points = sum(map(len, kernels))
     wide, reach = np.zeros((points, WIDTH)), np.zeros((points, OUTPUTS + WIDTH - 1))
     for (row, tap), part, part_inputs in zip(at, kernels, inputs, strict=True):

@@ -23,7 +23,7 @@ NAMES = ("codec.safetensors", "weights.safetensors", "model.safetensors", "weigh
 def load_codec(spec: str | Path, window_frames: int | None = None) -> Codec:
     """Loads the codec named by `spec`: a built-in one, a .pth or .safetensors file, a folder with one, or a Hub id.
 
-    DACVAE and DAC are told apart by the file's contents. A codec training's run directory, or one of its step_*
+    DACVAE and DAC are distinguished by the file's contents. A codec training's run directory, or one of its step_*
     folders, gives the EMA weights of its newest checkpoint. A Hub id is ORG/NAME or ORG/NAME@REVISION, for example
     descript/dac_44khz, hance-ai/descript-audio-codec-24khz or facebook/dacvae-watermarked; files are kept in the Hub's
     own cache. The codec id is the spec for built-in and Hub codecs, the id in the header for .safetensors, and the

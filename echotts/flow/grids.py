@@ -21,7 +21,7 @@ EPSS: dict[int, tuple[int, ...]] = {
 def time_grid(steps: int, grid: Grid = "even", sway: float = 0.0) -> Float[np.ndarray, " n"]:
     """`steps` + 1 times, float32, from 1 down to 0.
 
-    "epss": F5-TTS's grid for few steps; ValueError where it has none for so many. With s = 1 - t, sway moves a time by
+    "epss": F5-TTS's grid for few steps; ValueError if there is none. With s = 1 - t, sway moves a time by
     sway (cos(pi s / 2) - 1 + s): -1, F5-TTS's value, spends more steps near the noise, 0 none (arXiv 2410.06885).
     """
     if grid == "epss":

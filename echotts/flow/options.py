@@ -10,7 +10,7 @@ from jaxtyping import Float
 from echotts.flow.grids import Grid, time_grid
 
 EVERY_T = (0.0, 1.0)
-TIME_TOLERANCE = 1e-6  # of float32 times beside a border
+TIME_TOLERANCE = 1e-6  # for float32 times at the limits of an interval
 STEPS_LIMIT = 1024  # the modulation of all steps is held in memory
 GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters early, at high noise; later steps need only one row
 
@@ -22,7 +22,7 @@ Drop = tuple[bool, bool]  # (text, speaker): the conditions that a guidance bran
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerConfig:
-    """How noise becomes latents. Every number is an argument of the compiled sampler, none a compile-time constant.
+    """Configuration of sampling. All numbers are arguments of the compiled sampler, not compile-time constants.
 
     `cfg_scale` guides jointly. `text_scale` or `speaker_scale` guide independently instead (a missing one is 0).
     Guidance is applied for interval[0] <= t <= interval[1]; other steps run one row per sample. By default joint
@@ -150,8 +150,5 @@ def sampler_config(preset: str = "quality", **options: Any) -> SamplerConfig:
     if unknown := sorted(given.keys() - set(known)):
         raise ValueError(f"sampler option {unknown[0]!r}: known are {', '.join(known)}")
     if "cfg_scale" in given and not given.keys() & {"text_scale", "speaker_scale"}:
-        given |= {
-            "text_scale": None,
-            "speaker_scale": None,
-        }  # joint guidance in the place of a preset's independent one
+        given |= {"text_scale": None, "speaker_scale": None}  # joint guidance replaces a preset's independent one
     return dataclasses.replace(_preset(preset), **given)

@@ -97,7 +97,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Kind:
-    """What of a SamplerConfig changes the compiled program."""
+    """The properties of a SamplerConfig that change the compiled program."""
 
     drops: tuple[Drop, ...]
     alternating: bool
@@ -106,7 +106,7 @@ class Kind:
 
     @classmethod
     def of(cls, config: SamplerConfig) -> "Kind":
-        alternating = config.alternating and len(config.branches) > 1  # of one branch it is nothing new
+        alternating = config.alternating and len(config.branches) > 1  # no effect with one branch
         return cls(tuple(config.branches), alternating, config.rescale is not None, config.speaker_kv_scale != 1.0)
 
 

@@ -58,10 +58,9 @@ def attend_by_head(
         scores = jnp.einsum("btd,bsd->bts", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
         scores = _hide(scores, None if visible is None else visible[:, None], causal)
         weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-        heard = jnp.einsum("bts,bsd->btd", weights.astype(v.dtype), v)
-        return (heard / weights.sum(axis=-1, keepdims=True)).astype(
-            v.dtype
-        )  # fewer divisions than normalising the weights
+        summed = jnp.einsum("bts,bsd->btd", weights.astype(v.dtype), v)
+        # divided here, which takes fewer divisions than normalising the weights
+        return (summed / weights.sum(axis=-1, keepdims=True)).astype(v.dtype)
 
     by_head = lax.map(one, (jnp.moveaxis(q, 2, 0), jnp.moveaxis(k, 2, 0), jnp.moveaxis(v, 2, 0)))
     return jnp.moveaxis(by_head, 0, 2)
@@ -241,12 +240,12 @@ class JointAttention(nnx.Module):
         rows = visible.shape[0]
         keys = [k[:rows], conditions.text_keys, conditions.speaker_keys]
         values = [v[:rows], conditions.text_values, conditions.speaker_values]
-        heard = attend(q[:rows], keys, values, gate[:rows], norms, rope, visible, normed=[False, normed, normed])
+        attended = attend(q[:rows], keys, values, gate[:rows], norms, rope, visible, normed=[False, normed, normed])
         if rows < y.shape[0]:
             seen = None if own is None else own[rows:]
             alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, seen, normed=[False])
-            heard = jnp.concatenate([heard, alone])
-        return self.wo(heard)
+            attended = jnp.concatenate([attended, alone])
+        return self.wo(attended)
 
 
 def norm_heads(x: Float[Array, "b t h d"], gain: Float[Array, "h d"], eps: float) -> Float[Array, "b t h d"]:

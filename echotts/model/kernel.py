@@ -155,8 +155,8 @@ def _forward(form: Form, *refs: Any) -> None:
     _join(form, keys, values, k_gain, turn, table, k_all, v_all)
     turned = _turn(_norm(q[...], form.eps)[0] * q_gain[...], angles) * LANES**-0.5
     weights = _weights(form, turned.astype(k_all.dtype), k_all, hidden)
-    heard = _dot(weights.astype(v_all.dtype), v_all[...], (1, 0))
-    out[...] = (heard * jax.nn.sigmoid(gate[...].astype(jnp.float32))).astype(out.dtype)
+    attended = _dot(weights.astype(v_all.dtype), v_all[...], (1, 0))
+    out[...] = (attended * jax.nn.sigmoid(gate[...].astype(jnp.float32))).astype(out.dtype)
 
 
 def _backward(form: Form, *refs: Any) -> None:
@@ -182,10 +182,10 @@ def _backward(form: Form, *refs: Any) -> None:
     # out = attention result * gate: neither gradient needs the attention result alone
     g_out = g * out[...].astype(jnp.float32)
     d_gate[...] = (g_out * (1 - opened)).astype(d_gate.dtype)
-    d_heard = g * opened
-    d_weights = _dot(d_heard.astype(dtype), v_all[...], (1, 1))
+    d_attended = g * opened
+    d_weights = _dot(d_attended.astype(dtype), v_all[...], (1, 1))
     d_scores = (weights * (d_weights - jnp.sum(g_out, axis=-1, keepdims=True))).astype(dtype)
-    v_sum[...] += _dot(weights.astype(dtype), d_heard.astype(dtype), (0, 0))
+    v_sum[...] += _dot(weights.astype(dtype), d_attended.astype(dtype), (0, 0))
     k_sum[...] += _dot(d_scores, turned, (0, 0))
     d_turned = _turn(_dot(d_scores, k_all[...], (1, 0)) * LANES**-0.5, angles, back=True)
     d_q_gain[...] += jnp.sum(d_turned * normed, axis=0, keepdims=True)

@@ -1,4 +1,4 @@
-"""Recordings out: formats, bit rates, whole or not at all."""
+"""Writing recordings: formats, bit rates, atomicity."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ def test_the_suffix_decides_the_format_and_the_same_sound_gives_the_same_bytes(t
     assert sorted(path.name for path in first.parent.iterdir()) == [first.name]
 
 
-def test_what_cannot_be_written_is_one_line_and_leaves_no_file(tmp_path):
+def test_a_failed_write_is_a_one_line_error_and_leaves_no_file(tmp_path):
     (tmp_path / "file").write_text("in the way")
     bad = tone()
     bad[:3] = np.inf
@@ -55,7 +55,7 @@ def test_a_failing_disk_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_rate_the_format_cannot_hold_is_said(tmp_path):
+def test_a_rate_that_the_format_does_not_support_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="MP3 cannot hold 12345 Hz"):
         audio.write_audio(tmp_path / "a.mp3", tone(), 12345)
     assert not list(tmp_path.iterdir())
@@ -73,7 +73,7 @@ def test_an_mp3_has_the_bit_rate_that_is_asked_for_up_to_what_its_sample_rate_al
     assert soundfile.info(path).duration == pytest.approx(4.0, abs=0.15)
 
 
-def test_a_bit_rate_that_mp3_does_not_know_is_refused_with_those_it_knows(tmp_path):
+def test_an_invalid_mp3_bit_rate_is_rejected_with_the_valid_ones(tmp_path):
     with pytest.raises(ValueError, match=r"mp3_rate 300 kbit/s: choose one of 8, 16, .*, 256, 320"):
         audio.write_audio(tmp_path / "a.mp3", tone(), RATE, mp3_rate=300)
     assert not list(tmp_path.iterdir())

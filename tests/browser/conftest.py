@@ -26,7 +26,7 @@ DESK, PHONE = (1280, 900), (375, 812)
 
 @dataclass
 class Dashboard:
-    """`monitor.py` in a process of its own."""
+    """`monitor.py` in a subprocess."""
 
     arguments: tuple[str, ...]
     url: str = ""
@@ -69,7 +69,7 @@ def dashboards() -> Iterator[Callable[..., Dashboard]]:
 
 @pytest.fixture(scope="session")
 def runs_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs that do not change: one that goes on, one that finished, one that failed, one with nothing in it."""
+    """Static runs: one running, one finished, one failed, one empty."""
     root = tmp_path_factory.mktemp("runs")
     make_run(root / "going", steps=2000)
     make_run(root / "finished", steps=1000, end=time.time() - 7200, ending="finished", learning_rate=3e-4, seed=5)
@@ -138,7 +138,7 @@ def launch(playwright: Playwright) -> Browser:
 
 @dataclass
 class Faults:
-    """What the browser complained about. `expected` are parts of messages that a test provokes."""
+    """Console messages of the browser. `expected` are parts of messages that a test provokes."""
 
     said: list[str] = field(default_factory=list)
     expected: tuple[str, ...] = ()
@@ -162,7 +162,7 @@ Open = Callable[..., Page]
 
 @pytest.fixture
 def open_page(browser: Browser, faults: Faults) -> Iterator[Open]:
-    """Opens a page in a context of its own; an unexpected console message fails the test at its end."""
+    """Opens a page in a separate context; unexpected console messages fail the test at its end."""
     contexts: list[BrowserContext] = []
 
     def open_one(url: str, *, size: tuple[int, int] = DESK, scheme: str = "light", ready: bool = True) -> Page:

@@ -16,7 +16,7 @@ expect.set_options(timeout=15_000)
 STALE_S = 3
 
 
-def test_a_live_run_moves_and_an_alert_comes_when_its_writer_stops(
+def test_a_live_run_is_updated_and_an_alert_appears_when_its_writer_stops(
     writer: Writer, dashboards: Callable[..., Dashboard], open_page: Open
 ) -> None:
     writer.start()
@@ -38,7 +38,7 @@ def test_a_live_run_moves_and_an_alert_comes_when_its_writer_stops(
     expect(steps).to_contain_text(f"step {writer.step:,}")
 
 
-def test_what_is_new_is_asked_for_by_cursor_and_added_to_the_curve(
+def test_new_points_are_requested_by_cursor_and_appended_to_the_curve(
     writer: Writer, dashboards: Callable[..., Dashboard], open_page: Open
 ) -> None:
     writer.start()
@@ -60,7 +60,7 @@ def test_what_did_not_change_is_not_sent_again(still: Dashboard, open_page: Open
             pass
 
 
-def test_nothing_is_asked_while_the_page_is_hidden(still: Dashboard, open_page: Open) -> None:
+def test_the_page_does_not_poll_while_hidden(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
@@ -78,7 +78,7 @@ def test_nothing_is_asked_while_the_page_is_hidden(still: Dashboard, open_page: 
     expect(page.locator("#connection")).to_have_text("Live")
 
 
-def test_a_server_that_goes_away_is_said_and_found_again(runs_root: Path, open_page: Open, faults: Faults) -> None:
+def test_an_unreachable_server_is_shown_and_reconnected(runs_root: Path, open_page: Open, faults: Faults) -> None:
     faults.expected = ("net::ERR_",)
     dashboard = Dashboard(("--run_dir", str(runs_root / "finished"))).start()
     try:

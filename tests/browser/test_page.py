@@ -1,4 +1,4 @@
-"""The page in a real browser: what it shows, what can be done with it, and what it says when something is missing."""
+"""The page in a real browser: contents, interaction, and messages about missing data."""
 
 import math
 import re
@@ -33,16 +33,16 @@ SHOWN_CHARTS = {
 
 
 def picture(page: Page, panel: str) -> str:
-    """What the canvas of a chart holds."""
+    """The pixels of a chart's canvas."""
     return page.locator(f'[data-panel="{panel}"] canvas').evaluate("canvas => canvas.toDataURL()")
 
 
 def reading(page: Page, panel: str) -> str:
-    """Where a chart's legend reads."""
+    """The values in a chart's legend."""
     return page.locator(f'[data-panel="{panel}"] .chart-place').inner_text()
 
 
-def test_a_run_is_told_in_one_glance(still: Dashboard, open_page: Open) -> None:
+def test_a_run_has_a_summary(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     expect(page.locator("#run-name")).to_have_text("going")
     expect(page.locator("#run-status")).to_have_text("Running")
@@ -105,7 +105,7 @@ def test_the_log_scale_redraws_the_loss_and_leaves_the_speed_alone(still: Dashbo
     assert "scale=log" in page.url
 
 
-def test_on_the_log_scale_equal_factors_lie_equally_far_apart(still: Dashboard, open_page: Open) -> None:
+def test_on_the_log_scale_equal_factors_have_equal_distances(still: Dashboard, open_page: Open) -> None:
     page = open_page(still.url)
     page.get_by_role("radio", name="Log").check()
     page.locator('[data-panel="loss"]').scroll_into_view_if_needed()
@@ -210,7 +210,7 @@ def test_dragging_over_a_chart_zooms_all_of_them(still: Dashboard, open_page: Op
     left, top, width = box["x"], box["y"] + 50, box["width"]
 
     def first_shown() -> str:
-        """What the gradient norm's chart reads near its left edge."""
+        """The legend of the gradient norm chart near its left edge."""
         page.mouse.move(left + 60, top)
         page.mouse.move(left + 30, top)  # the axis may need a little more or less room
         return reading(page, "norm")

@@ -1,4 +1,4 @@
-"""Checkpoints: one unit, committed atomically, kept by policy, refused where the configuration is another."""
+"""Checkpoints: one unit, written atomically, retained by policy, rejected for other configurations."""
 
 import dataclasses
 import gc
@@ -71,7 +71,7 @@ def restore(folder, config=TINY):
         return checkpoints.restore(abstract(arrays(0)), to_dict(config))
 
 
-def test_what_is_saved_comes_back_bit_by_bit(tmp_path):
+def test_saving_and_restoring_is_bitwise_exact(tmp_path):
     save_steps(tmp_path, 3)
     found, about = restore(tmp_path)
     jax.tree.map(np.testing.assert_array_equal, found, arrays(3))
@@ -127,7 +127,7 @@ def cut_meta(folder):
 
 
 @pytest.mark.parametrize("damage", [empty, without_optimizer, cut_arrays, cut_meta])
-def test_a_damaged_newest_checkpoint_is_said_and_the_one_before_restored(tmp_path, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_logged_and_the_previous_one_restored(tmp_path, caplog, damage):
     save_steps(tmp_path, 1, 2)
     damage(tmp_path / CHECKPOINTS / "step_00000002")
     with caplog.at_level(logging.WARNING, logger="echotts"):
@@ -160,7 +160,7 @@ def test_when_no_checkpoint_can_be_read_the_run_does_not_start_over_silently(tmp
 
 @pytest.fixture
 def no_room():
-    """Files of more than 100 kB cannot be written: what a full disk does to a large array, on any machine."""
+    """Files above 100 kB cannot be written, which simulates a full disk for large arrays on any machine."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     previous = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
@@ -215,7 +215,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
         ("run", {"keep_last": 9}),
     ],
 )
-def test_what_may_differ_does(tmp_path, section, change):
+def test_keys_that_may_differ_are_accepted(tmp_path, section, change):
     check_config(to_dict(TINY), to_dict(with_sections(TINY, **{section: change})), tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_a_key_that_came_later_counts_as_its_default(tmp_path):
 
 
 @pytest.mark.parametrize(("section", "change"), [("run", {"seed": 1}), ("model", {"compute_dtype": "bfloat16"})])
-def test_what_decides_the_numbers_may_not_differ(tmp_path, section, change):
+def test_keys_that_affect_results_must_not_differ(tmp_path, section, change):
     with pytest.raises(ConfigDiffersError, match=rf"{section}\.{next(iter(change))}"):
         check_config(to_dict(TINY), to_dict(with_sections(TINY, **{section: change})), tmp_path)
 
@@ -273,7 +273,7 @@ WRONG_CONTENTS = [
 
 
 @pytest.mark.parametrize("damage", [flip_largest, *map(edited, WRONG_CONTENTS)])
-def test_what_changed_after_it_was_saved_is_not_restored_nor_noted_as_verified(tmp_path, caplog, damage):
+def test_a_checkpoint_changed_after_saving_is_neither_restored_nor_marked_as_verified(tmp_path, caplog, damage):
     save_steps(tmp_path, 1, 2)
     damage(tmp_path / CHECKPOINTS / "step_00000002")
     found, about = restore(tmp_path)
@@ -286,7 +286,7 @@ def test_what_changed_after_it_was_saved_is_not_restored_nor_noted_as_verified(t
 
 @pytest.fixture
 def coroutines_collected():
-    """Those that orbax leaves behind where it trips itself: they complain in this test, not in the next."""
+    """Exceptions left over by orbax, raised in this test rather than in the next."""
     yield
     gc.collect()
 

@@ -1,4 +1,4 @@
-"""Digests of arrays: any change of one element changes them, how the array is cut does not."""
+"""Digests of arrays: they depend on every element, but not on the sharding."""
 
 import jax
 import jax.numpy as jnp

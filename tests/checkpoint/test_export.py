@@ -69,7 +69,7 @@ def test_the_average_of_the_newest_checkpoint_is_what_is_exported(run_dir, tmp_p
     assert told == facts
 
 
-def test_raw_weights_and_the_average_are_told_apart(run_dir):
+def test_raw_weights_and_the_average_are_distinguished(run_dir):
     raw, average = load_run(run_dir, "raw"), load_run(run_dir, "ema")
     assert (raw.facts.weights, average.facts.weights) == ("raw", "ema")
     assert_same(average.params, _plus_one(raw.params), atol=1e-6)
@@ -91,7 +91,7 @@ def test_smaller_storage_loads_as_float32(run_dir, tmp_path, storage, size, rtol
     assert_same(params, load_run(run_dir, "raw").params, rtol=rtol, atol=1e-6)
 
 
-def test_the_published_pickle_comes_back_bit_by_bit(run_dir, tmp_path):
+def test_the_published_pickle_round_trip_is_bitwise_exact(run_dir, tmp_path):
     export(run_dir, tmp_path / "step_6.pkl")
     published = interop.load_published(tmp_path / "step_6.pkl")
     assert (published.step, published.samples_seen) == (6, 48)
@@ -114,7 +114,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(run_dir, tmp_path):
         load_run(copy)
 
 
-def test_what_holds_no_weights_is_said(tmp_path):
+def test_a_path_without_weights_is_a_clear_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no weights found; give a run directory"):
         load_weights(tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="no checkpoint found"):

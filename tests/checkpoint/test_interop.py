@@ -88,7 +88,7 @@ def test_a_published_pickle_survives_the_round_trip_bit_by_bit(tmp_path: Path, g
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_the_optimizer_state_of_a_published_pickle_is_what_its_optax_chain_goes_on_with(tmp_path: Path, params: Params):
+def test_the_optimizer_state_of_a_published_pickle_fits_its_optax_chain(tmp_path: Path, params: Params):
     """chain(clip, adamw(schedule, mask)), unpickled by Python as the published trainer does, no class of ours in it."""
     mu, nu = jax.tree.map(lambda leaf: leaf * 2, params), jax.tree.map(np.square, params)
     path = tmp_path / "step_0000007.pkl"
@@ -141,7 +141,7 @@ def test_moments_are_found_by_shape_whatever_holds_them(params: Params):
         (lambda tree: tree["norm"].update(weight=np.zeros(3)), r"norm/weight has shape \(3,\)"),
     ],
 )
-def test_a_tree_that_is_no_blockdit_is_refused_by_tensor_name(params: Params, change: Any, message: str):
+def test_a_tree_that_is_not_a_blockdit_is_rejected_naming_the_tensor(params: Params, change: Any, message: str):
     tree = params_to_published(params)
     change(tree)
     with pytest.raises(ValueError, match=message):
@@ -217,7 +217,7 @@ def test_a_damaged_or_foreign_export_is_refused_in_one_line(tmp_path: Path, gold
 
 
 def changed_export(path: Path, header: Mapping[str, Any], tensors: Mapping[str, Any] | None = None) -> None:
-    """The export with fields of its header replaced (JSON, or text as it is, or left out where None), and tensors."""
+    """The export with replaced header fields (JSON or raw text; removed if None) and tensors."""
     from safetensors.numpy import load_file, save_file
 
     with safe_open(path, framework="numpy") as file:
@@ -324,9 +324,7 @@ def test_a_published_pickle_with_a_number_that_is_not_finite_is_refused_by_tenso
     [{"step": "x"}, {"step": [1]}, {"step": -1}, {"step": 1.5}, {"step": True}, {"samples_seen": 1 << 70},
      {"step": np.zeros(3, np.int32)}, {"samples_seen": None}],
 )  # fmt: skip
-def test_a_published_pickle_whose_counts_are_no_counts_is_refused(
-    tmp_path: Path, params: Params, change: dict[str, Any]
-):
+def test_a_published_pickle_with_invalid_counts_is_rejected(tmp_path: Path, params: Params, change: dict[str, Any]):
     path = write_pickle(tmp_path / "bad.pkl", {"params": params_to_published(params), "step": 1} | change)
     with pytest.raises(ValueError, match=r"bad\.pkl: (step|samples_seen) is not an integer"):
         load_published(path)

@@ -1,4 +1,4 @@
-"""The common command line: flags, one-line errors, exit codes, silence, and what `echotts` lists."""
+"""The command line: flags, one-line errors, exit codes, quietness, and the list of commands."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """Say something."""
+    """Prints something."""
 
     text: str
     """What to say."""
@@ -234,7 +234,7 @@ def test_closed_standard_streams_do_not_end_up_in_files(tmp_path: Path, closed: 
 
 
 @pytest.mark.parametrize("home", [None, "/dev/null"])
-def test_without_a_home_or_a_cache_that_can_be_written_commands_go_on(home: str | None) -> None:
+def test_commands_work_without_a_home_or_a_writable_cache(home: str | None) -> None:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("HOME", "JAX_COMPILATION_CACHE_DIR")
     }
@@ -258,7 +258,7 @@ run(main, [])
 
 
 @pytest.mark.parametrize(("chosen", "kept"), [(None, ".cache/echotts/compiled"), ("here", "here")])
-def test_what_is_compiled_is_kept_for_the_next_process(tmp_path: Path, chosen: str | None, kept: str) -> None:
+def test_compiled_programs_are_cached_for_the_next_process(tmp_path: Path, chosen: str | None, kept: str) -> None:
     environment = os.environ | {"HOME": str(tmp_path), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     if chosen:

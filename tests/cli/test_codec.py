@@ -1,4 +1,4 @@
-"""`echotts codec`: files in, files out, and one line for what is wrong."""
+"""`echotts codec`: input and output files, and one-line errors."""
 
 import dataclasses
 import os
@@ -44,7 +44,7 @@ def call(name: str, **flags: object) -> int:
     return command.main(argv)
 
 
-def test_a_recording_becomes_latents_and_a_recording_again(weights: Path, recordings: Path, tmp_path: Path):
+def test_a_recording_is_encoded_and_decoded(weights: Path, recordings: Path, tmp_path: Path):
     latent, output = tmp_path / "z" / "a.npy", tmp_path / "a.flac"
     assert call("encode", input=recordings / "a.wav", output=latent, codec=weights) == 0
     assert np.load(latent).shape == (334, 5)  # 8,000 samples at 8 kHz, hop 24
@@ -147,7 +147,7 @@ def test_convert_keeps_the_hash_and_installs(
     assert wanted in capsys.readouterr().out
 
 
-def test_info_and_evaluate_say_what_a_codec_is_and_loses(
+def test_info_and_evaluate_describe_a_codec_and_its_loss(
     weights: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
 ):
     assert call("info", codec=weights) == 0
@@ -205,7 +205,7 @@ def test_the_flags_of_train_default_to_the_presets(flag: str):
     assert found == wanted and found.run.run_dir == "y"
 
 
-def test_what_cannot_be_trained_is_a_wrong_call(recordings: Path, tmp_path: Path):
+def test_impossible_training_settings_are_usage_errors(recordings: Path, tmp_path: Path):
     required = ["--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(tmp_path / "a.pth")]
     for flags, words in (
         (["--frames", "1"], "shorter than the longest spectral window"),
@@ -260,13 +260,13 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
     assert not output.exists()
 
 
-def test_files_that_would_become_one_are_refused(weights: Path, recordings: Path, tmp_path: Path):
+def test_inputs_with_the_same_output_are_rejected(weights: Path, recordings: Path, tmp_path: Path):
     soundfile.write(recordings / "a.flac", np.zeros(800), 8000)
     with pytest.raises(ValueError, match="rename them"):
         call("encode", input=recordings, output=tmp_path / "z", codec=weights)
 
 
-def test_a_codec_is_what_load_codec_gives(weights: Path):
+def test_load_codec_returns_a_codec(weights: Path):
     assert isinstance(load_codec(weights), Codec)
 
 

@@ -1,4 +1,4 @@
-"""`echotts eval`: the table is printed and kept, controls and all, for a model that says nothing yet."""
+"""`echotts eval`: the table is printed and saved, including controls, for an untrained model."""
 
 import dataclasses
 import importlib.util
@@ -80,7 +80,7 @@ def test_two_checkpoints_stand_side_by_side_with_their_difference_and_a_page(cal
 
 
 @needs_extra
-def test_whisper_listens_where_it_is_asked_to_and_judges_texts_that_are_no_digits(call, tmp_path):
+def test_whisper_is_used_if_selected_and_evaluates_other_texts_than_digits(call, tmp_path):
     samples = np.zeros(16000, np.float32)
     for number in range(3):
         soundfile.write(tmp_path / f"{number}.wav", samples + number / 9, 16000)

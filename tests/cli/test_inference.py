@@ -1,4 +1,4 @@
-"""inference.py: flags, exit codes, one line for each bad input, and no file where there is no speech."""
+"""inference.py: flags, exit codes, one-line errors for bad input, and no output file without speech."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def test_without_a_name_the_speech_is_in_out_wav_of_this_folder(call, tmp_path, 
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
-def test_text_becomes_a_file_and_the_rate_is_printed(call, tmp_path, suffix):
+def test_text_is_synthesised_to_a_file_and_the_speed_is_printed(call, tmp_path, suffix):
     output = tmp_path / "new" / f"out.{suffix}"
     code, out, err = call("--text", "one two", "--output", output, "--steps", "2")
     assert (code, err) == (0, "")
@@ -228,7 +228,7 @@ def test_a_crash_while_speaking_leaves_no_file(call, tmp_path, tts, monkeypatch)
     assert not list(tmp_path.iterdir())
 
 
-def test_help_names_units_and_defaults_and_the_script_is_there():
+def test_help_lists_units_and_defaults_and_the_script_exists():
     done = subprocess.run(
         [sys.executable, "inference.py", "--help"], capture_output=True, text=True, cwd=ROOT, check=False
     )

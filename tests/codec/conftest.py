@@ -1,4 +1,4 @@
-"""What the codec's tests share: a tiny codec with a watermark, and the full-size one filled as the golden files say."""
+"""Fixtures of the codec tests: a tiny codec with a watermark, and the full-size one of the golden files."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""descript-audio-codec 1.0.0 as it comes from PyPI, without what it imports for files and training."""
+"""descript-audio-codec 1.0.0 from PyPI, without its imports for files and training."""
 
 import importlib
 import importlib.machinery
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def installed() -> bool:
-    """Whether it is there: `make bench-env` installs it, without most of what it lists (protobuf 3.19, torchaudio)."""
+    """Whether it is installed, by `make bench-env` without most of its dependencies (protobuf 3.19, torchaudio)."""
     return importlib.util.find_spec("dac") is not None and importlib.util.find_spec("einops") is not None
 
 

@@ -1,4 +1,4 @@
-"""Both codecs, written once more in PyTorch and float64: the whole signal at once, nothing of echotts in it."""
+"""Both codecs reimplemented in PyTorch and float64: single pass, independent of echotts."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def decode(params: Any, config: CodecConfig, latent: np.ndarray) -> np.ndarray:
 
 
 def encode(params: Any, config: CodecConfig, audio: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation, or embeddings and codes; whole frames only."""
+    """Mean and standard deviation, or embeddings and codes; for complete frames only."""
     encoder = params["encoder"]
     x = _conv(_tensor(audio)[:, None], encoder["stem"])
     for block, stride in zip(encoder["blocks"], config.encoder_rates, strict=True):

@@ -1,4 +1,4 @@
-"""Windows and streams equal the whole, for both families, at any length and window width; memory does not grow."""
+"""Windows and streams equal a single pass for both families, any length and window width; memory does not grow."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def assert_encoded(ours: tuple[np.ndarray, ...], wanted: tuple[np.ndarray, ...],
 
 @settings(max_examples=40, deadline=None)
 @given(family=st.sampled_from(FAMILIES), frames=st.integers(1, 70), width=st.sampled_from(WIDTHS))
-def test_decoding_in_windows_equals_the_whole(family: str, frames: int, width: int):
+def test_decoding_in_windows_equals_a_single_pass(family: str, frames: int, width: int):
     codec = codecs[family]
     latent = noise(1, frames, codec.latent_channels, seed=frames)
     whole = reference.decode(codec.params, codec.config, latent)
@@ -63,7 +63,7 @@ def test_decoding_in_windows_equals_the_whole(family: str, frames: int, width: i
 
 @settings(max_examples=40, deadline=None)
 @given(family=st.sampled_from(FAMILIES), samples=st.integers(1, 60 * HOP), width=st.sampled_from(WIDTHS))
-def test_encoding_in_windows_equals_the_whole(family: str, samples: int, width: int):
+def test_encoding_in_windows_equals_a_single_pass(family: str, samples: int, width: int):
     codec = codecs[family]
     audio = 0.3 * noise(1, samples, seed=samples)
     whole = reference.encode(codec.params, codec.config, filled(codec, audio))
@@ -73,7 +73,7 @@ def test_encoding_in_windows_equals_the_whole(family: str, samples: int, width: 
 @settings(max_examples=25, deadline=None)
 @given(family=st.sampled_from(FAMILIES), lengths=st.lists(st.integers(1, 30), min_size=3, max_size=3))
 def test_rows_of_unequal_length_decode_as_they_do_alone(family: str, lengths: list[int]):
-    """What lies behind a row's end, here loud noise, does not reach it."""
+    """Content behind a row's end, here loud noise, does not affect the row."""
     codec = codecs[family]
     latent = 3 * noise(3, max(lengths), codec.latent_channels, seed=lengths[0])
     audio = codec.decode(latent, lengths=lengths)
@@ -105,7 +105,7 @@ def test_rows_of_unequal_length_encode_as_they_do_alone(family: str, lengths: li
     pieces=st.lists(st.integers(0, 13), min_size=1, max_size=8).filter(sum),
     marked=st.booleans(),
 )
-def test_a_decoder_stream_equals_the_whole(family: str, pieces: list[int], marked: bool):
+def test_a_decoder_stream_equals_a_single_pass(family: str, pieces: list[int], marked: bool):
     codec = codecs[family]
     message = np.random.default_rng(sum(pieces)).integers(0, 2, (2, 16)) if marked and codec.has_watermark else None
     latent = noise(2, sum(pieces), codec.latent_channels, seed=len(pieces))
@@ -153,7 +153,7 @@ def test_codes_stream_too(tiny_dac: Codec):
 
 @settings(max_examples=20, deadline=None)
 @given(family=st.sampled_from(FAMILIES), pieces=st.lists(st.integers(0, 5 * HOP), min_size=1, max_size=6).filter(sum))
-def test_an_encoder_stream_equals_the_whole(family: str, pieces: list[int]):
+def test_an_encoder_stream_equals_a_single_pass(family: str, pieces: list[int]):
     codec = codecs[family]
     audio = 0.3 * noise(1, sum(pieces), seed=len(pieces))
     stream = EncoderStream(codec.params, codec.config, 1, powers_of_two(4))
@@ -166,7 +166,7 @@ def test_an_encoder_stream_equals_the_whole(family: str, pieces: list[int]):
 
 @settings(max_examples=20, deadline=None)
 @given(samples=st.integers(1, 360), widths=st.sampled_from(((1,), (8,), (1, 2, 4))))
-def test_watermarking_in_windows_equals_the_whole(samples: int, widths: tuple[int, ...]):
+def test_watermarking_in_windows_equals_a_single_pass(samples: int, widths: tuple[int, ...]):
     params = codecs["tiny"].params["watermark"]
     audio = 0.3 * noise(2, samples, seed=samples)
     message = np.random.default_rng(samples).integers(0, 2, (2, 16))
@@ -182,7 +182,7 @@ def test_watermarking_in_windows_equals_the_whole(samples: int, widths: tuple[in
 
 @pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("rates", [(5, 3), (8, 10)])
-def test_windows_equal_the_whole_for_other_rates(rates: tuple[int, ...], quantized: bool):
+def test_windows_equal_a_single_pass_for_other_rates(rates: tuple[int, ...], quantized: bool):
     config = with_config(encoder_rates=rates, decoder_rates=rates[::-1], decoder_dim=16, n_codebooks=2 * quantized)
     codec = Codec(tiny_params(config, seed=3), config, "other")
     latent = noise(2, 19, config.latent_channels)
@@ -193,7 +193,7 @@ def test_windows_equal_the_whole_for_other_rates(rates: tuple[int, ...], quantiz
 
 
 def test_whole_networks_equal_the_reference_too(tiny: Codec):
-    """What the codec's training runs: backbone.py with layers.py, without windows."""
+    """The network as in codec training: backbone.py with layers.py, without windows."""
     latent, audio = noise(1, 9, TINY.latent_channels), 0.3 * noise(1, 9 * HOP)
     decoded = jax.jit(lambda p, z: decode_frames(p, TINY, z))(tiny.params, latent)
     np.testing.assert_allclose(decoded, reference.decode(tiny.params, TINY, latent), atol=EXACT)
@@ -203,7 +203,7 @@ def test_whole_networks_equal_the_reference_too(tiny: Codec):
 
 
 def test_the_published_receptive_fields_follow_from_the_rates():
-    """A window is late by what the layers look ahead: 7 frames and 353 samples; 9,953 samples past a latent's frame."""
+    """The latency of a window is the look-ahead of the layers: 7 frames and 353 samples; 9,953 samples for a latent."""
     dacvae, dac = CodecConfig(), CodecConfig(encoder_rates=(2, 4, 8, 8), decoder_rates=(8, 8, 4, 2), n_codebooks=9)
 
     def delay(network: object, config: CodecConfig, shape: tuple[int, ...]) -> int:
@@ -228,7 +228,7 @@ def test_one_window_shape_is_compiled_for_all_lengths(tiny: Codec):
     assert after == before
 
 
-def test_what_is_remembered_does_not_grow_with_the_length(tiny: Codec):
+def test_carried_state_does_not_grow_with_the_length(tiny: Codec):
     """The memory between windows has one size, and a window's is that of one call."""
     shapes, _ = chunking._trace(decode_frames, TINY, (1, 5, TINY.latent_channels))
     longer, _ = chunking._trace(decode_frames, TINY, (1, 50, TINY.latent_channels))
@@ -236,7 +236,7 @@ def test_what_is_remembered_does_not_grow_with_the_length(tiny: Codec):
 
 
 def test_signals_longer_than_32_bits_of_samples_are_still_exact(tiny: Codec):
-    """The network is told how far the ends are only as far as a kernel reaches."""
+    """The network gets the distance to the ends only as far as a kernel reaches."""
     latent = noise(1, 24, TINY.latent_channels)
     stream = tiny.stream_decoder()
     stream._stream._start = 1 << 40  # as after a million hours

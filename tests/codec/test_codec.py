@@ -16,7 +16,7 @@ def test_its_numbers_come_from_the_configuration(tiny: Codec):
 
 
 @pytest.mark.parametrize("samples", [1, HOP // 2, HOP // 2 + 1, HOP - 1, HOP, HOP + 1, 7 * HOP])
-def test_audio_of_any_length_has_latents_and_comes_back_in_whole_frames(tiny: Codec, samples: int):
+def test_audio_of_any_length_is_encoded_and_decoded_to_whole_frames(tiny: Codec, samples: int):
     latent = tiny.encode(noise(2, samples))
     assert latent.shape == (2, -(-samples // HOP), 5)
     assert latent.dtype == np.float32
@@ -53,7 +53,7 @@ def test_each_message_gives_another_watermark(tiny: Codec):
     np.testing.assert_array_equal(tiny.decode(latent, watermark=np.zeros((1, 16), bool).astype(np.uint8)), zeros)
 
 
-def test_latents_of_silence_are_what_encoding_silence_gives(tiny: Codec):
+def test_silence_latents_equal_encoded_silence(tiny: Codec):
     for frames in (1, 20, 33, 34, 80):
         whole = tiny.encode(np.zeros((1, frames * HOP), np.float32))[0]
         np.testing.assert_allclose(tiny.silence_latent(frames), whole, atol=1e-6)
@@ -66,7 +66,7 @@ def test_the_window_width_changes_nothing(tiny: Codec):
     assert other.weights_hash == tiny.weights_hash
 
 
-def test_the_hash_tells_weights_apart(tiny: Codec):
+def test_the_hash_distinguishes_weights(tiny: Codec):
     changed = jax.tree.map(np.array, tiny.params)
     changed["decoder"]["blocks"][1]["units"][2]["point"]["bias"][0] += 1e-6
     assert Codec(changed, TINY, "tiny").weights_hash != tiny.weights_hash

@@ -133,7 +133,7 @@ def test_descript_audio_codecs_file_gives_its_codes_and_audio(name: str, origina
 
 @pytest.mark.parametrize("prefix", ["dac.", "model.", ""])
 def test_repositories_on_the_hub_with_prefixed_names_are_read(prefix: str, original: Any, tmp_path: Path):
-    """hance-ai/descript-audio-codec-* and parler-tts/dac_*: a class around the original, and a config of its own."""
+    """hance-ai/descript-audio-codec-* and parler-tts/dac_*: a wrapper around the original, with its own config."""
     model = randomised(original.DAC(**small_kwargs("24khz")).eval())
     state = {prefix + key: value.numpy() for key, value in model.state_dict().items()}
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -197,7 +197,7 @@ def test_quantizer_dropout_leaves_the_later_codebooks_out_for_its_share_of_the_b
     assert float(dropped.commitment_loss) < float(whole.commitment_loss)
 
 
-def test_codes_embed_to_what_quantizing_gave(tiny_dac: Codec):
+def test_embedding_codes_equals_the_quantizer_output(tiny_dac: Codec):
     embeddings, codes = quantize(tiny_dac.params, jnp.asarray(noise(2, 5, TINY_DAC.latent_dim)))
     np.testing.assert_allclose(embed(tiny_dac.params, codes), embeddings, atol=1e-6)
 
@@ -224,7 +224,7 @@ def test_a_saved_dac_is_the_same_dac(tiny_dac: Codec, tmp_path: Path):
     assert (loaded.config, loaded.weights_hash) == (tiny_dac.config, tiny_dac.weights_hash)
 
 
-def test_what_one_family_has_and_the_other_has_not_is_refused(tiny: Codec, tiny_dac: Codec):
+def test_options_of_the_other_family_are_rejected(tiny: Codec, tiny_dac: Codec):
     audio = noise(1, 100)
     codes = np.zeros((1, 2, 3), int)
     calls = {

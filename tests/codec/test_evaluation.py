@@ -1,4 +1,4 @@
-"""Round-trip measures: zero where nothing is lost, the order that ears would give, and a page to listen by."""
+"""Round-trip measures: zero without loss, ordered like perceived quality, and a page with players."""
 
 import json
 from pathlib import Path
@@ -64,7 +64,7 @@ def test_long_clips_are_measured_in_blocks(monkeypatch: pytest.MonkeyPatch):
     np.testing.assert_allclose(spectral_distances(TONE, 0.9 * TONE, RATE), whole, rtol=1e-6)
 
 
-def test_noisy_and_clipped_recordings_are_what_they_are_called():
+def test_noisy_and_clipped_conditions_have_the_stated_levels():
     noisy = disturbed(TONE, "noisy")
     np.testing.assert_allclose(si_sdr_db(TONE, noisy), 20, atol=0.3)
     np.testing.assert_array_equal(disturbed(TONE, "noisy"), noisy)

@@ -1,4 +1,4 @@
-"""Prepared kernels give what the kernels give: convolutions by Toom and Cook, transposed ones as one product."""
+"""Prepared kernels equal plain ones: convolutions by Toom-Cook, transposed convolutions as one product."""
 
 import jax
 import jax.numpy as jnp

@@ -39,7 +39,7 @@ def test_posterior_mean_and_deviation_are_golden(full: Codec, name: str):
 
 
 class Stages:
-    """layers.py, keeping what each operation gives under the name of the published module that ends with it."""
+    """layers.py, recording each operation's output under the name of the corresponding published module."""
 
     def __init__(self, names: list[str]) -> None:
         self.seen: dict[str, jax.Array] = {}

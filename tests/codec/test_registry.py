@@ -26,7 +26,7 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that stands for the Hub: ORG/NAME/file. The Hub's own errors are kept."""
+    """A folder in place of the Hub: ORG/NAME/file, with the Hub's errors."""
     import huggingface_hub
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -58,7 +58,7 @@ def test_a_file_a_folder_and_a_hub_id_name_a_codec(tiny_file: Path, tiny: Codec,
     assert load_codec(tiny_file, window_frames=3).window_frames == 3
 
 
-def test_what_is_nowhere_is_said_in_one_line(tmp_path: Path, hub: Path):
+def test_a_codec_found_nowhere_is_a_one_line_error(tmp_path: Path, hub: Path):
     (tmp_path / "empty").mkdir()
     (hub / "org" / "name").mkdir(parents=True)
     cases = {
@@ -111,7 +111,7 @@ def test_an_unknown_codec_is_refused_with_the_remedy():
         find_codec(None, None)
 
 
-def test_a_named_codec_is_taken_and_a_difference_is_logged(
+def test_an_explicit_codec_is_used_and_a_difference_is_logged(
     tiny_file: Path, tiny: Codec, caplog: pytest.LogCaptureFixture
 ):
     assert find_codec("demo", tiny.weights_hash, override=tiny_file).weights_hash == tiny.weights_hash
@@ -136,7 +136,7 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
         load_codec("org/dac")
 
 
-def test_the_codec_for_any_voice_is_not_built_in_yet_and_says_so_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_the_speech_codec_is_not_built_in_yet_with_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setitem(registry.BUILT_IN, "speech", tmp_path / "speech.safetensors")
     with pytest.raises(FileNotFoundError, match=r"codec speech: is not built in yet: give a file") as caught:
         load_codec("speech")

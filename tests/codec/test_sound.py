@@ -1,4 +1,4 @@
-"""Sound in blocks: loudness as pyloudnorm measures it, resampling as of the whole, files of many channels."""
+"""Audio in blocks: loudness equal to pyloudnorm, resampling equal to a single pass, files with many channels."""
 
 import os
 import resource
@@ -35,7 +35,7 @@ def measured(audio: np.ndarray, rate: int, cuts: list[int]) -> LoudnessMeter:
     channels=st.integers(1, 5),
     cuts=st.lists(st.integers(0, 90000), max_size=4),
 )
-def test_loudness_of_blocks_is_pyloudnorms_of_the_whole(rate: int, channels: int, cuts: list[int]):
+def test_loudness_in_blocks_equals_pyloudnorm_of_the_whole_signal(rate: int, channels: int, cuts: list[int]):
     audio = speech_like(channels, 90000, seed=channels)
     wanted = pyloudnorm.Meter(rate).integrated_loudness(audio.T.astype(np.float64))
     meter = measured(audio, rate, sorted(cuts))
@@ -52,7 +52,7 @@ def test_silence_has_the_loudness_of_the_gate_and_short_sound_is_measured_repeat
 
 
 @pytest.mark.parametrize("rates", [(44100, 16000), (8000, 48000), (192000, 44100)])
-def test_resampling_in_blocks_is_that_of_the_whole(rates: tuple[int, int]):
+def test_resampling_in_blocks_equals_a_single_pass(rates: tuple[int, int]):
     audio = speech_like(2, 30000)
     resampler = Resampler(*rates, 2)
     pieces = [resampler.push(block) for block in np.split(audio, [1, 500, 20000], axis=1)]
@@ -60,7 +60,9 @@ def test_resampling_in_blocks_is_that_of_the_whole(rates: tuple[int, int]):
     np.testing.assert_allclose(joined, soxr.resample(audio.T, *rates).T, atol=1e-5)
 
 
-def test_eight_channels_are_written_and_read_and_loud_samples_are_cut(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_eight_channels_are_written_and_read_and_loud_samples_are_clipped(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     audio = speech_like(8, 9000)
     audio[3, 10] = 2.0
     path = tmp_path / "sub" / "eight.flac"

@@ -1,4 +1,4 @@
-"""Recordings to tokens and back: files of both families, what they restore, .dac both ways, and hostile files."""
+"""Recordings to tokens and back: files of both families, restored audio, reading and writing .dac, hostile files."""
 
 import os
 import pickle
@@ -263,7 +263,7 @@ def test_corrupted_dac_files_fail_in_one_line_or_not_at_all(
 
 
 def test_memory_does_not_hold_the_recording(tiny: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Blocks pass one by one: none is asked for before the tokens of the last are collected."""
+    """Blocks are processed one by one: none is requested before the tokens of the last are collected."""
     record(tmp_path / "in.wav", 1, 400000, 8000)
     largest = 0
     real = SoundFile.blocks

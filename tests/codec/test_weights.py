@@ -72,7 +72,7 @@ def write(path: Path, state: dict[str, np.ndarray], kwargs: Any = SMALL, bare: b
     return path
 
 
-def test_folding_is_what_torch_computes():
+def test_folding_equals_torch():
     rng = np.random.default_rng(0)
     for shape in ((6, 5, 7), (1, 9, 3), (4, 8, 1)):
         gain, direction = rng.standard_normal((shape[0], 1, 1)), rng.standard_normal(shape)

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of this room: shards of random latents, and tars broken in every way."""
+"""Small datasets for the data tests: shards of random latents, and invalid tars of many kinds."""
 
 import io
 import tarfile

@@ -1,11 +1,11 @@
-"""A server on this machine that speaks the routes of the Hub which huggingface_hub and the fetcher use, and misbehaves.
+"""A local server with the Hub's routes used by huggingface_hub and the fetcher, which can simulate failures.
 
     with FakeHub() as hub:
         hub.commit({"train/s-000.tar": payload})          # moves main
         hub.trouble("train/s-000.tar", Cut(1000), Status(503))   # the next two GETs of it; `forever` for all
 
-Files are at /datasets/ORG/NAME/resolve/REVISION/PATH (and, without any list or hash, at /plain/PATH); every request is
-in `hub.requests`. It runs in threads of the test's own process.
+Files are at /datasets/ORG/NAME/resolve/REVISION/PATH (and, without listing or hashes, at /plain/PATH); all requests are
+recorded in `hub.requests`. It runs in threads of the test process.
 """
 
 import hashlib
@@ -92,7 +92,7 @@ class FakeHub:
         return self.main
 
     def trouble(self, path: str, *troubles: Trouble, forever: Trouble | None = None) -> None:
-        """What happens to the next GETs of a file (or of an API route), one after the other; then `forever`."""
+        """Sets the results of the next GETs of a file (or of an API route), in order; then `forever`."""
         self._troubles[path] += troubles
         if forever is not None:
             self._always[path] = forever

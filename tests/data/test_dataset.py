@@ -1,4 +1,4 @@
-"""Local sources and dataset.json: what is there is used, what is missing is made up and said."""
+"""Local sources and dataset.json: existing metadata are used, missing ones are derived and reported."""
 
 import json
 import logging
@@ -61,7 +61,7 @@ def test_folders_globs_and_ranges_name_the_same_shards(tmp_path: Path) -> None:
         ("s-{0..99999999}.tar", ValueError, "more than"),
     ],
 )
-def test_what_names_no_shards_is_one_clear_line(spec: str, error: type[Exception], words: str) -> None:
+def test_an_argument_without_shards_is_a_one_line_error(spec: str, error: type[Exception], words: str) -> None:
     with pytest.raises(error, match=words):
         resolve(spec)
 
@@ -105,7 +105,9 @@ def test_a_folder_with_everything_gives_everything(tmp_path: Path) -> None:
     assert dataset.silence.dtype == np.float32
 
 
-def test_a_bare_list_of_tars_works_and_says_what_is_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bare_list_of_tars_works_and_reports_missing_metadata(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     write_tar(tmp_path / "a.tar", [])
     write_shards(tmp_path, 1, 2)
     with caplog.at_level(logging.INFO, "echotts.data"):

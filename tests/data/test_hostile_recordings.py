@@ -1,4 +1,4 @@
-"""`data prepare` over recordings that are cut, false, endless or no files at all: each is rejected with its cause."""
+"""`data prepare` on truncated, mislabelled, endless or non-regular files: each is rejected with its cause."""
 
 import io
 import json

@@ -1,6 +1,6 @@
-"""Shards from a server that speaks the Hub's routes and misbehaves, through the real huggingface_hub.
+"""Shards from a fake Hub with failures, through the real huggingface_hub.
 
-What the stream gives is compared with the same shards on disk: troubles change nothing but the time.
+The stream's output is compared with that of the same shards on disk: failures affect only the time.
 """
 
 import hashlib
@@ -130,7 +130,7 @@ def test_an_unavailable_shard_is_skipped_and_the_order_of_the_rest_is_kept(
 
 
 class _Lacking(Shards):
-    """Local shards of which one cannot be had."""
+    """Local shards, one of which is unavailable."""
 
     def __init__(self, files: list[Path], number: int) -> None:
         super().__init__(local_shards(files).sources)
@@ -173,7 +173,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
         assert_equal(expected[6:], steps(alone, 6))
 
 
-def test_the_budget_holds_consumed_shards_go_and_what_is_read_is_leased(
+def test_the_cache_keeps_its_limit_deletes_consumed_shards_and_leases_those_in_use(
     hub: FakeHub, repository: dict[str, bytes], files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     largest = max(map(len, repository.values()))
@@ -207,7 +207,7 @@ def test_the_budget_holds_consumed_shards_go_and_what_is_read_is_leased(
     assert len(hub.gets(".tar")) - 4 <= 8 * (epochs + 2)  # once an epoch each, and what was fetched ahead at the end
 
 
-def test_a_download_that_a_killed_process_left_goes_on_by_range(
+def test_a_download_left_by_a_killed_process_resumes_by_range(
     hub: FakeHub, repository: dict[str, bytes], files: list[Path], tmp_path: Path
 ) -> None:
     dataset = open_dataset(SPEC, policy=FAST)
@@ -264,7 +264,7 @@ def test_listing_is_pinned_shared_and_needs_no_further_request(
         ("hf://models/org/speech/s.tar", "are named hf://datasets/ORG/NAME"),
     ],
 )
-def test_what_is_not_on_the_hub_is_one_clear_line(hub: FakeHub, spec: str, words: str) -> None:
+def test_missing_hub_data_is_a_one_line_error(hub: FakeHub, spec: str, words: str) -> None:
     with pytest.raises((FileNotFoundError, ValueError), match=words) as caught:
         open_dataset(spec, policy=FAST)
     assert "\n" not in str(caught.value)
@@ -298,7 +298,7 @@ def test_a_private_set_needs_the_token_which_goes_to_the_hub_alone(
     assert set(asked) == {(True, False), (False, True)}
 
 
-def test_waiting_for_a_slow_shard_is_said_and_closing_does_not_wait_for_it(
+def test_waiting_for_a_slow_shard_is_logged_and_closing_does_not_wait_for_it(
     hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("echotts.data.remote.store.LOG_AFTER_S", 0.5)
@@ -323,7 +323,7 @@ def _swallow(call: Callable[[], object]) -> None:
         return
 
 
-def test_a_budget_that_cannot_hold_what_is_read_at_once_is_refused(hub: FakeHub) -> None:
+def test_a_cache_limit_below_the_concurrently_read_shards_is_rejected(hub: FakeHub) -> None:
     dataset = open_dataset(SPEC, policy=FAST)
     with pytest.raises(
         ValueError, match=r"too small: shards of .* read at once by the 8 streams .*lower --data.streams"
@@ -363,7 +363,7 @@ def test_addresses_with_blanks_and_letters_beyond_ascii_are_encoded_once():
 @pytest.mark.parametrize(
     "url", ["https://host/a\nb.tar", "https:///x.tar", "https://ho\x00st/x", "https://" + "ü" * 300]
 )
-def test_what_is_no_address_is_refused_at_once(url):
+def test_an_invalid_url_is_rejected_immediately(url):
     with pytest.raises(Unavailable, match="is not a valid URL") as caught:
         ascii_url(url)
     assert caught.value.gone and "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What `data inspect` counts and decodes, and the command line around preparation."""
+"""Counts and decoding of `data inspect`, and the command line of preparation."""
 
 from collections import Counter
 from pathlib import Path
@@ -28,7 +28,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
-def test_inspection_counts_what_is_there(prepared: Path) -> None:
+def test_inspection_counts_samples(prepared: Path) -> None:
     found = inspect(str(prepared))
     info = open_dataset(str(prepared)).info
     assert (found.samples, found.shards, len(found.reference_frames)) == (12, 1, 12)
@@ -48,7 +48,7 @@ def test_inspection_counts_what_is_there(prepared: Path) -> None:
     assert text.count("+-") == CODEC_CHANNELS
 
 
-def test_inspection_counts_broken_samples_and_goes_on(prepared: Path, tmp_path: Path) -> None:
+def test_inspection_counts_invalid_samples_and_continues(prepared: Path, tmp_path: Path) -> None:
     whole = (prepared / "shard-00000.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: len(whole) // 2])
     write_tar(tmp_path / "b.tar", [])

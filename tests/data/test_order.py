@@ -1,4 +1,4 @@
-"""The arithmetic of the data order: who reads what, and in which bucket."""
+"""The arithmetic of the data order: which process reads what, and the bucket of each step."""
 
 from collections import Counter
 

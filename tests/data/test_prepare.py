@@ -1,4 +1,4 @@
-"""From recordings to a data set: what is read, what is refused, and that being killed changes nothing."""
+"""From recordings to a dataset: accepted and rejected inputs, and resuming after a kill."""
 
 import gzip
 import io
@@ -96,7 +96,7 @@ def test_sound_is_resampled_mixed_to_mono_and_levelled(tmp_path: Path) -> None:
     np.testing.assert_allclose(heard[0] / np.abs(heard[0]).max(), expected / np.abs(expected).max(), atol=1e-4)
 
 
-def test_latents_do_not_depend_on_what_is_encoded_beside_them() -> None:
+def test_latents_do_not_depend_on_other_clips_in_the_batch() -> None:
     codec = CosineCodec()
     clips = [tone(0.6 + i / 9, 100 + 50 * i) for i in range(20)]
     together = encode_clips(codec, clips)
@@ -168,7 +168,7 @@ def test_shards_of_recordings_are_a_source(tmp_path: Path, name: str) -> None:
     }
 
 
-def test_what_cannot_be_used_is_reported_by_cause(tmp_path: Path) -> None:
+def test_unusable_recordings_are_reported_by_cause(tmp_path: Path) -> None:
     (tmp_path / "wavs").mkdir()
     sounds = {
         "good": tone(1.0),
@@ -243,7 +243,7 @@ def test_nothing_usable_is_an_error_with_the_causes(tmp_path: Path) -> None:
         prepare(str(tmp_path / "list.csv"), tmp_path / "out", CosineCodec())
 
 
-def test_a_killed_preparation_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_killed_preparation_resumes_with_the_same_result(tmp_path: Path) -> None:
     write_ljspeech(tmp_path / "lj", 140)
     source, log = str(tmp_path / "lj"), tmp_path / "log"
     prepare(source, tmp_path / "whole", CosineCodec(log), Settings(shard_samples=40))

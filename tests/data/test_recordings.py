@@ -1,4 +1,4 @@
-"""Tables, pairs and texts as people write them: every row and recording is read as it stands, or refused by name."""
+"""Tables, pairs and texts as found in practice: every row and recording is read unchanged, or rejected by name."""
 
 import os
 import socket
@@ -122,7 +122,7 @@ def test_recordings_of_any_kind_in_a_folder_are_read_or_rejected_and_folders_nam
         ("audio,text\ra.wav,one\r", "row 1: a carriage return inside a value: rows end at line feeds"),
     ],
 )
-def test_a_table_that_could_mean_two_things_is_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_an_ambiguous_table_is_rejected(tmp_path: Path, content: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         list_recordings(str(write_table(tmp_path / "t.csv", content)))
 
@@ -230,7 +230,7 @@ def test_held_out_samples_are_a_data_set_of_their_own_without_a_common_text(tmp_
         prepare(str(table), tmp_path / "all", CosineCodec(), Settings(heldout_share=0.99))
 
 
-def test_progress_is_said_from_the_first_clips_on(tmp_path: Path) -> None:
+def test_progress_is_reported_from_the_first_clips_on(tmp_path: Path) -> None:
     import soundfile
 
     for number in range(20):

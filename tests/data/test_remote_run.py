@@ -1,4 +1,4 @@
-"""What a run does with data from elsewhere: the list it stores, and what it opens when it resumes."""
+"""Runs with remote data: the stored shard list, and resuming."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def config(tmp_path: Path, spec: str = SPEC, **data: float | str | None) -> Conf
     )
 
 
-def test_a_run_stores_its_list_and_a_resumed_one_goes_on_with_it(
+def test_a_run_stores_its_shard_list_and_a_resumed_one_uses_it(
     hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(tmp_path)
@@ -79,7 +79,7 @@ def test_a_run_stores_its_list_and_a_resumed_one_goes_on_with_it(
     assert second.pins == first.pins
 
 
-def test_a_resumed_run_keeps_to_its_local_shards_and_says_what_is_new(
+def test_a_resumed_run_keeps_its_local_shards_and_reports_new_ones(
     hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(tmp_path, str(tmp_path / "shards"), heldout=None)
@@ -96,7 +96,7 @@ def test_a_resumed_run_keeps_to_its_local_shards_and_says_what_is_new(
     assert len(again.stream.shards.files) == 4
 
 
-def test_other_data_are_listed_anew_and_the_list_changes_only_when_the_run_goes_on(
+def test_other_data_are_listed_again_and_the_list_changes_only_when_the_run_continues(
     hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(tmp_path, heldout=None)

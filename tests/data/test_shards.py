@@ -1,4 +1,4 @@
-"""The shard format: what the writer writes, webdataset reads; what is broken is counted by cause and skipped."""
+"""The shard format: webdataset reads what the writer writes; invalid samples are counted by cause and skipped."""
 
 import gzip
 import io
@@ -29,7 +29,7 @@ def read(path: Path, channels: int | None = CHANNELS) -> tuple[list[str], dict[s
     return keys, dict(rejections.counts)
 
 
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path: Path) -> None:
+def test_writing_and_reading_is_bitwise_exact(tmp_path: Path) -> None:
     written = [sample("a"), sample("b", frames=1, reference=None, text="Grüße, 世界"), sample("c", frames=40)]
     with ShardWriter(tmp_path / "s.tar", CHANNELS) as writer:
         for one in written:
@@ -76,7 +76,7 @@ def write(path: Path, *samples: Sample) -> None:
             assert not path.exists()
 
 
-def test_a_shard_appears_only_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_shard_appears_only_when_complete(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="empty_text"):
         write(tmp_path / "s.tar", sample("a"), sample("b", text=""))
     assert list(tmp_path.iterdir()) == []
@@ -93,7 +93,7 @@ def test_the_writer_refuses_what_the_reader_would_reject(
         write(tmp_path / "s.tar", sample(key, frames, None, text))
 
 
-def test_the_writer_refuses_a_repeated_key_and_what_float16_cannot_hold(tmp_path: Path) -> None:
+def test_the_writer_rejects_repeated_keys_and_values_beyond_float16(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a duplicate"):
         write(tmp_path / "s.tar", sample("a"), sample("a"))
     with pytest.raises(ValueError, match="non_finite"):
@@ -211,7 +211,7 @@ def test_fortran_order_is_the_same_latent(tmp_path: Path) -> None:
 
 @given(cut=st.integers(0, 20 * 1024))
 @settings(max_examples=60, deadline=None)
-def test_a_cut_tar_never_ends_silently_and_gives_only_whole_samples(
+def test_a_truncated_tar_is_reported_and_gives_only_complete_samples(
     tmp_path_factory: pytest.TempPathFactory, cut: int
 ) -> None:
     folder = tmp_path_factory.mktemp("cut")
@@ -246,7 +246,7 @@ def test_a_hole_of_zeros_in_a_tar_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("payload", [b"<html>503 Service Unavailable</html>" * 40, b"\1" * 5000])
-def test_what_is_no_tar_is_said_to_be_none(tmp_path: Path, payload: bytes) -> None:
+def test_a_file_that_is_not_a_tar_is_reported_as_such(tmp_path: Path, payload: bytes) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(payload)
     assert read(path) == ([], {"not_a_tar": 1})
@@ -257,7 +257,7 @@ def test_a_missing_shard_is_an_error_and_not_a_rejection(tmp_path: Path) -> None
         read(tmp_path / "nothing.tar")
 
 
-def test_a_gzipped_shard_is_read_and_a_cut_one_is_noticed(tmp_path: Path) -> None:
+def test_a_gzipped_shard_is_read_and_a_truncated_one_is_detected(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path, 1, 4)
     packed = tmp_path / "s.tar.gz"
     packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -281,7 +281,7 @@ def test_a_rising_share_of_rejected_samples_stops_the_run(tmp_path: Path, caplog
         list(read_shard(path, CHANNELS, Rejections(max_share=0.05)))
 
 
-def test_too_many_cut_shards_stop_the_run(tmp_path: Path) -> None:
+def test_too_many_truncated_shards_stop_the_run(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path, 1, 200)
     cut = tmp_path / "cut.tar"
     cut.write_bytes(path.read_bytes()[:-11000])

@@ -1,4 +1,4 @@
-"""What a data argument means, mixtures, and shards on the web and in stores that fsspec knows."""
+"""Data arguments, mixtures, and shards over HTTPS and in stores supported by fsspec."""
 
 import threading
 import time
@@ -76,7 +76,7 @@ def test_an_argument_is_one_source_or_a_sum_of_them(argument: str, parts: list[P
         ("a +  + b", "one side of a"),
     ],
 )
-def test_a_sum_that_says_nothing_clear_is_refused(argument: str, words: str) -> None:
+def test_an_ambiguous_mixture_is_rejected(argument: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         split_parts(argument)
 
@@ -132,7 +132,7 @@ def test_a_sum_without_weights_is_one_list(files: list[Path]) -> None:
     assert [[file.url for file in source.files] for source in dataset.sources] == [[str(files[0]), str(files[2])]]
 
 
-def test_a_share_of_the_samples_goes_into_longer_buckets_and_the_schedule_knows() -> None:
+def test_a_share_of_the_samples_goes_into_longer_buckets_and_the_schedule_includes_it() -> None:
     promotion = Promotion(0.25, 3, seed=1)
     found = Counter((own, promotion.bucket(own, 7, place)) for own in (0, 1, 2) for place in range(2000))
     assert found[0, 0] / 2000 == pytest.approx(0.75, abs=0.03)
@@ -195,14 +195,14 @@ def test_estimated_lengths_get_more_headroom() -> None:
         ({"RateLimit": '"api";r=7;t=55'}, 0),
     ],
 )
-def test_what_a_server_asks_for_is_understood(headers: dict[str, str], seconds: float) -> None:
+def test_retry_headers_of_servers_are_parsed(headers: dict[str, str], seconds: float) -> None:
     message = Message()
     for name, value in headers.items():
         message[name] = value
     assert asked_wait_s(message, now=60.0) == seconds
 
 
-def test_patience_ends_at_the_deadline_and_at_once_where_the_server_wants_longer() -> None:
+def test_retries_end_at_the_deadline_and_immediately_if_the_server_requests_longer() -> None:
     calls = []
 
     def fails(wait_s: float = 0.0, gone: bool = False) -> None:
@@ -222,7 +222,7 @@ def test_patience_ends_at_the_deadline_and_at_once_where_the_server_wants_longer
         assert len(calls) == 1
 
 
-def test_quiet_that_a_server_wants_holds_every_thread() -> None:
+def test_a_pause_requested_by_a_server_applies_to_all_threads() -> None:
     retries = Retries(FAST)
     retries.hold(0.4)
     passed = []
@@ -278,7 +278,7 @@ def test_dataset_json_on_the_web_gives_sizes_hashes_and_lengths(files: list[Path
     )
 
 
-def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], tmp_path: Path) -> None:
+def test_stores_supported_by_fsspec_are_read_by_range_and_glob(files: list[Path], tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in files:
         memory.pipe(f"/bucket/set/{path.name}", path.read_bytes())
@@ -298,7 +298,7 @@ def test_stores_that_fsspec_knows_are_read_by_range_and_glob(files: list[Path], 
         open_dataset("nowhere://x/y.tar", policy=FAST)
 
 
-def test_a_consumed_shard_is_deleted_unless_all_have_room(files: list[Path], tmp_path: Path) -> None:
+def test_a_consumed_shard_is_deleted_unless_all_shards_fit(files: list[Path], tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for path in files:
         memory.pipe(f"/consumed/{path.name}", path.read_bytes())
@@ -310,7 +310,7 @@ def test_a_consumed_shard_is_deleted_unless_all_have_room(files: list[Path], tmp
             assert len(list(shards.cache.folder.glob("*.tar"))) == left
 
 
-def test_a_shard_that_is_left_out_costs_its_stream_nothing_else(files: list[Path]) -> None:
+def test_a_skipped_shard_does_not_affect_the_rest_of_its_stream(files: list[Path]) -> None:
     opened = []
 
     class Lacking(Shards):
@@ -352,7 +352,7 @@ def test_remote_and_local_shards_mix(files: list[Path], tmp_path: Path) -> None:
     assert names[True] / names.total() == pytest.approx(0.5, abs=0.06)
 
 
-def test_two_processes_of_a_machine_take_two_slots_and_a_wrong_folder_is_said(tmp_path: Path) -> None:
+def test_two_processes_on_a_host_use_two_slots_and_an_invalid_folder_is_an_error(tmp_path: Path) -> None:
     caches = [Cache(tmp_path, 10**6) for _ in range(2)]
     assert [cache.folder.name for cache in caches] == ["slot-0", "slot-1"]
     for cache in caches:
@@ -364,7 +364,7 @@ def test_two_processes_of_a_machine_take_two_slots_and_a_wrong_folder_is_said(tm
         Cache(tmp_path / "file", 10**6)
 
 
-def test_fewer_shards_than_streams_is_said_to_several_processes(
+def test_fewer_shards_than_streams_gives_a_warning_with_several_processes(
     files: list[Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = config(batch_size=8, streams=8, buckets=(Bucket(frames=24, tokens=64),))

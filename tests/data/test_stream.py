@@ -70,7 +70,7 @@ def together(parts: list[list[Step]]) -> list[Step]:
 
 @given(stop=st.integers(0, 60), more=st.integers(1, 12), layout=st.sampled_from([(8, 4), (4, 8), (6, 4)]))
 @settings(max_examples=10, deadline=None)
-def test_a_restored_stream_goes_on_as_if_it_had_never_stopped(
+def test_a_restored_stream_continues_identically(
     shards: list[Path], stop: int, more: int, layout: tuple[int, int]
 ) -> None:
     with open_stream(shards, config(*layout)) as stream:
@@ -115,7 +115,7 @@ def test_the_global_batch_does_not_depend_on_which_process_owns_which_rows(
             jax.tree.map(lambda whole, own: np.testing.assert_array_equal(whole[rows], own), batch, part)  # noqa: B023
 
 
-def test_a_run_goes_on_with_more_or_fewer_processes(shards: list[Path]) -> None:
+def test_a_run_continues_with_more_or_fewer_processes(shards: list[Path]) -> None:
     with open_stream(shards, config()) as alone:
         expected = steps(alone, 30)
     done: list[Step] = []
@@ -173,7 +173,7 @@ def test_long_runs_keep_the_pools_bounded_and_lose_nothing(tmp_path: Path) -> No
     assert sum(pools) <= 2 * 8 * 16  # the usual fill of a pool is 16
 
 
-def test_shards_sorted_by_length_stay_bounded_and_say_what_they_lose(
+def test_shards_sorted_by_length_use_bounded_memory_and_report_dropped_samples(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = []

@@ -85,7 +85,7 @@ def test_joiners_and_unusual_blanks_may_be_in_names_and_control_characters_may_n
     [b"\x80" + b"\xff" * 11, b"\x80" + (1 << 63).to_bytes(11, "big"), b"77777777777\0"],
     ids=["2^88", "2^63", "8 GiB"],
 )
-def test_a_size_beyond_the_file_is_a_cut_shard(tmp_path: Path, size: bytes) -> None:
+def test_a_size_beyond_the_file_is_a_truncated_shard(tmp_path: Path, size: bytes) -> None:
     path = tmp_path / "s.tar"
     path.write_bytes(sample_of("a") + sample_of("b") + header(b"c.npy", size) + padded(GOOD) + END)
     assert read(path) == (["a", "b"], {"truncated_shard": 1})
@@ -135,7 +135,7 @@ def test_a_gz_bomb_takes_bounded_time_and_space(
     assert time.process_time() - began < 1 + 2 * path.stat().st_size / 1e6
 
 
-def test_an_altered_gz_shard_is_rejected_whole_and_by_name(tmp_path: Path) -> None:
+def test_an_altered_gz_shard_is_rejected_entirely_and_named(tmp_path: Path) -> None:
     (plain,) = write_shards(tmp_path, 1, 8)
     packed = bytearray(gzip.compress(plain.read_bytes(), 0))  # stored: every flipped bit unpacks, the checksum tells
     path = tmp_path / "s.tar.gz"
@@ -198,7 +198,7 @@ def test_a_sample_is_counted_once_however_many_of_its_members_are_wrong(tmp_path
 
 
 def rotten(data: bytes, rng: random.Random) -> bytes:
-    """A few random changes: bits, bytes, stretches that are cut, doubled, zeroed or swapped."""
+    """A few random changes: bits, bytes, and pieces that are deleted, duplicated, zeroed or swapped."""
     out = bytearray(data)
     for _ in range(rng.randint(1, 6)):
         place, width = rng.randrange(len(out)), rng.choice((1, 1, 1, 2, 8, 512, 3000))

@@ -1,4 +1,4 @@
-"""Teachers and the corpora they speak: what is written, what a second run does, and what is refused."""
+"""Teachers and their corpora: output, resuming, and rejected texts."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def test_every_text_is_spoken_by_the_voices_in_turn_and_the_table_is_a_source_fo
     assert {recording.meta["text"] for recording in list_recordings(str(tmp_path))} == set(TEXTS)
 
 
-def test_a_run_that_was_stopped_speaks_only_what_is_missing(tmp_path: Path) -> None:
+def test_a_stopped_run_resumes_with_missing_texts_only(tmp_path: Path) -> None:
     settings = Settings(teacher="espeak", voices=VOICES)
     speak(TEXTS, tmp_path, settings)
     table = tmp_path / "metadata.jsonl"
@@ -86,7 +86,7 @@ def test_another_list_of_texts_in_the_same_folder_is_refused(tmp_path: Path) -> 
         speak([*TEXTS[:3], "Something else."], tmp_path, settings)
 
 
-def test_any_beginning_of_the_plan_has_all_voices_and_texts_from_the_whole_list() -> None:
+def test_any_prefix_of_the_plan_has_all_voices_and_texts_from_the_whole_list() -> None:
     jobs = plan([str(i) for i in range(1000)], ("a", "b", "c"), 2, seed=0)
     assert len({(job.text, job.voice) for job in jobs}) == 2000
     numbers = [int(job.text) for job in jobs[:100]]
@@ -94,7 +94,7 @@ def test_any_beginning_of_the_plan_has_all_voices_and_texts_from_the_whole_list(
     assert min(numbers) < 100 and max(numbers) > 900
 
 
-def test_kokoro_says_the_same_text_faster_at_a_higher_pace_and_mixes_lie_between_their_styles(kokoro: Kokoro) -> None:
+def test_kokoro_is_faster_at_a_higher_pace_and_mixes_are_between_their_styles(kokoro: Kokoro) -> None:
     slow, rate = kokoro.say("A test of pace.", "jf_alpha:60+jm_kumo:40", 0.8)
     fast, _ = kokoro.say("A test of pace.", "jf_alpha:60+jm_kumo:40", 1.3)
     assert rate == 24000
@@ -183,7 +183,7 @@ def test_varied_recordings_differ_by_seed_repeat_by_seed_and_stay_in_their_range
     assert all(np.isfinite(samples).all() for samples in several)
 
 
-def test_the_command_speaks_and_says_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_speaks_and_reports_existing_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "texts.txt").write_text("Hello there.\n\nGood bye.\n")
     flags = ["--teacher", "espeak", "--voices", "en-us", "--texts", str(tmp_path / "texts.txt")]
     assert command.main(["speak", *flags, "--output", str(tmp_path / "out")]) == 0

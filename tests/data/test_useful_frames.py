@@ -1,4 +1,4 @@
-"""How much of a batch is speech: what benchmarks/buckets.py measures, on fewer samples."""
+"""The share of speech in a batch: benchmarks/buckets.py with fewer samples."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Run directories, shards, logs and a Hub cache as they lie on a disk, made without jax; and settings for them."""
+"""Run directories, shards, logs and a Hub cache on disk, created without jax; and settings for them."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def write(path: Path, size: int = 1000, *, age_h: float = 0.0, content: bytes | 
 
 
 def aged(path: Path, age_h: float) -> Path:
-    """The file or the whole folder, last written and read so long ago."""
+    """Sets when a file or folder was last written and read."""
     for each in [*path.rglob("*"), path] if path.is_dir() else [path]:
         then = time.time() - age_h * HOUR
         os.utime(each, (then, then), follow_symlinks=False)
@@ -27,7 +27,7 @@ def aged(path: Path, age_h: float) -> Path:
 
 
 def checkpoint(run: Path, step: int, size: int = 3000, *, age_h: float = 10.0, name: str | None = None) -> Path:
-    """A whole checkpoint: the commit marker is written last, in a folder that is then renamed, as Orbax does."""
+    """A complete checkpoint: the commit marker is written last, in a folder that is then renamed, as by Orbax."""
     final = run / "checkpoints" / (name or f"step_{step:08d}")
     unfinished = final.with_name(f"{final.name}.orbax-checkpoint-tmp")
     for part in ("params", "ema", "opt_state"):

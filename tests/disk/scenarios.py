@@ -1,14 +1,14 @@
-"""Random scenarios on a small real disk: a trainer, a reader and the watchdog, each killed at random moments.
+"""Random scenarios on a small real disk: a trainer, a reader and the watchdog, each killed at random times.
 
     python -m tests.disk.scenarios --first 0 --count 40 --work FOLDER
 
-The disk is a tmpfs of 8 MB below FOLDER (a faked statvfs where none can be mounted; the result says which). Each
-scenario is forked processes of this one, which never imports jax. The trainer really writes checkpoints, shards and
-logs, makes room before it saves, reads back what it wrote under leases, waits when it is asked to, and lays traps:
-symlinks with the names of what may go, a folder that turns into a symlink while a pass is in it. What must stay is
-noted in a ledger on another disk, and looked for in the end.
+The disk is a tmpfs of 8 MB below FOLDER (a faked statvfs if none can be mounted; the result says which). The actors of
+a scenario are forks of this process, which never imports jax. The trainer writes checkpoints, shards and logs, frees
+space before it saves, reads back its files under leases, waits when asked to, and creates traps: symlinks with names
+that may be deleted, a folder that becomes a symlink during a pass. Files that must be kept are recorded in a ledger on
+another disk, and checked at the end.
 
-Prints one JSON object: scenarios, what was broken, and how often things happened that the proof needs to have happened.
+Prints one JSON object: scenarios, violations, and how often the events required for the proof occurred.
 """
 
 import argparse
@@ -48,7 +48,7 @@ LONGEST_S = 20.0
 
 
 class Ledger:
-    """What happened, one JSON line each, on a disk that is not the one under test."""
+    """A log of events, one JSON line each, on a disk that is not under test."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -122,7 +122,7 @@ class Scene:
             self.needed(write(self.precious / "ballast", max(ballast, 0)))
 
     def undo_swap(self) -> None:
-        """What a trainer that was killed inside `swap` left."""
+        """Removes leftovers of a trainer that was killed inside `swap`."""
         folder, aside = self.disk / "logs" / "sub", self.disk / "logs" / "aside"
         if folder.is_symlink():
             folder.unlink()
@@ -144,13 +144,13 @@ def digest(path: Path) -> str:
 
 
 def contents(folder: Path) -> str:
-    """One digest of all files below a folder; FileNotFoundError where any goes away meanwhile."""
+    """One digest of all files below a folder; FileNotFoundError if any disappears meanwhile."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and ".leases" not in path.parts)
     return hashlib.sha256(" ".join(f"{path.name} {digest(path)}" for path in files).encode()).hexdigest()
 
 
 class Trainer:
-    """Saves, logs, fetches, reads; `round` seeds it anew each time it is started."""
+    """Saves, logs, fetches and reads; `round` is part of the seed at each start."""
 
     def __init__(self, scene: Scene, round_: int):
         self.scene, self.ledger, self.draw = scene, scene.ledger, random.Random(f"{scene.number} {round_}")
@@ -165,7 +165,7 @@ class Trainer:
                 self.ledger.note("act")
 
     def resume(self) -> None:
-        """The newest whole checkpoint is there and as it was written; it counts as verified from here on."""
+        """Checks that the newest complete checkpoint is unchanged; it counts as verified from now on."""
         for path in (self.scene.run / "checkpoints").glob("*.orbax-checkpoint-tmp"):
             shutil.rmtree(path, ignore_errors=True)
         committed = dict(self.ledger.of("saved"))
@@ -230,7 +230,7 @@ class Trainer:
         self.ledger.note("leased read")
 
     def swap(self) -> None:
-        """A folder in a root becomes a symlink to what is precious, and a folder again."""
+        """A folder in a root becomes a symlink to protected files, and a folder again."""
         folder, aside = self.scene.disk / "logs" / "sub", self.scene.disk / "logs" / "aside"
         for _ in range(self.draw.randrange(1, 30)):
             folder.rename(aside)
@@ -269,7 +269,7 @@ def watch(scene: Scene, round_: int) -> None:
 
 @contextmanager
 def forked(scene: Scene, play: Callable[[], None]) -> Iterator[int]:
-    """A process that plays until it is killed; an exception of its own breaks the scenario."""
+    """A process that acts until it is killed; an exception in it is a violation."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -285,7 +285,7 @@ def forked(scene: Scene, play: Callable[[], None]) -> Iterator[int]:
 
 
 def play(scene: Scene) -> None:
-    """Three actors; one after the other is killed and started anew, until enough has been done."""
+    """Three actors, which are killed and restarted in turn until enough has been done."""
     actors = [
         lambda round_: Trainer(scene, round_).play(),
         lambda round_: watch(scene, round_),
@@ -309,7 +309,7 @@ def play(scene: Scene) -> None:
 
 
 def settle(scene: Scene) -> None:
-    """After the play, in a process of its own: passes until nothing changes; then all is looked at."""
+    """After the scenario, in a subprocess: runs passes until nothing changes, then checks everything."""
     scene.undo_swap()
     dog = Watchdog(scene.settings)
     for _ in range(500):
@@ -322,7 +322,7 @@ def settle(scene: Scene) -> None:
 
 
 def check_room(scene: Scene) -> None:
-    """The disk is not full where that could be helped: there is room, or nothing is left that may go."""
+    """The disk is full only if nothing more can be deleted."""
     space = measure(scene.disk)
     if not Goal(scene.settings.limits).too_full(space):
         return
@@ -356,7 +356,7 @@ def check_kept(scene: Scene) -> None:
 
 
 def check_request(scene: Scene, dog: Watchdog) -> None:
-    """A trainer is asked to wait exactly where the disk is nearly full."""
+    """Trainers are asked to wait exactly when the disk is nearly full."""
     pause.withdraw(scene.run)
     filler = scene.disk / "filler"
     space = measure(scene.disk)
@@ -373,7 +373,7 @@ def check_request(scene: Scene, dog: Watchdog) -> None:
 
 @contextmanager
 def small_disk(folder: Path) -> Iterator[str]:
-    """A tmpfs of DISK_BYTES there or, where none can be mounted, a folder that passes for one; says which."""
+    """Mounts a tmpfs of DISK_BYTES or, if that fails, uses a folder in its place; says which."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
     if shutil.which("mount") and subprocess.run(command, capture_output=True, check=False).returncode == 0:

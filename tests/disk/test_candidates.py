@@ -1,4 +1,4 @@
-"""What may go: what nobody needs, in order; and never what is needed."""
+"""Candidates for deletion: everything unneeded, in order; never anything needed."""
 
 import os
 import time
@@ -16,7 +16,7 @@ from tests.disk.layout import aged, checkpoint, hub_revision, run_dir, steps, wr
 
 
 def listed(*roots: Root, count: int = 1000) -> list[str]:
-    """Names of what may go from these roots, in order; a partial file's with the reason's first word."""
+    """Names of the candidates in these roots, in order; for partial files with the first word of the reason."""
     with ExitStack() as stack:
         targets = [target for root in roots if (target := open_target(root, stack))]
         return [candidate.path.name for candidate in candidates(targets, scan.open_files(), count)]
@@ -54,7 +54,7 @@ def test_a_partial_folder_is_as_young_as_the_newest_file_in_it(tmp_path):
     assert listed(root) == []
 
 
-def test_what_a_killed_pass_left_goes_at_once(tmp_path):
+def test_leftovers_of_a_killed_pass_are_deleted_immediately(tmp_path):
     write(tmp_path / ".watchdog-12-3.trash" / "data")
     for kind in ("partial", "shards", "logs"):
         assert listed(Root(kind=kind, path=tmp_path)) == [".watchdog-12-3.trash"]
@@ -102,7 +102,7 @@ def test_checkpoints_beyond_the_newest_ones_go(tmp_path):
     assert checkpoints_listed(run, min_age_hours=998.5) == [1]
 
 
-def test_runs_below_a_folder_are_found_and_what_is_reached_through_a_symlink_is_not(tmp_path):
+def test_runs_below_a_folder_are_found_except_through_symlinks(tmp_path):
     run_dir(tmp_path / "runs" / "one", 1, 2, keep_last=1)
     run_dir(tmp_path / "elsewhere", 3, 4, keep_last=1)
     (tmp_path / "runs" / "link").symlink_to(tmp_path / "elsewhere")
@@ -111,13 +111,13 @@ def test_runs_below_a_folder_are_found_and_what_is_reached_through_a_symlink_is_
     assert checkpoints_listed(tmp_path / "runs") == [1]
 
 
-def test_every_nth_checkpoint_stays_whether_the_run_or_the_file_says_so(tmp_path):
+def test_every_nth_checkpoint_is_kept_if_the_run_or_the_file_says_so(tmp_path):
     run = run_dir(tmp_path / "run", *range(1, 11), keep_last=1, keep_every=4)
     assert checkpoints_listed(run) == [1, 2, 3, 5, 6, 7, 9]
     assert checkpoints_listed(run, keep_every=3) == [1, 2, 5, 7]
 
 
-def test_the_newest_whole_checkpoint_and_all_that_is_newer_stay(tmp_path):
+def test_the_newest_complete_checkpoint_and_newer_ones_are_kept(tmp_path):
     run = run_dir(tmp_path / "run", 1, 2, 3, 4, keep_last=1)
     (run / "checkpoints" / "step_00000004" / "commit_success.txt").unlink()
     (run / "checkpoints" / "step_00000003" / "meta" / "metadata").write_text("{")
@@ -127,14 +127,14 @@ def test_the_newest_whole_checkpoint_and_all_that_is_newer_stay(tmp_path):
 
 
 @pytest.mark.parametrize("part", ["params/manifest.ocdbt", "opt_state/_METADATA", "commit_success.txt"])
-def test_a_checkpoint_that_lacks_a_part_or_has_an_empty_one_is_not_whole(tmp_path, part):
+def test_a_checkpoint_with_a_missing_or_empty_part_is_incomplete(tmp_path, part):
     run = run_dir(tmp_path / "run", 1, 2, keep_last=1)
     assert checkpoints_listed(run) == [1]
     (run / "checkpoints" / "step_00000002" / part).write_bytes(b"")
     assert checkpoints_listed(run) == []
 
 
-def test_the_newest_verified_checkpoint_stays(tmp_path):
+def test_the_newest_verified_checkpoint_is_kept(tmp_path):
     run = run_dir(tmp_path / "run", 1, 2, 3, 4, keep_last=1)
     note_verified(run, 2)
     assert checkpoints_listed(run) == [1, 3]
@@ -142,7 +142,7 @@ def test_the_newest_verified_checkpoint_stays(tmp_path):
     assert checkpoints_listed(run) == [1, 2]
 
 
-def test_what_a_run_came_to_need_since_it_was_found_stays(tmp_path):
+def test_a_checkpoint_that_became_needed_since_it_was_found_is_kept(tmp_path):
     run = run_dir(tmp_path / "run", 1, 2, 3, keep_last=1)
     write(run / "x.tmp", age_h=5)
     with ExitStack() as stack:
@@ -160,13 +160,13 @@ def test_what_a_run_came_to_need_since_it_was_found_stays(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", '{"run": {}}', '{"run": {"keep_last": "2", "keep_every": 0}}'])
-def test_all_stay_where_the_run_does_not_say_what_it_keeps(tmp_path, content):
+def test_all_checkpoints_are_kept_if_the_configuration_of_the_run_is_unreadable(tmp_path, content):
     run = run_dir(tmp_path / "run", 1, 2, 3, keep_last=1)
     (run / "config.json").unlink() if content is None else (run / "config.json").write_text(content)
     assert checkpoints_listed(run, keep_last=1) == []
 
 
-def test_where_no_checkpoint_is_whole_all_stay_even_those_that_could_not_be_read(tmp_path):
+def test_all_checkpoints_are_kept_if_none_is_complete_even_unreadable_ones(tmp_path):
     run = run_dir(tmp_path / "run", 1, keep_last=1)
     broken = checkpoint(run, 1, name="step_00000001.broken")
     rule = Root(kind="runs", path=run)
@@ -175,7 +175,7 @@ def test_where_no_checkpoint_is_whole_all_stay_even_those_that_could_not_be_read
     assert listed(rule) == []
 
 
-def test_what_a_run_writes_is_not_stale_while_its_process_lives(tmp_path):
+def test_files_of_a_run_are_not_stale_while_its_process_lives(tmp_path):
     run = run_dir(tmp_path / "run", 1)
     half = ["checkpoints/step_2.orbax-checkpoint-tmp/params/d", "samples/.step_00000001.partial/a.wav", "x.tmp"]
     for name in half:

@@ -1,4 +1,4 @@
-"""Logs that may take only so much, though the disk has room."""
+"""Logs with a size limit, even if the disk has space."""
 
 import os
 import threading
@@ -40,13 +40,13 @@ def test_logs_beyond_their_cap_go_oldest_first_however_young(tmp_path):
     assert pass_over(capped(tmp_path / "logs", 2.5)) == []
 
 
-def test_without_a_cap_young_logs_of_a_roomy_disk_stay(tmp_path):
+def test_without_a_limit_recent_logs_are_kept_if_the_disk_has_space(tmp_path):
     write(tmp_path / "logs" / "a.log", 3 * MIB)
     assert pass_over(capped(tmp_path / "logs", 0)) == []
 
 
 @pytest.mark.parametrize("mode", ["ab", "r+b"])  # r+b: without O_APPEND a cut file would grow back to its length
-def test_a_log_that_is_being_written_loses_its_beginning_and_its_writer_nothing(tmp_path, mode):
+def test_the_beginning_of_an_open_log_is_freed_without_affecting_its_writer(tmp_path, mode):
     path = write(tmp_path / "logs" / "libtpu.INFO", content=b"a" * 4 * MIB)
     old = write(tmp_path / "logs" / "old.log", MIB)
     with path.open(mode, buffering=0) as writer:
@@ -61,7 +61,7 @@ def test_a_log_that_is_being_written_loses_its_beginning_and_its_writer_nothing(
     assert taken(path) <= 3 * MIB + 8192
 
 
-def test_the_end_of_an_open_log_stays_even_beyond_the_cap_and_holes_are_not_dug_twice(tmp_path):
+def test_the_end_of_an_open_log_is_kept_even_beyond_the_limit_and_holes_are_not_punched_twice(tmp_path):
     path = write(tmp_path / "logs" / "a.log", 4 * MIB)
     with path.open("ab", buffering=0) as writer:
         [action] = pass_over(capped(tmp_path / "logs", 0.1))
@@ -72,7 +72,7 @@ def test_the_end_of_an_open_log_stays_even_beyond_the_cap_and_holes_are_not_dug_
         assert action.freed_bytes == 2 * MIB and path.stat().st_size == 6 * MIB
 
 
-def test_what_one_open_log_keeps_the_next_has_to_give(tmp_path):
+def test_if_one_open_log_cannot_shrink_the_next_one_does(tmp_path):
     sizes = {"a": 4 * MIB, "b": 5 * MIB, "small": MIB // 2}
     paths = [write(tmp_path / "logs" / f"{name}.log", size) for name, size in sizes.items()]
     with paths[0].open("ab"), paths[1].open("ab"), paths[2].open("ab"):
@@ -96,7 +96,7 @@ def test_a_pass_waits_for_another_over_the_same_logs(tmp_path):
     assert action.freed_bytes == 3 * MIB
 
 
-def test_leased_logs_and_what_lies_behind_links_keep_their_bytes(tmp_path):
+def test_leased_logs_and_files_behind_links_are_not_freed(tmp_path):
     elsewhere = write(tmp_path / "elsewhere.log", 3 * MIB)
     leased = write(tmp_path / "logs" / "leased.log", 3 * MIB)
     (tmp_path / "logs" / "link.log").symlink_to(elsewhere)

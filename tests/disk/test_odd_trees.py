@@ -1,4 +1,4 @@
-"""Mounts below roots, deep trees, odd small files, half-written checkpoints: what must stay stays whole."""
+"""Mounts below roots, deep trees, unusual files, partial checkpoints: needed files are kept."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def bind_mount(source, target):
 
 
 def cleaned(*roots, **limits):
-    """What a pass deletes."""
+    """The deletions of a pass."""
     return [action.path for action in Watchdog(settings(*roots, **limits)).run_pass()]
 
 
@@ -48,7 +48,7 @@ def test_nothing_below_a_bind_mount_of_the_same_filesystem_is_deleted(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
-def test_a_tree_with_a_mount_inside_is_left_whole_with_a_warning(tmp_path, caplog, kind):
+def test_a_tree_containing_a_mount_is_kept_with_a_warning(tmp_path, caplog, kind):
     root = tmp_path / "staging"
     outside = write(tmp_path / "outside" / "data", age_h=900)
     inside = write(root / "half.partial" / "b" / "data", age_h=900)
@@ -131,7 +131,7 @@ def test_a_lease_with_an_odd_process_id_counts_while_it_is_fresh(tmp_path, pid):
     assert cleaned(Root(kind="logs", path=tmp_path)) == [log]
 
 
-def test_what_goes_wrong_in_one_run_is_logged_and_the_rest_is_cleaned(tmp_path, monkeypatch, caplog):
+def test_an_error_in_one_run_is_logged_and_the_rest_is_cleaned(tmp_path, monkeypatch, caplog):
     bad, good = (run_dir(tmp_path / "runs" / name, 1, 2, 3, keep_last=1) for name in ("bad", "good"))
     log = write(tmp_path / "logs" / "old.log", age_h=900)
     real = runs.old_checkpoints
@@ -148,14 +148,14 @@ def test_what_goes_wrong_in_one_run_is_logged_and_the_rest_is_cleaned(tmp_path, 
     assert f"{bad}: skipped: RecursionError: maximum depth" in caplog.text
 
 
-def test_a_partial_file_with_two_names_stays(tmp_path):
+def test_a_partial_file_with_two_names_is_kept(tmp_path):
     half = write(tmp_path / "a.partial", age_h=900)
     os.link(half, tmp_path / "b.partial")
     assert cleaned(Root(kind="partial", path=tmp_path)) == []
 
 
 @pytest.mark.parametrize("below", ["", "run", "run/checkpoints"])
-def test_a_half_written_checkpoint_of_a_living_trainer_stays_whatever_its_age(tmp_path, below):
+def test_a_partial_checkpoint_of_a_live_trainer_is_kept_regardless_of_age(tmp_path, below):
     run = run_dir(tmp_path / "run", 1)
     half = run / "checkpoints" / "step_00000002.orbax-checkpoint-tmp"
     write(half / "params" / "d" / "data", age_h=5000)

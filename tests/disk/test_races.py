@@ -19,7 +19,7 @@ KEPT = 2
 
 
 def rename_things(logs, outside, stop):
-    """Folders of logs change names, go, come back, and turn into links to what must never be touched."""
+    """Folders of logs are renamed, deleted, recreated, and replaced by links to protected files."""
     rng = random.Random(0)
     while not stop.is_set():
         first, second = rng.sample("abcd", 2)

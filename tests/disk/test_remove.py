@@ -1,4 +1,4 @@
-"""What goes is what was found: not through a symlink, not what took its name, not what somebody reads."""
+"""Only found targets are deleted: not through symlinks, not replacements, not files in use."""
 
 import os
 from pathlib import Path
@@ -38,7 +38,7 @@ both = pytest.mark.parametrize("is_folder", [True, False])
 
 
 @both
-def test_what_was_found_goes(root, is_folder):
+def test_a_found_target_is_deleted(root, is_folder):
     path = thing(root.path / "sub" / "thing", is_folder)
     write(root.path / "sub" / "other")
     assert root.remove(found(root, path)) > 0
@@ -46,7 +46,7 @@ def test_what_was_found_goes(root, is_folder):
 
 
 @both
-def test_another_thing_of_that_name_stays(root, is_folder):
+def test_a_replacement_of_the_same_name_is_kept(root, is_folder):
     path = thing(root.path / "thing", is_folder)
     was = found(root, path)
     path.rename(root.path / "old")
@@ -57,8 +57,8 @@ def test_another_thing_of_that_name_stays(root, is_folder):
 
 
 @both
-def test_a_thing_that_takes_the_name_at_the_last_moment_stays(root, is_folder, monkeypatch):
-    """Between the last look at a name and the deletion lies a moment in which a log is rotated."""
+def test_a_replacement_at_the_last_moment_is_kept(root, is_folder, monkeypatch):
+    """A log is rotated between the last check of a name and the deletion."""
     path = thing(root.path / "thing", is_folder)
     was = found(root, path)
     really = os.rename
@@ -76,7 +76,7 @@ def test_a_thing_that_takes_the_name_at_the_last_moment_stays(root, is_folder, m
 
 
 @both
-def test_what_is_leased_stays(root, is_folder):
+def test_a_leased_target_is_kept(root, is_folder):
     path = thing(root.path / "thing", is_folder)
     was = found(root, path)
     with lease(path), pytest.raises(KeptError, match="leased"):
@@ -86,7 +86,7 @@ def test_what_is_leased_stays(root, is_folder):
 
 
 @both
-def test_what_is_leased_by_the_lock_alone_stays(root, is_folder):
+def test_a_target_leased_only_by_a_lock_is_kept(root, is_folder):
     path = thing(root.path / "thing", is_folder)
     (root.path / ".leases").touch()  # no record can be written
     was = found(root, path)
@@ -95,7 +95,7 @@ def test_what_is_leased_by_the_lock_alone_stays(root, is_folder):
     assert path.exists()
 
 
-def test_what_lies_in_a_leased_folder_stays(root):
+def test_a_target_in_a_leased_folder_is_kept(root):
     path = write(root.path / "a" / "b" / "thing")
     was = found(root, path)
     for folder in (root.path, root.path / "a", root.path / "a" / "b"):
@@ -106,7 +106,7 @@ def test_what_lies_in_a_leased_folder_stays(root):
 
 
 @pytest.mark.parametrize("inner", ["a", "a/data"])
-def test_a_folder_stays_while_something_in_it_is_leased(root, inner):
+def test_a_folder_containing_a_lease_is_kept(root, inner):
     path = thing(root.path / "thing", True)
     was = found(root, path)
     with lease(path / inner), pytest.raises(KeptError, match=r"leased|written again"):
@@ -118,7 +118,7 @@ def test_a_folder_stays_while_something_in_it_is_leased(root, inner):
         root.remove(was)
 
 
-def test_a_folder_comes_back_when_something_in_it_was_leased_at_the_last_moment(root, monkeypatch):
+def test_a_folder_is_restored_if_something_in_it_was_leased_at_the_last_moment(root, monkeypatch):
     path = thing(root.path / "thing", True)
     (path / "a" / ".leases").touch()
     was = found(root, path)
@@ -138,7 +138,7 @@ def test_a_folder_comes_back_when_something_in_it_was_leased_at_the_last_moment(
 
 
 @both
-def test_what_is_written_again_stays(root, is_folder):
+def test_a_target_that_is_written_again_is_kept(root, is_folder):
     path = thing(root.path / "thing", is_folder)
     was = found(root, path)
     (path / "a" / "data" if is_folder else path).write_bytes(b"new")
@@ -147,7 +147,7 @@ def test_what_is_written_again_stays(root, is_folder):
     assert path.exists()
 
 
-def test_a_folder_stays_while_a_file_in_it_is_open(root):
+def test_a_folder_with_an_open_file_is_kept(root):
     path = thing(root.path / "thing", True)
     with (path / "a" / "data").open("rb"):
         was, in_use = found(root, path), scan.open_files()
@@ -177,7 +177,7 @@ def test_a_thing_that_became_a_symlink_is_left_and_so_is_its_target(root, tmp_pa
     assert target.exists() and path.is_symlink()
 
 
-def test_the_target_of_a_link_in_a_deleted_folder_stays(root, tmp_path):
+def test_the_target_of_a_link_in_a_deleted_folder_is_kept(root, tmp_path):
     outside = write(tmp_path / "outside" / "precious")
     path = thing(root.path / "thing", True)
     (path / "files").symlink_to(outside.parent)
@@ -196,7 +196,7 @@ def test_a_root_that_is_moved_away_is_still_the_folder_that_was_scanned(root, tm
 
 
 @both
-def test_what_is_needed_by_the_time_it_is_locked_stays(root, is_folder):
+def test_a_target_that_is_needed_when_it_is_locked_is_kept(root, is_folder):
     path = thing(root.path / "thing", is_folder)
     with pytest.raises(KeptError, match="is needed again"):
         root.remove(found(root, path), frozenset(), lambda: False)

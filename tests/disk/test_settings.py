@@ -1,4 +1,4 @@
-"""The watchdog's file: what it says, and what it must not say."""
+"""The watchdog's configuration file: valid and invalid contents."""
 
 import os
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_the_example_in_the_docs_is_read_and_shows_every_key():
     assert [key for key in keys if f"{key} = " not in text] == []
 
 
-def test_limits_are_the_defaults_where_the_file_says_nothing(tmp_path):
+def test_limits_default_if_missing_in_the_file(tmp_path):
     found = load(tmp_path, f'[[root]]\nkind = "logs"\npath = "{tmp_path}/logs"\n')
     assert (found.limits.start, found.limits.stop, found.limits.pause) == (0.85, 0.75, 0.97)
     assert "*.log" in found.roots[0].patterns
@@ -76,7 +76,7 @@ def test_the_folders_above_the_home_folder_are_refused(monkeypatch, tmp_path):
     assert Root(kind="logs", path=home / "logs").path == home / "logs"
 
 
-def test_a_symlink_is_refused_as_a_root_and_so_is_what_lies_behind_one(tmp_path):
+def test_symlinks_and_folders_behind_them_are_rejected_as_roots(tmp_path):
     (tmp_path / "real" / "logs").mkdir(parents=True)
     os.symlink(tmp_path / "real", tmp_path / "link")
     for place in (tmp_path / "link", tmp_path / "link" / "logs"):

@@ -1,4 +1,4 @@
-"""Passes: when they start and stop, what they say, and what they ask of trainers; on a disk that a test can fill."""
+"""Passes: start, end, output and requests to trainers; on a disk that a test can fill."""
 
 import json
 import logging
@@ -53,7 +53,7 @@ def lines(run, kind="watchdog."):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def test_space_is_what_df_says(tmp_path):
+def test_space_equals_df(tmp_path):
     said = subprocess.run(["df", "--output=pcent,avail", "-B1", tmp_path], capture_output=True, text=True, check=True)
     percent, free = said.stdout.split()[-2:]
     found = measure(tmp_path)
@@ -78,7 +78,7 @@ def test_cleaning_starts_at_85_percent_and_stops_at_75(disk):
     assert Watchdog(rules).run_pass() == []
 
 
-def test_a_pass_that_its_cap_ends_goes_on_the_next_time_until_75_percent(disk):
+def test_a_pass_ended_by_its_limit_continues_next_time_until_75_percent(disk):
     rules = settings(logs(disk), start=0.85, stop=0.75, max_files_per_pass=1)
     dog = Watchdog(rules)
     assert [[action.path.name for action in dog.run_pass()] for _ in range(4)] == [["0.log"], ["1.log"], ["2.log"], []]
@@ -103,7 +103,7 @@ def test_too_few_free_bytes_or_inodes_start_it_too(disk, least):
     assert len(Watchdog(rules).run_pass()) == 1 + (least.get("min_free_inodes", 0) > 0)
 
 
-def test_room_for_a_save_is_made_before_it_in_as_many_passes_as_it_takes(disk):
+def test_space_for_a_save_is_freed_in_as_many_passes_as_needed(disk):
     rules = settings(logs(disk, 5), start=0.85, stop=0.75, max_files_per_pass=1)
     make_space(rules, disk, 4 * DISK // 10)
     assert len(list((disk / "logs").iterdir())) == 5
@@ -111,7 +111,7 @@ def test_room_for_a_save_is_made_before_it_in_as_many_passes_as_it_takes(disk):
     assert len(list((disk / "logs").iterdir())) == 3
 
 
-def test_a_dry_run_says_what_would_go_now_and_what_later_and_deletes_nothing(disk):
+def test_a_dry_run_lists_deletions_now_and_later_and_deletes_nothing(disk):
     rules = settings(logs(disk, 9), start=0.85, stop=0.75)
     found = Watchdog(rules, dry_run=True).run_pass()
     assert [(action.path.name, action.now) for action in found] == [(f"{n}.log", n < 2) for n in range(9)]
@@ -157,7 +157,7 @@ def test_the_names_in_its_lines_are_listed_with_the_metrics(disk):
     assert set(line) - {"time", "step", "process", "message"} <= set(metrics.METRICS)
 
 
-def test_at_97_percent_the_trainers_are_asked_to_wait_and_told_when_it_is_over(disk, caplog):
+def test_at_97_percent_trainers_are_asked_to_wait_until_there_is_space(disk, caplog):
     run, idle = run_dir(disk / "runs" / "run", 1), run_dir(disk / "runs" / "idle", 1)
     filler = write(disk / "data", int(0.975 * DISK))
     dog = Watchdog(settings(Root(kind="runs", path=disk / "runs"), start=0.85, stop=0.75))
@@ -198,7 +198,7 @@ def test_hosts_that_share_a_run_directory_do_not_touch_each_others_requests(disk
         assert pause.asked(run) == own
 
 
-def test_a_request_that_had_no_room_for_its_words_is_one(disk):
+def test_an_empty_pause_file_counts_as_a_request(disk):
     run = run_dir(disk / "run", 1)
     write(disk / "data", int(0.96 * DISK))
     pause.request_path(run).touch()
@@ -222,7 +222,7 @@ def test_hub_revisions_are_deleted_by_the_hub_itself_and_stay_while_they_are_rea
     assert len(Watchdog(rules).run_pass()) == 3
 
 
-def test_a_hub_revision_that_was_read_since_it_was_found_stays(tmp_path, monkeypatch):
+def test_a_hub_revision_that_was_read_since_it_was_found_is_kept(tmp_path, monkeypatch):
     snapshot = hub_revision(tmp_path, "org/model", "a" * 40, {"w": b"weights"}, age_h=500)
     rule = Root(kind="hub", path=tmp_path)
     found = hub.unused_revisions
@@ -242,7 +242,7 @@ def test_a_root_that_this_host_does_not_have_is_passed_over(disk):
     assert len(Watchdog(rules).run_pass()) == 1
 
 
-def test_what_cannot_be_deleted_does_not_end_the_pass(disk, monkeypatch):
+def test_a_failed_deletion_does_not_end_the_pass(disk, monkeypatch):
     rules = settings(logs(disk, 3))
     really = candidates.OpenRoot.remove
 
@@ -286,7 +286,7 @@ def test_a_wrong_call_is_one_line(capsys, arguments, code, said):
     assert err.startswith("echotts: ") and said in err and err.count("\n") == 1
 
 
-def test_the_script_watches_until_it_is_told_to_stop_and_never_imports_jax(tmp_path):
+def test_the_script_runs_until_stopped_and_never_imports_jax(tmp_path):
     path = config(
         tmp_path, "start = 0.000001\nstop = 0.000001\nmin_free_gib = 0\nmin_free_inodes = 0\ninterval_s = 0.05"
     )

@@ -26,27 +26,27 @@ def sentence() -> tuple[np.ndarray, int]:
     return load_teacher("kokoro").say(README, "jf_gongitsune", 1.0)
 
 
-def test_whisper_base_put_together_from_its_wheels_hears_a_sentence_word_for_word(sentence) -> None:
+def test_whisper_base_joined_from_its_wheels_transcribes_a_sentence_exactly(sentence) -> None:
     recogniser = load_recogniser("base")
     heard = recogniser.normalise(recogniser.recognise(*sentence))
     assert heard == recogniser.normalise(README) == "hello this is a test of the echo text to speech system"
 
 
-def test_whisper_hears_the_same_twice_at_any_level_and_rate(tiny: Whisper, sentence) -> None:
+def test_whisper_is_deterministic_and_independent_of_level_and_rate(tiny: Whisper, sentence) -> None:
     samples, rate = sentence
     first = tiny.recognise(samples, rate)
     assert tiny.recognise(samples, rate) == first
     assert tiny.normalise(tiny.recognise(0.1 * np.repeat(samples, 2), 2 * rate)) == tiny.normalise(first)
 
 
-def test_digits_heard_by_whisper_are_compared_digit_by_digit(tiny: Whisper) -> None:
+def test_digits_transcribed_by_whisper_are_compared_digit_by_digit(tiny: Whisper) -> None:
     clips = [clip for clip in read_clips(corpus_path(), "heldout", 8) if clip.speaker == "us"]
     found = [count_errors(tiny.normalise(c.text), tiny.normalise(tiny.recognise(c.samples, RATE_HZ))) for c in clips]
     assert sum(one.words for one in found) == sum(len(clip.text.split()) for clip in clips)
     assert sum(one.words_wrong for one in found) <= 0.3 * sum(one.words for one in found)
 
 
-def test_noise_and_nothing_are_not_heard_as_the_sentence(tiny: Whisper) -> None:
+def test_noise_and_silence_are_not_transcribed_as_the_sentence(tiny: Whisper) -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(3 * RATE_HZ).astype(np.float32)
     wrong = count_errors(tiny.normalise(README), tiny.normalise(tiny.recognise(noise, RATE_HZ)))
     assert wrong.words_wrong >= 0.9 * wrong.words
@@ -68,7 +68,7 @@ def test_texts_that_differ_only_in_spelling_are_equal(tiny: Whisper, one: str, o
     assert not re.search(r"[\d.,!?-]", tiny.normalise(one))
 
 
-def test_digits_refuse_a_text_with_other_words_before_anything_is_heard() -> None:
+def test_the_digits_recogniser_rejects_other_words_before_recognition() -> None:
     with pytest.raises(ValueError, match=r"has 'hello': pocketsphinx recognises digits only .*--asr base"):
         Digits().normalise("one hello")
 

@@ -41,7 +41,7 @@ def test_the_built_in_corpus_has_texts_of_one_to_seven_digits_and_no_held_out_pa
     assert not texts["reference"].keys() & (texts["train"] | texts["heldout"]).keys()
 
 
-def test_a_table_gives_each_clip_another_of_its_speaker_and_knows_the_voices_by_the_rest(tmp_path):
+def test_a_table_gives_each_clip_a_reference_of_its_speaker_and_known_voices_from_the_rest(tmp_path):
     rows = []
     for number in range(12):
         write(tmp_path / f"{number}.wav", number / 100)

@@ -34,7 +34,7 @@ def test_recordings_are_recognised_nearly_without_error(recogniser, clips):
     assert errors(recogniser, clips, lambda samples: samples) <= 0.05 * sum(len(clip.text.split()) for clip in clips)
 
 
-def test_recordings_of_one_and_two_digits_are_heard_too(recogniser):
+def test_recordings_of_one_and_two_digits_are_also_recognised(recogniser):
     short = [clip for clip in read_clips(corpus_path(), "heldout") if len(clip.text.split()) <= 2]
     assert errors(recogniser, short, lambda samples: samples) <= 0.05 * sum(len(clip.text.split()) for clip in short)
 

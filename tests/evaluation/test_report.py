@@ -26,7 +26,7 @@ TASKS = [task(0, "one two three", "us"), task(1, "four five six seven", "f2"), t
 
 
 class FakeEvaluator(report.Evaluator):
-    """Hears what the table says a recording of this level holds; anything else is nothing."""
+    """A recogniser that returns the text in the table for a recording's level; else nothing."""
 
     voices = ("us", "f2")  # pyright: ignore[reportAssignmentType]
 
@@ -81,7 +81,7 @@ def test_texts_of_one_and_two_words_have_a_row_of_their_own_where_there_are_long
     assert [one["word_error_rate"] for one in kept] == [round(1 / 12, 4), 0.5]
 
 
-def test_characters_tell_a_near_miss_from_another_word():
+def test_character_errors_distinguish_a_near_miss_from_another_word():
     near = report.count_errors("eight nine", "eighty nine")
     assert (near.words_wrong, near.words, near.characters_wrong, near.characters) == (1, 2, 1, 10)
 
@@ -113,7 +113,7 @@ def test_a_recording_that_is_the_reference_itself_has_no_similarity():
     assert scores["demo"].similarity == 1.0
 
 
-def test_a_voice_that_is_not_known_is_said():
+def test_an_unknown_voice_is_an_error():
     with pytest.raises(ValueError, match="clip_9: the voice 'new' has no enrolment clip"):
         report.measure({"demo": []}, [], [task(9, "one", "new")], FakeEvaluator())
 

@@ -1,4 +1,4 @@
-"""Speaker embeddings: Resemblyzer's own figures, and voices told apart."""
+"""Speaker embeddings: Resemblyzer's values, and distinct voices."""
 
 import importlib.util
 import pickle
@@ -64,7 +64,7 @@ def test_another_weights_file_is_refused_before_it_is_unpickled(tmp_path):
         VoiceEncoder(path)
 
 
-def test_weights_that_ask_for_code_are_refused_by_name(tmp_path, monkeypatch):
+def test_weights_that_reference_code_are_rejected_naming_it(tmp_path, monkeypatch):
     path = tmp_path / "pretrained.pt"
     path.write_bytes(pickle.dumps(print))
     monkeypatch.setattr(voices, "sha256_file", lambda _: voices.WEIGHTS_SHA256)

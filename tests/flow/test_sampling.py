@@ -19,7 +19,7 @@ from tests.blockdit_golden import Golden, assert_golden
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearVelocity:
-    """A velocity that can be checked by hand: 10 for visible text, 100 for a visible speaker, t, and x itself."""
+    """A simple velocity: 10 for visible text, 100 for a visible speaker, t, and x itself."""
 
     own: Any
     traces: ClassVar[list[int]] = []  # rows of every traced call
@@ -46,7 +46,7 @@ def some_conditions(rows: int = 2) -> Conditions:
 
 
 def numpy_euler(noise: Any, config: SamplerConfig) -> np.ndarray:
-    """What `sample` must give with LinearVelocity(0.5), row by row, in float64."""
+    """The expected result of `sample` with LinearVelocity(0.5), row by row, in float64."""
     x = np.asarray(noise, np.float64) * config.truncation
     low, high = config.guided
     before, width = np.zeros_like(x), None

@@ -1,4 +1,4 @@
-"""A pod of two workers behind a fake gcloud: its worker scripts really run, each in a home folder of its own."""
+"""A pod of two workers behind a fake gcloud, which runs the real worker scripts, each in its own home folder."""
 
 import contextlib
 import fcntl
@@ -122,7 +122,7 @@ class World:
         return said + complained
 
     def start(self, *arguments: str, program: str = "tpu.py") -> subprocess.Popen[str]:
-        """A verb in a process of its own."""
+        """Runs a verb in a subprocess."""
         return subprocess.Popen(
             [sys.executable, "-S", *self._words(program, arguments)],
             stdin=subprocess.DEVNULL,
@@ -148,7 +148,7 @@ class World:
         }
 
     def command(self, mode: str = "run", *words: str) -> tuple[str, str]:
-        """The flag that says what is trained."""
+        """The --command flag of the fake training."""
         return "--command", " ".join(["train_pretrain.py", mode, str(self.run_dir), *words])
 
     def calls(self, *words: str) -> list[list[str]]:

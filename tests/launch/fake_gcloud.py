@@ -1,8 +1,8 @@
-"""Stands in for gcloud: plays the states of a queued resource from a file, and runs what it is to run on the workers.
+"""A replacement of gcloud: plays the states of a queued resource from a file, and runs commands on fake workers.
 
-FAKE_GCLOUD names a folder: `world.json` is the state of affairs, `calls.jsonl` the arguments of every call, `w0`, `w1`
-... are the home folders of the workers, in which `ssh` really runs its command and to which `scp` really copies.
-The spellings of flags and errors are those of gcloud 528. Its parser is strict: an unknown flag is an error.
+FAKE_GCLOUD names a folder: `world.json` has the current state, `calls.jsonl` the arguments of every call, `w0`, `w1`
+... are the home folders of the workers, in which `ssh` runs its command and to which `scp` copies.
+Flags and errors are spelled as in gcloud 528. The parser is strict: an unknown flag is an error.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def ssh(world: dict, arguments: argparse.Namespace) -> int:
 
 
 def start_on(worker: int, command: str) -> subprocess.Popen | None:
-    """The shell of a worker; None where it cannot be reached."""
+    """The shell of a worker; None if it is unreachable."""
     home = HOME / f"w{worker}"
     if not home.exists() or (home / "unreachable").exists():
         print("ssh: connect to host port 22: Connection timed out", file=sys.stderr)
@@ -188,7 +188,7 @@ def make_worker(worker: int, world: dict) -> None:
 
 
 def take_away() -> None:
-    """What happens to the machines of a pre-empted resource: every process and every byte is gone."""
+    """Preempts the machines: kills all processes and deletes all files."""
     for home in HOME.glob("w[0-9]*"):
         for pidfile in home.glob("**/job/*pid"):
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""sync: what is sent, that it arrived whole, and that all switch together."""
+"""sync: the contents of the archive, its integrity, and the switch of all workers."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_the_committed_code_becomes_current_on_every_worker_with_what_it_require
         assert not list((world.home(worker) / "echotts" / "incoming").iterdir())
 
 
-def test_uncommitted_files_are_sent_when_asked_for_and_said_loudly(world: World) -> None:
+def test_uncommitted_files_are_sent_on_request_with_a_warning(world: World) -> None:
     world.call("up", "--accelerator_type", "v4-16")
     (world.source / "notes.txt").write_text("now")
     (world.source / "little.py").unlink()
@@ -61,7 +61,7 @@ def test_the_same_code_is_copied_and_installed_once(world: World) -> None:
     assert (world.home(0) / "uv.log").read_text().count("pip install") == 2
 
 
-def test_an_archive_that_arrives_garbled_is_refused_and_no_worker_switches(world: World) -> None:
+def test_a_corrupted_archive_is_rejected_and_no_worker_switches(world: World) -> None:
     before = world.ready()
     (world.source / "little.py").write_text("print(2)\n")
     world.commit()
@@ -121,7 +121,7 @@ def test_the_token_arrives_with_mode_600_and_is_on_no_command_line(world: World,
     assert "no Hugging Face token" not in world.call("start", *world.command("run", "hf://datasets/a/b"))
 
 
-def test_data_of_the_hub_without_a_token_is_said(world: World) -> None:
+def test_hub_data_without_a_token_gives_a_warning(world: World) -> None:
     world.ready()
     assert "no Hugging Face token" in world.call("start", *world.command("run", "hf://datasets/a/b"))
 
@@ -134,7 +134,7 @@ def test_data_of_the_hub_without_a_token_is_said(world: World) -> None:
         (["--source", "/"], "git rev-parse failed"),
     ],
 )
-def test_what_cannot_be_sent_is_said_before_anything_is_asked(world: World, flags, said) -> None:
+def test_an_unusable_repository_is_reported_before_any_call(world: World, flags, said) -> None:
     code = 2 if "token" in flags[0] else 1
     assert said in world.call("sync", *flags, code=code)
     assert not world.calls("ssh")

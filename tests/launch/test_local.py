@@ -28,7 +28,7 @@ def clean(world: World):
 
 
 @pytest.mark.usefixtures("clean")
-def test_the_verbs_do_on_this_machine_what_they_do_on_a_pod(world: World) -> None:
+def test_the_verbs_work_on_this_machine_as_on_a_pod(world: World) -> None:
     assert "no workers here; run up first" in local(world, "sync", code=1)
     local(world, "up", "--processes", "3")
     assert "release" in local(world, "sync")

@@ -1,4 +1,4 @@
-"""up, down and status: what Google Cloud is asked, in which state."""
+"""up, down and status: the calls of gcloud in each state."""
 
 from tests.launch.conftest import World
 
@@ -6,7 +6,7 @@ CREATE = ("queued-resources", "create")
 DELETE = ("queued-resources", "delete")
 
 
-def test_up_asks_for_the_machines_and_waits_until_they_are_there(world: World) -> None:
+def test_up_requests_the_machines_and_waits_for_them(world: World) -> None:
     world.set(creations=[["ACCEPTED", "WAITING_FOR_RESOURCES", "PROVISIONING", "ACTIVE"]])
     said = world.call(
         "up", "--accelerator_type", "v4-16", "--spot", "--project", "p", "--create_flags=--service-account=s"
@@ -43,7 +43,7 @@ def test_up_gives_up_waiting_but_leaves_the_request_in_the_queue(world: World) -
     assert not world.calls(*DELETE)
 
 
-def test_up_says_why_a_request_failed_and_asks_no_more(world: World) -> None:
+def test_up_reports_why_a_request_failed_and_stops(world: World) -> None:
     world.set(creations=[["PROVISIONING", "FAILED"], ["ACTIVE"]])
     said = world.call("up", "--accelerator_type", "v4-16", code=1)
     assert said.splitlines()[-1].startswith(
@@ -55,7 +55,7 @@ def test_up_says_why_a_request_failed_and_asks_no_more(world: World) -> None:
     world.call("up", "--accelerator_type", "v4-16")
 
 
-def test_up_ends_at_its_limit_when_every_slice_is_taken_away_again(world: World) -> None:
+def test_up_ends_at_its_limit_if_every_slice_is_preempted(world: World) -> None:
     world.set(creations=[["SUSPENDED"]] * 1000)
     said = world.call("up", "--accelerator_type", "v4-16", "--wait_minutes", "0.05", code=1)
     assert "pod is SUSPENDED after 0.05 minutes" in said
@@ -74,7 +74,7 @@ def test_up_replaces_a_granted_slice_that_is_never_listed(world: World) -> None:
     assert len(world.calls(*DELETE)) == len(world.calls(*CREATE)) == 1
 
 
-def test_up_in_a_dry_run_says_what_it_would_ask_for_and_asks_nothing(world: World) -> None:
+def test_up_in_a_dry_run_prints_the_request_without_making_it(world: World) -> None:
     said = world.call("up", "--accelerator_type", "v4-16", "--dry-run")
     assert "+ gcloud compute tpus queued-resources create pod --node-id=pod" in said
     assert not world.calls(*CREATE)
@@ -117,7 +117,7 @@ def test_a_refusal_of_gcloud_is_one_line_with_its_reason(world: World) -> None:
     assert said == f"launch: gcloud queued-resources describe pod: {refusal}\n"
 
 
-def test_without_gcloud_it_says_where_to_get_it(world: World, tmp_path, monkeypatch) -> None:
+def test_without_gcloud_the_error_has_the_installation_url(world: World, tmp_path, monkeypatch) -> None:
     (world.cloud / "bin" / "gcloud").unlink()
     monkeypatch.setenv("PATH", "/nonexistent")
     assert "gcloud is not installed" in world.call("status", code=1)

@@ -1,4 +1,4 @@
-"""What start refuses, on which worker, and why: before a process is started anywhere."""
+"""Reasons why start fails, with the worker, before any process is started."""
 
 import subprocess
 import sys
@@ -56,7 +56,7 @@ def test_workers_that_are_alike_may_start() -> None:
         ({"lock": "kept"}, "/tmp/libtpu_lockfile may belong to a live process on worker 3"),
     ],
 )
-def test_an_odd_worker_is_named_with_what_is_odd(odd, said) -> None:
+def test_a_deviating_worker_is_named_with_its_difference(odd, said) -> None:
     assert any(reason.startswith(said) for reason in reasons(**odd)), reasons(**odd)
 
 
@@ -64,7 +64,7 @@ def test_clocks_within_the_time_it_took_to_ask_are_no_reason() -> None:
     assert reasons(time="1034") == []
 
 
-def test_another_tpu_than_the_settings_say_is_noticed() -> None:
+def test_a_different_tpu_than_configured_is_detected() -> None:
     said = problems(workers(), Settings(accelerator_type="v4-32"), ports=PORTS, elapsed_s=5)
     assert said == ["v4-32 has 16 chips on 4 hosts, but 32 chips on 8 were found: is echotts another TPU?"]
 
@@ -97,7 +97,7 @@ def test_the_script_finds_ports_devices_and_clocks_that_are_wrong(world: World) 
     world.call("start", *world.command())
 
 
-def test_a_stale_lock_file_goes_and_one_that_is_held_stays(world: World) -> None:
+def test_a_stale_lock_file_is_removed_and_a_held_one_kept(world: World) -> None:
     world.ready()
     lock = world.home(0) / "libtpu_lockfile"
     lock.touch()
@@ -116,7 +116,7 @@ def test_a_stale_lock_file_goes_and_one_that_is_held_stays(world: World) -> None
     assert not lock.exists()
 
 
-def test_a_lock_file_stays_where_not_every_process_can_be_looked_at(world: World) -> None:
+def test_a_lock_file_is_kept_if_not_all_processes_can_be_checked(world: World) -> None:
     world.ready()
     lock = world.home(0) / "libtpu_lockfile"
     lock.touch()

@@ -66,7 +66,7 @@ def test_the_installed_commands_name_works_in_a_command_too(world: World) -> Non
     assert "['watchdog']" in (world.home(1) / "echotts" / "logs" / "watchdog.w1.log").read_text()
 
 
-def test_a_program_that_takes_no_notice_is_killed_after_the_grace(world: World) -> None:
+def test_a_program_that_ignores_sigterm_is_killed_after_the_grace_period(world: World) -> None:
     world.ready()
     world.call("start", *world.command("deaf"))
     assert "worker 0, 1: did not end within 1 s, killed" in world.call("stop", "--grace_s", "1")
@@ -90,7 +90,7 @@ def test_a_worker_that_hangs_is_named_though_gcloud_waits_for_it(world: World, m
     assert "status: no answer from worker 1; last output: cut off after 3 s" in said
 
 
-def test_logs_come_with_the_worker_they_are_from(world: World) -> None:
+def test_logs_are_prefixed_with_their_worker(world: World) -> None:
     world.ready()
     assert "w1 | no log on worker 1 yet" in world.call("logs")
     world.call("start", *world.command("finish"), "--settle_s", "1")
@@ -102,7 +102,7 @@ def test_logs_come_with_the_worker_they_are_from(world: World) -> None:
     assert "worker '7': give all, or a number from 0 to 1" in world.call("logs", "--worker", "7", code=2)
 
 
-def test_following_a_log_shows_what_comes(world: World) -> None:
+def test_following_a_log_shows_new_lines(world: World) -> None:
     world.ready()
     world.call("start", *world.command())
     following = world.start("logs", "--follow", "--worker", "0")
@@ -156,7 +156,7 @@ def test_a_dry_run_of_start_and_stop_changes_nothing(world: World) -> None:
     assert "worker/stop.sh" in world.call("stop", "--dry_run")
 
 
-def test_code_that_was_changed_since_the_last_sync_is_said(world: World) -> None:
+def test_code_changed_since_the_last_sync_gives_a_warning(world: World) -> None:
     release = world.ready()
     (world.source / "little.py").write_text("pass\n")
     newer = world.commit()
@@ -165,7 +165,7 @@ def test_code_that_was_changed_since_the_last_sync_is_said(world: World) -> None
     )
 
 
-def test_a_process_number_that_is_anothers_by_now_is_not_taken_for_the_run(world: World) -> None:
+def test_a_reused_process_id_is_not_mistaken_for_the_run(world: World) -> None:
     world.ready()
     world.call("start", *world.command())
     world.call("stop")

@@ -1,4 +1,4 @@
-"""Flags, the configuration file, and what is refused before anybody is asked."""
+"""Flags, the configuration file, and validation before any call."""
 
 import subprocess
 import sys

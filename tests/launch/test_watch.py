@@ -1,4 +1,4 @@
-"""watch: what is taken away comes back, what breaks is tried again, and what a person ended is left alone."""
+"""watch: preempted machines are replaced, failures retried, and manually stopped runs left alone."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from tests.launch.conftest import World, until
 
 @contextmanager
 def watching(world: World, *flags: str) -> Iterator[list[str]]:
-    """A watch in the background; yields the (out, err) that it has said once it has ended."""
+    """A watch in the background; yields its (out, err) after it has ended."""
     said: list[str] = []
     process = world.start("watch", "--accelerator_type", "v4-16", *flags)
     try:
@@ -92,7 +92,7 @@ def test_a_run_that_never_starts_uses_up_the_tries_of_a_day(world: World) -> Non
 
 
 @pytest.mark.slow
-def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: World) -> None:
+def test_a_run_ended_by_a_signal_is_restarted_if_the_machines_stay(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: step(world, 0) > 3 and step(world, 1) > 3, timeout_s=120)
         old = world.pid(0)
@@ -105,7 +105,7 @@ def test_a_run_that_was_asked_to_leave_goes_on_when_the_machines_stay(world: Wor
 
 
 @pytest.mark.slow
-def test_a_failed_creation_after_a_preemption_is_not_taken_for_the_end(world: World) -> None:
+def test_a_failed_creation_after_a_preemption_is_retried(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: started(world), timeout_s=120)
         world.set(states=["SUSPENDED"], refusals=1)
@@ -116,7 +116,7 @@ def test_a_failed_creation_after_a_preemption_is_not_taken_for_the_end(world: Wo
     assert "RESOURCE_EXHAUSTED" in said[1]
 
 
-def test_a_request_that_is_refused_at_first_ends_the_watch_with_the_reason(world: World) -> None:
+def test_a_request_rejected_at_first_ends_the_watch_with_the_reason(world: World) -> None:
     world.set(creations=[["FAILED"]])
     with watching(world, *world.command()) as said:
         pass
@@ -155,7 +155,7 @@ def test_workers_that_are_all_silent_for_a_while_are_left_alone(world: World) ->
     assert not world.calls("queued-resources", "delete")
 
 
-def test_machines_given_back_by_hand_are_not_made_again(world: World) -> None:
+def test_manually_released_machines_are_not_recreated(world: World) -> None:
     with watching(world, *world.command()) as said:
         until(lambda: started(world), timeout_s=120)
         world.set(states=[])
@@ -181,7 +181,7 @@ def test_a_network_that_is_gone_for_a_while_touches_nothing(world: World) -> Non
     assert not world.calls("queued-resources", "delete")
 
 
-def test_the_launcher_and_the_training_program_mean_the_same_code_by_asked_to_leave() -> None:
+def test_the_launcher_and_the_training_program_use_the_same_exit_code() -> None:
     assert str(EXIT_ASKED_TO_LEAVE) == ASKED_TO_LEAVE
 
 

@@ -36,7 +36,7 @@ def forward(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> Any:
     return model(x, t, *conditions)
 
 
-def test_the_parameters_are_filled_as_the_golden_file_says(tiny: Golden):
+def test_the_parameters_are_initialised_as_in_the_golden_file(tiny: Golden):
     leaves = [leaf.astype(np.float64) for leaf in jax.tree.leaves(tiny.params())]
     assert sum(leaf.size for leaf in leaves) == tiny.meta["num_params"]
     np.testing.assert_allclose(sum(leaf.sum() for leaf in leaves), tiny.meta["param_sum"], rtol=1e-9)
@@ -53,7 +53,7 @@ def test_velocity_equals_the_golden_vector(name: str):
 
 @jax.jit
 def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str, Any]:
-    """What the golden file keeps on the way: encoder states, time, and the first decoder block."""
+    """Intermediate values of the golden file: encoder states, time, and the first decoder block."""
     text_ids, text_mask, speaker_latent, speaker_mask = conditions
     text_state, speaker_state = model.encode_text(text_ids, text_mask), model.encode_speaker(speaker_latent)
     time = model.embed_time(t)
@@ -119,7 +119,7 @@ def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, ti
     assert_golden(actual, tiny["out_velocity"])
 
 
-def test_rows_past_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny_model: BlockDiT):
+def test_rows_beyond_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny_model: BlockDiT):
     x, t = tiny["in_x"][:2], tiny["in_t"][:1]
     one = encode_conditions(tiny_model, *(leaf[:1] for leaf in tiny.conditions()))
     two = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * 2, axis=0 if leaf.ndim == 2 else 1), one)
@@ -187,7 +187,7 @@ def test_bfloat16_compute_is_close_to_float32(tiny: Golden):
     assert relative_rms(actual, tiny["out_velocity"]) < 0.03
 
 
-def test_reference_frames_that_make_no_whole_patch_are_refused(tiny: Golden, tiny_model: BlockDiT):
+def test_reference_frames_that_do_not_fill_a_patch_are_rejected(tiny: Golden, tiny_model: BlockDiT):
     ids, text_mask, latent, speaker_mask = tiny.conditions()
     with pytest.raises(ValueError, match="15 frames: pad it to a multiple of the patch, 4"):
         tiny_model(tiny["in_x"], tiny["in_t"], ids, text_mask, latent[:, :15], speaker_mask[:, :15])

@@ -56,7 +56,7 @@ def test_the_kernel_sums_gradients_of_keys_over_blocks_of_queries(monkeypatch):
     assert_equal(256, (256, 128), normed=[False, False])
 
 
-def test_the_kernel_hides_later_keys_where_it_is_causal():
+def test_the_causal_kernel_masks_later_keys():
     assert_equal(200, (200,), normed=[False], causal=True)
 
 

@@ -1,4 +1,4 @@
-"""A made-up run, a real server for it on a free port of 127.0.0.1, and how it is asked."""
+"""A synthetic run, a real server for it on a free port of 127.0.0.1, and requests to it."""
 
 import http.client
 import json

@@ -1,8 +1,8 @@
-"""A run directory as a trainer leaves it, made up: what the dashboard's tests and benchmarks look at.
+"""Creates synthetic run directories like a trainer's, for the tests and benchmarks of the dashboard.
 
     python -m tests.monitor.fake_run DIR [--steps 2000] [--hosts 2] [--live] [--ending finished]
 
---live goes on writing a line a second until Ctrl-C, so that the page can be seen moving.
+With --live it appends a line per second until Ctrl-C, so that the page updates.
 """
 
 import argparse
@@ -23,7 +23,7 @@ STEP_S = 0.5
 
 
 def train_line(step: int, when: float, process: int = 0, rng: np.random.Generator | None = None) -> dict[str, Any]:
-    """What the trainer writes at each log step: 27 numbers of METRICS."""
+    """The trainer's line of a log step: 27 numbers of METRICS."""
     noise = rng.normal() if rng is not None else 0.0
     loss = 0.3 + 0.8 * math.exp(-step / 1500) + 0.02 * noise
     line: dict[str, Any] = {"time": round(when, 3), "step": step, "process": process}
@@ -57,7 +57,7 @@ def train_line(step: int, when: float, process: int = 0, rng: np.random.Generato
 
 
 def event_line(step: int, when: float, event: str, message: str, process: int = 0, **values: float) -> dict[str, Any]:
-    """What the trainer writes when something happened."""
+    """The trainer's line of an event."""
     assert event in EVENTS
     return {"time": round(when, 3), "step": step, "process": process, "event": event, "message": message} | values
 
@@ -97,7 +97,7 @@ def make_run(
     learning_rate: float = 1e-3,
     seed: int = 0,
 ) -> Path:
-    """A whole run directory: metrics of each host, configuration, checkpoints, samples. `ending` is its last event."""
+    """A complete run directory: metrics of all hosts, configuration, checkpoints, samples; `ending`: its last event."""
     end = time.time() if end is None else end
     for host in range(hosts):
         path = run_dir / "metrics" / f"host-{host}.jsonl"
@@ -129,7 +129,7 @@ def make_run(
 
 
 def make_checkpoint(run_dir: Path, step: int) -> Path:
-    """A folder that looks like a whole checkpoint."""
+    """A folder that looks like a complete checkpoint."""
     folder = run_dir / "checkpoints" / f"step_{step:08d}"
     (folder / "meta").mkdir(parents=True, exist_ok=True)
     (folder / "params").mkdir(exist_ok=True)

@@ -47,7 +47,7 @@ def test_silence_and_failure(tmp_path, run_dir):
     assert alert.since == pytest.approx(END, abs=1)
 
 
-def test_one_host_that_falls_silent_while_others_go_on_is_named(run_dir):
+def test_a_host_that_falls_silent_while_others_continue_is_named(run_dir):
     say(run_dir, *(train_line(2000 + step, END + step) for step in range(10, 400, 10)))
     [alert] = alerts(Library([str(run_dir)], None), END + 400)
     assert (alert.kind, alert.host, alert.since) == ("stale", "host-1", pytest.approx(END, abs=1))
@@ -72,7 +72,7 @@ def test_a_number_that_is_not_finite_until_the_run_resumes(run_dir):
     assert kinds(run_dir, END + 75) == []
 
 
-def test_a_step_that_the_trainer_skipped_itself_is_no_alert_once_it_goes_on(run_dir):
+def test_a_step_skipped_by_the_trainer_raises_no_alert_once_it_continues(run_dir):
     say(run_dir, event_line(2010, END + 5, "nan", "step 2010: loss nan"))
     say(run_dir, event_line(2010, END + 5, "skipped", "1 in 500 steps"), train_line(2020, END + 6))
     assert kinds(run_dir, END + 10) == []
@@ -100,7 +100,7 @@ def test_a_disk_that_fills_by_its_host(run_dir):
 
 
 class Listener:
-    """A chat program's webhook on a free port; `codes` are what it answers, the last for ever."""
+    """A webhook on a free port; `codes` are its responses, the last one repeated."""
 
     def __init__(self, *codes: int):
         self.bodies: list[dict] = []
@@ -121,7 +121,7 @@ class Listener:
 
 
 @pytest.mark.network_fake
-def test_the_webhook_hears_once_that_an_alert_began_and_once_that_it_ended(run_dir):
+def test_the_webhook_is_notified_once_when_an_alert_begins_and_once_when_it_ends(run_dir):
     listener = Listener(200)
     now = [END + 10]
     hook = Webhook(Library([str(run_dir)], None), listener.url, clock=lambda: now[0])
@@ -138,7 +138,7 @@ def test_the_webhook_hears_once_that_an_alert_began_and_once_that_it_ended(run_d
 
 
 @pytest.mark.network_fake
-def test_what_the_webhook_did_not_take_is_tried_again(run_dir, monkeypatch, caplog):
+def test_failed_webhook_deliveries_are_retried(run_dir, monkeypatch, caplog):
     monkeypatch.setattr(module, "WEBHOOK_TRIES", 1)
     listener = Listener(500, 200)
     hook = Webhook(Library([str(run_dir)], None), listener.url, clock=lambda: END + 3600)

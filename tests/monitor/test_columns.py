@@ -1,4 +1,4 @@
-"""The numbers of lines of one kind: what is thinned, and what is not lost by it."""
+"""Columns of one kind of line: thinning, and what it preserves."""
 
 import itertools
 
@@ -22,7 +22,7 @@ def test_old_parts_are_thinned_alike_however_long_the_run():
     assert (np.diff(columns.steps) > 0).all()
 
 
-def test_what_a_resume_took_back_does_not_count_after_thinning_either():
+def test_lines_superseded_by_a_resume_do_not_count_after_thinning_either():
     columns = Columns(0, ("x",))
     steps = np.concatenate([np.arange(1000), np.arange(500, 3000)])
     columns.append(Table(0, ("x",), steps.astype(float), steps, steps[None].astype(float)))

@@ -1,4 +1,4 @@
-"""The numbers of a run: what counts after a resume, what is new since a cursor, what a chart is sent."""
+"""The numbers of a run: resumes, cursors, and data for charts."""
 
 import json
 import os
@@ -48,14 +48,14 @@ def test_where_a_step_occurs_twice_the_later_line_counts(tmp_path):
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=60))
-def test_what_stands_is_what_a_reader_would_cross_out(steps):
+def test_standing_lines_equal_a_naive_implementation(steps):
     page: list[tuple[int, int]] = []
     for place, step in enumerate(steps):
         page = [(old, at) for old, at in page if old < step] + [(step, place)]
     assert np.flatnonzero(standing(np.array(steps))).tolist() == [at for _, at in page]
 
 
-def test_the_first_process_speaks_for_the_run_also_when_its_host_changes(tmp_path):
+def test_process_0_represents_the_run_even_if_its_host_changes(tmp_path):
     write(tmp_path, line(1, 1.0), line(2, 2.0), host="old")
     write(tmp_path, line(2, 20.0, process=1), line(3, 3.0, when=1e9 + 9), line(4, 4.0, when=1e9 + 10), host="new")
     write(tmp_path, {"time": 1e9, "step": 0, "process": -1, "host/disk_free_share": 0.5}, host="old.watchdog")
@@ -64,7 +64,7 @@ def test_the_first_process_speaks_for_the_run_also_when_its_host_changes(tmp_pat
     assert history.points("host/disk_free_share").values.tolist() == [0.5]
 
 
-def test_a_cursor_gives_what_is_new_and_a_resume_asks_for_all_again(tmp_path):
+def test_a_cursor_returns_new_points_and_a_resume_resets_it(tmp_path):
     write(tmp_path, *(line(step) for step in range(1, 6)))
     history = opened(tmp_path)
 
@@ -91,7 +91,7 @@ def test_a_cursor_gives_what_is_new_and_a_resume_asks_for_all_again(tmp_path):
     assert ask(Cursor(10**9, 0, 1))[0]  # of a server before this one
 
 
-def test_a_name_of_two_kinds_of_lines_is_one_curve_that_goes_on(tmp_path):
+def test_a_name_in_two_kinds_of_lines_is_one_curve(tmp_path):
     write(tmp_path, line(1), line(2, x=1), line(3))
     history = opened(tmp_path)
     assert steps_of(history) == [1, 2, 3]
@@ -105,7 +105,7 @@ def test_a_name_of_two_kinds_of_lines_is_one_curve_that_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["cut", "rotated"])
-def test_a_cut_file_starts_over_and_a_rotated_one_is_still_read(tmp_path, how):
+def test_a_truncated_file_is_read_again_and_a_rotated_one_is_still_read(tmp_path, how):
     write(tmp_path, *(line(step) for step in range(1, 6)))
     history = opened(tmp_path)
     cursor = history.cursor
@@ -121,7 +121,7 @@ def test_a_cut_file_starts_over_and_a_rotated_one_is_still_read(tmp_path, how):
     assert history.cuts == 1
 
 
-def test_events_come_once_and_in_the_order_of_reading(tmp_path):
+def test_events_are_returned_once_in_order_of_reading(tmp_path):
     write(tmp_path, event_line(0, 1e9, "started", "a"), line(1))
     history = opened(tmp_path)
     assert [event.message for _, event in history.new_events(None)] == ["a"]
@@ -134,7 +134,7 @@ def test_events_come_once_and_in_the_order_of_reading(tmp_path):
     assert steps_of(history) == [1, 5, 6]  # its numbers count like any other line's
 
 
-def test_bad_lines_and_a_half_line_that_stays_are_counted(tmp_path, monkeypatch):
+def test_bad_lines_and_a_permanently_incomplete_line_are_counted(tmp_path, monkeypatch):
     write(tmp_path, line(1))
     with (tmp_path / "metrics" / "host-0.jsonl").open("a") as file:
         file.write('garbage\n{"time": 17')
@@ -150,7 +150,7 @@ def test_null_is_a_gap_and_huge_numbers_are_no_trouble(tmp_path):
     assert np.isnan(values[1]) and values[[0, 2]].tolist() == [1.0, 3.0] and np.isinf(values[3])
 
 
-def test_x_is_step_time_samples_or_hours_also_for_lines_that_do_not_say(tmp_path):
+def test_x_is_step_time_samples_or_hours_even_for_lines_without_it(tmp_path):
     for step in range(1, 11):
         write(tmp_path, line(step, **{"data/samples_seen": 32 * step, "data/audio_hours": step / 4}))
     write(tmp_path, {"time": 1e9 + 5.5, "step": 5, "process": 0, "heldout/loss": 0.5})
@@ -245,7 +245,7 @@ def test_a_file_that_names_ever_new_metrics_is_bounded(tmp_path, monkeypatch):
     assert history.bad >= 150
 
 
-def test_the_trainers_line_of_the_made_up_run_is_read_whole(run_dir):
+def test_trainer_lines_of_the_synthetic_run_are_read_completely(run_dir):
     history = opened(run_dir)
     assert history.names().keys() >= train_line(1, 0.0).keys() - {"time", "step", "process"}
     assert steps_of(history) == list(range(10, 2001, 10))

@@ -1,4 +1,4 @@
-"""The reader of metrics files, driven by files that are cut, garbled and growing."""
+"""The reader of metrics files, with truncated, garbled and growing files."""
 
 import contextlib
 import json
@@ -46,7 +46,7 @@ class Seen:
 
 
 def one_by_one(content: bytes) -> tuple[Seen, int]:
-    """What the lines of a file mean, read in the plainest way; and how many are bad."""
+    """The contents of a file by a naive parser, and the number of bad lines."""
     seen, bad = Seen(), 0
     for text in content.split(b"\n")[:-1]:
         if not text.strip():
@@ -120,7 +120,7 @@ def test_a_growing_file_is_read_as_if_it_had_been_read_line_by_line(tmp_path_fac
     assert reader.bad == bad
 
 
-def test_what_is_in_place_counts_once_the_line_is_whole(tmp_path):
+def test_a_line_counts_once_it_is_complete(tmp_path):
     whole = json.dumps(train_line(1, 1e9)).encode() + b"\n"
     path, reader = open_file(tmp_path, whole + whole[:50])
     seen = Seen()
@@ -134,7 +134,7 @@ def test_what_is_in_place_counts_once_the_line_is_whole(tmp_path):
     assert not reader.has_half_line and reader.bad == 0
 
 
-def test_each_poll_reads_what_is_new_and_no_more(tmp_path, monkeypatch):
+def test_each_poll_reads_only_new_lines(tmp_path, monkeypatch):
     line = json.dumps(train_line(1, 1e9)).encode() + b"\n"
     path, reader = open_file(tmp_path, line * 5000)
     list(reader.poll()[1])
@@ -157,7 +157,7 @@ def test_each_poll_reads_what_is_new_and_no_more(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["cut", "replaced", "rewritten"])
-def test_a_file_that_is_cut_or_replaced_is_read_from_the_start(tmp_path, how):
+def test_a_truncated_or_replaced_file_is_read_from_the_start(tmp_path, how):
     content = b"".join(json.dumps(line).encode() + b"\n" for line in run_lines(200, 1e9))
     path, reader = open_file(tmp_path, content)
     list(reader.poll()[1])
@@ -223,7 +223,7 @@ def test_a_sample_of_a_file_reaches_from_its_first_line_to_its_last(tmp_path, mo
     ],
 )
 @pytest.mark.parametrize("name", ["a", "}{"])
-def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd, bad, name, monkeypatch):
+def test_lines_that_are_not_one_object_are_bad_even_with_known_names(odd, bad, name, monkeypatch):
     monkeypatch.setattr(parsing, "USUAL", 1)
     good = f'{{"time": 1, "step": 1, "{name}": 1}}\n'.encode()
     assert parse(good).bad == 0
@@ -235,7 +235,7 @@ def test_what_is_not_one_object_a_line_is_bad_where_the_names_are_known_too(odd,
 
 @pytest.mark.parametrize("name", ["", "}{", 'a"b', "a\\b", "a\nb", "x" * MAX_NAME, "x" * (MAX_NAME + 1)])
 @pytest.mark.parametrize("usual", [1, 32])
-def test_a_name_may_hold_anything_and_is_left_out_where_it_is_too_long(name, usual, monkeypatch):
+def test_names_may_contain_anything_and_are_dropped_if_too_long(name, usual, monkeypatch):
     monkeypatch.setattr(parsing, "USUAL", usual)
     line = orjson.dumps({"time": 1, "step": 1, "loss/train": 2.0, name: 3.0}) + b"\n"
     for _ in range(2):

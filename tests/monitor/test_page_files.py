@@ -1,4 +1,4 @@
-"""The page's files, read without a browser: what is vendored is what was published, and texts stay texts."""
+"""Static files of the page, without a browser: vendored files are unmodified, and texts are not interpreted."""
 
 import hashlib
 import re
@@ -40,7 +40,7 @@ def test_the_page_holds_no_script_or_style_and_asks_no_other_server() -> None:
     assert set(re.findall(r'(?:src|href)="static/([^"]+)"', page)) <= {path.name for path in STATIC.iterdir()}
 
 
-def test_modules_import_only_what_is_there() -> None:
+def test_modules_import_only_existing_names() -> None:
     for path in MODULES:
         for name, source in re.findall(r'import \{([^}]+)\} from "\./([^"]+)"', path.read_text()):
             exported = set(
@@ -49,7 +49,7 @@ def test_modules_import_only_what_is_there() -> None:
             assert {word.strip() for word in name.split(",")} <= exported, f"{path.name} imports from {source}"
 
 
-def test_the_page_knows_the_metrics_and_events_by_their_names() -> None:
+def test_the_page_uses_existing_metric_and_event_names() -> None:
     texts = "".join(path.read_text() for path in MODULES)
     named = set(re.findall(r'"((?:loss|grad|optim|param|data|time|throughput|host|device|heldout)/\w+)"', texts))
     assert len(named) > 15

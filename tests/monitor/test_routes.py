@@ -53,7 +53,7 @@ def test_every_answer_of_the_contract(open_port):
     assert get(open_port, f"{base}/audio/{item['reference_id']}")[2].startswith(b"RIFF")
 
 
-def test_the_page_and_its_files_come_from_the_table(open_port):
+def test_the_page_and_its_static_files_are_served(open_port):
     status, headers, body = get(open_port, "/")
     assert status == 200 and headers["Content-Type"].startswith("text/html") and b"<title>" in body
     assert get(open_port, "/", If_None_Match=headers["ETag"])[0] == 304
@@ -154,7 +154,7 @@ def test_no_path_leads_to_a_file(open_port, path):
         "names=" + ",".join(map(str, range(101))),
     ],
 )
-def test_questions_that_make_no_sense_are_told_so(open_port, query):
+def test_invalid_requests_get_an_explanation(open_port, query):
     status, _, body = get(open_port, f"/api/runs/{the_run(open_port)}/series?{query}")
     assert status == 400 and json.loads(body)["error"]
 
@@ -175,8 +175,8 @@ def test_a_page_sees_the_run_grow(tmp_path, monkeypatch):
         assert (run["bad_lines"], run["truncated"]) == (1, 1)
 
 
-def test_readers_are_answered_while_others_read(open_port):
-    """Many pages at once: each gets a whole answer."""
+def test_requests_are_served_concurrently(open_port):
+    """Many pages at once: each gets a complete response."""
     answers = []
     path = f"/api/runs/{the_run(open_port)}/series?names=loss/train,grad/norm&smooth=0.9"
     threads = [threading.Thread(target=lambda: answers.append(get(open_port, path)[::2])) for _ in range(16)]

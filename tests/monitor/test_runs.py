@@ -1,4 +1,4 @@
-"""Status, hosts, checkpoints and configuration of runs, live and dead, whole and in part, here and in a bucket."""
+"""Status, hosts, checkpoints and configuration of running and ended, complete and partial, local and bucket runs."""
 
 import json
 import os
@@ -37,14 +37,14 @@ def test_a_live_run_runs_and_one_that_went_silent_is_stale(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["finished", "failed", "stopped"])
-def test_a_run_that_ended_says_how(tmp_path, ending):
+def test_an_ended_run_has_its_status_and_reason(tmp_path, ending):
     status = only(make_run(tmp_path / "run", end=END, ending=ending)).status(END + 10**6)
     assert status.name == ending
     assert status.why == ("OSError: disk quota exceeded" if ending == "failed" else "step 2000")
     assert status.left_s is None
 
 
-def test_a_run_that_goes_on_after_an_ending_runs(tmp_path):
+def test_a_run_that_continues_after_an_ending_is_running(tmp_path):
     run_dir = make_run(tmp_path / "run", end=END, ending="stopped")
     say(run_dir, event_line(2000, END + 500, "resumed", "after step 2000"))
     assert only(run_dir).status(END + 510).name == "running"
@@ -97,7 +97,7 @@ def test_a_run_copied_from_elsewhere_reads_the_same(tmp_path):
     assert copied.history().names() == first.history().names()
 
 
-def test_a_worker_that_is_not_the_first_process_says_where_the_metrics_live(tmp_path):
+def test_a_host_without_process_0_says_where_the_metrics_are(tmp_path):
     said = "a new run; process 3 of 8, the first is on pod-w-5"
     say(tmp_path, event_line(0, END, "started", said, 3), train_line(10, END + 5, 3), host="pod-w-1")
     run = only(tmp_path)
@@ -107,7 +107,7 @@ def test_a_worker_that_is_not_the_first_process_says_where_the_metrics_live(tmp_
     assert only(make_run(tmp_path / "whole")).status(END).metrics_where is None
 
 
-def test_hosts_tell_their_lag_and_the_watchdogs_numbers(tmp_path):
+def test_hosts_have_their_lag_and_the_watchdog_metrics(tmp_path):
     rows = only(make_run(tmp_path / "run", end=END)).hosts()
     assert [(row["host"], row["process"], row["step"], row["lag_steps"]) for row in rows] == [
         ("host-0", 0, 2000, 0),
@@ -118,14 +118,14 @@ def test_hosts_tell_their_lag_and_the_watchdogs_numbers(tmp_path):
     assert rows[1]["numbers"]["host/disk_free_share"] == 0.5  # the trainer's is newer than the watchdog's 0.3
 
 
-def test_hosts_of_the_same_line_are_as_far_behind_as_they_say(tmp_path):
+def test_hosts_at_the_same_line_have_their_own_reported_lag(tmp_path):
     say(tmp_path, train_line(10, END), host="a")
     say(tmp_path, train_line(10, END, 1) | {"host/lag_steps": 2}, host="b")
     say(tmp_path, train_line(9, END, 2) | {"host/lag_steps": 0}, host="c")  # it has said nothing of step 10
     assert [row["lag_steps"] for row in only(tmp_path).hosts()] == [0, 2, 1]
 
 
-def test_checkpoints_are_whole_or_not(tmp_path):
+def test_checkpoints_are_complete_or_not(tmp_path):
     run_dir = make_run(tmp_path / "run")
     (run_dir / "checkpoints" / "step_00000500" / "meta" / "metadata").unlink()
     (run_dir / "checkpoints" / "step_00001000.broken").mkdir()
@@ -153,12 +153,12 @@ def test_runs_below_a_root_appear_by_themselves(tmp_path, monkeypatch):
     assert library.find("../one") is None
 
 
-def test_two_runs_of_one_name_are_told_apart(tmp_path):
+def test_two_runs_with_the_same_name_are_distinguished(tmp_path):
     library = Library([str(make_run(tmp_path / name / "run")) for name in ("a", "b")], None)
     assert [run.name for run in library.runs()] == ["run", "b/run"]
 
 
-def test_the_histories_looked_at_longest_ago_make_room(tmp_path, monkeypatch):
+def test_the_least_recently_used_histories_are_freed(tmp_path, monkeypatch):
     monkeypatch.setattr(runs_module, "HISTORIES_BYTES", 1)
     library = Library([str(make_run(tmp_path / name)) for name in ("a", "b")], None)
     first, second = library.runs()

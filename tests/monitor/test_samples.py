@@ -16,7 +16,7 @@ from tests.monitor.fake_run import make_samples
 
 
 def pixels(png: bytes) -> np.ndarray:
-    """(height, width, 3) of an unfiltered PNG; each chunk's checksum is looked at."""
+    """(height, width, 3) of an unfiltered PNG; checks the checksum of each chunk."""
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     place, parts = 8, {}
     while place < len(png):
@@ -53,7 +53,7 @@ def test_samples_are_listed_newest_first_with_their_texts_and_references(tmp_pat
     assert Samples(LocalFolder(tmp_path)).find(items[0].id) == items[0]  # ids outlive the server
 
 
-def test_what_is_no_sample_is_not_listed(tmp_path):
+def test_files_that_are_not_samples_are_not_listed(tmp_path):
     folder = make_samples(tmp_path, 1)
     (tmp_path / "secret.wav").write_bytes(tone(100))
     (folder / "link.wav").symlink_to(tmp_path / "secret.wav")
@@ -91,7 +91,7 @@ def test_time_runs_to_the_right():
     assert picture[:, :200].max() < picture[:, 320:500].max() / 4
 
 
-def test_each_band_hears_something_and_the_filters_cover_the_range():
+def test_no_band_is_empty_and_the_filters_cover_the_range():
     for rate in (8_000, 16_000, 48_000):
         filters = picture_filters(rate)
         assert (filters.sum(axis=1) > 0).all()
@@ -108,7 +108,7 @@ def test_a_file_without_sound_has_no_picture_and_no_length(tmp_path):
     assert samples.picture(items[0]) is samples.picture(items[0])  # kept
 
 
-def test_a_sample_that_is_written_anew_is_drawn_anew(tmp_path):
+def test_a_rewritten_sample_is_redrawn(tmp_path):
     samples = Samples(LocalFolder(tmp_path))
     make_samples(tmp_path, 1)
     before = samples.picture(samples.steps()[0][1][0])

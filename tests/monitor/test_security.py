@@ -1,4 +1,4 @@
-"""The dashboard as a stranger meets it: whom it answers, and what it bears. Real requests to a real server."""
+"""The dashboard against untrusted clients: access and robustness. Real requests to a real server."""
 
 import contextlib
 import http.client
@@ -22,7 +22,7 @@ EVIL = "<script>alert(1)</script>"
 
 
 def raw(port, request: bytes, timeout_s: float = 20) -> bytes:
-    """What the server says to these bytes until it closes."""
+    """The server's response to these bytes, until it closes the connection."""
     with socket.create_connection(("127.0.0.1", port), timeout=timeout_s) as connection:
         connection.sendall(request)
         said = b""
@@ -71,11 +71,11 @@ def test_every_answer_has_its_headers(open_port, path):
     ],
 )
 def test_a_foreign_host_header_is_refused(open_port, host, good):
-    """What DNS rebinding needs: a page of evil.example whose name now leads to 127.0.0.1."""
+    """A DNS rebinding attack: a page of evil.example whose name now resolves to 127.0.0.1."""
     assert (get(open_port, "/api/runs", Host=host.format(port=open_port))[0] == 200) is good
 
 
-def test_the_tunnel_and_the_names_given_are_known():
+def test_the_tunnel_and_given_names_are_accepted():
     access = called("127.0.0.1", ["Dash.Example."], True, "machine", TOKEN, 1)
     for name in ("quick.trycloudflare.com", "dash.example", "machine:1"):
         assert access.knows_host(name)
@@ -104,7 +104,7 @@ def test_a_wrong_token_is_refused_and_not_repeated(locked_port, wrong):
         assert get(locked_port, "/api/runs", Cookie=f"echotts_{locked_port}={safe}")[0] == 401
 
 
-def test_the_token_is_taken_once_and_then_a_cookie(locked_port):
+def test_the_token_is_exchanged_for_a_cookie(locked_port):
     status, headers, _ = get(locked_port, f"/api/runs?a=1&token={TOKEN}&b=%20x")
     assert status == 303 and headers["Location"] == "/api/runs?a=1&b=+x"
     cookie = headers["Set-Cookie"]
@@ -215,7 +215,7 @@ def test_beyond_the_limit_the_longest_waiting_goes(finished_run, monkeypatch):
                 client.close()
 
 
-def test_a_request_that_never_comes_is_not_waited_for(finished_run, monkeypatch):
+def test_an_incomplete_request_times_out(finished_run, monkeypatch):
     monkeypatch.setattr(security, "REQUEST_S", 0.5)
     with served(Library([str(finished_run)], None)) as port:
         client = socket.create_connection(("127.0.0.1", port), timeout=10)
@@ -231,7 +231,7 @@ def test_a_request_that_never_comes_is_not_waited_for(finished_run, monkeypatch)
         again.close()
 
 
-def test_an_answer_that_nobody_takes_is_not_kept(tmp_path, monkeypatch):
+def test_a_response_that_is_not_received_is_aborted(tmp_path, monkeypatch):
     monkeypatch.setattr(security, "ANSWER_STALL_S", 0.5)
     run_dir = make_run(tmp_path / "run", steps=500)
     (run_dir / "samples" / "step_00000500" / "02_long.wav").write_bytes(b"RIFF" + b"0" * (30 << 20))
@@ -263,6 +263,6 @@ def closed(client: socket.socket) -> bool:
         return True
 
 
-def test_an_address_in_use_is_said_with_the_remedy(open_port):
+def test_an_address_in_use_is_an_error_with_the_remedy(open_port):
     with pytest.raises(OSError, match=rf"127.0.0.1:{open_port}: address already in use: choose another --port"):
         listen("127.0.0.1", open_port)

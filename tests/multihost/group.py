@@ -1,7 +1,7 @@
-"""Processes of one run on this machine: the real training program, over CPU collectives, and what it trained on.
+"""Processes of one run on this machine: the real training program, over CPU collectives, with its batches recorded.
 
-They are forked by a server that has imported everything before (multiprocessing's forkserver), so that a test which
-starts many does not import for minutes. Nothing of JAX's runtime exists before the fork.
+They are forked by a server that has imported everything already (multiprocessing's forkserver), so that tests which
+start many processes do not import for minutes. JAX's runtime is not initialised before the fork.
 """
 
 import atexit
@@ -31,11 +31,11 @@ FORKED.set_forkserver_preload(["echotts.cli.train", "echotts.training.loop"])
 
 
 class Group:
-    """`count` processes of one run with `devices` each; none outlives the `with`.
+    """`count` processes of one run with `devices` each, ended with the context.
 
-    `folder` gets a log of each, and of each a list of what it trained on (`trained`). `each` holds further flags of
-    single ones; of `homes` each has one of its own; `poisons` holds factors of `poisoned`. `order` permutes the devices
-    of the mesh, as a TPU slice does, and makes each step's loss by row part of what is listed (`row_losses`).
+    `folder` gets a log and a list of batches (`trained`) of each. `each` has further flags of individual processes,
+    `homes` their home folders, `poisons` factors for `poisoned`. `order` permutes the devices of the mesh, as on a TPU
+    slice, and adds each step's loss by row to the list (`row_losses`).
     """
 
     def __init__(
@@ -136,9 +136,9 @@ class Group:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    """The loss of each step; every process of this machine writes to the same file, and all must say the same.
+    """The loss of each step; all processes of this machine write to the same file, and must agree.
 
-    A step that was done twice, before and after a kill, must have had the same loss.
+    A step that was done twice, before and after a kill, must have the same loss.
     """
     found: dict[int, float] = {}
     for line in metric_lines(run_dir):
@@ -148,7 +148,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, Any]]:
-    """All metrics lines; one that a kill cut off is passed over."""
+    """All metrics lines; an incomplete one after a kill is skipped."""
     (path,) = (run_dir / "metrics").glob("*.jsonl")
     return [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
 
@@ -237,7 +237,7 @@ def _run(
     factors: dict[int, float],
     order: Sequence[int] | None,
 ) -> None:
-    """What a process does: the program, as if it had been called with these flags. It does not outlive the tests."""
+    """The main function of a process: runs the program with these flags. It does not outlive the tests."""
     tests = multiprocessing.parent_process()
     assert tests is not None
     threading.Thread(target=lambda: (tests.join(), os._exit(3)), daemon=True).start()

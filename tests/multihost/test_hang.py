@@ -41,12 +41,12 @@ print("done", flush=True)
 
 
 def run(body: str, tell: str = "pass", send: str = "pass") -> subprocess.CompletedProcess:
-    """A run of seven quick steps, and then what `body` does."""
+    """A run of seven fast steps, followed by `body`."""
     code = RUN.replace("BODY", body).replace("TELL", tell).replace("SEND", send)
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
 
 
-def test_a_process_that_hangs_shows_all_stacks_tells_the_metrics_and_ends() -> None:
+def test_a_hanging_process_dumps_all_stacks_writes_metrics_and_exits() -> None:
     began = time.monotonic()
     done = run("stuck()")
     assert time.monotonic() - began < 60
@@ -65,12 +65,12 @@ def test_a_process_whose_last_words_hang_too_still_ends(last_words) -> None:
     assert run(code, **{last_words: "stuck()"}).returncode == 1
 
 
-def test_what_could_not_be_told_here_does_not_keep_the_rest_from_being_sent() -> None:
+def test_a_failed_local_write_does_not_prevent_the_upload() -> None:
     done = run("stuck()", tell='raise OSError("no room")')
     assert (done.returncode, done.stdout.endswith("\nsent\n")) == (1, True)
 
 
-def test_a_process_that_is_only_slow_goes_on() -> None:
+def test_a_slow_process_continues() -> None:
     done = run(
         """
     watch.launching(18, "another bucket")
@@ -98,7 +98,7 @@ def test_without_a_floor_nothing_is_watched() -> None:
     assert threading.active_count() == before
 
 
-def test_what_may_take_long_has_time_and_no_longer() -> None:
+def test_slow_operations_have_a_longer_limit() -> None:
     watch = HangWatch(floor_s=60.0, factor=10.0, start=100)
     assert watch.limit_s() == hang.LONGEST_S  # the first step
     watch.launching(101, "short")
@@ -133,7 +133,7 @@ def test_what_may_take_long_has_time_and_no_longer() -> None:
         ("echotts.cli.train", "something else"),
     ],
 )
-def test_what_a_thread_waits_for_is_told_by_where_it_stands(module, words) -> None:
+def test_the_reason_for_waiting_is_derived_from_the_stack(module, words) -> None:
     assert importlib.util.find_spec(module) is not None
     names = {"__name__": module, "inspect": inspect}
     exec("def here():\n    return inspect.currentframe()", names)

@@ -1,4 +1,4 @@
-"""Processes that are killed, stopped in their tracks or told to leave: the others end in time, and nothing is lost."""
+"""Processes that are killed, suspended or stopped: the others exit in time, and nothing is lost."""
 
 import random
 import secrets
@@ -25,7 +25,7 @@ def flags(shards, compile_once, monkeypatch):
 
 
 def finish(folder, run_dir, flags, devices) -> Group:
-    """Resumes after the newest checkpoint, does a little more, and is told to stop."""
+    """Resumes after the newest checkpoint, runs a few steps, and is stopped."""
     whole = newest(run_dir)
     with Group(folder, 2, devices, *flags(run_dir)) as last:
         last.until_step(whole + 3)
@@ -36,7 +36,7 @@ def finish(folder, run_dir, flags, devices) -> Group:
 
 
 @pytest.mark.timeout(1200)
-def test_when_one_is_lost_the_other_ends_in_time_and_a_restart_goes_on(
+def test_if_one_process_is_lost_the_other_exits_in_time_and_a_restart_resumes(
     tmp_path, shards, flags, monkeypatch, capsys
 ) -> None:
     run_dir, groups = tmp_path / "run", []
@@ -108,14 +108,14 @@ def test_a_run_killed_twenty_times_is_the_run_that_nobody_killed(tmp_path, flags
 
 
 def newest(run_dir) -> int:
-    """The step of the newest checkpoint that is whole, 0 without one."""
+    """The step of the newest complete checkpoint, 0 without one."""
     return max(saved_steps(run_dir), default=0)
 
 
 def await_save(pair: Group, run_dir, before: int, more_s: float) -> None:
     """Returns while the second checkpoint of these processes is being written, `more_s` after its folder appeared.
 
-    The first is spared: a run whose every first save is cut off never gets on.
+    The first is not interrupted: a run that never completes its first save makes no progress.
     """
     end = time.monotonic() + 200
     while newest(run_dir) == before or not any((run_dir / "checkpoints").glob("*orbax-checkpoint-tmp*")):
@@ -125,7 +125,7 @@ def await_save(pair: Group, run_dir, before: int, more_s: float) -> None:
 
 
 def check_resumed(pair: Group, before: int) -> None:
-    """Each that came so far resumed after the newest checkpoint, and found none that was not whole."""
+    """Each process that got that far resumed after the newest checkpoint, and found none that was incomplete."""
     assert "cannot be read" not in pair.said()
     for log in pair.logs:
         said = log.read_text()
@@ -134,7 +134,7 @@ def check_resumed(pair: Group, before: int) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_processes_that_wait_for_room_on_the_disk_leave_together_on_sigterm(tmp_path, flags) -> None:
+def test_processes_waiting_for_disk_space_exit_together_on_sigterm(tmp_path, flags) -> None:
     run_dir = tmp_path / "run"
     with Group(tmp_path / "pair", 2, 1, *flags(run_dir)) as pair:
         pair.until_step(3)

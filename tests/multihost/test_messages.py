@@ -15,7 +15,7 @@ COUNT = 3
 
 
 class Coordinator:
-    """What JAX's client does for the processes that share it."""
+    """A fake of JAX's client, shared by several processes."""
 
     def __init__(self):
         self.words, self._changed, self.requests, self.failures = {}, threading.Condition(), Counter(), 0
@@ -89,13 +89,13 @@ def test_all_get_the_values_of_all_in_order_as_often_as_they_like_and_nothing_pi
     assert len(coordinator.words) == COUNT
 
 
-def test_what_all_tell_all_takes_one_request_for_each_process_and_direction(coordinator) -> None:
+def test_all_gather_takes_one_request_per_process_and_direction(coordinator) -> None:
     assert coordinator.all_call(lambda index: messages.any_process(index == 1)) == [True] * COUNT
     assert coordinator.requests["any"] == 2 * (COUNT - 1)
     assert coordinator.all_call(lambda index: messages.any_process(False)) == [False] * COUNT
 
 
-def test_a_message_longer_than_the_network_takes_arrives_whole(coordinator) -> None:
+def test_a_message_above_the_size_limit_arrives_complete(coordinator) -> None:
     long = "ä🎵" * 300_000
 
     def talk(index):
@@ -105,7 +105,7 @@ def test_a_message_longer_than_the_network_takes_arrives_whole(coordinator) -> N
     assert coordinator.all_call(talk) == [(COUNT, True), (0, True), (0, True)]
 
 
-def test_what_the_first_decides_is_decided_once_and_known_to_all(coordinator) -> None:
+def test_decisions_of_process_0_are_made_once_and_shared(coordinator) -> None:
     decided = []
 
     def decide():
@@ -119,7 +119,7 @@ def test_what_the_first_decides_is_decided_once_and_known_to_all(coordinator) ->
     assert len(coordinator.words) == COUNT
 
 
-def test_what_goes_wrong_with_the_first_is_told_to_all_in_its_words(coordinator) -> None:
+def test_an_error_of_process_0_is_raised_in_all_processes(coordinator) -> None:
     def fail():
         raise FileNotFoundError("org/speech has no revision v9")
 
@@ -128,7 +128,7 @@ def test_what_goes_wrong_with_the_first_is_told_to_all_in_its_words(coordinator)
     assert [type(error) for error in errors] == [FileNotFoundError, ValueError, ValueError]
 
 
-def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, monkeypatch) -> None:
+def test_a_timeout_says_who_waited_for_whom_for_what_and_how_long(coordinator, monkeypatch) -> None:
     monkeypatch.setattr(messages, "WAIT_S", 0.1)
     in_vain, slow = threading.Barrier(COUNT - 1), threading.Event()
 
@@ -152,7 +152,7 @@ def test_who_waits_in_vain_says_for_whom_for_what_and_for_how_long(coordinator, 
 
 
 @pytest.mark.parametrize("every", [1, 3])
-def test_what_a_clock_decides_happens_everywhere_at_the_step_that_the_first_announced(coordinator, every) -> None:
+def test_timed_decisions_happen_in_all_processes_at_the_announced_step(coordinator, every) -> None:
     launched = threading.Barrier(COUNT)
 
     def run(index):
@@ -166,7 +166,7 @@ def test_what_a_clock_decides_happens_everywhere_at_the_step_that_the_first_anno
     assert coordinator.all_call(run) == [[6 + 2 * every, 18 + 2 * every]] * COUNT
 
 
-def test_a_coordinator_that_is_silent_for_a_while_is_asked_again(coordinator, monkeypatch) -> None:
+def test_a_temporarily_unresponsive_coordinator_is_retried(coordinator, monkeypatch) -> None:
     monkeypatch.setattr(messages, "RETRY_S", 0.01)
     messages.announce("save", "7")
     coordinator.failures = 3

@@ -76,7 +76,7 @@ class Network:
         do("ip", "link", "set", f"p{host}", "master", self.switch)
 
     def unplug(self, host: str) -> None:
-        """From now on nothing reaches the host and nothing leaves it, and nobody is told."""
+        """From now on the host's packets are dropped silently in both directions."""
         do("ip", "link", "set", f"p{host}", "nomaster")
 
     def remove(self) -> None:
@@ -218,7 +218,7 @@ def last_steps(run_dir: Path) -> list[int]:
 
 
 def finish(folder: Path, network: Network, flags, run_dir: Path) -> None:
-    """Resumes after the newest checkpoint, does a little more, and is told to stop."""
+    """Resumes after the newest checkpoint, runs a few steps, and is stopped."""
     whole = saved_steps(run_dir)[-1]
     with Run(folder, network, flags(run_dir)) as run:
         run.until_step(run_dir, max(whole, *last_steps(run_dir)) + 3)

@@ -1,4 +1,4 @@
-"""A run goes on with another number of processes: the same batches bit by bit, the same losses within rounding."""
+"""A run resumes with another number of processes: bitwise the same batches, the same losses within rounding."""
 
 import shutil
 import signal
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.multiprocess, pytest.mark.timeout(15
 
 
 def train_a_little(folder, count, devices, flags, after):
-    """Starts, does a few steps past `after`, is told to stop; the group and the step it saved."""
+    """Starts, runs a few steps beyond `after`, and is stopped; returns the group and the step it saved."""
     run_dir = folder / "run"
     with Group(folder / f"{count} processes", count, devices, *flags(run_dir)) as group:
         group.until_step(after + 4)
@@ -23,7 +23,9 @@ def train_a_little(folder, count, devices, flags, after):
     return group, saved_steps(run_dir)[-1]
 
 
-def test_what_four_processes_saved_goes_on_with_two_and_with_one(tmp_path, shards, compile_once, monkeypatch) -> None:
+def test_a_checkpoint_of_four_processes_resumes_with_two_and_with_one(
+    tmp_path, shards, compile_once, monkeypatch
+) -> None:
     flags = run_flags(compile_once, monkeypatch, f"--data={shards}")
     four, stop = train_a_little(tmp_path, 4, 2, flags, after=0)
     for copy in ("with two", "with one"):

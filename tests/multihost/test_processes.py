@@ -65,7 +65,7 @@ def test_wrong_process_settings_are_refused(keys, said) -> None:
         dataclasses.replace(TINY.run, **keys)
 
 
-def test_alone_nothing_is_joined_and_errors_come_out_as_they_are() -> None:
+def test_a_single_process_does_not_join_and_raises_errors_unchanged() -> None:
     processes.join(TINY)
     with pytest.raises(KeyError), processes.all_end_at_once():
         raise KeyError("x")
@@ -110,7 +110,7 @@ def alone(folder, shards, steps, monkeypatch):
 
 
 def stopped_at(run_dir, event="stopped"):
-    """The step that each process said it stopped after, the last time."""
+    """The step after which each process last reported to have stopped."""
     return {line["process"]: line["step"] for line in metric_lines(run_dir) if line.get("event") == event}
 
 
@@ -118,7 +118,7 @@ def stopped_at(run_dir, event="stopped"):
 @pytest.mark.network_fake
 @pytest.mark.timeout(600)
 def test_two_processes_train_as_one_whatever_ends_them(tmp_path, flags, shards, hub, monkeypatch) -> None:
-    """Told to stop, then one killed, then told again: the batches and losses are those of one that nobody touched."""
+    """Stopped, then one process killed, then stopped again: batches and losses equal those of an uninterrupted run."""
     run_dir = tmp_path / "run"
     data = [f"--data=hf://datasets/{REPOSITORY}/train", f"--data.cache_dir={tmp_path}/cache", "--data.cache_gb=0.1"]
 
@@ -200,7 +200,7 @@ def test_processes_with_different_settings_refuse_to_start(tmp_path, flags, shar
         ("", "hf_secret", 1e-5, r"1e-05 GB \(--data\.cache_gb\) is too small"),
     ],
 )
-def test_data_that_cannot_be_had_end_all_processes_in_one_line(
+def test_unavailable_data_end_all_processes_with_one_line(
     tmp_path, flags, hub, revision, token, gigabytes, said
 ) -> None:
     where = [f"--data=hf://datasets/{REPOSITORY}{revision}/train", f"--data.cache_dir={tmp_path}/cache"]
@@ -216,7 +216,7 @@ def test_data_that_cannot_be_had_end_all_processes_in_one_line(
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-def test_a_run_directory_that_only_one_host_sees_is_refused(tmp_path, flags, shards) -> None:
+def test_a_run_directory_visible_to_only_one_host_is_rejected(tmp_path, flags, shards) -> None:
     with Group(tmp_path, 2, 1, *flags("~/run", f"--data={shards}"), homes=True) as pair:
         assert 0 not in pair.codes()
     assert re.search(r"process 1 \(.*\) cannot see what process 0 writes there", pair.said()), pair.said()
@@ -225,7 +225,7 @@ def test_a_run_directory_that_only_one_host_sees_is_refused(tmp_path, flags, sha
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-def test_a_process_whose_partner_never_comes_says_so_and_ends(tmp_path, flags, shards) -> None:
+def test_a_process_whose_partner_never_joins_reports_it_and_exits(tmp_path, flags, shards) -> None:
     late = flags(tmp_path / "run", f"--data={shards}", "--run.join_timeout_s=20")
     with Group(tmp_path, 2, 1, *late) as pair:
         pair.processes[0].kill()

@@ -1,4 +1,4 @@
-"""Files that ask for far more memory or time than their size: what each does is in its name."""
+"""Files that need far more memory or time than their size; the name of each describes it."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ def repeated(opcodes: bytes, size: int, before: bytes = b"(", after: bytes = b"t
 
 
 def nested(make: Callable[[bytes], bytes], levels: int) -> bytes:
-    """Each level names the one below twice or more, by the memo: exponential where it is unfolded."""
+    """Each level references the one below twice or more, through the memo: exponential when unfolded."""
     stream = b"]\x94"
     for level in range(levels):
         stream += make(b"h" + bytes([level])) + b"\x94"

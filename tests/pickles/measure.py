@@ -1,4 +1,4 @@
-"""Reads every attack, and an honest file, and prints what each costs: one JSON object a line."""
+"""Reads every attack and a valid file, and prints the cost of each: one JSON object per line."""
 
 import gc
 import json
@@ -50,7 +50,7 @@ def resident_bytes(figure: str) -> int:
 
 
 def walked(value: Any) -> Any:
-    """What whoever uses the result does: copies each array, and names each leaf by its path."""
+    """Typical use of the result: copies each array, and names each leaf by its path."""
     if isinstance(value, dict):
         return [walked(item) for item in value.values()], paths(value, "")
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""What a file may cost: at most 4 times its size plus 64 MiB of memory, and 2 s of CPU a MB."""
+"""Limits of cost: at most 4 times the file's size plus 64 MiB of memory, and 2 s of CPU per MB."""
 
 import json
 import pickle
@@ -23,7 +23,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module")
 def measured() -> dict[str, dict[str, Any]]:
-    """What each attack costs, by tests/pickles/measure.py in a process of its own, where no types are checked."""
+    """The cost of each attack, by tests/pickles/measure.py in a subprocess without type checks."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.pickles.measure"], capture_output=True, text=True, cwd=ROOT, check=True
     )
@@ -40,7 +40,7 @@ def test_a_file_costs_a_few_times_its_size(measured: dict[str, dict[str, Any]], 
 
 
 @pytest.mark.parametrize("name", ["lists doubled", "tuples doubled", "dicts doubled", "lists tenfold", "dicts tenfold"])
-def test_what_unfolds_to_far_more_than_the_file_is_refused(tmp_path: Path, name: str):
+def test_values_that_unfold_to_far_more_than_the_file_are_rejected(tmp_path: Path, name: str):
     path = tmp_path / "bad.pkl"
     path.write_bytes(pickles(0)[name])
     with pytest.raises(RestrictedPickleError, match="unfold to far more"):
@@ -48,7 +48,7 @@ def test_what_unfolds_to_far_more_than_the_file_is_refused(tmp_path: Path, name:
 
 
 def mutated(source: random.Random, content: bytes) -> bytes:
-    """A few bytes changed, or a piece of the file left out, doubled or moved."""
+    """A few bytes changed, or a piece of the file deleted, duplicated or moved."""
     data = bytearray(content)
     for _ in range(source.randint(1, 8)):
         data[source.randrange(len(data))] = source.randrange(256)

@@ -53,7 +53,7 @@ def test_optimizer_states_become_tuples_and_dicts(tmp_path: Path):
     assert masked == ((),)
 
 
-def test_boxed_parameters_are_opened(tmp_path: Path):
+def test_boxed_parameters_are_unwrapped(tmp_path: Path):
     from flax.core import freeze
     from flax.core.meta import Partitioned
 
@@ -61,7 +61,7 @@ def test_boxed_parameters_are_opened(tmp_path: Path):
     assert_same(read_pickle(pickled(tmp_path / "boxed.pkl", content)), {"kernel": np.ones(3, np.float32)})
 
 
-def test_a_shared_object_stays_shared(tmp_path: Path):
+def test_shared_objects_stay_shared(tmp_path: Path):
     shared = {"a": [1]}
     read = read_pickle(pickled(tmp_path / "shared.pkl", [shared, shared]))
     assert read[0] is read[1]
@@ -172,7 +172,7 @@ def test_corrupted_pickles_never_run_and_fail_in_one_line(tmp_path: Path, data: 
 
 
 def test_a_dict_that_numpy_saved_is_read_as_data(tmp_path: Path):
-    """An array of no dimensions that holds one object; arrays of more objects stay refused."""
+    """A zero-dimensional array with one object; larger arrays of objects are rejected."""
     path = tmp_path / "x.npy"
     content = {"codes": np.arange(6, dtype=np.uint16).reshape(1, 2, 3), "about": {"rate": 8000, "name": "x"}}
     np.save(path, np.array(content, dtype=object), allow_pickle=True)

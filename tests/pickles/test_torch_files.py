@@ -29,7 +29,7 @@ def saved(path: Path, content: Any) -> Path:
 def rewritten(
     source: Path, target: Path, change: dict[str, bytes | None], compression: int = zipfile.ZIP_STORED
 ) -> Path:
-    """A copy of a torch file with members (without their root) replaced, added, or left out where None."""
+    """A copy of a torch file with members (without their root) replaced, added, or removed if None."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w", compression) as new:
         root = old.namelist()[0].split("/")[0]
         members = {name.removeprefix(f"{root}/"): old.read(name) for name in old.namelist()} | change
@@ -99,7 +99,7 @@ def test_classes_of_torch_that_are_no_tensors_are_refused_by_name(tmp_path: Path
 
 
 class Storage:
-    """Stands for a persistent id in a pickle written by hand."""
+    """Represents a persistent id in a handwritten pickle."""
 
     def __init__(self, identity: tuple) -> None:
         self.identity = identity
@@ -160,7 +160,7 @@ def test_a_tensor_outside_of_its_storage_is_refused(
     refusal(read_torch_zip, rewritten(path, tmp_path / "bad.pth", {"data.pkl": bad}))
 
 
-def test_archives_with_tricks_are_refused(tmp_path: Path):
+def test_malicious_archives_are_rejected(tmp_path: Path):
     path = saved(tmp_path / "good.pth", [torch.zeros(1000)])
     runs = pickle.dumps([Runs()], protocol=2)
     assert "posix.system" in refusal(read_torch_zip, rewritten(path, tmp_path / "a.pth", {"data.pkl": runs}))
@@ -192,7 +192,7 @@ def test_archives_with_tricks_are_refused(tmp_path: Path):
     assert "a zip file, not a pickle" in refusal(read_pickle, path)
 
 
-def test_old_foreign_and_cut_files_are_refused_with_a_remedy(tmp_path: Path):
+def test_old_foreign_and_truncated_files_are_rejected_with_a_remedy(tmp_path: Path):
     torch.save([torch.zeros(3)], tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert "before PyTorch 1.6" in refusal(read_torch_zip, tmp_path / "old.pth")
     whole = saved(tmp_path / "good.pth", [torch.zeros(3000)]).read_bytes()

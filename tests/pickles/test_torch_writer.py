@@ -38,7 +38,7 @@ def test_our_own_reader_opens_it_too(tmp_path: Path):
         np.testing.assert_array_equal(found["state_dict"][name], array)
 
 
-def test_what_has_no_place_in_such_a_file_is_refused_and_nothing_is_left(tmp_path: Path):
+def test_unsupported_values_are_rejected_and_no_file_is_left(tmp_path: Path):
     for value, message in ((object(), "a object"), (np.array([1 + 2j]), "complex128")):
         with pytest.raises(TypeError, match=message):
             write_torch_zip(tmp_path / "weights.pth", {"x": value})

@@ -1,4 +1,4 @@
-"""Pickles that are written and broken for the tests, and what the reader must say of them."""
+"""Pickles written and corrupted for the tests, and the expected results of the reader."""
 
 import os
 import pickle

@@ -1,4 +1,4 @@
-"""Runs in a bucket, of a server here that speaks Google Cloud Storage's API: as local runs, and what is different."""
+"""Runs in a bucket, on a local server of Google Cloud Storage's API: same as local runs, and the differences."""
 
 import json
 import logging
@@ -47,7 +47,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 @pytest.fixture(scope="module")
 def server():
-    """One for all, since the clients keep their connections; each test has a run of its own."""
+    """One server for all tests, since the clients keep their connections; each test has its own run."""
     with FakeGcs("bucket") as gcs, pytest.MonkeyPatch.context() as patch:
         for name, value in gcs.environment.items():
             patch.setenv(name, value)
@@ -68,7 +68,7 @@ def url(request) -> str:
 
 
 def objects(gcs, url) -> dict[str, bytes]:
-    """What lies below, by its name there."""
+    """The contents below, by name."""
     folder = url.removeprefix("gs://") + "/"
     return {name.removeprefix(folder): gcs.objects[name].content for name in gcs.names(folder)}
 
@@ -135,7 +135,7 @@ def test_a_resumed_run_in_a_bucket_equals_a_local_one_that_never_stopped_bit_by_
 
 
 def claim_elsewhere(url: str, then: str) -> str:
-    """What another process of this machine says that claims the run."""
+    """The output of another process on this machine that claims the run."""
     code = (
         "import os; from echotts.rundir.claim import claimed; from echotts.rundir.location import run_path\n"
         f"with claimed(run_path({url!r})): print('claimed', flush=True); {then}"
@@ -144,7 +144,7 @@ def claim_elsewhere(url: str, then: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_the_second_training_in_a_bucket_is_told_whose_the_run_is_and_later_gets_it(gcs, url, monkeypatch):
+def test_a_second_training_in_a_bucket_is_rejected_naming_the_first_and_later_succeeds(gcs, url, monkeypatch):
     monkeypatch.setattr(claim, "HEARTBEAT_S", 0.2)
     who = f"{url}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
     with claim.claimed(run_path(url)):
@@ -156,7 +156,7 @@ def test_the_second_training_in_a_bucket_is_told_whose_the_run_is_and_later_gets
     assert claim_elsewhere(url, "pass") == "claimed\n"
 
 
-def test_what_a_killed_training_left_in_a_bucket_is_taken_at_once_on_its_machine(gcs, url):
+def test_a_claim_of_a_killed_training_in_a_bucket_is_replaced_immediately_on_its_machine(gcs, url):
     assert claim_elsewhere(url, "os._exit(9)") == "claimed\n"
     assert list(objects(gcs, url)) == [TRAINER]
     began = time.monotonic()
@@ -165,7 +165,7 @@ def test_what_a_killed_training_left_in_a_bucket_is_taken_at_once_on_its_machine
     assert time.monotonic() - began < 5
 
 
-def test_a_claim_in_a_bucket_of_another_machine_that_beats_no_more_is_taken(gcs, url, monkeypatch, caplog):
+def test_a_claim_in_a_bucket_without_heartbeat_is_replaced_by_another_machine(gcs, url, monkeypatch, caplog):
     monkeypatch.setattr(claim, "HEARTBEAT_S", 0.2)
     monkeypatch.setattr(claim, "LOOK_S", 0.4)
     key = f"{url.removeprefix('gs://')}/{TRAINER}"
@@ -176,7 +176,7 @@ def test_a_claim_in_a_bucket_of_another_machine_that_beats_no_more_is_taken(gcs,
     assert caplog.text.count("was in use on host elsewhere; waiting") == 1
 
 
-def test_of_two_trainings_that_come_at_once_one_gets_the_run_in_a_bucket(gcs, url, monkeypatch):
+def test_of_two_simultaneous_trainings_in_a_bucket_one_succeeds(gcs, url, monkeypatch):
     key = f"{url.removeprefix('gs://')}/{TRAINER}"
     look = claim._object
 
@@ -201,26 +201,26 @@ def test_a_training_in_a_bucket_claims_its_run(gcs, url, shards):
 
 @pytest.fixture(scope="module")
 def kept(server):
-    """What is left in a bucket of three saved steps, which tests copy: writing them takes hundreds of requests."""
+    """A bucket run with three saved steps, which tests copy: writing them takes hundreds of requests."""
     save_steps("gs://bucket/kept", 2, 3, 5, keep_last=1, keep_every=2)
     return objects(server, "gs://bucket/kept")
 
 
 @pytest.fixture
 def saved(gcs, url, kept):
-    """A run of its own with the checkpoints of steps 2 and 5."""
+    """A separate run with the checkpoints of steps 2 and 5."""
     for name, content in kept.items():
         gcs.put(f"{url.removeprefix('gs://')}/{name}", content)
     return url
 
 
-def test_what_is_kept_in_a_bucket_follows_the_same_rule(gcs, saved, kept):
+def test_retention_in_a_bucket_follows_the_same_rule(gcs, saved, kept):
     assert names(saved) == ["step_00000005", "step_00000002"]
     assert not [name for name in kept if "step_00000003" in name]
     assert restore(saved) == 5
 
 
-def test_a_write_that_was_cut_off_is_no_checkpoint_and_is_cleared_away(gcs, saved):
+def test_an_incomplete_write_is_not_a_checkpoint_and_is_removed(gcs, saved):
     del gcs.objects[f"{saved.removeprefix('gs://')}/checkpoints/step_00000005/commit_success.txt"]
     assert names(saved) == ["step_00000002"]
     assert restore(saved) == 2
@@ -252,7 +252,7 @@ def test_a_bucket_that_does_not_let_us_read_is_no_new_run_and_no_damage(gcs, sav
 
 # Orbax gives up at the first part that fails; those that fail after it find its event loop closed
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_write_that_fails_is_said_and_the_checkpoint_before_restores(gcs, saved):
+def test_a_failed_write_is_reported_and_the_previous_checkpoint_restores(gcs, saved):
     with Checkpoints(run_path(saved), TINY.run) as checkpoints:
         checkpoints.wait()
         gcs.trouble("POST", ".*uploadType=media", 403, "the account may not")  # as TensorStore writes
@@ -264,7 +264,7 @@ def test_a_write_that_fails_is_said_and_the_checkpoint_before_restores(gcs, save
     assert restore(saved) == 5
 
 
-def test_lines_go_on_where_another_machine_left_off(gcs, url):
+def test_lines_are_appended_to_those_of_another_machine(gcs, url):
     for step in (1, 2):
         with open_run_dir(url) as run_dir, MetricsWriter(run_dir.local) as writer:
             writer.write(step, {"loss/train": 0.5})
@@ -278,7 +278,7 @@ def write_and_fail(writer):
     raise KeyError("why")
 
 
-def test_what_was_written_before_a_failure_arrives_before_anything_else_is_closed(gcs, url):
+def test_lines_before_a_failure_are_uploaded_first(gcs, url):
     with open_run_dir(url) as run_dir:
         with pytest.raises(KeyError), run_dir.sent_if_it_fails(), MetricsWriter(run_dir.local) as writer:
             write_and_fail(writer)
@@ -320,7 +320,7 @@ def test_two_that_append_at_the_same_moment_both_arrive(gcs, url, monkeypatch, t
     assert objects(gcs, url) == {"metrics/host.jsonl": there + b"2\n1\n"}
 
 
-def test_only_whole_lines_are_sent_and_each_once(gcs, url):
+def test_only_complete_lines_are_sent_and_each_once(gcs, url):
     with open_run_dir(url) as run_dir:
         path = run_dir.local / "metrics" / "host.jsonl"
         path.parent.mkdir()
@@ -335,7 +335,7 @@ def test_only_whole_lines_are_sent_and_each_once(gcs, url):
     assert lines(gcs, url) == [{"step": 1}, {"step": 2}]
 
 
-def test_what_only_grows_is_appended_and_not_sent_again(gcs, url):
+def test_growing_files_are_appended_and_not_sent_again(gcs, url):
     with open_run_dir(url) as run_dir:
         path = run_dir.local / "tensorboard" / "events.1"
         path.parent.mkdir()
@@ -415,7 +415,7 @@ def test_a_run_that_hangs_sends_its_last_lines_before_it_ends(gcs, url, shards, 
     assert [line["event"] for line in arrived if "event" in line] == ["started", "hang", "failed"]
 
 
-def test_what_belongs_to_this_machine_stays_here(gcs, url, tmp_path):
+def test_local_files_are_not_uploaded(gcs, url, tmp_path):
     with open_run_dir(url) as run_dir:
         pause.ask(run_dir.local, pause.Request(place="/"))
         (run_dir.local / "samples" / ".step_00000001.partial").mkdir(parents=True)
@@ -448,14 +448,14 @@ def test_the_disk_watchdog_finds_the_spool_as_a_run(gcs, url, tmp_path):
         (("GET", ".*", 401, "Anonymous caller"), r"no valid credentials \(Anonymous caller, 401\): gcloud auth"),
     ],
 )
-def test_a_bucket_that_cannot_be_used_is_said_before_anything_is_done(gcs, url, trouble, said):
+def test_an_unusable_bucket_is_reported_first(gcs, url, trouble, said):
     gcs.trouble(*trouble)
     with pytest.raises(OSError, match=rf"^{url}: {said}") as raised:
         train(with_sections(TINY, data={"data": "no such data"}, run={"run_dir": url}))
     assert "\n" not in str(raised.value)
 
 
-def test_a_bucket_that_is_not_there_is_said(gcs):
+def test_a_missing_bucket_is_reported(gcs):
     with pytest.raises(
         FileNotFoundError, match="gs://other/run: there is no bucket other: create it, or correct the name"
     ):
@@ -472,7 +472,7 @@ def test_a_bucket_that_does_not_answer_is_not_waited_for_long(gcs, url, monkeypa
     gcs.delay_s = 0.0
 
 
-def test_what_no_run_lives_in_is_refused(gcs, url):
+def test_an_unsupported_location_is_rejected(gcs, url):
     with pytest.raises(ValueError, match="s3://bucket/run: a run directory must be a local directory or gs://"):
         check_run_dir("s3://bucket/run")
     with pytest.raises(ValueError, match="copy the file to a local disk first"):
@@ -481,7 +481,7 @@ def test_what_no_run_lives_in_is_refused(gcs, url):
         load_weights(url)
 
 
-def test_without_the_extra_the_way_to_it_is_said(monkeypatch):
+def test_without_the_extra_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     buckets._filesystem.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"gs://bucket/run: .*pip install 'echotts\[gcs\]'"):
@@ -491,7 +491,7 @@ def test_without_the_extra_the_way_to_it_is_said(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.timeout(600)
-def test_two_processes_write_one_run_in_a_bucket_one_goes_on_and_when_two_fail_both_say_why(
+def test_two_processes_write_one_run_in_a_bucket_one_resumes_it_and_if_both_fail_both_log_why(
     gcs, url, flags, shards, tmp_path
 ):
     environment = gcs.environment | {"XDG_CACHE_HOME": os.environ["XDG_CACHE_HOME"]}

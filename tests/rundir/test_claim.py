@@ -32,7 +32,7 @@ def in_another_process(run_dir) -> str:
     return answer
 
 
-def test_the_second_training_is_told_whose_the_run_directory_is_and_later_gets_it(tmp_path):
+def test_a_second_training_is_rejected_naming_the_first_and_later_succeeds(tmp_path):
     with claimed(tmp_path):
         answer = in_another_process(tmp_path)
         who = f"{tmp_path}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
@@ -44,7 +44,7 @@ def left_by(tmp_path, host: str) -> None:
     (tmp_path / TRAINER).write_text(json.dumps({"host": host, "pid": 7, "since": "yesterday"}))
 
 
-def test_what_a_killed_training_of_this_host_left_is_taken_at_once(tmp_path):
+def test_a_claim_of_a_killed_training_on_this_host_is_replaced_immediately(tmp_path):
     left_by(tmp_path, socket.gethostname())
     with claimed(tmp_path):
         assert json.loads((tmp_path / TRAINER).read_text())["pid"] == os.getpid()
@@ -65,7 +65,7 @@ def test_a_claim_of_another_host_holds_while_its_file_is_touched(tmp_path, monke
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": null}', "\x00" * 100])
-def test_a_damaged_claim_that_nobody_holds_is_taken(tmp_path, content):
+def test_a_damaged_claim_without_a_holder_is_replaced(tmp_path, content):
     (tmp_path / TRAINER).write_text(content)
     with claimed(tmp_path):
         assert json.loads((tmp_path / TRAINER).read_text())["pid"] == os.getpid()

@@ -1,4 +1,4 @@
-"""Leases: while one lives nothing deletes what it names; when its process dies it is over."""
+"""Leases: their targets are not deleted while they live, and they end with their process."""
 
 import contextlib
 import json
@@ -155,7 +155,7 @@ def test_the_heart_beats_while_a_lease_lasts(tmp_path, monkeypatch):
     assert not any(thread.name == "leases" for thread in threading.enumerate())
 
 
-def test_what_is_being_deleted_cannot_be_leased(tmp_path, monkeypatch):
+def test_a_target_being_deleted_cannot_be_leased(tmp_path, monkeypatch):
     monkeypatch.setattr(leases, "WAIT_S", 0.1)
     path = write(tmp_path / "thing")
     with folder(path) as descriptor:
@@ -164,7 +164,7 @@ def test_what_is_being_deleted_cannot_be_leased(tmp_path, monkeypatch):
             pass
 
 
-def test_a_lease_waits_for_one_who_only_looks_and_is_not_given_for_what_went_meanwhile(tmp_path):
+def test_a_lease_waits_for_a_check_and_fails_if_the_target_was_deleted(tmp_path):
     kept, gone = write(tmp_path / "kept"), write(tmp_path / "gone")
     outcome = {}
 
@@ -188,7 +188,7 @@ def test_a_lease_waits_for_one_who_only_looks_and_is_not_given_for_what_went_mea
     assert outcome == {"kept": "leased", "gone": "gone"}
 
 
-def test_a_lease_is_one_of_what_has_the_name_once_it_is_locked(tmp_path, monkeypatch):
+def test_a_lease_applies_to_the_file_that_has_the_name_once_locked(tmp_path, monkeypatch):
     path = write(tmp_path / "thing")
     (tmp_path / ".leases").touch()  # the lock alone
     really = leases._try_shared
@@ -221,6 +221,6 @@ def test_a_file_in_the_hub_cache_leases_its_repository_and_writes_nothing_there(
         assert leased((snapshot / "model.safetensors").resolve())
 
 
-def test_what_is_not_there_cannot_be_leased(tmp_path):
+def test_a_missing_file_cannot_be_leased(tmp_path):
     with pytest.raises(FileNotFoundError), lease(tmp_path / "nothing"):
         pass

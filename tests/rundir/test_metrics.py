@@ -112,5 +112,5 @@ def test_on_a_terminal_the_progress_is_one_bar():
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(42.4, "42 s"), (720.0, "12 min"), (12_000.0, "3 h 20 min")])
-def test_durations_are_said_as_people_say_them(seconds, words):
+def test_durations_are_formatted_for_display(seconds, words):
     assert duration(seconds) == words

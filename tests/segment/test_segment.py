@@ -1,4 +1,4 @@
-"""From a long recording to clips: where speech is, what is left out and why, and that a second run changes nothing."""
+"""From a long recording to clips: speech detection, rejected segments with causes, and repeated runs."""
 
 import json
 import os
@@ -69,7 +69,7 @@ def test_every_sentence_is_a_piece_with_its_boundaries_within_a_fifth_of_a_secon
         assert len(piece.samples) == pytest.approx((piece.end_s - piece.start_s) * RATE, abs=1)
 
 
-def test_blocks_of_a_long_recording_give_the_pieces_of_the_whole(
+def test_blocks_of_a_long_recording_give_the_same_pieces_as_the_whole(
     said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pause = noise(0.7, 1e-4)  # shorter than what is carried from block to block
@@ -104,7 +104,7 @@ def test_good_sentences_are_written_with_their_texts_and_the_rest_is_counted_by_
 
 
 class FakeWhisper(Whisper):
-    """Hears what it is told to."""
+    """A fake recogniser with fixed results."""
 
     def __init__(self, *heard: Transcript) -> None:
         self.heard, self.calls = heard, 0
@@ -114,7 +114,7 @@ class FakeWhisper(Whisper):
         return self.heard[(self.calls - 1) % len(self.heard)]
 
 
-def test_what_is_not_understood_or_of_another_language_is_left_out(talk, tmp_path: Path) -> None:
+def test_unintelligible_speech_and_other_languages_are_rejected(talk, tmp_path: Path) -> None:
     recogniser = FakeWhisper(
         Transcript("Guten Tag und guten Abend.", -0.1, "de"), Transcript("They were there again.", -1.5, "en")
     )
@@ -123,7 +123,7 @@ def test_what_is_not_understood_or_of_another_language_is_left_out(talk, tmp_pat
     assert (summary.rejected["other_language"], summary.rejected["unclear"]) == (1, 1)
 
 
-def test_a_second_run_goes_on_with_recordings_that_were_not_finished(talk, tmp_path: Path) -> None:
+def test_a_second_run_resumes_with_unfinished_recordings(talk, tmp_path: Path) -> None:
     recogniser = FakeWhisper(Transcript("They were there again.", -0.1, "en"))
     first = segment(talk[0], tmp_path, recogniser, Settings())
     calls = recogniser.calls
@@ -132,7 +132,7 @@ def test_a_second_run_goes_on_with_recordings_that_were_not_finished(talk, tmp_p
     assert segment(talk[0], tmp_path, recogniser, Settings()) == first and recogniser.calls == 2 * calls
 
 
-def test_names_and_texts_of_any_letters_are_kept_and_a_second_run_goes_on(talk, tmp_path: Path) -> None:
+def test_names_and_texts_in_any_script_are_kept_and_a_second_run_resumes(talk, tmp_path: Path) -> None:
     recogniser = FakeWhisper(Transcript("They were there\u2028again.", -0.1, "en"))
     folder = tmp_path / "talks"
     folder.mkdir()
@@ -149,7 +149,7 @@ def test_a_recording_in_which_nobody_speaks_is_named(tmp_path: Path) -> None:
     assert (summary.clips, summary.silent) == (0, ["rain.wav"])
 
 
-def test_voices_of_one_recording_are_told_apart_when_asked(said, tmp_path: Path) -> None:
+def test_voices_of_one_recording_are_separated_on_request(said, tmp_path: Path) -> None:
     gap = noise(1.0, 1e-4)
     soundfile.write(tmp_path / "a.wav", np.concatenate([gap, *(x for text in said for x in (said[text], gap))]), RATE)
     recogniser = FakeWhisper(Transcript("They were there again.", -0.1, "en"))
@@ -158,7 +158,7 @@ def test_voices_of_one_recording_are_told_apart_when_asked(said, tmp_path: Path)
     assert [row["speaker"] for row in rows] == ["a_1", "a_2"]
 
 
-def test_a_known_text_takes_the_place_of_what_was_heard(talk, tmp_path: Path) -> None:
+def test_a_known_text_replaces_the_transcript(talk, tmp_path: Path) -> None:
     recogniser = FakeWhisper(
         Transcript("the old men walked along a river", -0.1, "en"), Transcript("sold something else here", -0.1, "en")
     )
@@ -199,7 +199,7 @@ def test_tones_are_less_flat_than_noise_of_any_colour() -> None:
     assert tonal < 0.3 < 0.6 < min(flat, sloped)
 
 
-def test_the_command_says_what_it_made_and_what_was_wrong_with_the_call(
+def test_the_command_reports_its_results_and_usage_errors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("echotts.evaluation.asr.Whisper", lambda *_: FakeWhisper())

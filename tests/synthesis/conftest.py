@@ -1,4 +1,4 @@
-"""A tiny model that speaks, and what the tests say to it."""
+"""A tiny model that speaks, and texts for it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""What the built-in demo model is given to say, and what it answers to anything else."""
+"""Texts for the built-in demo model, and its errors for other texts."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_digits_are_written_out():
         ("...", "contains no digits"),
     ],
 )
-def test_other_texts_are_answered_with_what_the_model_is(text, words):
+def test_other_texts_are_rejected_with_an_explanation(text, words):
     with pytest.raises(ValueError, match=words) as caught:
         demo_text(text)
     assert "\n" not in str(caught.value)

@@ -49,13 +49,13 @@ def test_without_a_reference_the_first_piece_is_the_voice_of_the_others():
     assert all(voice is reference for voice in given)
 
 
-def test_what_fits_is_said_as_it_was_typed():
+def test_text_that_fits_is_not_changed():
     assert pieces_of("Two\nlines. ", lambda text: True) == [Piece("Two\nlines. ", "paragraph")]
     speech = next(speak_pieces([PIECES[0]], None, speeches([])))
     np.testing.assert_array_equal(speech.samples, tone(0.2))
 
 
-def test_pieces_without_a_sound_are_left_out_and_a_text_of_nothing_else_is_refused():
+def test_pieces_without_speech_are_dropped_and_a_text_without_any_is_rejected():
     assert [piece.text for piece in pieces_of("a. — !!! b.", lambda text: len(text) <= 3)] == ["a.", "b."]
     with pytest.raises(ValueError, match=r"'\?! \.\.\.' contains no letter or digit"):
         pieces_of("?! ...", lambda text: True)
@@ -77,7 +77,7 @@ def test_a_long_text_is_the_stream_of_its_pieces_joined_and_the_same_every_time(
     assert len(whole.latents) == sum(len(piece.latents) for piece in pieces)
 
 
-def test_a_text_that_fits_is_not_cut(tts):
+def test_a_text_that_fits_is_not_split(tts):
     assert len(list(tts.stream("one two", seed=5))) == 1
 
 

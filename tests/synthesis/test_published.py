@@ -74,7 +74,7 @@ def test_a_published_checkpoint_speaks_through_the_published_codec_from_the_hub(
     assert soundfile.info(folder / "output.wav").frames > 0
 
 
-def test_without_the_hub_the_error_says_which_file_to_put_where_and_that_works(folder, speak, monkeypatch):
+def test_without_the_hub_the_error_says_which_file_to_copy_where(folder, speak, monkeypatch):
     def out_of_reach(repository, name, **options):
         raise LocalEntryNotFoundError("cannot connect")
 

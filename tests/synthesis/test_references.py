@@ -1,4 +1,4 @@
-"""Voices to speak in: formats, lengths, levels, and what is refused."""
+"""Reference voices: formats, lengths, levels, and rejected inputs."""
 
 import logging
 
@@ -22,7 +22,7 @@ def test_a_reference_of_any_format_and_rate_is_the_same_voice(tts, tmp_path, rat
     assert np.abs(wave).max() > 0
 
 
-def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch, tmp_path):
+def test_long_references_are_truncated_to_the_window_with_a_message(tts, caplog, monkeypatch, tmp_path):
     with caplog.at_level(logging.WARNING):
         assert len(tts.encode_reference((voice(0.6), RATE))) == 15
         assert not caplog.messages
@@ -37,12 +37,12 @@ def test_long_references_are_cut_to_the_window_and_said(tts, caplog, monkeypatch
     assert caplog.messages[0].endswith("long.wav: longer than 1 s, the rest is ignored")
 
 
-def test_a_round_trip_keeps_the_length_and_what_the_codec_can_hold(tts):
+def test_a_round_trip_keeps_the_length_and_the_signal(tts):
     heard = tts.round_trip(voice(0.73, rate=16000), 16000)
     assert len(heard) == round(0.73 * RATE)
 
 
-def test_references_without_a_voice_are_refused_with_one_line(tts, tmp_path):
+def test_references_without_a_voice_are_rejected_with_a_one_line_error(tts, tmp_path):
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
     soundfile.write(tmp_path / "short.wav", voice(0.4), RATE)
     (tmp_path / "text.mp3").write_text("hello")

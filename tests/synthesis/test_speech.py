@@ -1,4 +1,4 @@
-"""The end of speech, told by its latents and by its sound."""
+"""The end of speech, detected by latents and by energy."""
 
 import numpy as np
 from hypothesis import given, settings
@@ -18,7 +18,7 @@ def test_the_silent_tail_is_cropped_by_its_distance_to_silence():
     assert find_end(latents, SILENCE, 8) == 20 + speech.KEPT_TAIL_FRAMES
 
 
-def test_a_pause_is_not_an_end_and_speech_to_the_last_frame_is_left_whole():
+def test_a_pause_is_not_an_end_and_speech_to_the_last_frame_is_not_cropped():
     rng = np.random.default_rng(0)
     loud = SILENCE + 2 * rng.standard_normal((30, CHANNELS)).astype(np.float32)
     assert find_end(loud, SILENCE, 8) is None

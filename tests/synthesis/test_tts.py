@@ -1,4 +1,4 @@
-"""Text and a voice in, speech out: what repeats, what is compiled, what is refused; checkpoints and their codecs."""
+"""Text and a voice to speech: determinism, compilation, invalid arguments; checkpoints and their codecs."""
 
 import dataclasses
 import logging
@@ -52,7 +52,7 @@ def test_seed_text_and_voice_all_change_the_speech(tts):
         assert np.abs(other.latents[:length] - usual[:length]).max() > 1e-3
 
 
-def test_speech_is_what_the_codec_makes_of_its_latents(tts):
+def test_speech_equals_its_decoded_latents(tts):
     speech = say(tts)
     assert (speech.latents.shape[1], speech.sample_rate) == (CHANNELS, RATE)
     assert len(speech.samples) == len(speech.latents) * HOP
@@ -60,7 +60,7 @@ def test_speech_is_what_the_codec_makes_of_its_latents(tts):
     assert speech.duration_s == pytest.approx(len(speech.latents) / 25)
 
 
-def test_a_batch_says_what_each_utterance_says_alone(tts):
+def test_a_batch_equals_single_utterances(tts):
     texts, refs = ["one", "two two", "three"], [(voice(), RATE), None, (voice(2.0), RATE)]
     sampler = SamplerConfig(steps=2)
     together = tts.synthesize_batch(texts, refs, seeds=[4, 5, 6], sampler=sampler, rows=2)
@@ -116,8 +116,8 @@ for given in (
 """
 
 
-def test_what_is_wrong_with_an_argument_names_it_and_the_right_form():
-    """In a process of its own: under pytest jaxtyping answers first."""
+def test_argument_errors_name_the_argument_and_the_right_form():
+    """In a subprocess, because under pytest jaxtyping raises its own errors first."""
     done = subprocess.run([sys.executable, "-c", WRONG_ARGUMENTS], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.splitlines() == [
         'text: 42 is int: give a string, as in "four two"',
@@ -138,7 +138,7 @@ def test_model_and_speech_describe_themselves_in_one_line(tts):
     assert re.fullmatch(r"Speech\(\d\.\d\d s at 8000 Hz, latents \d+ x 8\)", repr(say(tts)))
 
 
-def test_duration_is_a_maximum_and_longer_than_the_window_is_said(tts, caplog):
+def test_duration_is_a_maximum_and_exceeding_the_window_is_logged(tts, caplog):
     assert len(say(tts, duration=0.4).latents) <= 10
     caplog.clear()  # of what a slow compilation says
     with caplog.at_level(logging.WARNING):
@@ -161,12 +161,12 @@ def test_a_wrong_silence_latent_falls_back_on_energy(tts, monkeypatch):
     assert len(speech.samples) == len(speech.latents) * HOP
 
 
-def test_the_noise_of_a_longer_window_begins_with_that_of_a_shorter():
+def test_the_noise_of_a_longer_window_starts_with_that_of_a_shorter_one():
     assert np.array_equal(make_noise(3, 50, 8)[:20], make_noise(3, 20, 8))
     assert not np.array_equal(make_noise(3, 20, 8), make_noise(4, 20, 8))
 
 
-def test_texts_that_cannot_be_said_are_refused(tts):
+def test_unspeakable_texts_are_rejected(tts):
     for empty in ("", "  \n"):
         with pytest.raises(ValueError, match="the text is empty"):
             say(tts, empty)
@@ -226,13 +226,13 @@ def home(tmp_path_factory):
 
 
 class TestCheckpoints:
-    """Loading: the codec is found by the checkpoint's word for it, and another one is refused unless told."""
+    """Loading: the codec is found by its name in the checkpoint, and another one needs an explicit request."""
 
     @pytest.fixture(autouse=True)
     def at_home(self, home, monkeypatch):
         monkeypatch.setenv("HOME", str(home))
 
-    def test_a_codec_that_is_nowhere_is_said_with_the_remedy(self, home):
+    def test_a_codec_found_nowhere_is_an_error_with_the_remedy(self, home):
         with pytest.raises(FileNotFoundError, match=r"codec mine .* is neither built in nor in .*--codec"):
             EchoTTS.load(home / "model.safetensors")
 
@@ -247,7 +247,7 @@ class TestCheckpoints:
         assert found.facts.step == 7
         assert np.array_equal(say(found).samples, say(told).samples)
 
-    def test_another_codec_is_used_only_when_told_and_then_said(self, home, caplog):
+    def test_another_codec_is_used_only_on_request_and_logged(self, home, caplog):
         with caplog.at_level(logging.WARNING):
             EchoTTS.load(home / "model.safetensors", home / "other.safetensors")
         assert "is not the recorded one" in caplog.text

@@ -47,7 +47,7 @@ def syllables(seconds, level, noise=0.0, seed=0, clipped=False):
     return np.clip(mixed * (4.0 if clipped else 1.0), -0.999, 0.999).astype(np.float32)
 
 
-def test_a_saved_voice_comes_back_with_every_byte():
+def test_a_saved_voice_is_read_back_exactly():
     path = save_voice("anna", made())
     first = path.read_bytes()
     again = read_voice(path)
@@ -58,7 +58,7 @@ def test_a_saved_voice_comes_back_with_every_byte():
     assert path.parent == voices_folder()
 
 
-def test_an_unknown_voice_is_answered_with_the_nearest_names():
+def test_an_unknown_voice_is_an_error_with_the_nearest_names():
     with pytest.raises(ValueError, match="none is saved yet"):
         find_voice("anna")
     for name in ("anna", "annabel", "zoe"):
@@ -99,7 +99,7 @@ def test_a_damaged_voice_file_is_one_line(tmp_path, tensors, header, words):
     assert "\n" not in str(caught.value)
 
 
-def test_the_clear_recording_is_taken_before_the_noisy_and_the_clipped_one():
+def test_a_clear_recording_is_preferred_to_noisy_and_clipped_ones():
     clear, noisy, clipped = syllables(4, 0.2), syllables(4, 0.2, noise=0.1, seed=1), syllables(4, 0.5, clipped=True)
     best = best_stretches([noisy, clear, clipped], RATE, 2.0, ["noisy", "clear", "clipped"])
     phrases = find_phrases(clear, RATE)
@@ -110,7 +110,7 @@ def test_the_clear_recording_is_taken_before_the_noisy_and_the_clipped_one():
     assert np.abs(best).max() < 0.32
 
 
-def test_a_noisy_recording_is_taken_where_there_is_no_other_and_said(caplog):
+def test_a_noisy_recording_is_used_if_there_is_no_other_with_a_warning(caplog):
     with caplog.at_level(logging.WARNING):
         best_stretches([syllables(4, 0.2, noise=0.08)], RATE, 2.0, ["street.wav"])
         best_stretches([syllables(4, 0.5, clipped=True)], RATE, 2.0, ["loud.wav"])

@@ -1,4 +1,4 @@
-"""Long text is cut where a reader would pause, and nothing of it is lost."""
+"""Long text is split where a reader would pause, without losing anything."""
 
 import pytest
 from hypothesis import given
@@ -37,7 +37,7 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_paragraph_is_cut_into_its_sentences(name):
+def test_a_paragraph_is_split_into_sentences(name):
     wanted = CASES[name].split("|")
     joint = "" if name in ("Chinese", "Japanese") else " "
     assert sentences(joint.join(wanted)) == wanted
@@ -66,7 +66,7 @@ def test_sentences_that_fit_together_stay_together():
     ]
 
 
-def test_a_long_sentence_is_cut_at_the_clause_nearest_its_middle_then_between_words_then_within_one():
+def test_a_long_sentence_is_split_at_the_middle_clause_then_between_words_then_within_one():
     clauses = split_text("When it rained, we stayed in, and nobody spoke.", lambda text: len(text) <= 30)
     assert [piece.text for piece in clauses] == ["When it rained, we stayed in,", "and nobody spoke."]
     assert [piece.ends for piece in clauses] == ["clause", "paragraph"]
@@ -82,7 +82,7 @@ def test_where_nothing_fits_the_answer_is_one_line():
 
 
 @given(st.text(alphabet="ab .!?,;:\n\"'(1)A…。—-", max_size=200), st.integers(1, 40))
-def test_pieces_fit_and_together_are_the_whole_text(text, limit):
+def test_pieces_fit_and_together_equal_the_text(text, limit):
     pieces = split_text(text, lambda text: len(text) <= limit)
     assert "".join("".join(piece.text.split()) for piece in pieces) == "".join(text.split())
     assert all(0 < len(piece.text) <= limit for piece in pieces)

@@ -23,7 +23,7 @@ from echotts.text.spoken import cardinal, ordinal, spoken, year
         ("nothing to change", "nothing to change"),
     ],
 )  # fmt: skip
-def test_what_is_written_in_digits_is_read_as_the_table_says(written: str, read: str) -> None:
+def test_digits_and_signs_are_spelled_out_as_in_the_table(written: str, read: str) -> None:
     assert spoken(written) == read
 
 

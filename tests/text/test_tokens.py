@@ -32,14 +32,14 @@ def test_bytes_behind_the_bos_are_the_text(text: str) -> None:
     assert bytes(ids[1:].tolist()).decode() == text
 
 
-def test_a_text_that_fills_the_limit_passes_and_one_byte_more_says_how_long_it_may_be() -> None:
+def test_a_text_at_the_limit_passes_and_a_longer_one_is_an_error_with_the_limit() -> None:
     tokenizer = ByteTokenizer()
     assert len(tokenizer.encode("é" * 4, limit=9)) == 9
     with pytest.raises(ValueError, match="text has 9 bytes, at most 8 fit"):
         tokenizer.encode("é" * 4 + "a", limit=9)
 
 
-def test_half_a_surrogate_pair_is_refused_with_its_place() -> None:
+def test_half_a_surrogate_pair_is_rejected_with_its_position() -> None:
     with pytest.raises(ValueError, match="character 2"):
         ByteTokenizer().encode("ab\udc80")
 

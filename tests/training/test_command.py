@@ -200,7 +200,7 @@ def test_samples_are_spoken_with_the_codec_of_the_data(tmp_path, shards):
         make_speaker(parse_config([*line, str(tmp_path / "nowhere.safetensors")]))
 
 
-def test_recordings_that_hold_no_voice_are_refused_before_the_run(tmp_path, shards):
+def test_recordings_without_a_voice_are_rejected_before_the_run(tmp_path, shards):
     line = ["--data", str(shards), "--run_dir", str(tmp_path), "--run.sentences", "ab", "--run.sample_references"]
     with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
         make_speaker(parse_config([*line, str(tmp_path / "nowhere.wav")]))

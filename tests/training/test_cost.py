@@ -93,7 +93,7 @@ def test_kernels_are_priced_by_the_work_they_state_and_the_others_are_counted():
     assert found.unknown_kernels == 1
 
 
-def test_collectives_cost_their_bytes_and_what_runs_between_start_and_end_hides_them():
+def test_collectives_cost_their_bytes_minus_overlapping_computation():
     found = estimate(PROGRAM, V4)
     gathered, scattered = 128_000_000 * 31 // 32, 64 * 64 * 2 * 31 // 32
     assert found.collectives == {"all-gather": 24, "reduce-scatter": 1}

@@ -1,4 +1,4 @@
-"""The trainer and the watchdog: leases, what both call a checkpoint, room before a save, waiting when asked to."""
+"""The trainer and the watchdog: leases, complete checkpoints, freeing space before a save, waiting when asked."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def run_with_config(folder, **run):
     return folder
 
 
-def test_what_orbax_writes_is_a_whole_checkpoint_and_the_trainer_bears_that_old_ones_go(tmp_path):
+def test_orbax_checkpoints_are_complete_and_the_trainer_tolerates_deletion_of_old_ones(tmp_path):
     run = run_with_config(tmp_path)
     watchdog = Watchdog(always_clean(Root(kind="runs", path=run, min_age_hours=0.0, keep_last=1)))
     with open_run(run, keep_last=3) as checkpoints:
@@ -101,7 +101,7 @@ def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch
     assert seen == [True]
 
 
-def test_room_is_made_before_a_save(tmp_path):
+def test_space_is_freed_before_a_save(tmp_path):
     log = tmp_path / "logs" / "old.log"
     log.parent.mkdir()
     log.write_bytes(b"x" * 100)
@@ -136,7 +136,7 @@ def events(run):
     return [line for line in lines(run) if line.get("event") == "disk_full"]
 
 
-def test_a_run_that_is_asked_to_wait_saves_waits_for_room_and_goes_on(config, tmp_path):
+def test_a_run_that_is_asked_to_wait_saves_waits_for_space_and_continues(config, tmp_path):
     run = tmp_path / "run"
     assert pause.ask(run, pause.Request(place=str(run), below=0.0))
     seen = []
@@ -161,7 +161,7 @@ def test_a_run_that_is_asked_to_wait_saves_waits_for_room_and_goes_on(config, tm
     assert not leased(run / WRITER)
 
 
-def test_a_run_that_waits_can_be_stopped_and_has_saved_what_fitted(config, tmp_path, monkeypatch):
+def test_a_waiting_run_can_be_stopped_and_has_saved_if_possible(config, tmp_path, monkeypatch):
     run = tmp_path / "run"
     pause.ask(run, pause.Request(place=str(run), below=0.0))
     result = train(config, stop=StopAfter(2))
@@ -173,7 +173,7 @@ def test_a_run_that_waits_can_be_stopped_and_has_saved_what_fitted(config, tmp_p
 
 
 class Others:
-    """Two more processes, of which one is asked to wait or not."""
+    """Two more processes, one of which may be asked to wait."""
 
     def __init__(self, monkeypatch, *answers):
         self.asked, self._answers = 0, list(answers)
@@ -185,7 +185,7 @@ class Others:
         return combine([flag, False, self._answers.pop(0)])
 
 
-def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp_path, monkeypatch):
+def test_several_processes_wait_and_continue_together(tmp_path, monkeypatch):
     monkeypatch.setattr(pause, "LOOK_S", 0.01)
     others = Others(monkeypatch, False, True)
     assert waiting.asked_to_wait(tmp_path, 7, 10) is None and others.asked == 0
@@ -196,7 +196,7 @@ def test_several_processes_wait_when_one_of_them_is_asked_and_go_on_together(tmp
     assert others.asked == 3
 
 
-def test_processes_that_wait_for_room_leave_together_when_one_is_told_to_stop(tmp_path, monkeypatch):
+def test_processes_waiting_for_space_exit_together_when_one_is_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(pause, "LOOK_S", 0.01)
     Others(monkeypatch, *[True] * 9)
     point, asked = 3, []

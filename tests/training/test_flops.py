@@ -1,4 +1,4 @@
-"""Analytic work of the presets, against the table that was checked by hand."""
+"""Analytic FLOPs of the presets, against a table checked by hand."""
 
 import pytest
 
@@ -19,7 +19,7 @@ TFLOP = 1e12
         (echo_840m, 768, 0.801, 0.085, 0.157, 0.109, 0.016, 3.50),
     ],
 )
-def test_the_presets_cost_what_the_table_says(preset, frames, decoder, conditions, attention, text, speaker, train):
+def test_the_presets_cost_as_in_the_table(preset, frames, decoder, conditions, attention, text, speaker, train):
     model = preset().model
     parts = forward_flops(model, frames, 768, 512)
     found = [parts.decoder, parts.conditions, parts.attention, parts.text_encoder, parts.speaker_encoder]
@@ -28,7 +28,7 @@ def test_the_presets_cost_what_the_table_says(preset, frames, decoder, condition
     assert training_flops(model, frames, 768, 512) / TFLOP == pytest.approx(train, abs=0.006)
 
 
-def test_a_device_is_known_by_the_name_jax_gives_it():
+def test_a_device_is_recognised_by_its_jax_name():
     assert peak_flops("TPU v4") == CHIPS["v4"].peak_tflops * TFLOP
     assert peak_flops("TPU v5 lite") == CHIPS["v5e"].peak_tflops * TFLOP
     assert peak_flops("NVIDIA H100 80GB HBM3") == 989 * TFLOP
@@ -36,7 +36,7 @@ def test_a_device_is_known_by_the_name_jax_gives_it():
     assert peak_flops("cpu") is None
 
 
-def test_devices_with_like_names_are_told_apart():
+def test_devices_with_similar_names_are_distinguished():
     kinds = ["NVIDIA L4", "NVIDIA L40", "NVIDIA L40S", "NVIDIA H100 PCIe", "NVIDIA H100 NVL", "NVIDIA H200"]
     assert [peak_flops(kind) for kind in kinds] == [n * TFLOP for n in (121, 181, 362, 756, 835, 989)]
     assert peak_flops("NVIDIA L400") is None

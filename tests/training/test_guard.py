@@ -1,4 +1,4 @@
-"""Bad steps: left out while they are few, else the run goes back, and stops when that does not help."""
+"""Bad steps: skipped while there are few, else the run rolls back, and stops if that does not help."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_the_limit_is_a_multiple_of_the_usual_once_enough_steps_counted():
     assert len(json.dumps(guard.state())) < 4000
 
 
-def test_a_limit_does_not_depend_on_whether_the_step_before_is_known_already():
+def test_the_limit_does_not_depend_on_whether_the_previous_step_is_settled():
     early, late = guard_of(), guard_of()
     errors = 1 + np.arange(300) % 7 / 10
     for step, error in enumerate(errors.tolist(), 1):
@@ -62,7 +62,7 @@ def test_a_limit_does_not_depend_on_whether_the_step_before_is_known_already():
 
 
 @pytest.mark.parametrize("run", [{"skips": 0}, {"spike_factor": 0.0}])
-def test_no_step_is_a_spike_where_none_is_looked_for(run):
+def test_no_step_is_a_spike_if_detection_is_off(run):
     guard = guard_of(**run)
     for step in range(1, 100):
         guard.counted(step, 1.0)
@@ -80,7 +80,7 @@ def test_skips_are_counted_within_their_window():
     assert guard.lost(27)
 
 
-def test_what_is_remembered_survives_a_checkpoint():
+def test_the_history_survives_a_checkpoint():
     guard = guard_of(skips=2, skip_window=10)
     for step in range(1, 50):
         guard.counted(step, 1 / step)
@@ -112,7 +112,7 @@ def test_a_bad_step_is_described_with_its_worst_rows_first():
 
 @pytest.fixture
 def config(tmp_path, shards):
-    """Six steps as everywhere here, of which one in four may be skipped; one makes what is usual."""
+    """Six steps as in the other tests, of which one in four may be skipped; one good step defines the median."""
     return with_sections(TINY, data={"data": str(shards)}, run={"skips": 1, "skip_window": 4})
 
 
@@ -130,7 +130,9 @@ def said(run_dir):
     return {(line["step"], line["event"]): line["message"] for line in found if "event" in line}
 
 
-def test_bad_steps_are_left_out_and_past_their_number_the_run_goes_back_and_on_with_new_data(config, tmp_path, poison):
+def test_bad_steps_are_skipped_and_after_too_many_the_run_rolls_back_and_continues_with_new_data(
+    config, tmp_path, poison
+):
     poison({3: 1e3, 4: np.nan})
     whole, parts = (with_sections(config, run={"run_dir": str(tmp_path / name)}) for name in ("whole", "parts"))
     assert train(with_sections(whole, run={"keep_last": 9})).finished
@@ -173,7 +175,7 @@ def test_a_run_that_has_saved_nothing_goes_back_to_the_weights_it_was_given(conf
         assert_same_weights(load_run(again, weights), load_run(uninterrupted, "ema"))
 
 
-def test_a_bad_row_of_an_accumulated_step_is_named_and_taken_back_the_same_way(config, tmp_path, poison):
+def test_a_bad_row_of_an_accumulated_step_is_named_and_skipped_in_the_same_way(config, tmp_path, poison):
     poison({3: np.nan, 4: np.nan})
     config = with_sections(config, optim={"accumulation": 2}, run={"run_dir": str(tmp_path), "keep_last": 9})
     assert train(config).finished

@@ -1,4 +1,4 @@
-"""Whole runs on tiny shards: the loss falls, a resumed run is the same run, and a bad one stops."""
+"""Complete runs on tiny shards: the loss falls, a resumed run is identical, and a bad one stops."""
 
 import dataclasses
 import json
@@ -56,7 +56,7 @@ def events(run_dir):
 
 
 class StopAfter(StopSignal):
-    """Asks for a stop once it has been looked at this often."""
+    """Requests a stop after it has been checked this often."""
 
     def __init__(self, steps):
         self._left = steps
@@ -126,7 +126,7 @@ def test_a_second_training_in_the_same_run_directory_is_refused(config, tmp_path
     assert not (tmp_path / "run" / CHECKPOINTS).exists()
 
 
-def test_a_run_that_is_asked_to_leave_saves_and_leaves_out_what_was_due(config, tmp_path, shards):
+def test_a_run_that_receives_a_signal_saves_and_skips_what_was_due(config, tmp_path, shards):
     spoken = []
 
     def speak(weights, text, seed, voice):
@@ -149,7 +149,7 @@ def test_a_run_of_another_configuration_is_not_resumed(config, tmp_path):
 
 
 class Sound:
-    """Stands for synthesis: the file holds what was asked."""
+    """A fake of synthesis: the file contains the request."""
 
     def __init__(self, *asked):
         self.asked = asked
@@ -158,7 +158,7 @@ class Sound:
         path.write_text(repr(self.asked))
 
 
-def test_the_loss_falls_and_is_measured_and_heard_on_the_way(config, tmp_path, shards, monkeypatch):
+def test_the_loss_falls_with_evaluations_and_samples_in_between(config, tmp_path, shards, monkeypatch):
     monkeypatch.setattr(report, "peak_flops", lambda kind: 1e9)
     waits_s, next_batch = 0.05, feed.Stream.next
     monkeypatch.setattr(feed.Stream, "next", lambda stream: (time.sleep(waits_s), next_batch(stream))[1])
@@ -265,7 +265,7 @@ def test_sigterm_finishes_the_step_saves_and_leaves(config, tmp_path):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_fine_tuning_begins_with_the_given_weights_and_counts_from_zero(config, tmp_path):
+def test_fine_tuning_starts_with_the_given_weights_at_step_zero(config, tmp_path):
     train(config, stop=StopAfter(2))
     tuned = with_sections(config, run={"run_dir": str(tmp_path / "tuned"), "init_from": str(tmp_path / "run")})
     result = train(tuned, stop=StopAfter(1))
@@ -274,7 +274,7 @@ def test_fine_tuning_begins_with_the_given_weights_and_counts_from_zero(config, 
     assert_same_weights(load_run(tmp_path / "tuned", "raw"), load_run(tmp_path / "run", "ema"))
 
 
-def test_a_run_that_goes_on_from_a_published_pickle_is_the_run_that_never_stopped(config, tmp_path):
+def test_a_run_resumed_from_a_published_pickle_equals_an_uninterrupted_one(config, tmp_path):
     whole, again = tmp_path / "whole", tmp_path / "again"
     config = with_sections(config, optim={"steps": 20}, run={"save_every_steps": 10})
     train(in_folder(config, whole))
@@ -306,7 +306,7 @@ def test_a_pickle_of_too_many_samples_to_replay_starts_the_data_from_the_beginni
     assert read_meta(step_folders(tmp_path / "run" / CHECKPOINTS)[0]).stream["step"] == 1
 
 
-def test_a_pickle_without_optimizer_state_cannot_be_gone_on_from(config, uninterrupted, tmp_path):
+def test_a_pickle_without_optimizer_state_cannot_be_resumed(config, uninterrupted, tmp_path):
     export(uninterrupted, tmp_path / "ema.pkl", "ema")
     run = {"init_from": str(tmp_path / "ema.pkl"), "resume_optimizer": True}
     with pytest.raises(ValueError, match=r"ema\.pkl: has no optimizer state: start from its weights alone"):
@@ -360,7 +360,7 @@ def test_a_run_needs_a_directory_it_can_make(config, tmp_path):
         train(in_folder(config, tmp_path / "file" / "run"))
 
 
-def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(config, tmp_path):
+def test_the_tokenizer_and_the_codec_belong_to_the_run_and_others_are_rejected(config, tmp_path):
     for name, words in (("one", "abcd badc dcba"), ("other", "aabb ccdd bbaa")):
         model = SentencePieceTokenizer.train([words] * 50, vocabulary=270).to_bytes()
         (tmp_path / f"{name}.model").write_bytes(model)
@@ -380,7 +380,7 @@ def test_the_tokenizer_and_the_codec_go_with_the_run_and_others_are_refused(conf
         check_facts(*(Facts(codec=CodecFacts(weights_hash=name)) for name in "ab"), "shards")
 
 
-def test_a_tokenizer_that_is_missing_or_too_large_is_said(config, tmp_path):
+def test_a_missing_or_too_large_tokenizer_is_an_error(config, tmp_path):
     with pytest.raises(FileNotFoundError, match="tokenizer nowhere: no such file"):
         open_inputs(with_sections(config, data={"tokenizer": "nowhere"}))
     with pytest.raises(ValueError, match=r"byte tokenizer has 256 ids, model\.vocabulary is 200"):

@@ -1,4 +1,4 @@
-"""The sharding table: every large parameter is cut, and cutting changes no number."""
+"""The sharding table: every large parameter is sharded, and sharding changes no results."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def abstract_mesh(data: int, fsdp: int, tensor: int) -> AbstractMesh:
     return AbstractMesh((data, fsdp, tensor), meshes.MESH_AXES)
 
 
-def test_every_parameter_above_a_mebibyte_has_the_listed_cut():
+def test_every_parameter_above_a_mebibyte_has_the_listed_sharding():
     mesh = abstract_mesh(1, 16, 2)
     large = {p: leaf for p, leaf in expected_shapes(configs.echo_1b3().model).items() if 4 * leaf.size > MIB}
     found = {path: tuple(meshes.parameter_spec(path, leaf.shape, mesh)) for path, leaf in large.items()}
@@ -77,7 +77,7 @@ def test_fsdp_alone_cuts_all_that_is_large_over_any_pod(preset, ways):
             assert "fsdp" in meshes.parameter_spec(path, leaf.shape, mesh), path
 
 
-def test_moments_and_average_are_cut_as_their_parameters_are():
+def test_moments_and_average_are_sharded_like_their_parameters():
     mesh = meshes.make_mesh(devices=jax.devices()[:1])
     state = abstract_state(TINY, mesh)
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, state)
@@ -91,7 +91,7 @@ def test_a_parameter_without_a_rule_is_an_error():
         meshes.parameter_spec("blocks/attention/wz/kernel", (2, 8, 8), abstract_mesh(1, 8, 1))
 
 
-def test_a_dimension_that_does_not_divide_stays_whole():
+def test_a_dimension_that_does_not_divide_is_replicated():
     spec = meshes.parameter_spec("blocks/mlp/w1/kernel", (2, 12, 16), abstract_mesh(1, 8, 2))
     assert spec == PartitionSpec(None, None, "tensor")
 
@@ -147,7 +147,7 @@ def fake_mesh(data: int, fsdp: int, tensor: int, hosts: int) -> Mesh:
         (abstract_mesh(1, 4, 2), "tensor_ways 2: "),
     ],
 )
-def test_a_layout_that_cannot_work_is_refused_before_anything_is_traced(mesh, said):
+def test_an_invalid_layout_is_rejected_before_anything_is_traced(mesh, said):
     with pytest.raises(ValueError, match=said):
         meshes.check_layout(TINY, mesh, 1)
     meshes.check_layout(TINY, fake_mesh(2, 2, 2, 4), 2)

@@ -39,7 +39,7 @@ HEADS = EncoderConfig(width=64, depth=1, heads=8, mlp_width=64)
         ("tpu7x-64", 64, 8, "tpu7x:2x4x4"),  # each of a chip's two TensorCores is a device
     ],
 )
-def test_slices_are_known_by_the_names_users_write(name, chips, hosts, compiler_name):
+def test_slices_are_recognised_by_all_common_names(name, chips, hosts, compiler_name):
     found = parse_topology(name)
     assert (found.chips, found.hosts, found.compiler_name) == (chips, hosts, compiler_name)
     # without megacore a v4 chip would count as two devices
@@ -88,7 +88,7 @@ def test_traffic_grows_with_accumulation():
         ),
     ],
 )
-def test_what_the_chips_cannot_share_is_refused_before_anything_is_traced(sections, said):
+def test_indivisible_sizes_are_rejected_before_anything_is_traced(sections, said):
     with pytest.raises(ValueError, match=said):
         make_plan(with_sections(demo(), **sections), parse_topology("v4-64"), None)
 
@@ -144,7 +144,7 @@ def test_the_search_finds_the_largest_batch_of_each_remat():
         (lambda n: 25 + 5 * n, 1, 2),
     ],
 )
-def test_the_largest_that_fits_is_the_one_before_one_that_was_refused(needed, largest, compilations):
+def test_the_largest_fitting_batch_is_the_one_before_the_first_that_does_not_fit(needed, largest, compilations):
     compiled = []
 
     def compile_one(number):

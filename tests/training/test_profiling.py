@@ -1,4 +1,4 @@
-"""Profiler traces: of the steps that were asked for, and never at the cost of the run."""
+"""Profiler traces: of the requested steps, and without affecting the run."""
 
 import json
 from pathlib import Path

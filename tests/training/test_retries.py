@@ -17,7 +17,7 @@ from tests.data.fake_hub import REPOSITORY, FakeHub, Status
 from tests.tiny_training import TINY, with_sections
 
 
-def test_the_first_is_told_at_once_and_then_one_a_minute_with_the_number_of_the_others():
+def test_the_first_retry_is_reported_at_once_then_one_per_minute_with_the_number_of_others():
     told, now = [], [0.0]
     events = RetryEvents(told.append, clock=lambda: now[0])
     for second in range(125):
@@ -30,7 +30,7 @@ def test_the_first_is_told_at_once_and_then_one_a_minute_with_the_number_of_the_
     ]
 
 
-def test_a_request_that_is_made_again_says_what_why_and_when():
+def test_a_retry_is_logged_with_request_reason_and_delay():
     retries = Retries(RetryPolicy(deadline_s=9.0, first_wait_s=0.01))
     heard = []
     retries.listener = heard.append
@@ -86,7 +86,7 @@ def test_lines_of_several_threads_are_written_one_after_the_other(tmp_path):
 
 
 @pytest.mark.network_fake
-def test_a_run_tells_while_it_waits_and_counts_what_it_refused_by_cause(tmp_path, shards, monkeypatch):
+def test_a_run_logs_waiting_and_counts_rejections_by_cause(tmp_path, shards, monkeypatch):
     impatient = {"first_wait_s": 0.05, "longest_wait_s": 0.1}
     monkeypatch.setattr(inputs, "RetryPolicy", lambda deadline_s: RetryPolicy(deadline_s=deadline_s, **impatient))
     run_dir = tmp_path / "run"

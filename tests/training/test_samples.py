@@ -52,7 +52,7 @@ def test_without_voices_the_texts_stand_alone(tmp_path):
     assert json.loads((folder / "sentences.json").read_text()) == {"00_a.wav": "a"}
 
 
-def test_what_a_recogniser_heard_is_a_metric_and_stands_beside_each_sentence_on_the_dashboard(tmp_path):
+def test_transcripts_give_a_metric_and_are_shown_with_each_sentence_on_the_dashboard(tmp_path):
     told = {"one two": Heard(1, 2, 3, 7, "one too"), "three": Heard(0, 1, 0, 5, "three")}
 
     def speak_to_an_ear(weights, sentence, seed, voice):

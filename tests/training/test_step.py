@@ -1,4 +1,4 @@
-"""The train step: what it computes, and what it must not depend on."""
+"""The train step: its results, and what they must not depend on."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def step(mesh):
 
 @pytest.fixture(scope="module")
 def begin(mesh):
-    """Makes copies of one first state: the step donates what it is given."""
+    """Creates copies of one initial state, since the step donates its arguments."""
     state = initial_state(TINY, mesh)
     return lambda: jax.tree.map(jnp.copy, state)
 
@@ -165,6 +165,6 @@ def test_the_shortest_runs_have_a_finite_learning_rate(steps):
     assert max(rates) > 0
 
 
-def test_a_batch_that_cannot_be_cut_evenly_is_refused():
+def test_a_batch_that_cannot_be_divided_evenly_is_rejected():
     with pytest.raises(ValueError, match="8 is not a multiple of accumulation 3"):
         with_sections(TINY, optim={"accumulation": 3})

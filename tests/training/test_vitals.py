@@ -1,4 +1,4 @@
-"""Step times and what the machine says."""
+"""Step times and host metrics."""
 
 import pytest
 
@@ -44,14 +44,14 @@ class Device:
         return self._stats
 
 
-def test_memory_in_use_is_of_the_fullest_device_and_not_told_where_devices_do_not(tmp_path, monkeypatch):
+def test_memory_in_use_is_of_the_fullest_device_and_absent_if_devices_do_not_report_it(tmp_path, monkeypatch):
     assert "device/memory_bytes" not in host_numbers(tmp_path)  # a CPU
     devices = [Device({"bytes_in_use": 3_000, "bytes_limit": 9_000}), Device({"bytes_in_use": 5_000}), Device(None)]
     monkeypatch.setattr(vitals.jax, "local_devices", lambda: devices)
     assert host_numbers(tmp_path)["device/memory_bytes"] == 5_000
 
 
-def test_of_several_processes_each_says_how_far_it_is_behind_the_furthest(monkeypatch):
+def test_each_process_reports_its_lag_behind_the_furthest(monkeypatch):
     words = {}
     now = [0.0]
     monkeypatch.setattr(vitals.messages, "post", words.__setitem__)

@@ -2,7 +2,7 @@
 
 The shards are distributed over V virtual streams. If there are fewer shards than streams, each shard is split into
 `parts`; one part of one shard is a unit. The permutations of the units of all epochs are concatenated and dealt
-round-robin: stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted anew in
+round-robin: stream v gets units v, v + V, v + 2V and so on, without end. The samples of a shard are permuted again in
 each epoch, and its parts are equal shares of that permutation. Each source of a mixture is distributed separately, and
 every stream alternates between its sources according to the weights.
 

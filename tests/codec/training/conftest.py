@@ -1,4 +1,4 @@
-"""Programs of a few steps: what is compiled for them is not optimized, which takes longer than running them."""
+"""Disables XLA optimisation: for programs of a few steps it takes longer than running them."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Crops: a function of (seed, step, row), from parts of files, without what is silent or clipped."""
+"""Crops: a function of (seed, step, row), read from parts of files, not silent or clipped."""
 
 import dataclasses
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_silent_and_clipped_crops_are_drawn_again_and_counted(tmp_path: Path):
     assert found.rejected["silent"] and found.rejected["clipped"]
 
 
-def test_faults_are_told_by_name():
+def test_rejection_causes_are_named():
     settings = CropConfig()
     tone = VOICE[:4000]
     assert fault_of(tone, settings) is None

@@ -75,7 +75,7 @@ def test_a_band_discriminator_is_torch_conv2d_over_the_bands_of_torch_stft():
         np.testing.assert_allclose(np.asarray(mine).transpose(0, 3, 1, 2), wanted.numpy(), atol=2e-5)
 
 
-def test_signals_are_judged_without_offset_at_one_peak_and_silence_stays_silence():
+def test_discriminator_inputs_have_no_offset_and_a_fixed_peak_and_silence_stays_silent():
     prepared = np.asarray(prepare(jnp.asarray([[1.0, 2.0, 6.0], [0.3, 0.3, 0.3]])))
     np.testing.assert_allclose(prepared[0], 0.8 * np.array([-2, -1, 3]) / 3, rtol=1e-6)
     np.testing.assert_allclose(prepared[1], 0, atol=0.8)
@@ -104,6 +104,6 @@ def test_weight_norm_folds_back_in_one_and_two_dimensions():
         ({"bands": (0.5, 0.1)}, "increasing edges"),
     ],
 )
-def test_what_cannot_be_built_is_refused(changes: dict, message: str):
+def test_invalid_discriminator_settings_are_rejected(changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         DiscriminatorConfig(**changes)

@@ -1,4 +1,4 @@
-"""Gradients flow where they should and nowhere else; and two thousand adversarial steps stay finite."""
+"""Gradients reach exactly the intended parameters; two thousand adversarial steps stay finite."""
 
 import dataclasses
 from typing import Any

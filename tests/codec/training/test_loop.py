@@ -1,4 +1,4 @@
-"""The codec's training: resumes bitwise, leaves alone what it should, and does not care how many devices there are."""
+"""Codec training: resumes bitwise, keeps frozen parameters, independent of the number of devices."""
 
 import dataclasses
 import json
@@ -93,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
     return params, folder
 
 
-def test_discriminators_begin_when_they_are_asked_to_and_the_loss_falls(whole):
+def test_discriminators_start_at_the_configured_step_and_the_loss_falls(whole):
     told = {line["step"]: line for line in lines(whole[1]) if "loss/train" in line}
     assert ["loss/discriminator" in told[step] for step in range(1, 7)] == [False, False, True, True, True, True]
     assert told[2]["loss/mel"] < told[1]["loss/mel"] and told[6]["loss/mel"] < told[3]["loss/mel"]
@@ -103,7 +103,7 @@ class KilledError(Exception):
     pass
 
 
-def test_a_killed_training_goes_on_bitwise_as_if_it_had_never_stopped(whole, tmp_path: Path):
+def test_a_killed_training_resumes_bitwise_identically(whole, tmp_path: Path):
     def killer(step: int, line) -> None:
         if step == 5:  # the last save is of step 3
             raise KilledError
@@ -125,7 +125,7 @@ def test_held_out_losses_and_samples_are_where_the_dashboard_looks_for_them(whol
     assert soundfile.info(whole[1] / items[0].path).frames == TRAINING.crop_samples
 
 
-def test_a_codec_is_read_from_a_run_that_may_still_go_on(whole, tmp_path: Path):
+def test_a_codec_is_loaded_from_a_possibly_running_training(whole, tmp_path: Path):
     params, folder = whole
     for place in (folder, folder / "checkpoints" / "step_00000006"):
         codec = load_codec(place)
@@ -137,7 +137,7 @@ def test_a_codec_is_read_from_a_run_that_may_still_go_on(whole, tmp_path: Path):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # the watch's SystemExit
-def test_a_step_that_hangs_ends_the_process_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_hanging_step_ends_the_process_with_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     ended = threading.Event()
 
     def end(code: int) -> None:
@@ -162,7 +162,7 @@ def test_a_step_that_hangs_ends_the_process_and_says_so(tmp_path: Path, monkeypa
     assert said["step"] == 1 and "no step was finished for" in said["message"]
 
 
-def test_before_a_save_room_is_made_by_the_rules_of_the_watchdog(tmp_path: Path):
+def test_space_for_a_save_is_freed_by_the_rules_of_the_watchdog(tmp_path: Path):
     log = tmp_path / "logs" / "old.log"
     log.parent.mkdir()
     log.write_bytes(b"x" * 100)
@@ -174,7 +174,7 @@ def test_before_a_save_room_is_made_by_the_rules_of_the_watchdog(tmp_path: Path)
     assert not log.exists()
 
 
-def test_a_run_that_is_asked_to_wait_saves_waits_for_room_and_goes_on(tmp_path: Path):
+def test_a_run_that_is_asked_to_wait_saves_waits_for_space_and_continues(tmp_path: Path):
     assert pause.ask(tmp_path, pause.Request(place=str(tmp_path), below=0.0))
     saved: list[str] = []
 

@@ -1,4 +1,4 @@
-"""A trained codec as the published .pth: the reference modules open it and say the same."""
+"""A trained codec as the published .pth: the reference modules load it and give the same results."""
 
 import dataclasses
 from pathlib import Path
@@ -62,7 +62,7 @@ def decoded_by(reference: Any, state: dict[str, torch.Tensor], config: CodecConf
         return decoder(torch.tensor(latent).transpose(1, 2)).numpy()[:, 0]
 
 
-def test_fine_tuned_from_a_pth_and_exported_the_reference_decoder_says_the_same(reference: Any, tmp_path: Path):
+def test_the_reference_decoder_agrees_with_a_fine_tuned_export(reference: Any, tmp_path: Path):
     write_published(tmp_path / "weights.pth", init_params(DACVAE, jax.random.key(0)), DACVAE)
     base = load_codec(tmp_path / "weights.pth")
     training = CodecTraining(

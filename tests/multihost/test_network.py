@@ -251,9 +251,9 @@ def test_a_silence_is_survived_and_a_host_that_vanishes_ends_the_other_in_time(
 
 def test_delays_and_lost_packets_slow_a_run_down_and_do_not_end_it(tmp_path, network, flags, capsys) -> None:
     run_dir = tmp_path / "run"
-    bad = BadLine(network, delay_s=0.05, jitter_s=0.03, loss=0.03)
+    bad = BadLine(network, delay_s=0.005, jitter_s=0.003, loss=0.01)  # a step sends some hundred messages
     with bad, Run(tmp_path / "first", network, flags(run_dir)) as run:
-        run.until_step(run_dir, 8)
+        run.until_step(run_dir, 4)
         run.processes[0].send_signal(signal.SIGTERM)
         assert run.codes(120 * MACHINE) == [75, 75], run.said()
     with capsys.disabled():

@@ -139,9 +139,10 @@ class DataConfig:
     """Virtual streams over which the shards are distributed; fixed for a run, a multiple of the number of processes."""
     shuffle_samples: int = 1024
     """Size of the shuffle buffer in samples, over all streams."""
-    interleave: int = 1
+    interleave: int | None = None
     """Shards that each stream reads alternately: more of them mix batches better, but need proportionally more open
-    files and cache."""
+    files and cache. None: four times the samples that a stream gives to a batch, limited by shards and cache; a resumed
+    run keeps its number."""
     tokenizer: str = "byte"
     """byte, or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
@@ -163,7 +164,7 @@ class DataConfig:
             raise ValueError(f"buckets {self.buckets} must be given, shortest first")
         if self.batch_size < 1 or self.streams < 1:
             raise ValueError(f"batch_size {self.batch_size} and streams {self.streams} must be at least 1")
-        if self.interleave < 1:
+        if self.interleave is not None and self.interleave < 1:
             raise ValueError(f"interleave {self.interleave} must be at least 1")
         if not 0 <= self.longer_share <= 1:
             raise ValueError(f"longer_share {self.longer_share} must be from 0 to 1")
@@ -380,6 +381,7 @@ def demo() -> Config:
             buckets=(Bucket(frames=64, tokens=48),),
             reference_frames=48,
             streams=8,
+            interleave=1,  # a corpus of few shards
         ),
         optim=OptimConfig(steps=2400, learning_rate=1.5e-3, ema_decay=0.995, init="fan_in"),
         run=RunConfig(save_every_steps=500, eval_every=250, sample_every=500, codec=DEFAULT_CODEC),

@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "data.cache_dir",
     "data.cache_gb",
     "data.fetch_deadline_s",
+    "data.interleave",  # the stream compares it: None agrees with any
     "model.remat",
     "model.attention",
     "steps",  # from here on: keys of a codec training

@@ -228,11 +228,12 @@ class JointAttention(nnx.Module):
         attend: HeadAttention,
         *,
         normed: bool,
+        own: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t w"]:
         """`visible` covers the joined keys [latents, text, speaker], s = t + n + p; `normed`: condition keys are.
 
-        Rows of y beyond the r rows of the conditions attend only to their own latents, which equals masking both
-        conditions, at lower cost.
+        Rows of y beyond the r rows of the conditions attend only to their own latents, of these only to those visible
+        in `own` (None: all), which equals masking both conditions, at lower cost.
         """
         norms = HeadNorms(self.q_norm.weight[...], self.k_norm.weight[...], self.q_norm.eps, self.heads // 2)
         q, k, v, gate = self.wq(y), self.wk_self(y), self.wv_self(y), self.wgate(y)
@@ -241,7 +242,8 @@ class JointAttention(nnx.Module):
         values = [v[:rows], conditions.text_values, conditions.speaker_values]
         attended = attend(q[:rows], keys, values, gate[:rows], norms, rope, visible, normed=[False, normed, normed])
         if rows < y.shape[0]:
-            alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, normed=[False])
+            seen = None if own is None else own[rows:]
+            alone = attend(q[rows:], [k[rows:]], [v[rows:]], gate[rows:], norms, rope, seen, normed=[False])
             attended = jnp.concatenate([attended, alone])
         return self.wo(attended)
 

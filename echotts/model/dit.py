@@ -107,10 +107,12 @@ class DecoderBlock(nnx.Module):
         attend: HeadAttention,
         *,
         normed: bool,
+        own: Bool[Array, "b t"] | None = None,
     ) -> Float[Array, "b t w"]:
-        """`normed`: condition keys are already normalised (`JointAttention.norm_keys`)."""
+        """`normed`: condition keys are already normalised (`JointAttention.norm_keys`); `own`: see JointAttention."""
         y = self.attn_adaln(x, modulation.attention)
-        x = x + modulation.attention.gate * self.attention(y, conditions, visible, rope, attend, normed=normed)
+        heard = self.attention(y, conditions, visible, rope, attend, normed=normed, own=own)
+        x = x + modulation.attention.gate * heard
         return x + modulation.mlp.gate * self.mlp(self.mlp_adaln(x, modulation.mlp))
 
 
@@ -118,7 +120,7 @@ class BlockDiT(nnx.Module):
     """The velocity network. Layers are stacked along a first axis and scanned, so that one block is compiled.
 
     `constrain` is applied to activations at block boundaries and `gather` to the parameters of each block, as hooks for
-    sharding. `attend` is the attention of every layer (model/fused.py). In training, frames are padded to a multiple of
+    sharding. `attend` is the attention of every layer (model/fused.py). Frames are padded to a multiple of
     `frame_tile`, and the padding is masked: on a TPU, 750 frames are not a whole number of tiles, and each reshape
     would copy.
     A fresh model returns zeros (its output projection is initialised to zero).
@@ -170,7 +172,7 @@ class BlockDiT(nnx.Module):
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
         frames = x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, -frames % self.frame_tile), (0, 0)))
+        x = self._in_tiles(x)
         visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask), frames)
         common = self.modulation(self.embed_time(t))
         rope = self._rope(x)
@@ -219,17 +221,20 @@ class BlockDiT(nnx.Module):
 
         The conditions may have fewer rows than x: then the last rows of x are unconditional (as with all-False masks).
         """
-        visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask, x.shape[1])
+        frames = x.shape[1]
+        x = self._in_tiles(x)
+        visible = _visible_keys(x, conditions.text_mask, conditions.speaker_mask, frames)
+        own = None if x.shape[1] == frames else jnp.broadcast_to(visible[:1, : x.shape[1]], x.shape[:2])
         rope = self._rope(x)
 
         def step(
             block: DecoderBlock, x: Array, layer: tuple[BlockModulation, ConditionKeysValues]
         ) -> tuple[Array, None]:
-            return self.constrain(block(x, *layer, visible, rope, self.attend, normed=True)), None
+            return self.constrain(block(x, *layer, visible, rope, self.attend, normed=True, own=own)), None
 
         layers_own = (modulation, conditions.keys_values)
         hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), layers_own, remat=self.config.remat)
-        return self.read_out(hidden)
+        return self.read_out(hidden)[:, :frames]
 
     def encode_text(self, text_ids: Int[Array, "b n"], text_mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
         """Normalised text states."""
@@ -264,6 +269,9 @@ class BlockDiT(nnx.Module):
     def read_out(self, hidden: Float[Array, "b t w"]) -> Float[Array, "b t c"]:
         """Final norm and output projection, in float32."""
         return self.out_proj(self.norm(hidden.astype(jnp.float32)))
+
+    def _in_tiles(self, x: Float[Array, "b t c"]) -> Float[Array, "b s c"]:
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.frame_tile), (0, 0)))
 
     def _rope(self, x: Float[Array, "b t c"]) -> Float[Array, "2 t d"]:
         return layers.rope_table(x.shape[1], self.config.head_dim, self.config.rope_theta)

@@ -37,6 +37,11 @@ def choose_attention(platform: str, config: ModelConfig) -> HeadAttention:
     return with_heads(attend_by_head if platform == "cpu" else attend)
 
 
+def frame_tile(platform: str) -> int:
+    """To a multiple of what a model pads its frames on "tpu", "gpu" or "cpu"."""
+    return LANES if platform == "tpu" else 1
+
+
 def splash(
     q: Float[Array, "b t h d"],
     k: Float[Array, "b s h d"],

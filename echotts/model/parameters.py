@@ -8,7 +8,6 @@ from flax import nnx
 
 from echotts.config import ModelConfig
 from echotts.model import layers
-from echotts.model.attention import HeadAttention, plain_attention
 from echotts.model.dit import BlockDiT
 
 Params: TypeAlias = dict[str, Any]  # nested; leaves are arrays, layers stacked along their first axis
@@ -28,9 +27,9 @@ def merge(graphdef: Any, params: Params) -> BlockDiT:
     return nnx.merge(graphdef, params)
 
 
-def build(config: ModelConfig, params: Params, *, attend: HeadAttention = plain_attention) -> BlockDiT:
-    """A model with the given parameters, without initialising any."""
-    return merge(structure(config, attend=attend), params)
+def build(config: ModelConfig, params: Params, **hooks: Any) -> BlockDiT:
+    """A model with the given parameters and hooks of BlockDiT, without initialising any parameter."""
+    return merge(structure(config, **hooks), params)
 
 
 def structure(config: ModelConfig, **hooks: Any) -> Any:

@@ -13,7 +13,7 @@ from echotts.codec.windows import lower_decode_window
 from echotts.config import FRAME_RATE_HZ, ModelConfig
 from echotts.flow.options import SamplerConfig
 from echotts.flow.sampling import encode_conditions, lower_sample
-from echotts.model.fused import choose_attention
+from echotts.model.fused import choose_attention, frame_tile
 from echotts.model.parameters import abstract, computed_with, merge, split
 
 SECONDS = 15.0
@@ -25,8 +25,8 @@ WINDOW_FRAMES = 100  # per codec window on an accelerator
 def lower_speaking(config: ModelConfig, codec: CodecConfig, sampler: SamplerConfig, device: Any) -> dict[str, Any]:
     """(program, runs) by name for SECONDS of speech of one utterance: conditions, the solver's loop, the codec."""
     place = SingleDeviceSharding(device)
-    attend = choose_attention(device.platform, config)
-    graphdef, masters = split(abstract(dataclasses.replace(config, remat="none"), attend=attend))
+    hooks = {"attend": choose_attention(device.platform, config), "frame_tile": frame_tile(device.platform)}
+    graphdef, masters = split(abstract(dataclasses.replace(config, remat="none"), **hooks))
     params = jax.eval_shape(lambda: computed_with(_zeros(masters), config.compute_dtype))
     model = merge(graphdef, _placed(params, place))
     frames = round(SECONDS * FRAME_RATE_HZ)

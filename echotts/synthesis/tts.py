@@ -22,7 +22,7 @@ from echotts.flow.options import SamplerConfig, sampler_config
 from echotts.flow.sampling import encode_conditions, sample
 from echotts.latents import LatentCodec, LatentScale
 from echotts.model import Params, build, computed_with
-from echotts.model.fused import choose_attention
+from echotts.model.fused import choose_attention, frame_tile
 from echotts.synthesis import references
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.demo import demo_seconds, demo_text
@@ -67,9 +67,10 @@ class EchoTTS:
         self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
-        attend = choose_attention(jax.default_backend(), config)
+        platform = jax.default_backend()
+        hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
         params = computed_with(params, config.compute_dtype)
-        self._model = build(dataclasses.replace(config, remat="none"), params, attend=attend)
+        self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
         self._announced = CompileNotice()
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds

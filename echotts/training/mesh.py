@@ -21,8 +21,8 @@ from jaxtyping import Array
 from echotts.config import Config, ModelConfig
 from echotts.model import layers
 from echotts.model.attention import Attend, HeadAttention, HeadNorms, with_heads
-from echotts.model.fused import choose_attention, splash
-from echotts.model.kernel import LANES, gated_attention
+from echotts.model.fused import choose_attention, frame_tile, splash
+from echotts.model.kernel import gated_attention
 from echotts.model.parameters import structure
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -264,7 +264,7 @@ def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
     """The static structure of a model that computes on this mesh."""
     return structure(
         config,
-        frame_tile=LANES if mesh.devices.flat[0].platform == "tpu" else 1,
+        frame_tile=frame_tile(mesh.devices.flat[0].platform),
         constrain=activation_constraint(mesh),
         gather=weight_gather(mesh, config.compute_dtype),
         attend=attention(config, mesh),

@@ -210,7 +210,7 @@ def test_another_configuration_is_refused_with_the_differences(tmp_path):
     ("section", "change"),
     [
         ("optim", {"steps": 99}),
-        ("data", {"data": "elsewhere"}),
+        ("data", {"data": "elsewhere", "interleave": 3}),
         ("model", {"remat": "full"}),
         ("run", {"keep_last": 9}),
     ],

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 
 from echotts.config import Bucket, DataConfig
 from echotts.data.format.shards import ShardWriter
+from echotts.data.remote.shard_file import ShardFile
+from echotts.data.remote.store import Source
 from echotts.data.stream.batch import Batch
 from echotts.data.stream.length_buckets import bucket_counts
-from echotts.data.stream.stream import Stream, merge_states
+from echotts.data.stream.stream import Stream, choose_lanes, merge_states
 from echotts.text.tokens import SentencePieceTokenizer, Tokenizer
 from tests.data.corpus import (
     BUCKETS,
@@ -180,7 +182,7 @@ def test_shards_sorted_by_length_use_bounded_memory_and_report_dropped_samples(
         with ShardWriter(files[-1], CHANNELS) as writer:
             for i in range(900):
                 writer.write(sample(f"k{i}", frames, None))
-    settings = config(batch_size=1, streams=1, buckets=BUCKETS[::2], max_rejected_share=1.0)
+    settings = config(batch_size=1, streams=1, buckets=BUCKETS[::2], max_rejected_share=1.0, interleave=1)
     with open_stream(files, settings) as stream, caplog.at_level(logging.WARNING):
         taken = steps(stream, 1000)
         assert set(stream.rejections.counts) == {"crowded_out"}
@@ -355,28 +357,63 @@ def test_interleaved_streams_resume_exactly_on_any_number_of_processes(shards: l
     assert_equal(rest, together([steps(stream, 15) for stream in streams]))
     for stream in streams:
         stream.close()
-    with open_stream(shards, config()) as plain:
+    with open_stream(shards, config(interleave=1)) as plain:
         assert [names for _, names, _ in steps(plain, 15)] != [names for _, names, _ in first]
         with pytest.raises(ValueError, match="interleave is 3 in the state, 1 here"):
             plain.restore(state)
+    with open_stream(shards, config()) as left_open:  # takes what the state says
+        left_open.restore(state)
+        assert_equal(rest, steps(left_open, 15))
+
+
+def test_a_state_of_before_streams_interleaved_by_default_goes_on(shards: list[Path]) -> None:
+    with open_stream(shards, config(streams=2, batch_size=4, interleave=1)) as before:
+        steps(before, 15)
+        state = json.loads(json.dumps(before.state()))
+        rest = steps(before, 15)
+    del state["interleave"]
+    for stream in state["streams"].values():
+        del stream["recent"]
+    with open_stream(shards, config(streams=2, batch_size=4)) as now:
+        assert now.state()["interleave"] == 2
+        now.restore(state)
+        assert_equal(rest, steps(now, 15))
 
 
 def test_neighbouring_batches_share_hardly_more_shards_than_independent_draws_would(tmp_path: Path) -> None:
     (first,) = write_shards(tmp_path, shards=1, samples=40, longest=8)
     files = [first]
-    for number in range(1, 64):
+    for number in range(1, 128):
         files.append(tmp_path / f"link-{number:03d}.tar")
         files[-1].hardlink_to(first)
     batch, bucket = 32, BUCKETS[-1:]
 
-    def shared(interleave: int) -> float:
-        settings = config(batch_size=batch, streams=8, buckets=bucket, interleave=interleave)
-        with open_stream(files, settings) as stream:
-            seen = [{name.split("/")[0] for name in names} for _, names, _ in steps(stream, 60)]
-        return float(np.mean([len(one & other) for one, other in itertools.pairwise(seen)]))
-
+    with open_stream(files, config(batch_size=batch, streams=8, buckets=bucket)) as stream:
+        seen = [{name.split("/")[0] for name in names} for _, names, _ in steps(stream, 60)]
     independent = len(files) * (1 - (1 - 1 / len(files)) ** batch) ** 2
-    assert shared(8) < 1.3 * independent
+    for apart in (1, 2):
+        shared = [len(one & other) for one, other in zip(seen, seen[apart:], strict=False)]
+        assert np.mean(shared) < 1.3 * independent, apart
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "files", "shard_gb", "lanes"),
+    [
+        (256, 10_000, None, 16),
+        (512, 10_000, None, 32),
+        (32, 10_000, None, 4),
+        (256, 640, None, 10),  # as many as there are
+        (256, 20, None, 1),
+        (256, 10_000, 0.1, 6),  # 40 GB of cache
+        (256, 10_000, 1.0, 1),
+    ],
+)
+def test_a_stream_reads_as_many_shards_by_turns_as_shards_and_cache_allow(batch_size, files, shard_gb, lanes) -> None:
+    size = None if shard_gb is None else round(shard_gb * 1e9)
+    url = "/s.tar" if size is None else "https://host/s.tar"
+    source = Source((ShardFile(url=url, bytes=size),) * files)
+    assert choose_lanes([source], DataConfig(batch_size=batch_size)) == lanes
+    assert choose_lanes([source], DataConfig(batch_size=batch_size, interleave=3)) == 3
 
 
 def test_interleaved_streams_give_every_sample_within_one_of_the_epochs(tmp_path: Path) -> None:

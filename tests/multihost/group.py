@@ -26,8 +26,8 @@ QUICK = {
     "jax_persistent_cache_min_compile_time_secs": 0.2,
     "jax_disable_most_optimizations": True,
 }
-_SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["echotts.cli.train", "echotts.training.loop"])
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["echotts.cli.train", "echotts.training.loop"])
 
 
 class Group:
@@ -62,7 +62,7 @@ class Group:
         for index in range(count):
             own = [f"--run.process_index={index}", *(each or {}).get(index, [])]
             joined = [f"--run.coordinator={address}", f"--run.processes={count}", *own] if count > 1 else []
-            process = _SERVER.Process(
+            process = FORKED.Process(
                 target=_run,
                 args=(self.logs[index], self._lists[index], [*flags, *joined]),
                 kwargs={

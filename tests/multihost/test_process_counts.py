@@ -47,23 +47,3 @@ def test_a_checkpoint_of_four_processes_resumes_with_two_and_with_one(
         found = losses(run_dir)
         assert sorted(found) == list(range(1, end + 1))
         assert found == pytest.approx({step: expected[step] for step in found}, rel=1e-4)
-
-
-def test_rows_are_the_same_however_hosts_interleave_in_the_mesh(tmp_path, shards, compile_once, monkeypatch) -> None:
-    flags = run_flags(compile_once, monkeypatch, f"--data={shards}")
-    interleaved = [0, 4, 1, 5, 2, 6, 3, 7]  # of two processes each has every other row, of four two that are apart
-
-    def first_steps(name, count, order):
-        folder = tmp_path / name
-        with Group(folder, count, 8 // count, *flags(folder / "run"), order=order) as group:
-            group.until_step(5)
-            group.send(0, signal.SIGTERM)
-            assert group.codes() == [75] * count, group.said()
-        batches, row_losses = group.batches(), group.row_losses()
-        return [(batches[step], row_losses[step]) for step in range(1, 5)]
-
-    plain = first_steps("plain", 1, range(8))
-    one, two, four = (first_steps(str(count), count, interleaved) for count in (1, 2, 4))
-    assert one == two == four
-    assert one[0] == plain[0]  # noise and times are those of the row, wherever it lies
-    assert [rows for rows, _ in one] == [rows for rows, _ in plain]

@@ -10,7 +10,7 @@ from echotts.data.remote.dataset import Dataset
 from echotts.data.remote.retry import RetryPolicy
 from echotts.data.remote.store import AHEAD_UNITS, Shards, check_budget
 from echotts.data.stream.order import Rows
-from echotts.data.stream.stream import Stream
+from echotts.data.stream.stream import Stream, choose_lanes
 from echotts.latents import LatentScale
 from echotts.text.tokens import Tokenizer
 
@@ -34,16 +34,17 @@ def open_stream(
     """
     cache = beside.shards.cache if beside else None
     streams = len(Rows(config.batch_size, config.streams, own_rows).own_streams)
-    _allow_open_files(streams * len(dataset.sources) * config.interleave)
+    lanes = 1 if beside and config.interleave is None else choose_lanes(dataset.sources, config)
+    _allow_open_files(streams * len(dataset.sources) * lanes)
     if dataset.remote:
         budget_bytes = round(config.cache_gb * 1e9)
-        check_budget(dataset.sources, streams, budget_bytes, config.interleave)
+        check_budget(dataset.sources, streams, budget_bytes, lanes)
         root = Path(config.cache_dir).expanduser() if config.cache_dir else default_root()
         cache = cache or Cache(root, budget_bytes)
     policy = RetryPolicy(deadline_s=config.fetch_deadline_s)
     shards = Shards(dataset.sources, cache, policy, 0 if beside else AHEAD_UNITS)
     scale = beside.scale if beside else _latent_scale(dataset, config)
-    return Stream(shards, config, seed, tokenizer, dataset.silence, own_rows, scale)
+    return Stream(shards, config, seed, tokenizer, dataset.silence, own_rows, scale, lanes)
 
 
 def _allow_open_files(shards: int) -> None:

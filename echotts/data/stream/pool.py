@@ -2,8 +2,9 @@
 
 The pool mixes the samples of neighbouring shards and sorts them by bucket. A draw takes a sample of the bucket of the
 step or, if there is none, of the next shorter one (a batch may contain shorter samples, never longer ones), and the
-stream reads on until the pool is full again. Pools are bounded: if a stream finds nothing short enough among
-CROWD_SAMPLES (as with shards sorted by length), long samples are dropped and counted as `crowded_out`.
+stream reads on until the pool is full again. Where a stream reads several shards alternately, a draw avoids the shards
+of the previous batch. Pools are bounded: if a stream finds nothing short enough among CROWD_SAMPLES (as with shards
+sorted by length), long samples are dropped and counted as `crowded_out`.
 
 Samples with too many frames or too long a text are rejected and counted, not cropped: cropped speech under the whole
 text would teach the model to swallow words. References are cropped to their beginning.
@@ -42,6 +43,15 @@ class StreamPlan:
     reference_frames: int
     pool_samples: int
     lanes: int = 1  # units of a source read alternately; lane l has units l, l + lanes, l + 2 lanes, ...
+    rows: int = 1  # samples that a stream gives to a batch, at most
+
+    @property
+    def apart(self) -> int:
+        """How many draws after one from a unit avoid that unit, if the pool has others: those of a batch.
+
+        At most half of the lanes, or what is left to choose from would come in a fixed cycle.
+        """
+        return min(2 * self.rows - 1, self.lanes // 2)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,10 @@ class _Held:
     unit: int
     place: int
     sample: Sample
+
+    @property
+    def origin(self) -> tuple[int, int]:
+        return self.source, self.unit
 
 
 class _Cursor:
@@ -84,6 +98,7 @@ class VirtualStream:
         self.read = 0
         self.rejected: Counter[str] = Counter()
         self.pool: list[list[_Held]] = [[] for _ in plan.buckets]
+        self.recent: list[tuple[int, int]] = []  # (source, unit) of the last draws
 
     def draw(self, bucket: int) -> Sample:
         """The next sample that fits the bucket of this index."""
@@ -97,7 +112,10 @@ class VirtualStream:
             for number, unit in enumerate(began):
                 self._give_up(number, unit, f"no sample that fits {self.plan.buckets[bucket]}")
         held = next(self.pool[k] for k in range(bucket, -1, -1) if self.pool[k])
-        place = hash_int(self.plan.seed, "draw", self.index, self.draws) % len(held)
+        first = hash_int(self.plan.seed, "draw", self.index, self.draws) % len(held)
+        places = ((first + further) % len(held) for further in range(len(held)))
+        place = next((place for place in places if held[place].origin not in self.recent), first)
+        self.recent = [*self.recent, held[place].origin][-self.plan.apart :] if self.plan.apart else []
         held[place], held[-1] = held[-1], held[place]
         self.draws += 1
         return held.pop().sample
@@ -108,6 +126,7 @@ class VirtualStream:
             "cursors": [[cursor.unit, cursor.taken] for cursor in self.cursors],
             "turns": self.turns,
             "draws": self.draws,
+            "recent": [number for origin in self.recent for number in origin],
             "read": self.read,
             "rejected": dict(self.rejected),
             "pool": [
@@ -130,6 +149,8 @@ class VirtualStream:
         self.close()
         self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
         self.turns, self.draws = state["turns"], state["draws"]
+        recent = state.get("recent", [])  # older states do not say it
+        self.recent = list(zip(recent[::2], recent[1::2], strict=True))
         self.read, self.rejected = state["read"], Counter(state["rejected"])
         wanted = [_triples(held) for held in state["pool"]]
         found: dict[tuple[int, int, int], Sample] = {}

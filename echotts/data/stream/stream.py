@@ -15,13 +15,14 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Float
 
 from echotts.config import Bucket, DataConfig
-from echotts.data.remote.store import Shards
+from echotts.data.remote.store import Shards, Source
 from echotts.data.stream.batch import Batch, collate
 from echotts.data.stream.length_buckets import bucket_counts
 from echotts.data.stream.order import (
@@ -44,8 +45,10 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 2
 MIN_POOL_SAMPLES = 16
 READY_RESULTS = 3
+LANES_PER_ROW = 4  # shards that a stream reads by turns, for each sample that it gives to a batch
 
 T = TypeVar("T")
+_OLDER: dict[str, Any] = {"interleave": 1}  # of states that lack these keys
 
 
 class Stream:
@@ -64,11 +67,12 @@ class Stream:
         silence: Float[np.ndarray, "k c"],
         own_rows: Sequence[int] | None = None,
         scale: LatentScale = UNSCALED,
+        lanes: int | None = None,
     ) -> None:
         """`shards` are identical, in the same order, in all processes; they are closed with the stream.
 
         `own_rows` are the numbers of this process's rows in the global batch, None means all. Batches hold latents and
-        `silence` normalised by `scale`.
+        `silence` normalised by `scale`. Each stream reads `lanes` shards alternately, None means `choose_lanes`.
         """
         _check_buckets(config.buckets)
         self.config = config
@@ -92,7 +96,8 @@ class Stream:
             channels=self.silence.shape[1],
             reference_frames=config.reference_frames,
             pool_samples=max(MIN_POOL_SAMPLES, -(-config.shuffle_samples // config.streams)),
-            lanes=config.interleave,
+            lanes=lanes or choose_lanes(shards.sources, config),
+            rows=-(-config.batch_size // config.streams),
         )
         self._warn_of_shared_reads()
         self._streams = {v: VirtualStream(v, self._plan, self.rejections) for v in self.rows.own_streams}
@@ -126,7 +131,11 @@ class Stream:
 
         With `accept_changed`, pool samples that no longer exist in their shards are dropped.
         """
-        _compare(self._identity, {"interleave": 1} | dict(state))  # missing in older states
+        state = {**_OLDER, **state}
+        if self.config.interleave is None and state["interleave"] != self._plan.lanes:
+            self._plan = replace(self._plan, lanes=state["interleave"])
+            self._identity = self._what_must_agree()
+        _compare(self._identity, state)
         missing = [v for v in self._streams if str(v) not in state["streams"]]
         if missing:
             raise ValueError(f"the stream state lacks stream {missing[0]}: merge the states of all processes first")
@@ -134,6 +143,7 @@ class Stream:
         self._step = state["step"]
         self._schedule.thresholds = list(state["thresholds"])
         for index, stream in self._streams.items():
+            stream.plan = self._plan
             stream.expect(state["streams"][str(index)])
         for index, stream in self._streams.items():
             stream.restore(state["streams"][str(index)], accept_changed)
@@ -184,7 +194,7 @@ class Stream:
             "batch_size": self.config.batch_size,
             "virtual_streams": self.config.streams,
             "pool_samples": self._plan.pool_samples,
-            "interleave": self.config.interleave,
+            "interleave": self._plan.lanes,
             "longer_share": self.config.longer_share,
             "buckets": [[bucket.frames, bucket.tokens] for bucket in self.config.buckets],
         }
@@ -249,6 +259,21 @@ class Loader(Generic[T]):
                 self._ready.put(error)
                 return
             self._ready.put(result)
+
+
+def choose_lanes(sources: Sequence[Source], config: DataConfig) -> int:
+    """How many shards each stream reads by turns: `config.interleave`, or as many as keep neighbouring batches apart.
+
+    Where the configuration leaves it open that is LANES_PER_ROW for each sample a stream gives to a batch, as far as
+    there are shards and the cache holds those of all streams at once. Processes do not matter: the order is the same
+    on any number of them.
+    """
+    if config.interleave is not None:
+        return config.interleave
+    shards = min(len(source.files) for source in sources) // config.streams
+    largest = sum(max((file.bytes or 0 for file in source.files if file.remote), default=0) for source in sources)
+    cached = int(config.cache_gb * 1e9 / (largest * config.streams)) if largest else shards
+    return max(1, min(LANES_PER_ROW * -(-config.batch_size // config.streams), shards, cached))
 
 
 def merge_states(states: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

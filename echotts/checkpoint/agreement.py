@@ -21,7 +21,7 @@ MAY_DIFFER = (
     "data.cache_dir",
     "data.cache_gb",
     "data.fetch_deadline_s",
-    "data.interleave",  # the stream compares it: None agrees with any
+    "data.interleave",  # compared by the stream: None is compatible with any
     "model.remat",
     "model.attention",
     "steps",  # from here on: keys of a codec training

@@ -38,7 +38,7 @@ def choose_attention(platform: str, config: ModelConfig) -> HeadAttention:
 
 
 def frame_tile(platform: str) -> int:
-    """To a multiple of what a model pads its frames on "tpu", "gpu" or "cpu"."""
+    """The multiple to which a model pads its frames on "tpu", "gpu" or "cpu"."""
     return LANES if platform == "tpu" else 1
 
 

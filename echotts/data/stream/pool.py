@@ -43,13 +43,13 @@ class StreamPlan:
     reference_frames: int
     pool_samples: int
     lanes: int = 1  # units of a source read alternately; lane l has units l, l + lanes, l + 2 lanes, ...
-    rows: int = 1  # samples that a stream gives to a batch, at most
+    rows: int = 1  # maximum samples per batch from a stream
 
     @property
     def apart(self) -> int:
-        """How many draws after one from a unit avoid that unit, if the pool has others: those of a batch.
+        """Number of draws, about a batch, for which a drawn unit is avoided if the pool has others.
 
-        At most half of the lanes, or what is left to choose from would come in a fixed cycle.
+        At most half of the lanes, since with fewer choices units would be drawn in a fixed cycle.
         """
         return min(2 * self.rows - 1, self.lanes // 2)
 
@@ -149,7 +149,7 @@ class VirtualStream:
         self.close()
         self.cursors = [_Cursor(unit, taken) for unit, taken in state["cursors"]]
         self.turns, self.draws = state["turns"], state["draws"]
-        recent = state.get("recent", [])  # older states do not say it
+        recent = state.get("recent", [])  # missing in older states
         self.recent = list(zip(recent[::2], recent[1::2], strict=True))
         self.read, self.rejected = state["read"], Counter(state["rejected"])
         wanted = [_triples(held) for held in state["pool"]]

@@ -45,10 +45,10 @@ logger = logging.getLogger(__name__)
 STATE_VERSION = 2
 MIN_POOL_SAMPLES = 16
 READY_RESULTS = 3
-LANES_PER_ROW = 4  # shards that a stream reads by turns, for each sample that it gives to a batch
+LANES_PER_ROW = 4  # shards that a stream alternates between, per sample that it contributes to a batch
 
 T = TypeVar("T")
-_OLDER: dict[str, Any] = {"interleave": 1}  # of states that lack these keys
+_OLDER: dict[str, Any] = {"interleave": 1}  # defaults for states that lack these keys
 
 
 class Stream:
@@ -262,11 +262,10 @@ class Loader(Generic[T]):
 
 
 def choose_lanes(sources: Sequence[Source], config: DataConfig) -> int:
-    """How many shards each stream reads by turns: `config.interleave`, or as many as keep neighbouring batches apart.
+    """Number of shards each stream alternates between: `config.interleave`, or enough to vary neighbouring batches.
 
-    Where the configuration leaves it open that is LANES_PER_ROW for each sample a stream gives to a batch, as far as
-    there are shards and the cache holds those of all streams at once. Processes do not matter: the order is the same
-    on any number of them.
+    If it is not configured: LANES_PER_ROW per sample that a stream contributes to a batch, limited by the number of
+    shards and by the cache, which must fit those of all streams at once. It does not depend on the number of processes.
     """
     if config.interleave is not None:
         return config.interleave

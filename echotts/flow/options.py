@@ -123,8 +123,8 @@ _ECHO_SCALES = {"high-speaker-cfg": (3.0, 8.0), "high-cfg": (8.0, 8.0), "low-cfg
 
 PRESETS: dict[str, SamplerConfig] = {
     # By purpose, with joint guidance.
-    "draft": SamplerConfig(steps=5, grid="epss", solver="ab2"),
-    "balanced": SamplerConfig(steps=16, sway=-1.0, solver="ab2"),
+    "draft": SamplerConfig(steps=8),
+    "balanced": SamplerConfig(steps=16),
     "quality": SamplerConfig(),
     # Echo's, for its checkpoints.
     **{f"echo-{name}": _echo(*scales, flat=False) for name, scales in _ECHO_SCALES.items()},

@@ -143,7 +143,7 @@ def test_the_built_in_corpus_is_a_source_by_its_name(tmp_path: Path, monkeypatch
     monkeypatch.setattr(pipeline, "prepare", prepared)
     monkeypatch.chdir(tmp_path)
     assert command.main(["prepare", "--source", "demo", "--output", "out"]) == 0
-    assert len(list_recordings(sources[0])) == 2300
+    assert len(list_recordings(sources[0])) == 2950
     (tmp_path / "demo").mkdir()  # a folder of this name goes first
     command.main(["prepare", "--source", "demo", "--output", "out"])
     assert sources[1] == "demo"

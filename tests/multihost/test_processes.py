@@ -208,7 +208,7 @@ def test_unavailable_data_end_all_processes_with_one_line(
     with Group(tmp_path / "pair", 2, 1, *asked, environment=environment(hub, HF_TOKEN=token)) as pair:
         assert 0 not in pair.codes(), pair.said()
     for index, log in enumerate(pair.logs):
-        lines = [line for line in log.read_text().splitlines() if line.startswith(f"process {index} ends: ")]
+        lines = [line for line in log.read_text().splitlines() if line.startswith(f"process {index} exits: ")]
         assert len(lines) == 1 and re.search(said, lines[0]), log.read_text()
     assert not (tmp_path / "run").exists()
 

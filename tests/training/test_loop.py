@@ -120,7 +120,7 @@ def test_a_run_past_its_steps_warns_and_is_not_changed(config, tmp_path, caplog)
 def test_a_second_training_in_the_same_run_directory_is_refused(config, tmp_path):
     with (
         claimed(tmp_path / "run"),
-        pytest.raises(RunInUseError, match=f"another training .* process {os.getpid()}, since"),
+        pytest.raises(RunInUseError, match=f"in use by another training: .* process {os.getpid()}, since"),
     ):
         train(config)
     assert not (tmp_path / "run" / CHECKPOINTS).exists()

@@ -112,7 +112,12 @@ def test_a_wrong_call_reads_the_same_on_every_terminal(encoding: str) -> None:
 def test_help_says_what_each_flag_means_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = outcome(lambda argv: parse(Call, argv, prog="say") and 0, ["--help"], capsys)
     assert (code, err) == (0, "")
-    for expected in ("Say something.", "--max_duration FLOAT", "Longest speech, seconds. (default: 15.0)", "--debug"):
+    for expected in (
+        "Prints something.",
+        "--max_duration FLOAT",
+        "Longest speech, seconds. (default: 15.0)",
+        "--debug",
+    ):
         assert expected in out
 
 

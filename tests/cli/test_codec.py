@@ -243,7 +243,7 @@ def test_wrong_calls_and_wrong_files_are_one_line(weights: Path, recordings: Pat
         (ValueError, "no codebooks", {"name": "encode", "input": recordings, "output": tmp_path, "n_quantizers": 2}),
         (
             UsageError,
-            "compress writes",
+            "compress can write",
             {"name": "compress", "input": recordings / "a.wav", "output": tmp_path / "a.npy"},
         ),
     ]

@@ -65,11 +65,17 @@ def local(files: list[Path], count: int, **changes: int) -> list[Step]:
 
 
 def fetched(
-    dataset: Dataset, folder: Path, process: int = 0, processes: int = 1, policy: RetryPolicy = FAST, gb: float = 1.0
+    dataset: Dataset,
+    folder: Path,
+    process: int = 0,
+    processes: int = 1,
+    policy: RetryPolicy = FAST,
+    gb: float = 1.0,
+    **changes: int,
 ) -> Stream:
     shards = Shards(dataset.sources, Cache(folder, round(gb * 1e9)), policy)
     rows = neighbours(config().batch_size, process, processes)
-    return Stream(shards, config(buckets=ONE), 1, TOKENIZER, dataset.silence, rows)
+    return Stream(shards, config(buckets=ONE, **changes), 1, TOKENIZER, dataset.silence, rows)
 
 
 ONE = config().buckets[-1:]  # one bucket: its schedule needs no lengths
@@ -187,7 +193,7 @@ def test_the_cache_keeps_its_limit_deletes_consumed_shards_and_leases_those_in_u
         return partial
 
     monkeypatch.setattr(Cache, "reserve", watched)
-    with fetched(open_dataset(SPEC, policy=FAST), tmp_path, gb=5.5 * largest / 1e9) as stream:
+    with fetched(open_dataset(SPEC, policy=FAST), tmp_path, gb=5.5 * largest / 1e9, interleave=1) as stream:
         found = steps(stream, 60)
         slot = tmp_path / "slot-0"
         for _ in range(50):  # until nothing is being fetched
@@ -200,7 +206,7 @@ def test_the_cache_keeps_its_limit_deletes_consumed_shards_and_leases_those_in_u
         assert 0 < sum((slot / name).stat().st_size for name in here) <= 5.5 * largest
         assert len(here) < len(files)
         assert 0 < stream.shards.cache_bytes <= 5.5 * largest
-    assert_equal(local(files, 60, buckets=ONE), found)
+    assert_equal(local(files, 60, buckets=ONE, interleave=1), found)
     assert max(peak) <= 5.5 * largest
     assert not list(slot.glob(".leases/*"))
     epochs = 60 * 8 / (8 * 24)

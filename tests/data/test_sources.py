@@ -320,7 +320,7 @@ def test_a_skipped_shard_does_not_affect_the_rest_of_its_stream(files: list[Path
                 raise Unavailable("not here", gone=True)
             return super().open(number, channels)
 
-    settings = config(batch_size=1, streams=1, buckets=ONE, max_rejected_share=1.0)
+    settings = config(batch_size=1, streams=1, buckets=ONE, max_rejected_share=1.0, interleave=1)
     with Stream(Lacking(local_shards(files).sources), settings, 1, TOKENIZER, SILENCE) as stream:
         steps(stream, 150)
     order = Order(len(files), 1, 1)

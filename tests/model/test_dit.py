@@ -189,7 +189,7 @@ def test_bfloat16_compute_is_close_to_float32(tiny: Golden):
 
 def test_reference_frames_that_do_not_fill_a_patch_are_rejected(tiny: Golden, tiny_model: BlockDiT):
     ids, text_mask, latent, speaker_mask = tiny.conditions()
-    with pytest.raises(ValueError, match="15 frames: pad it to a multiple of the patch, 4"):
+    with pytest.raises(ValueError, match="15 frames: pad it to a multiple of the patch size 4"):
         tiny_model(tiny["in_x"], tiny["in_t"], ids, text_mask, latent[:, :15], speaker_mask[:, :15])
 
 

@@ -257,7 +257,7 @@ def test_a_failed_write_is_reported_and_the_previous_checkpoint_restores(gcs, sa
         checkpoints.wait()
         gcs.trouble("POST", ".*uploadType=media", 403, "the account may not")  # as TensorStore writes
         with pytest.raises(
-            CheckpointError, match=r"could not be written .*; the last complete one is step_00000005; st"
+            CheckpointError, match=r"could not be written .*; the last complete one is step_00000005; repeat"
         ):
             save_and_wait(checkpoints, arrays(6), meta(6))
         gcs.troubles.clear()

@@ -205,7 +205,7 @@ def test_recordings_without_a_voice_are_rejected_before_the_run(tmp_path, shards
     with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
         make_speaker(parse_config([*line, str(tmp_path / "nowhere.wav")]))
     soundfile.write(tmp_path / "short.wav", np.ones(1600), 16_000)
-    with pytest.raises(ValueError, match=r"short\.wav: 0\.10 s long: a reference needs at least 0\.5 s"):
+    with pytest.raises(ValueError, match=r"short\.wav: is 0\.10 s long: a reference needs at least 0\.5 s"):
         make_speaker(parse_config([*line, str(tmp_path / "short.wav")]))
     with pytest.raises(UsageError, match="sample_references heldout needs held-out shards"):
         parse_config([*line, "heldout"])

@@ -86,7 +86,7 @@ def test_an_unreachable_server_is_shown_and_reconnected(runs_root: Path, open_pa
         port = dashboard.port
         dashboard.stop()
         expect(page.locator("#trouble-text")).to_contain_text("the server does not respond")
-        expect(page.locator("#connection")).to_have_text("Server away")
+        expect(page.locator("#connection")).to_have_text("Server unreachable")
         expect(page.locator('[data-panel="loss"] .uplot')).to_be_visible()
         dashboard.start(port)
         expect(page.locator("#connection")).to_have_text("Live")

@@ -10,11 +10,12 @@ folders cannot be renamed atomically, a step is valid if it contains COMMITTED, 
 
 import contextlib
 import dataclasses
+import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -27,6 +28,10 @@ from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, COMMI
 from echotts.rundir.leases import lease
 from echotts.rundir.location import RunPath, read_whole
 from echotts.strict_json import check_type, load_json
+
+LOGGER = logging.getLogger(__name__)
+
+Value = TypeVar("Value")
 
 FORMAT = 1
 MAX_META_BYTES = 1 << 28  # the stream state grows with its pools
@@ -99,6 +104,24 @@ def step_of(folder: RunPath) -> int:
 def reading(folder: RunPath) -> contextlib.AbstractContextManager[None]:
     """Prevents deletion of the checkpoint by a watchdog; has no effect in a bucket."""
     return lease(folder) if isinstance(folder, Path) else contextlib.nullcontext()
+
+
+def newest_readable(
+    path: RunPath, folders: Sequence[RunPath], read: Callable[[RunPath], Value], fatal: tuple[type[Exception], ...] = ()
+) -> Value:
+    """What `read` returns for the first of the checkpoints that can be read; the others are logged.
+
+    Errors in `fatal` are raised at once. CheckpointError, which names `path`, if no checkpoint can be read.
+    """
+    for folder in folders:
+        try:
+            with reading(folder):
+                return read(folder)
+        except fatal:
+            raise
+        except UNREADABLE as error:
+            LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
+    raise CheckpointError(f"{path}: none of the checkpoints can be read; the newest is {folders[0].name}")
 
 
 def read_meta(folder: RunPath) -> Meta:

@@ -1,7 +1,6 @@
 """Loads weights from runs, exports and published files, and exports runs to single files."""
 
 import dataclasses
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +12,11 @@ from jax.sharding import SingleDeviceSharding
 from echotts import gcs
 from echotts.checkpoint import interop
 from echotts.checkpoint.contents import (
-    UNREADABLE,
-    CheckpointError,
     Meta,
-    first_line,
+    newest_readable,
     read_arrays,
     read_digests,
     read_meta,
-    reading,
     step_folders,
     stored_shapes,
 )
@@ -33,8 +29,6 @@ from echotts.model import Params
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP
 from echotts.rundir.location import RunPath, run_path
-
-LOGGER = logging.getLogger(__name__)
 
 WeightsName = Literal["ema", "raw"]
 StorageName = Literal["float32", "float16", "bfloat16"]
@@ -92,13 +86,7 @@ def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool =
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
     if not folders:
         raise FileNotFoundError(f"{path}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
-    for folder in folders:
-        try:
-            with reading(folder):
-                return _load_step(folder, weights, with_optimizer)
-        except UNREADABLE as error:
-            LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
-    raise CheckpointError(f"{path}: none of the checkpoints can be read; the newest is {folders[0].name}")
+    return newest_readable(path, folders, lambda folder: _load_step(folder, weights, with_optimizer))
 
 
 def export(

@@ -89,9 +89,8 @@ def _scheme(taps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     inputs = np.linalg.inv(powers(count)).T
     inputs[np.abs(inputs) < 1e-9] = 0
-    scale = 2.0 ** np.round(
-        np.log2(np.abs(inputs).max(axis=1, keepdims=True))
-    )  # powers of 2, to be exact; keep values near 1
+    # Powers of 2, to be exact, that keep the values near 1.
+    scale = 2.0 ** np.round(np.log2(np.abs(inputs).max(axis=1, keepdims=True)))
     return powers(OUTPUTS).T, powers(taps) * scale, inputs / scale
 
 

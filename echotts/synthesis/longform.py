@@ -17,7 +17,6 @@ PAUSE_S: dict[Break, float] = {"clause": 0.12, "sentence": 0.35, "paragraph": 0.
 EDGE_S = 0.03  # of silence kept at both ends of a piece, and faded
 MOST_GAIN_DB = 6.0  # maximum gain to match the loudness of the first piece
 
-
 SpeakPiece = Callable[[int, np.ndarray | None], Speech]
 """Speaks the piece with this number in a voice: a reference's latents (m, c), or None for a voice from the seed."""
 

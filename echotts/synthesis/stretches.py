@@ -51,7 +51,7 @@ def best_stretches(recordings: Sequence[Samples], rate: int, seconds: float, nam
         chosen.append(phrase)
         length += phrase.end - phrase.start + gap
     for number, name in enumerate(names):
-        _say_faults([phrase for phrase in chosen if phrase.recording == number], name)
+        _log_faults([phrase for phrase in chosen if phrase.recording == number], name)
     silence = np.zeros(gap, np.float32)
     parts: list[Samples] = []
     for phrase in sorted(chosen, key=lambda phrase: (phrase.recording, phrase.start)):
@@ -89,7 +89,7 @@ def _score(phrase: Phrase, usual_db: float) -> float:
     return clear - LEVEL_SLOPE * abs(phrase.level_db - usual_db) - 10.0 * (phrase.clipped > CLIPPED_SHARE)
 
 
-def _say_faults(phrases: Sequence[Phrase], name: str) -> None:
+def _log_faults(phrases: Sequence[Phrase], name: str) -> None:
     if not phrases:
         return
     if (snr := float(np.median([phrase.snr_db for phrase in phrases]))) < NOISY_DB:

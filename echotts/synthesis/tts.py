@@ -194,7 +194,7 @@ class EchoTTS:
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
             voice = None if voice is None else voice[: self.limits.reference_frames]
-            return self._speak([ids[number]], [voice], [(seed + number) % (MAX_SEED + 1)], most, sampler, rows=1)[0]
+            return self._speak([ids[number]], [voice], [seed + number], most, sampler, rows=1)[0]
 
         yield from speak_pieces(pieces, voice, speak)
 

@@ -1,18 +1,14 @@
 """Loads the codec from a checkpoint of a possibly running training, to listen to it and to evaluate it."""
 
-import logging
 from pathlib import Path
 
 import jax
 
 from echotts.checkpoint.contents import (
-    UNREADABLE,
-    CheckpointError,
-    first_line,
+    newest_readable,
     read_arrays,
     read_digests,
     read_meta,
-    reading,
     step_folders,
 )
 from echotts.checkpoint.digests import array_digests
@@ -22,8 +18,6 @@ from echotts.codec.published import config_from_kwargs
 from echotts.codec.training.weight_norm import fold, unfold
 from echotts.rundir.layout import CHECKPOINTS, STEP
 from echotts.rundir.location import RunPath
-
-LOGGER = logging.getLogger(__name__)
 
 
 def read_run(path: Path) -> tuple[Params, CodecConfig]:
@@ -35,20 +29,16 @@ def read_run(path: Path) -> tuple[Params, CodecConfig]:
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS)
     if not folders:
         raise FileNotFoundError(f"{path}: no checkpoint yet")
-    for folder in folders:
-        try:
-            with reading(folder):
-                config = _config(folder)
-                return fold(_average(folder, config)), config
-        except _OtherRunError:
-            raise
-        except UNREADABLE as error:
-            LOGGER.warning("%s: cannot be read (%s)", folder, first_line(error))
-    raise CheckpointError(f"{path}: no checkpoint can be read; the newest is {folders[0].name}")
+    return newest_readable(path, folders, _read, fatal=(_OtherRunError,))
 
 
 class _OtherRunError(ValueError):
     """The checkpoint is readable, but contains no complete codec."""
+
+
+def _read(folder: RunPath) -> tuple[Params, CodecConfig]:
+    config = _config(folder)
+    return fold(_average(folder, config)), config
 
 
 def _config(folder: RunPath) -> CodecConfig:

@@ -32,6 +32,7 @@ from echotts.codec.weights import hash_weights, to_device
 from echotts.codec.windows import (
     DecoderStream,
     EncoderStream,
+    decode_blocks,
     decode_windows,
     encode_windows,
     frame_noise,
@@ -198,6 +199,14 @@ class Codec:
         message = None if watermark is None else self.check_message(watermark, len(values))
         rows = _lengths(lengths, len(values), frames)
         return decode_windows(self.decoding, self.config, values, self.window_frames, message, rows)
+
+    def decode_blocks(
+        self, latent: Float[Array | np.ndarray, "b t c"], watermark: Integer[Array | np.ndarray, "b bits"] | None = None
+    ) -> Iterator[Float[np.ndarray, "b n"]]:
+        """Yields the audio of `decode` window by window as it is computed, with the windows that `decode` compiles."""
+        values = self._decodable(latent, None, None)
+        message = None if watermark is None else self.check_message(watermark, len(values))
+        yield from decode_blocks(self.decoding, self.config, values, self.window_frames, message)
 
     def stream_decoder(
         self, batch: int = 1, watermark: Integer[Array | np.ndarray, "b bits"] | None = None

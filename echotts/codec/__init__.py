@@ -4,8 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from echotts.codec.backbone import CodecConfig
     from echotts.codec.codec import Codec, Tokens
+    from echotts.codec.config import CodecConfig
     from echotts.codec.registry import find_codec, load_codec
     from echotts.codec.tokens import Encoded, load_encoded, save_encoded
     from echotts.codec.weights import save_codec
@@ -24,7 +24,7 @@ __all__ = [
 
 _MODULES = {
     "Codec": "codec",
-    "CodecConfig": "backbone",
+    "CodecConfig": "config",
     "Encoded": "tokens",
     "Tokens": "codec",
     "find_codec": "registry",

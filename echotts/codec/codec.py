@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
 from echotts.audio import MP3_RATE_KBPS
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 from echotts.codec.fast import prepare
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed

@@ -15,7 +15,7 @@ from echotts.cli import codec as command
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError
 from echotts.cli.codec import training
 from echotts.codec import Codec, load_codec, load_encoded, save_codec
-from echotts.codec.training import PRESETS
+from echotts.codec.training.config import PRESETS
 from tests.codec.conftest import TINY, tiny_params
 
 

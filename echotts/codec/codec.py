@@ -1,5 +1,6 @@
 """Class Codec: encodes and decodes arrays and files of any length with the weights of one file."""
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -27,7 +28,7 @@ from echotts.codec.sound import (
 )
 from echotts.codec.tokens import Encoded, load_encoded, save_encoded
 from echotts.codec.unpadded import decode_chunk
-from echotts.codec.watermark import MESSAGE_BITS
+from echotts.codec.watermark import MESSAGE, MESSAGE_BITS
 from echotts.codec.weights import hash_weights, to_device
 from echotts.codec.windows import (
     DecoderStream,
@@ -86,6 +87,7 @@ class Codec:
         seconds = _CPU_WINDOW_S if jax.default_backend() == "cpu" else _ACCELERATOR_WINDOW_S
         default = max(1, round(seconds * config.sample_rate / config.hop_length))
         self.window_frames = default if window_frames is None else window_frames
+        self.message: Sequence[int] | None = None  # what decoding embeds by default, see `watermarked`
 
     @property
     def sample_rate(self) -> int:
@@ -130,7 +132,16 @@ class Codec:
 
     def on_device(self, device: Any) -> "Codec":
         """The same codec on another device."""
-        return Codec(self.params, self.config, self.codec_id, self.window_frames, device)
+        codec = Codec(self.params, self.config, self.codec_id, self.window_frames, device)
+        codec.message = self.message
+        return codec
+
+    def watermarked(self, message: Sequence[int] = MESSAGE) -> "Codec":
+        """The same codec, whose decoding embeds `message` by default. ValueError if its weights have no watermark."""
+        codec = copy.copy(self)
+        codec.message = message
+        codec._messages(None, 1)
+        return codec
 
     def encode(
         self,
@@ -188,14 +199,15 @@ class Codec:
         """Audio decoded from latents or DAC codes of any length; n = t * hop (DAC at 16 and 24 kHz: minus 8).
 
         Clean audio is within -1..1. `watermark`, 16 bits (0 or 1) per row, embeds that message in the audio, which may
-        then slightly exceed 1; without it the audio is clean (the original DACVAE always adds a random message).
+        then slightly exceed 1; without it the audio is clean (the original DACVAE always adds a random message) or
+        has the codec's own message (see `watermarked`).
         Only the first `n_quantizers` codebooks of `codes` are used (default: all). `lengths` gives the length of each
         row in frames: the audio of a row is that of decoding it alone, followed by zeros. Raises ValueError for arrays
         of the wrong shape or range.
         """
         values = self._decodable(latent, codes, n_quantizers)
         frames = values.shape[2] if values.dtype.kind == "i" else values.shape[1]
-        message = None if watermark is None else self.check_message(watermark, len(values))
+        message = self._messages(watermark, len(values))
         rows = _lengths(lengths, len(values), frames)
         return decode_windows(self.decoding, self.config, values, self.window_frames, message, rows)
 
@@ -206,7 +218,7 @@ class Codec:
 
         Each call returns the samples (batch, n) that are fully determined; concatenated, they equal `decode` of all.
         """
-        message = None if watermark is None else self.check_message(watermark, batch)
+        message = self._messages(watermark, batch)
         return DecoderStream(self.decoding, self.config, batch, powers_of_two(self.window_frames), message)
 
     def encode_file(self, path: str | Path, n_quantizers: int | None = None) -> Tokens | Float[np.ndarray, "c t d"]:
@@ -313,7 +325,7 @@ class Codec:
             yield from self._chunks(encoded, n_quantizers)
             return
         rows = len(encoded.tokens)
-        messages = None if message is None else self.check_message(np.tile(message, (rows, 1)), rows)
+        messages = self._messages(None if message is None else np.tile(message, (rows, 1)), rows)
         stream = DecoderStream(self.decoding, self.config, rows, (self.window_frames,), messages)
         for start in range(0, encoded.frames, self.window_frames):
             part = np.s_[start : start + self.window_frames]
@@ -441,8 +453,12 @@ class Codec:
             )
         return count
 
-    def check_message(self, watermark: Any, batch: int) -> np.ndarray:
-        """The watermark message as int32, one row each; ValueError if it is invalid or the codec has no watermark."""
+    def _messages(self, watermark: Any, batch: int) -> np.ndarray | None:
+        """The messages to embed as int32, one row each; ValueError if invalid or the codec has no watermark."""
+        if watermark is None and self.message is None:
+            return None
+        if watermark is None:
+            watermark = np.tile(np.asarray(self.message), (batch, 1))
         if not self.has_watermark:
             raise ValueError(f"codec {self.codec_id} has no watermark: do not pass a message")
         message = np.asarray(watermark)

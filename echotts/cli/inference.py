@@ -61,6 +61,8 @@ class Arguments(SamplerFlags, SpeechFlags):
     """Convert quotes, colons and dashes to the form in Echo's training texts; only for models trained on such texts."""
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
+    watermark: Literal["on", "off"] = "on"
+    """Embed the codec's watermark, if it has one (docs/provenance.md)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Computation dtype. None: float32 on a CPU, the model's own elsewhere."""
 
@@ -119,7 +121,13 @@ def main(argv: list[str]) -> int:
     from echotts.synthesis.longform import joined
 
     began = time.perf_counter()
-    tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
+    tts = EchoTTS.load(
+        checkpoint,
+        arguments.codec,
+        weights=arguments.weights,
+        dtype=arguments.dtype,
+        watermark=arguments.watermark == "on",
+    )
     loaded = time.perf_counter()
     if arguments.live:
         blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)

@@ -4,7 +4,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from echotts.codec.codec import Codec, Tokens
+    from echotts.codec.arrays import Tokens
+    from echotts.codec.codec import Codec
     from echotts.codec.config import CodecConfig
     from echotts.codec.registry import find_codec, load_codec
     from echotts.codec.tokens import Encoded, load_encoded, save_encoded
@@ -26,7 +27,7 @@ _MODULES = {
     "Codec": "codec",
     "CodecConfig": "config",
     "Encoded": "tokens",
-    "Tokens": "codec",
+    "Tokens": "arrays",
     "find_codec": "registry",
     "load_codec": "registry",
     "load_encoded": "tokens",

@@ -105,9 +105,9 @@ def train(argv: list[str]) -> int:
     if arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output} must be a .safetensors or .pth")
     from echotts.codec.location import locate_codec
-    from echotts.data.prepare.recordings import check_source
+    from echotts.data.prepare.clips import check_clips
 
-    check_source(arguments.data)
+    check_clips(arguments.data)
     if arguments.init_from is not None:
         locate_codec(arguments.init_from)
     from echotts.codec import load_codec

@@ -17,7 +17,7 @@ import soxr
 from jaxtyping import Float
 
 from echotts.audio import check_suffix
-from echotts.audio.reading import check_whole, open_recording
+from echotts.audio.reading import LOUDEST, check_whole, count_unusable, open_recording
 from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, mp3_level
 from echotts.files import atomic_write
 
@@ -50,8 +50,11 @@ class SoundFile:
         resampler = Resampler(self.sample_rate, rate or self.sample_rate, self.channels)
         count = 0
         for block in self._sound.blocks():
-            if bad := int(np.count_nonzero(~np.isfinite(block).all(axis=1))):
-                raise ValueError(f"{self.path}: {bad} samples from sample {count} on are not finite (NaN or infinite)")
+            if bad := count_unusable(block):
+                raise ValueError(
+                    f"{self.path}: {bad} samples from sample {count} on are not finite or above {LOUDEST:g} times full "
+                    "scale"
+                )
             count += len(block)
             yield resampler.push(block.T)
         check_whole(self._sound, str(self.path), count)

@@ -33,6 +33,7 @@ from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
 from echotts.synthesis.voices import Voice
 from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
+from echotts.text.written import Written, spoken_words
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
@@ -42,6 +43,7 @@ PUBLISHED_CHANNELS = 128
 FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by its estimated duration
 LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 MAX_SEED = 2**63 - 1
+MOST_CHARACTERS = 10_000_000  # of one text: a week of speech
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +79,7 @@ class EchoTTS:
         self._announced = CompileNotice()
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
+        self.raw_text = False  # True: texts keep markup and emoji, for a model that was trained with them
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
@@ -174,7 +177,8 @@ class EchoTTS:
         per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
         Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
         guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
-        Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
+        Markup, emoji and control characters are left out (text/written.py), which is logged.
+        Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
         sampler = sampler_config(preset, **options)
         return joined(list(self.stream(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
@@ -195,7 +199,7 @@ class EchoTTS:
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
-        _check_text(text)
+        text = self._written(text)
         longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
         pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
@@ -230,7 +234,7 @@ class EchoTTS:
         most = self._most_frames(duration)
         for seed in seeds:
             _check_seed(seed)
-        ids = [self._encode_text(text) for text in texts]
+        ids = [self._encode_text(self._written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
 
@@ -284,9 +288,19 @@ class EchoTTS:
             return False
         return len(text) <= LEAST_TEXT or self._seconds(readable) <= longest_s
 
-    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+    def _written(self, text: str) -> str:
+        """The text without what is not spoken, which is logged. ValueError if nothing is left."""
         _check_text(text)
-        return self.tokenizer.encode(self._readable(text), self.limits.tokens)
+        written = Written(text) if self.raw_text else spoken_words(text)
+        if not has_sound(written.words):
+            raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit to speak")
+        if written.notice:
+            logger.warning("text: left out %s: see docs/inference.md", written.notice)
+        return written.words
+
+    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+        line = " ".join(text.split()) if "\n" in text else text
+        return self.tokenizer.encode(self._readable(line), self.limits.tokens)
 
     def _most_frames(self, duration: float) -> int:
         """The frames of `duration`, at most the model's window; a reduction of an explicit duration is logged."""
@@ -312,6 +326,8 @@ def _check_text(text: str) -> None:
         raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
     if not text.strip():
         raise ValueError("the text is empty")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"the text has {len(text):,} characters, at most {MOST_CHARACTERS:,} are spoken: split it")
 
 
 def _check_seed(seed: int) -> None:

@@ -3,7 +3,8 @@
 | written | spoken |
 |---|---|
 | `<speak>One <break time="1s"/> two</speak>`, `<!-- note -->`, `AT&amp;T` | One, a pause, two; nothing; AT&T |
-| `# Title`, `**bold**`, `_italic_`, `~~old~~`, `code` in backticks, `> quote`, `- item` | the words; a title and an item end a paragraph |
+| `**bold**`, `_italic_`, `~~old~~`, `code` in backticks, `> quote` | the words |
+| `# Title`, `- item` | the words, as a paragraph |
 | `[words](https://example.com)`, `![words](picture.png)`, `[^1]` | words; words; nothing |
 | a fenced block of code, a rule such as `---`, a link definition | nothing |
 | `\\| a \\| b \\|` | a, b |
@@ -27,9 +28,11 @@ _PICTURES = (  # first and last code point of blocks of pictures; letters and di
 )
 _TAG = re.compile(
     r"""</?+([A-Za-z][\w:.-]*+)(?:\s++[\w:.-]++\s*+=\s*+(?:"[^"<>]*+"|'[^'<>]*+'|[^\s"'<>=`/]++))*+\s*+/?>"""
-    r"|<[?!][^<>]*+>|<!\[CDATA\[|\]\]>"
+    r"|<[?!][A-Za-z][^<>]*+>|<!\[CDATA\[|\]\]>"
 )
-_PAUSES = frozenset("br break p s div li ul ol tr h1 h2 h3 h4 h5 h6 paragraph sentence".split())
+_PAUSES = frozenset(
+    ["br", "break", "p", "s", "div", "li", "ul", "ol", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "paragraph", "sentence"]
+)
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AUTOLINK = re.compile(r"<([a-z]{3,6}://[^<>\s]*+)>")
 _LINK = re.compile(r"!?\[([^\[\]\n]*+)\](?:\([^\s()]*?[/.#:@][^\s()]*+(?:[ ]\"[^\"\n()]*+\")?\)|\[[^\[\]\n]*+\])")

@@ -31,7 +31,25 @@ _TAG = re.compile(
     r"|<[?!][A-Za-z][^<>]*+>|<!\[CDATA\[|\]\]>"
 )
 _PAUSES = frozenset(
-    ["br", "break", "p", "s", "div", "li", "ul", "ol", "tr", "h1", "h2", "h3", "h4", "h5", "h6", "paragraph", "sentence"]
+    [
+        "br",
+        "break",
+        "p",
+        "s",
+        "div",
+        "li",
+        "ul",
+        "ol",
+        "tr",
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "h5",
+        "h6",
+        "paragraph",
+        "sentence",
+    ]
 )
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AUTOLINK = re.compile(r"<([a-z]{3,6}://[^<>\s]*+)>")

@@ -59,6 +59,8 @@ class Arguments(SamplerFlags, SpeechFlags):
     """Also write the latents, float32 (frames, channels), as .npy."""
     normalise_text: bool = False
     """Convert quotes, colons and dashes to the form in Echo's training texts; only for models trained on such texts."""
+    raw_text: bool = False
+    """Keep markup, emoji and control characters in the text; for models trained with them (docs/inference.md)."""
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
     watermark: Literal["on", "off"] = "on"
@@ -128,6 +130,7 @@ def main(argv: list[str]) -> int:
         dtype=arguments.dtype,
         watermark=arguments.watermark == "on",
     )
+    tts.raw_text = arguments.raw_text
     loaded = time.perf_counter()
     if arguments.live:
         blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)

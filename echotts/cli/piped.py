@@ -53,7 +53,7 @@ def write(blocks: Iterable[Speech], form: str, level: str) -> str:
             raise ValueError(f"standard output: samples from {count} on are not finite (NaN or infinite)")
         if not count:
             first_s, rate = time.perf_counter() - began, block.sample_rate
-            sys.stdout.buffer.write(_header(rate) if form == "wav" else b"")
+            sys.stdout.buffer.write(_header(rate, block.model) if form == "wav" else b"")
         sys.stdout.buffer.write(np.rint(samples * 32767).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
         count += len(samples)
@@ -64,7 +64,15 @@ def write(blocks: Iterable[Speech], form: str, level: str) -> str:
     )
 
 
-def _header(rate: int) -> bytes:
-    """The header of a 16-bit mono .wav of unknown length."""
+def _header(rate: int, model: str) -> bytes:
+    """The header of a 16-bit mono .wav of unknown length, with the tags of synthetic speech (LIST/INFO)."""
+    from echotts.audio import synthetic_tags
+
+    tags = b"INFO"
+    for name, value in zip((b"ISFT", b"ICMT"), synthetic_tags(model).values(), strict=True):
+        text = value.encode() + b"\0"
+        tags += name + struct.pack("<I", len(text)) + text + bytes(len(text) % 2)
     sound = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return b"RIFF" + struct.pack("<I", _OPEN_LENGTH) + b"WAVE" + sound + b"data" + struct.pack("<I", _OPEN_LENGTH)
+    listed = b"LIST" + struct.pack("<I", len(tags)) + tags
+    opened = struct.pack("<I", _OPEN_LENGTH)
+    return b"RIFF" + opened + b"WAVE" + sound + listed + b"data" + opened

@@ -37,6 +37,7 @@ from echotts.text.arriving import FIRST_S, live_pieces
 from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.sentences import Piece
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
+from echotts.text.written import Written, spoken_words
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
@@ -47,6 +48,7 @@ FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by 
 LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 SLOW_PACE = 1.75  # the window of a live piece is so many times its estimated duration
 MAX_SEED = 2**63 - 1
+MOST_CHARACTERS = 10_000_000  # of one text: a week of speech
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,7 @@ class EchoTTS:
         self._announced = CompileNotice()
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
+        self.raw_text = False  # True: texts keep markup and emoji, for a model that was trained with them
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
@@ -180,7 +183,8 @@ class EchoTTS:
         per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
         Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
         guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
-        Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
+        Markup, emoji and control characters are left out (text/written.py), which is logged.
+        Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
         sampler = sampler_config(preset, **options)
         return joined(list(self.pieces(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
@@ -201,7 +205,7 @@ class EchoTTS:
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
-        _check_text(text)
+        text = self._written(text)
         longest_s = self._longest_piece_s(duration)
         pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
@@ -240,8 +244,8 @@ class EchoTTS:
             return self._utterance(next(self._latents([ids], [voice], [seed + number], frames, sampler, rows=1)), whole)
 
         if isinstance(text, str):
-            _check_text(text)
-        pieces = live_pieces(text, self._fits, self._longest_piece_s(duration))
+            text = self._written(text)
+        pieces = live_pieces(text, self._fits, self._longest_piece_s(duration), self._words_of_parts())
         if isinstance(pieces, list):
             for piece in pieces:
                 self._encode_text(piece.text)  # checks all pieces before the first is spoken
@@ -276,7 +280,7 @@ class EchoTTS:
         most = self._most_frames(duration)
         for seed in seeds:
             _check_seed(seed)
-        ids = [self._encode_text(text) for text in texts]
+        ids = [self._encode_text(self._written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
 
@@ -340,9 +344,30 @@ class EchoTTS:
             return False
         return len(text) <= LEAST_TEXT or self._seconds(readable) <= longest_s
 
-    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+    def _written(self, text: str) -> str:
+        """The text without what is not spoken, which is logged. ValueError if nothing is left."""
         _check_text(text)
-        return self.tokenizer.encode(self._readable(text), self.limits.tokens)
+        words = self._words_of_parts()(text)
+        if not has_sound(words):
+            raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit to speak")
+        return words
+
+    def _words_of_parts(self) -> Callable[[str], str]:
+        """What is spoken of the parts of one text, in order; the first part with anything else is logged."""
+        notices: list[str] = []
+
+        def words(part: str) -> str:
+            written = Written(part) if self.raw_text else spoken_words(part)
+            if written.notice and not notices:
+                notices.append(written.notice)
+                logger.warning("text: left out %s: see docs/inference.md", written.notice)
+            return written.words
+
+        return words
+
+    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+        line = " ".join(text.split()) if "\n" in text else text
+        return self.tokenizer.encode(self._readable(line), self.limits.tokens)
 
     def _longest_piece_s(self, duration: float) -> float:
         """The estimated duration up to which text is spoken at once."""
@@ -388,6 +413,8 @@ def _check_text(text: str) -> None:
         raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
     if not text.strip():
         raise ValueError("the text is empty")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"the text has {len(text):,} characters, at most {MOST_CHARACTERS:,} are spoken: split it")
 
 
 def _check_seed(seed: int) -> None:

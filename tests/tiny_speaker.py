@@ -9,6 +9,7 @@ from echotts.synthesis import EchoTTS
 
 CHANNELS = 8
 FRAMES, TOKENS, REFERENCE_FRAMES = 32, 24, 16
+WINDOW_FRAMES = 4  # that the codec decodes at once
 
 CONFIG = ModelConfig(
     latent_channels=CHANNELS,
@@ -52,6 +53,10 @@ class LinearCodec:
     def decode(self, latents):
         frames = (np.asarray(latents, np.float64) - 1.0) @ self._basis.T
         return (0.1 * frames.reshape(len(frames), -1)).astype(np.float32)
+
+    def decode_blocks(self, latents):
+        for start in range(0, len(latents[0]), WINDOW_FRAMES):
+            yield self.decode(latents[:, start : start + WINDOW_FRAMES])
 
     def silence_latent(self, frames):
         return np.ones((frames, self.latent_channels), np.float32)

@@ -1,14 +1,17 @@
-"""`echotts speak`: synthesises a text to a file."""
+"""`echotts speak`: synthesises a text to a file, or live to standard output."""
 
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from echotts.cli import piped
 from echotts.cli.app import UsageError, parse
 from echotts.cli.sampler_flags import SamplerFlags
 
 PROG = "echotts speak"
+STANDARD_STREAM = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,9 +19,11 @@ class SpeechFlags:
     """The text, the voice and the model."""
 
     output: Path = Path("out.wav")
-    """File to write (replaced if it exists): .wav, .flac, .ogg or .mp3. Missing folders are created."""
+    """File to write (replaced if it exists): .wav, .flac, .ogg or .mp3. Missing folders are created. "-": standard
+    output, for a player or another program; the speech starts before all of it is synthesised."""
     text: str | None = None
-    """Text to speak. Either this or --text_file is required."""
+    """Text to speak; "-": standard input, of which --output - speaks each sentence as soon as it is complete. Either
+    this or --text_file is required."""
     text_file: Path | None = None
     """UTF-8 file with the text to speak."""
     speaker_ref: Path | None = None
@@ -41,8 +46,11 @@ class SpeechFlags:
 class Arguments(SamplerFlags, SpeechFlags):
     """Speak a text to a file, in the voice of a recording or in one determined by the seed."""
 
-    normalise: Literal["peak", "rms", "clip", "loudness", "none"] = "peak"
-    """Output level: peak at -1 dB, RMS at -18 dB, clipped at -1 dB, --loudness, or unchanged."""
+    pipe: Literal["wav", "raw"] = "wav"
+    """Format of --output -: a .wav whose header leaves the length open, or raw samples; both 16 bit, mono."""
+    normalise: Literal["peak", "rms", "clip", "loudness", "none"] | None = None
+    """Output level: peak at -1 dB, RMS at -18 dB, clipped at -1 dB, --loudness, or unchanged. None: peak; with
+    --output -, which does not know the rest of the speech, clip."""
     loudness: float = -14.0
     """Loudness in LUFS for --normalise loudness."""
     mp3_rate: int = 320
@@ -67,17 +75,35 @@ class Arguments(SamplerFlags, SpeechFlags):
             raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
+        if self.live:
+            self._check_live()
         self.check_sampling()
         if self.seed < 0:
             raise ValueError(f"--seed {self.seed} must not be negative")
         if not -70 <= self.loudness <= 0:
             raise ValueError(f"--loudness {self.loudness} LUFS: give a value from -70 to 0")
 
+    @property
+    def live(self) -> bool:
+        """Whether the speech goes to standard output while it is made."""
+        return str(self.output) == STANDARD_STREAM
+
+    def _check_live(self) -> None:
+        """ValueError for flags that need the whole speech or the whole text."""
+        if self.normalise not in (None, "clip", "none"):
+            raise ValueError(f"--normalise {self.normalise} needs the whole speech: use clip or none with --output -")
+        if self.save_latents is not None:
+            raise ValueError("--save_latents needs a file as --output")
+        if self.normalise_text and self.text == STANDARD_STREAM:
+            raise ValueError("--normalise_text needs the whole text: give a file as --output, or --text_file")
+
 
 def main(argv: list[str]) -> int:
     """Parses the arguments, loads, synthesises, writes; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
-    text = read_text(arguments)
+    if arguments.live:
+        piped.check_standard_output()
+    text = piped.arriving_text() if arguments.live and arguments.text == STANDARD_STREAM else read_text(arguments)
     check_files(arguments)
     from echotts.synthesis.locate import DEMO, locate_checkpoint
     from echotts.synthesis.references import check_recording
@@ -103,10 +129,17 @@ def main(argv: list[str]) -> int:
         watermark=arguments.watermark == "on",
     )
     loaded = time.perf_counter()
-    pieces = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+    if arguments.live:
+        blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+        written = piped.write(blocks, arguments.pipe, arguments.normalise or "clip")
+        print(f"{written}, loaded in {loaded - began:.2f} s", file=sys.stderr)
+        return 0
+    assert isinstance(text, str)
+    pieces = tts.pieces(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
     speech = joined(list(pieces))
     spoken = time.perf_counter()
-    speech.save(arguments.output, arguments.normalise, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
+    level = arguments.normalise or "peak"
+    speech.save(arguments.output, level, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
     if arguments.save_latents is not None:
         speech.save_latents(arguments.save_latents)
     took_s = spoken - loaded
@@ -124,14 +157,18 @@ def check_files(arguments: Arguments) -> None:
     from echotts.files import check_outputs
 
     check_mp3_rate(arguments.mp3_rate)
-    outputs = [check_suffix(arguments.output), arguments.save_latents]
+    outputs = [] if arguments.live else [check_suffix(arguments.output), arguments.save_latents]
     inputs = [arguments.speaker_ref, arguments.text_file, arguments.checkpoint, arguments.codec]
     check_outputs(filter(None, outputs), filter(None, inputs))
 
 
 def read_text(arguments: Arguments) -> str:
-    """The text to speak, from the flag or the file; UsageError if the file is empty."""
-    if arguments.text is not None:
+    """The text to speak, from the flag, standard input or the file; UsageError if the input or file is empty."""
+    if arguments.text == STANDARD_STREAM:
+        text = "".join(piped.arriving_text()).strip()
+        if not text:
+            raise UsageError("standard input: there is no text")
+    elif arguments.text is not None:
         text = arguments.text
     else:
         assert arguments.text_file is not None

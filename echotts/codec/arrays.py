@@ -1,7 +1,7 @@
 """Arrays in and out of a codec: checked, then encoded and decoded in windows."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from echotts.codec.watermark import MESSAGE, MESSAGE_BITS
 from echotts.codec.weights import hash_weights, to_device
 from echotts.codec.windows import (
     DecoderStream,
+    decode_blocks,
     decode_windows,
     encode_windows,
     frame_noise,
@@ -180,6 +181,14 @@ class ArrayCodec:
         message = self._messages(watermark, len(values))
         rows = _lengths(lengths, len(values), frames)
         return decode_windows(self.decoding, self.config, values, self.window_frames, message, rows)
+
+    def decode_blocks(
+        self, latent: Float[Array | np.ndarray, "b t c"], watermark: Integer[Array | np.ndarray, "b bits"] | None = None
+    ) -> Iterator[Float[np.ndarray, "b n"]]:
+        """Yields the audio of `decode` window by window as it is computed, with the windows that `decode` compiles."""
+        values = self._decodable(latent, None, None)
+        message = self._messages(watermark, len(values))
+        yield from decode_blocks(self.decoding, self.config, values, self.window_frames, message)
 
     def stream_decoder(
         self, batch: int = 1, watermark: Integer[Array | np.ndarray, "b bits"] | None = None

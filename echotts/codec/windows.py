@@ -156,6 +156,20 @@ def encode_windows(
         yield piece if rows is None else _silenced(piece, [max(0, length - began) for length in rows], config)
 
 
+def decode_blocks(
+    params: Params,
+    config: CodecConfig,
+    latent: Float[np.ndarray, "b t c"] | Integer[np.ndarray, "b q t"],
+    frames: int,
+    message: Int[np.ndarray, "b bits"] | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Iterator[Float[np.ndarray, "b n"]]:
+    """Audio of latents or codes, yielded window by window as it is computed, `frames` at a time."""
+    stream = DecoderStream(params, config, len(latent), (frames,), message, lengths)
+    if latent.shape[-1 if latent.dtype.kind in "iu" else 1]:
+        yield from _pushed(stream, latent, frames)
+
+
 def decode_windows(
     params: Params,
     config: CodecConfig,
@@ -170,9 +184,8 @@ def decode_windows(
     """
     total = latent.shape[-1] if latent.dtype.kind in "iu" else latent.shape[1]
     audio = np.zeros((len(latent), config.output_samples(total)), np.float32)
-    stream = DecoderStream(params, config, len(latent), (frames,), message, lengths)
     ended = 0
-    for piece in _pushed(stream, latent, frames) if total else ():
+    for piece in decode_blocks(params, config, latent, frames, message, lengths):
         began, ended = ended, ended + piece.shape[1]
         audio[:, began:ended] = piece
     for row, length in enumerate(lengths or []):

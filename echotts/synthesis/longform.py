@@ -69,20 +69,29 @@ def _edged(samples: Samples, rate: int) -> Samples:
         return samples
     edge = round(EDGE_S * rate)
     kept = samples[max(0, start - edge) : end + edge].copy()
-    width = min(edge, len(kept) // 2)
-    if width:
-        rise = np.sin(np.linspace(0, np.pi / 2, width, dtype=np.float32)) ** 2
-        kept[:width] *= rise
-        kept[-width:] *= rise[::-1]
+    rise = edge_ramp(min(edge, len(kept) // 2))
+    kept[: len(rise)] *= rise
+    kept[len(kept) - len(rise) :] *= rise[::-1]
     return kept
+
+
+def edge_ramp(width: int) -> Samples:
+    """Gains of a fade-in of `width` samples."""
+    return np.sin(np.linspace(0, np.pi / 2, width, dtype=np.float32)) ** 2
 
 
 def _levelled(samples: Samples, rate: int, level: float | None) -> tuple[Samples, float | None]:
     """Samples at `level` (LUFS), and the level for the following pieces; None means this piece sets it."""
+    if level is None:
+        loudness = measure_loudness(samples, rate)
+        return samples, loudness if np.isfinite(loudness) else None
+    return samples * gain_to(level, samples, rate), level
+
+
+def gain_to(level: float, samples: Samples, rate: int) -> np.float32:
+    """The gain that brings samples to a loudness (LUFS), at most MOST_GAIN_DB; 1 for silence."""
     loudness = measure_loudness(samples, rate)
     if not np.isfinite(loudness):
-        return samples, level
-    if level is None:
-        return samples, loudness
+        return np.float32(1.0)
     gain_db = np.clip(level - loudness, -MOST_GAIN_DB, MOST_GAIN_DB)
-    return (samples * np.float32(10 ** (gain_db / 20))).astype(np.float32), level
+    return np.float32(10 ** (gain_db / 20))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from echotts.audio import MP3_RATE_KBPS, OUTPUT_LOUDNESS_LUFS, Samples, write_audio
 from echotts.files import write_whole
@@ -76,12 +76,9 @@ def silent_window(frames: int) -> int:
 def find_end(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"], window: int) -> int | None:
     """Where speech ends, in frames: at the first run of `window` silent frames after a non-silent one.
 
-    A frame is silent if its distance to the silence latent is small relative to that of the loudest frames. What
-    follows the last frame counts as silent. None if no frame differs from silence, or no end is found.
+    What follows the last frame counts as silent. None if no frame differs from silence, or no end is found.
     """
-    distance = np.sqrt(np.mean(np.square(latents - silence), axis=1))
-    loud = np.sort(distance)[-LOUD_FRAMES:][0]
-    silent = distance < SILENT_SHARE * loud
+    silent = _silent_frames(latents, silence)
     if silent.all() or not silent.any():
         return None
     begun = int(np.argmin(silent))
@@ -90,9 +87,20 @@ def find_end(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"
     return min(begun + int(ends[0]) + KEPT_TAIL_FRAMES, len(latents)) if len(ends) else None
 
 
+def find_start(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"]) -> int:
+    """Where speech starts, in frames: one before the first frame that is not silent; 0 if none differs from silence."""
+    return max(0, int(np.argmin(_silent_frames(latents, silence))) - KEPT_TAIL_FRAMES)
+
+
 def energy_end(samples: Samples, rate: int, hop_samples: int) -> int:
     """Where sound ends, in frames: after the last frame within 40 dB of the loudest. Pure silence is not cropped."""
     frames = len(samples) // hop_samples
     power = np.mean(np.square(samples.astype(np.float64)).reshape(frames, hop_samples), axis=1)
     loud = np.flatnonzero(power > power.max() * 10.0 ** (ENERGY_THRESHOLD_DB / 10.0))
     return min(int(loud[-1]) + 1 + KEPT_TAIL_FRAMES, frames) if len(loud) else frames
+
+
+def _silent_frames(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"]) -> Bool[np.ndarray, " t"]:
+    """The frames whose distance to the silence latent is small relative to that of the loudest frames."""
+    distance = np.sqrt(np.mean(np.square(latents - silence), axis=1))
+    return distance < SILENT_SHARE * np.sort(distance)[-LOUD_FRAMES:][0]

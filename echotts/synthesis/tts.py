@@ -4,8 +4,9 @@ Everything is compiled once per bucket (batch.py). Conditions are encoded once p
 """
 
 import dataclasses
+import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +27,15 @@ from echotts.model.fused import choose_attention, frame_tile
 from echotts.synthesis import references
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.demo import demo_seconds, demo_text
+from echotts.synthesis.live import Utterance, cropped, live_blocks
 from echotts.synthesis.locate import DEMO, locate_checkpoint
 from echotts.synthesis.longform import joined, pieces_of, speak_pieces
 from echotts.synthesis.references import CONTEXT_FRAMES, SpeakerReference, silence_of
-from echotts.synthesis.speech import Speech, energy_end, find_end, silent_window
+from echotts.synthesis.speech import Speech, energy_end, find_end, find_start, silent_window
 from echotts.synthesis.voices import Voice
+from echotts.text.arriving import FIRST_S, live_pieces
 from echotts.text.pace import estimated_seconds, has_sound
+from echotts.text.sentences import Piece
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
 
 DEFAULT_DURATION_S = 15.0
@@ -41,6 +45,7 @@ PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkp
 PUBLISHED_CHANNELS = 128
 FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by its estimated duration
 LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
+SLOW_PACE = 1.75  # the window of a live piece is so many times its estimated duration
 MAX_SEED = 2**63 - 1
 
 logger = logging.getLogger(__name__)
@@ -135,10 +140,11 @@ class EchoTTS:
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
-        """Compiles what `synthesize` needs for up to `duration` seconds, so that the first call is fast."""
-        sampler, longest = SamplerConfig(steps=steps), self.limits.tokens
+        """Compiles what `synthesize` and `stream` need for up to `duration` seconds, so that the first call is fast."""
+        sampler, longest, most = SamplerConfig(steps=steps), self.limits.tokens, self._most_frames(duration)
         for tokens in {rounded(1, longest, TEXT_SHAPES), longest}:
-            self._speak([np.zeros(tokens, np.int32)], [None], [0], self._most_frames(duration), sampler, rows=1)
+            for frames in {self._live_frames(FIRST_S, most), most}:
+                self._speak([np.zeros(tokens, np.int32)], [None], [0], frames, sampler, rows=1)
 
     @property
     def sample_rate(self) -> int:
@@ -170,16 +176,16 @@ class EchoTTS:
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
-        Text that exceeds the model's window is spoken in pieces (`stream`), which are joined. `duration` is the maximum
+        Text that exceeds the model's window is spoken in pieces (`pieces`), which are joined. `duration` is the maximum
         per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
         Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
         guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
         Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
         """
         sampler = sampler_config(preset, **options)
-        return joined(list(self.stream(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
+        return joined(list(self.pieces(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
 
-    def stream(
+    def pieces(
         self,
         text: str,
         speaker_ref: SpeakerReference | None = None,
@@ -196,7 +202,7 @@ class EchoTTS:
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
         _check_text(text)
-        longest_s = FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
+        longest_s = self._longest_piece_s(duration)
         pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
@@ -206,6 +212,46 @@ class EchoTTS:
             return self._speak([ids[number]], [voice], [seed + number], most, sampler, rows=1)[0]
 
         yield from speak_pieces(pieces, voice, speak)
+
+    def stream(
+        self,
+        text: str | Iterable[str],
+        speaker_ref: SpeakerReference | None = None,
+        *,
+        seed: int = 0,
+        duration: float = DEFAULT_DURATION_S,
+        sampler: SamplerConfig | None = None,
+    ) -> Iterator[Speech]:
+        """Speaks live: yields blocks of samples as soon as they are decoded, beginning with a short first piece.
+
+        `text` is a text of any length, or its parts as they arrive, of which complete sentences are spoken at once. The
+        blocks of a piece equal the piece decoded whole. Its latents are those of its first block; the others have none.
+        Pieces have one voice, a pause after each and about the loudness of the first (see live.py). Errors in a string
+        are raised before the first block.
+        """
+        most, sampler = self._most_frames(duration), sampler or SamplerConfig()
+        _check_seed(seed)
+        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+
+        def utter(number: int, piece: Piece, voice: Float[np.ndarray, "_m c"] | None, whole: bool) -> Utterance:
+            voice = None if voice is None else voice[: self.limits.reference_frames]
+            ids = self._encode_text(piece.text)
+            frames = self._live_frames(self._seconds(self._readable(piece.text)), most)
+            return self._utterance(next(self._latents([ids], [voice], [seed + number], frames, sampler, rows=1)), whole)
+
+        if isinstance(text, str):
+            _check_text(text)
+        pieces = live_pieces(text, self._fits, self._longest_piece_s(duration))
+        if isinstance(pieces, list):
+            for piece in pieces:
+                self._encode_text(piece.text)  # checks all pieces before the first is spoken
+        if isinstance(pieces, list) and len(pieces) == 1:
+            said = utter(0, pieces[0], voice, True)
+            for number, block in enumerate(said.blocks):
+                yield Speech(block, self.sample_rate, said.latents[: 0 if number else None], self.name)
+            return
+        say = functools.partial(utter, whole=False)
+        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name)
 
     def synthesize_batch(
         self,
@@ -244,11 +290,22 @@ class EchoTTS:
         rows: int,
     ) -> list[Speech]:
         """Synthesises at most `most` frames from token ids and codec latents of voices, in one compiled shape."""
+        return [self._finish(latents) for latents in self._latents(ids, voices, seeds, most, sampler, rows)]
+
+    def _latents(
+        self,
+        ids: Sequence[Int[np.ndarray, " _n"]],
+        voices: Sequence[Float[np.ndarray, "_m c"] | None],
+        seeds: Sequence[int],
+        most: int,
+        sampler: SamplerConfig,
+        rows: int,
+    ) -> Iterator[Float[np.ndarray, "t c"]]:
+        """Samples latents of `most` frames, including the silence after speech, batch by batch."""
         tokens = rounded(max(map(len, ids)), self.limits.tokens, TEXT_SHAPES)
         reference_frames = -(-self.limits.reference_frames // self.config.patch) * self.config.patch
         frames = rounded(most, self.limits.frames, FRAME_SHAPES)
         voices = [None if voice is None else self.scale.normalise(voice) for voice in voices]
-        speeches: list[Speech] = []
         for start in range(0, len(ids), rows):
             chosen = [min(row, len(ids) - 1) for row in range(start, start + rows)]
             text = padded_tokens([ids[i] for i in chosen], tokens)
@@ -257,8 +314,7 @@ class EchoTTS:
             with self._announced(rows, tokens, frames / self.frame_rate_hz):
                 conditions = encode_conditions(self._model, *map(jnp.asarray, (*text, *speaker)))
                 latents = self.scale.restore(np.asarray(sample(self._model, conditions, jnp.asarray(noise), sampler)))
-            speeches += [self._finish(latent[:most]) for latent in latents[: len(ids) - start]]
-        return speeches
+            yield from latents[: len(ids) - start, :most]
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
         """A recording encoded and decoded, at the codec's rate and same length: an upper bound of speech quality."""
@@ -288,6 +344,15 @@ class EchoTTS:
         _check_text(text)
         return self.tokenizer.encode(self._readable(text), self.limits.tokens)
 
+    def _longest_piece_s(self, duration: float) -> float:
+        """The estimated duration up to which text is spoken at once."""
+        return FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
+
+    def _live_frames(self, seconds: float, most: int) -> int:
+        """The window of a live piece of an estimated duration: that of short pieces if it is enough, or `most`."""
+        short = rounded(round(SLOW_PACE * FIRST_S * self.frame_rate_hz), self.limits.frames, FRAME_SHAPES)
+        return min(short, most) if SLOW_PACE * seconds * self.frame_rate_hz <= short else most
+
     def _most_frames(self, duration: float) -> int:
         """The frames of `duration`, at most the model's window; a reduction of an explicit duration is logged."""
         if not 0 < duration < np.inf:
@@ -295,6 +360,17 @@ class EchoTTS:
         if duration > self.window_s and duration != DEFAULT_DURATION_S:
             logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", duration, self.window_s)
         return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)
+
+    def _utterance(self, latents: Float[np.ndarray, "t c"], whole: bool) -> Utterance:
+        """Decodes latents block by block without their silent tail and, unless `whole`, without their silent start."""
+        end = find_end(latents, self.silence, silent_window(self.limits.frames))
+        if end is None:  # found by energy, which needs all samples
+            speech = self._finish(latents)
+            return Utterance(speech.latents, iter([speech.samples]), len(speech.samples))
+        hop = self.codec.hop_length
+        first = 0 if whole else find_start(latents, self.silence) * hop
+        decoded = self.codec.decode_blocks(latents[None, : end + CONTEXT_FRAMES])
+        return Utterance(latents[:end], cropped(decoded, first, end * hop), end * hop - first)
 
     def _finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:
         """Crops the silent tail, decodes with the context that a codec frame needs, and crops the samples alike."""

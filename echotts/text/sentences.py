@@ -55,6 +55,8 @@ _PARAGRAPH = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*•–]|\d{1,3}[.)]|[a-z][.)])[^\S\n]+\S)")
 _CLAUSE = re.compile(rf"[,;:،；：，、]{_CLOSED}(?=\s|$)|[，、；：]|\s[–—-]+(?=\s)|—")
 _ORDINAL = re.compile(r"\d{1,2}")
+_FOLLOWED = re.compile(r"\s+\S+\s")  # by a whole word
+_FOLLOWED_CJK = re.compile(rf"\s*[^\s{re.escape(_CLOSING)}」』）]")
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,24 @@ def split_text(text: str, fits: Callable[[str], bool]) -> list[Piece]:
         merged = _merged(parts, fits)
         pieces += [*merged[:-1], Piece(merged[-1].text, "paragraph")]
     return pieces
+
+
+def settled_length(text: str) -> int:
+    """How many characters of a growing text are complete sentences, whatever follows.
+
+    They end at an empty line, before a list item, at a line break after a sentence, or at a sentence of which the next
+    word is known, since that word decides whether a full stop ends a sentence.
+    """
+    settled = max((found.end() for marks in (_PARAGRAPH, _ITEM) for found in marks.finditer(text)), default=0)
+    ended = text.endswith("\n")
+    known = f"{text}A" if ended else text  # A stands for the sentence that begins on the next line
+    for mark in _END.finditer(known, settled):
+        followed = _FOLLOWED_CJK if mark[0][0] in "。！？｡" else _FOLLOWED
+        if not ended and not followed.match(known, mark.end()):
+            break
+        if _ends(known, settled, mark):
+            settled = mark.end()
+    return settled
 
 
 def sentences(paragraph: str) -> list[str]:

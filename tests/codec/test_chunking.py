@@ -136,6 +136,13 @@ def test_a_decoder_stream_gives_each_sample_as_soon_as_it_is_determined(tiny: Co
     assert different[given : given + HOP].any()
 
 
+def test_the_audio_of_decode_comes_window_by_window_too(tiny: Codec):
+    latent = noise(2, 3 * tiny.window_frames + 1, TINY.latent_channels)
+    blocks = list(tiny.decode_blocks(latent))
+    assert len(blocks) >= 4
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), tiny.decode(latent))
+
+
 def test_a_stream_without_latents_gives_no_audio_and_a_finished_one_takes_none(tiny: Codec):
     stream = tiny.stream_decoder(2, np.zeros((2, 16), int))
     assert stream.push(noise(2, 0, TINY.latent_channels)).shape == (2, 0)

@@ -5,6 +5,7 @@ Run as a program it prepares a folder slowly, for the test that kills it.
 
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,9 @@ class CosineCodec:
 
     def decode(self, latent: np.ndarray) -> np.ndarray:
         return (latent @ (self.basis.T * HOP)).reshape(len(latent), -1)
+
+    def decode_blocks(self, latent: np.ndarray) -> Iterator[np.ndarray]:
+        yield self.decode(latent)
 
     def silence_latent(self, frames: int) -> np.ndarray:
         return np.zeros((frames, CODEC_CHANNELS), np.float32)

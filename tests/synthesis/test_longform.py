@@ -67,9 +67,9 @@ def test_a_silent_piece_neither_sets_nor_gets_a_level():
     assert np.isfinite(joined(spoken).samples).all()
 
 
-def test_a_long_text_is_the_stream_of_its_pieces_joined_and_the_same_every_time(tts):
+def test_a_long_text_is_its_pieces_joined_and_the_same_every_time(tts):
     text = "one two three. four five six, seven eight nine ten. one two"
-    pieces = list(tts.stream(text, seed=3, duration=1.0))
+    pieces = list(tts.pieces(text, seed=3, duration=1.0))
     assert len(pieces) > 2
     whole = tts.synthesize(text, seed=3, duration=1.0)
     np.testing.assert_array_equal(whole.samples, joined(pieces).samples)
@@ -78,9 +78,9 @@ def test_a_long_text_is_the_stream_of_its_pieces_joined_and_the_same_every_time(
 
 
 def test_a_text_that_fits_is_not_split(tts):
-    assert len(list(tts.stream("one two", seed=5))) == 1
+    assert len(list(tts.pieces("one two", seed=5))) == 1
 
 
 def test_the_largest_seed_is_as_good_as_any(tts):
-    pieces = list(tts.stream("one two three four. five six seven eight. nine", seed=2**63 - 1, duration=0.5))
+    pieces = list(tts.pieces("one two three four. five six seven eight. nine", seed=2**63 - 1, duration=0.5))
     assert len(pieces) > 1

@@ -27,8 +27,8 @@ class Best:
         return better
 
 
-def note_best(run_dir: RunPath, step: int) -> None:
-    """Records which step is the best, for those who read the run directory."""
+def note_best(run_dir: RunPath, step: int | None) -> None:
+    """Records which step is the best, for those who read the run directory; None: the newest counts."""
     write_whole(run_dir / BEST, json.dumps({"step": step}) + "\n")
 
 
@@ -38,6 +38,6 @@ def best_step(run_dir: RunPath) -> int | None:
     if text is None:
         return None
     step = load_json(text, str(run_dir / BEST), dict[str, Any]).get("step")
-    if not isinstance(step, int):
+    if not isinstance(step, int | None):
         raise ValueError(f"{run_dir / BEST}: damaged: delete it to use the newest checkpoint")
     return step

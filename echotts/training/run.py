@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from echotts.checkpoint.best import Best, note_best
+from echotts.checkpoint.best import Best, best_step, note_best
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
@@ -190,7 +190,9 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
     state, step, samples_seen, frames_seen, guard, best = begin(config, mesh, checkpoints, inputs)
-    checkpoints.best = best.step
+    checkpoints.best = best.step if run.patience else None
+    if not run.patience and runtime.is_primary() and best_step(run_dir.shared) is not None:
+        note_best(run_dir.shared, None)  # the run looked for its best before it was resumed
     if step < config.optim.steps:
         write_config(run_dir.shared, config)
 

@@ -162,6 +162,8 @@ def test_a_run_stops_when_the_held_out_loss_no_longer_falls_and_its_best_checkpo
     assert read_meta(newest).best["waited"] == 2
     assert train(config) == result
     assert events(tmp_path / "run")[-1] == (result.step, "finished")
+    train(with_sections(config, run={"patience": 0, "eval_every": 0}, optim={"steps": result.step + 1}))
+    assert load_run(tmp_path / "run").facts.step == result.step + 1
 
 
 @dataclasses.dataclass

@@ -6,12 +6,14 @@ import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from echotts.cli.app import UsageError
-from echotts.synthesis import Speech
+
+if TYPE_CHECKING:
+    from echotts.synthesis import Speech
 
 _READ_BYTES = 1 << 16
 _OPEN_LENGTH = 0xFFFFFFFF  # in a .wav of unknown length, as FFmpeg writes and reads it
@@ -39,7 +41,7 @@ def arriving_text() -> Iterator[str]:
             yield text
 
 
-def write(blocks: Iterable[Speech], form: str, level: str) -> str:
+def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
     """Writes blocks to standard output as they come, after a header if `form` is wav; returns a line of figures.
 
     Raises BrokenPipeError if the reader left, ValueError for samples that are not finite.

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from echotts.audio import check_suffix
 from echotts.audio.reading import check_whole, open_recording
-from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, mp3_level
+from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, fix_ogg_serial, mp3_level
 from echotts.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def write_sound(
         options = options | {"format": "RF64"}
     written, peak = 0, 0.0
     options |= {"samplerate": rate, "channels": channels, "closefd": False}
-    with atomic_write(path) as temporary, temporary.open("wb") as opened:
+    with atomic_write(path) as temporary, temporary.open("w+b") as opened:
         try:
             file = soundfile.SoundFile(opened.fileno(), "w", **options)
         except soundfile.SoundFileError as error:
@@ -198,6 +198,8 @@ def write_sound(
             raise OSError(f"{path}: cannot be written ({str(error).strip()}): is the disk full?") from error
         if not written:
             raise ValueError(f"{path}: there are no samples to write")
+        if options["format"] == "OGG":
+            fix_ogg_serial(opened)
     if peak > 1.0:
         log.warning("%s: clipped at 1, the peak is %.2f", path, peak)
     return written

@@ -3,12 +3,13 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from echotts.version import __version__
+
 if TYPE_CHECKING:
     from echotts.checkpoint.interop import load_published
     from echotts.codec import load_codec
     from echotts.synthesis import EchoTTS, Speech
 
-__version__ = "0.1.0"
 __all__ = ["EchoTTS", "Speech", "__version__", "load_codec", "load_published"]
 
 _HOMES = {

@@ -101,7 +101,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FlowConfig:
-    """Flow matching: the loss, and the condition dropout that classifier-free guidance needs."""
+    """Flow matching: the loss, the times, the condition dropout that guidance needs, help with the alignment."""
 
     loss: LossName = "published"
     """published: squared error of all frames, padding included, per valid frame; frame: mean over valid frames."""
@@ -109,6 +109,24 @@ class FlowConfig:
     """Share of samples trained without text, 0 to 1."""
     speaker_dropout: float = 0.1
     """Share of samples trained without a reference, 0 to 1."""
+    time_mean: float = 0.0
+    """Mean of the logit of the times; above 0: noisier. 0 as published."""
+    time_std: float = 1.0
+    """Standard deviation of the logit of the times. 1 as published."""
+    alignment: float = 0.0
+    """Initial weight of the alignment loss, which teaches the middle layer to attend to the text in order; 0: none, as
+    published."""
+    alignment_share: float = 0.5
+    """Share of the steps over which that weight decreases to 0."""
+
+    def __post_init__(self) -> None:
+        if not self.time_std > 0:
+            raise ValueError(f"time_std {self.time_std} must be above 0")
+        if self.alignment < 0 or not 0 < self.alignment_share <= 1:
+            raise ValueError(
+                f"alignment {self.alignment} must be at least 0, alignment_share {self.alignment_share} above 0 and at "
+                "most 1"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, order=True)

@@ -26,6 +26,7 @@ OPEN_TO_ALL = {  # import nothing of ours but each other
     "spectrogram",
     "strict_json",
     "strict_tensors",
+    "version",
     "wheels",
 }
 ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itself and OPEN_TO_ALL
@@ -37,6 +38,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
     "spectrogram": set(),
     "strict_json": set(),
     "strict_tensors": set(),
+    "version": set(),
     "wheels": set(),
     "rundir": set(),
     "disk": {"rundir"},

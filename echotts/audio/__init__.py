@@ -18,7 +18,7 @@ from echotts.audio.levels import (
     trim_silence,
 )
 from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
-from echotts.audio.writing import MP3_RATE_KBPS, check_mp3_rate, check_suffix, write_audio
+from echotts.audio.writing import MP3_RATE_KBPS, check_mp3_rate, check_suffix, synthetic_tags, write_audio
 
 __all__ = [
     "AUDIO_SUFFIXES",
@@ -43,6 +43,7 @@ __all__ = [
     "read_audio",
     "resample",
     "sound_span",
+    "synthetic_tags",
     "trim_silence",
     "write_audio",
 ]

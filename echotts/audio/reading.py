@@ -17,6 +17,7 @@ AUDIO_SUFFIXES = (
 LEAST_RATE_HZ, MOST_RATE_HZ = 4_000, 384_000
 MOST_CHANNELS = 32
 LONGEST_S = 4 * 3600.0
+LOUDEST = 1e6  # times full scale; integers stored as floats are below
 CANCELLED_SHARE = 0.2  # of the power of the mean of uncorrelated channels: below it, channels cancel
 
 logger = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ def _mono(
         block = block[dropped:]
         block = block[: most - count] if cut else block
         pieces.append(_downmixed(block, channel))
-        bad += int(np.count_nonzero(~np.isfinite(block).all(axis=1)))
+        bad += count_unusable(block)
         if sound.channels > 1:
             powers += np.einsum("nc,nc->c", block, block)
         count += len(block)
@@ -125,7 +126,7 @@ def _mono(
     if not count:
         raise ValueError(f"{name}: the recording is empty (0 samples)")
     if bad:
-        raise ValueError(f"{name}: {bad} of {count} samples are not finite (NaN or infinite)")
+        raise ValueError(f"{name}: {bad} of {count} samples are not finite or above {LOUDEST:g} times full scale")
     return np.concatenate(pieces), powers
 
 
@@ -135,6 +136,11 @@ def _downmixed(block: np.ndarray, channel: int | None) -> Samples:
     # Sum in double precision, so that huge finite values do not overflow to infinity.
     with np.errstate(invalid="ignore", over="ignore"):
         return block.mean(axis=1, dtype=np.float64).astype(np.float32)
+
+
+def count_unusable(block: np.ndarray) -> int:
+    """Frames of a block (n, channels) with a value that is not finite or above LOUDEST."""
+    return int(np.count_nonzero(~(np.abs(block) <= LOUDEST).all(axis=1)))
 
 
 def check_whole(sound: Sound, name: str, count: int) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import soundfile
 
 from echotts.audio.levels import OUTPUT_LOUDNESS_LUFS, Samples, normalise_output
 from echotts.files import write_whole
+from echotts.version import __version__
 
 BLOCK_FRAMES = 1 << 16  # libsndfile's Vorbis encoder overruns its stack on very long single writes
 MP3_RATE_KBPS = 320
@@ -25,6 +27,8 @@ _MP3_RATES = (  # minimum sample rate -> bit rates in kbit/s (MPEG 1, 2 and 2.5,
     (16_000, (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)),
     (0, (8, 16, 24, 32, 40, 48, 56, 64)),
 )
+
+_MODEL_CHARACTERS = 100  # of a model's name in a tag
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,17 @@ def check_mp3_rate(kbps: int) -> int:
     return kbps
 
 
+def synthetic_tags(model: str) -> dict[str, str]:
+    """The tags of a file with synthetic speech, by libsndfile's names: what made it, and "synthetic: yes".
+
+    libsndfile stores them as LIST/INFO (ISFT, ICMT) in wav, as Vorbis comments in flac and ogg; in mp3 as ID3, which
+    has no field for the software, so the comment names it too. ASCII, because ID3's text is not declared as UTF-8.
+    """
+    made_by = f"echotts {__version__}"
+    plain = re.sub(r"[^ -~]", "?", model)[:_MODEL_CHARACTERS]
+    return {"software": made_by, "comment": f"synthetic: yes; made by {made_by}; model: {plain}"}
+
+
 def write_audio(
     path: str | Path,
     samples: Samples,
@@ -53,12 +68,14 @@ def write_audio(
     *,
     loudness_lufs: float = OUTPUT_LOUDNESS_LUFS,
     mp3_rate: int = MP3_RATE_KBPS,
+    model: str | None = None,
 ) -> None:
     """Writes mono samples as .wav, .flac (16 bit), .ogg (Vorbis) or .mp3; equal samples give equal bytes.
 
     `mp3_rate` is the constant bit rate of an .mp3 in kbit/s (see `check_mp3_rate`). Missing folders are created; the
-    file appears only once it is complete. Raises ValueError for an unknown suffix or bit rate, no samples or non-finite
-    samples, OSError if the file cannot be written.
+    file appears only once it is complete. `model` names the model that synthesised the samples, and marks the file as
+    synthetic (see `synthetic_tags`); None for other audio. Raises ValueError for an unknown suffix or bit rate, no
+    samples or non-finite samples, OSError if the file cannot be written.
     """
     path = check_suffix(path)
     if not len(samples):
@@ -69,15 +86,17 @@ def write_audio(
     finished = normalise_output(samples, rate, strategy, loudness_lufs=loudness_lufs)
     if np.abs(finished).max() > 1.0:
         logger.warning("%s: clipped at 1, the peak is %.2f", path, np.abs(finished).max())
-    write_whole(path, _encode(path, np.clip(finished, -1.0, 1.0), rate, mp3_rate))
+    write_whole(path, _encode(path, np.clip(finished, -1.0, 1.0), rate, mp3_rate, model))
 
 
-def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int) -> bytes:
+def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int, model: str | None) -> bytes:
     options = FORMATS[path.suffix.lower()]
     level = mp3_level(mp3_rate, rate) if options["format"] == "MP3" else None
     buffer = io.BytesIO()
     try:
         with soundfile.SoundFile(buffer, "w", samplerate=rate, channels=1, compression_level=level, **options) as file:
+            for name, text in ({} if model is None else synthetic_tags(model)).items():
+                setattr(file, name, text)
             for start in range(0, len(samples), BLOCK_FRAMES):
                 file.write(samples[start : start + BLOCK_FRAMES])
     except soundfile.SoundFileError as error:

@@ -120,7 +120,7 @@ def main(argv: list[str]) -> int:
     if arguments.output is not None:
         write_whole(arguments.output, (json.dumps(report.to_report(scores, about), indent=1) + "\n").encode())
     if arguments.report is not None:
-        write_report(arguments.report, scores, tasks, spoken | {"codec round trip": decoded}, about)
+        write_report(arguments.report, scores, tasks, spoken, decoded, about)
         print(f"{arguments.report / 'index.html'}: clips with players")
     return 0
 
@@ -141,7 +141,7 @@ def speak_all(
     if arguments.save_audio is not None and checkpoint == arguments.checkpoint:
         for task, (samples, rate) in zip(tasks, spoken, strict=True):
             speaker = re.sub(r"[^A-Za-z0-9_.-]+", "-", task.speaker)
-            write_audio(arguments.save_audio / f"{task.key}_{speaker}.wav", samples, rate)
+            write_audio(arguments.save_audio / f"{task.key}_{speaker}.wav", samples, rate, model=tts.name)
     return spoken, tts, describe(checkpoint, arguments, tts, data, said_s / seconds)
 
 

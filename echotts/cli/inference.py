@@ -81,6 +81,8 @@ class Arguments(SamplerFlags, SpeechFlags):
     """Convert quotes, colons and dashes to the form in Echo's training texts; only for models trained on such texts."""
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
+    watermark: Literal["on", "off"] = "on"
+    """Embed the codec's watermark, if it has one (docs/provenance.md)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Computation dtype. None: float32 on a CPU, the model's own elsewhere."""
 
@@ -169,7 +171,13 @@ def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
     from echotts.synthesis import EchoTTS  # imports jax, which takes longer than the checks above
 
     began = time.perf_counter()
-    tts = EchoTTS.load(checkpoint, arguments.codec, weights=arguments.weights, dtype=arguments.dtype)
+    tts = EchoTTS.load(
+        checkpoint,
+        arguments.codec,
+        weights=arguments.weights,
+        dtype=arguments.dtype,
+        watermark=arguments.watermark == "on",
+    )
     return tts, time.perf_counter() - began
 
 

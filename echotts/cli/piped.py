@@ -2,21 +2,22 @@
 
 import codecs
 import io
-import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
+import soundfile
 
+from echotts.audio import normalise_output, synthetic_tags
 from echotts.cli.app import UsageError
 
 if TYPE_CHECKING:
     from echotts.synthesis import Speech
 
 _READ_BYTES = 1 << 16
-_OPEN_LENGTH = 0xFFFFFFFF  # in a .wav of unknown length, as FFmpeg writes and reads it
+_OPEN_LENGTH = b"\xff" * 4  # in a .wav of unknown length, as FFmpeg writes and reads it
 
 
 def check_standard_output() -> None:
@@ -46,8 +47,6 @@ def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
 
     Raises BrokenPipeError if the reader left, ValueError for samples that are not finite.
     """
-    from echotts.audio.levels import normalise_output
-
     began, first_s, count, rate = time.perf_counter(), 0.0, 0, 0
     for block in blocks:
         samples = np.clip(normalise_output(block.samples, block.sample_rate, level), -1.0, 1.0)
@@ -55,7 +54,7 @@ def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
             raise ValueError(f"standard output: samples from {count} on are not finite (NaN or infinite)")
         if not count:
             first_s, rate = time.perf_counter() - began, block.sample_rate
-            sys.stdout.buffer.write(_header(rate) if form == "wav" else b"")
+            sys.stdout.buffer.write(_header(rate, block.model) if form == "wav" else b"")
         sys.stdout.buffer.write(np.rint(samples * 32767).astype("<i2").tobytes())
         sys.stdout.buffer.flush()
         count += len(samples)
@@ -66,7 +65,11 @@ def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
     )
 
 
-def _header(rate: int) -> bytes:
-    """The header of a 16-bit mono .wav of unknown length."""
-    sound = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
-    return b"RIFF" + struct.pack("<I", _OPEN_LENGTH) + b"WAVE" + sound + b"data" + struct.pack("<I", _OPEN_LENGTH)
+def _header(rate: int, model: str) -> bytes:
+    """The header of a 16-bit mono .wav of unknown length, with the tags of synthetic speech."""
+    buffer = io.BytesIO()
+    with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format="WAV") as file:
+        for name, text in synthetic_tags(model).items():
+            setattr(file, name, text)
+    header = buffer.getvalue()  # RIFF, its length, ... data, its length
+    return header[:4] + _OPEN_LENGTH + header[8:-4] + _OPEN_LENGTH

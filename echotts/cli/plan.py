@@ -110,7 +110,7 @@ def _write(answer: dict[str, Any], output: Path | None) -> None:
 
 
 def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[str, Any]:
-    from echotts.codec.backbone import CodecConfig
+    from echotts.codec.config import CodecConfig
     from echotts.flow.options import SamplerConfig
     from echotts.synthesis.lowered import SECONDS, lower_speaking
     from echotts.training import cost

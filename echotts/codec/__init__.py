@@ -4,8 +4,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from echotts.codec.backbone import CodecConfig
-    from echotts.codec.codec import Codec, Tokens
+    from echotts.codec.arrays import Tokens
+    from echotts.codec.codec import Codec
+    from echotts.codec.config import CodecConfig
     from echotts.codec.registry import find_codec, load_codec
     from echotts.codec.tokens import Encoded, load_encoded, save_encoded
     from echotts.codec.weights import save_codec
@@ -24,9 +25,9 @@ __all__ = [
 
 _MODULES = {
     "Codec": "codec",
-    "CodecConfig": "backbone",
+    "CodecConfig": "config",
     "Encoded": "tokens",
-    "Tokens": "codec",
+    "Tokens": "arrays",
     "find_codec": "registry",
     "load_codec": "registry",
     "load_encoded": "tokens",

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from echotts.codec import layers
-from echotts.codec.backbone import CodecConfig, init_params
+from echotts.codec.backbone import init_params
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 
 Carry = list[Array]

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from echotts.codec import published
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.pickles.torch_writer import write_torch_zip
 

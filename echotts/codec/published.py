@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.watermark import CHANNELS, MESSAGE_BITS, RATES
 from echotts.pickles import read_torch_zip

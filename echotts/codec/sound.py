@@ -17,8 +17,8 @@ import soxr
 from jaxtyping import Float
 
 from echotts.audio import check_suffix
-from echotts.audio.reading import check_whole, open_recording
-from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, fix_ogg_serial, mp3_level
+from echotts.audio.reading import LOUDEST, check_whole, count_unusable, open_recording
+from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, fix_ogg_serial, mp3_level, synthetic_tags
 from echotts.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -50,8 +50,11 @@ class SoundFile:
         resampler = Resampler(self.sample_rate, rate or self.sample_rate, self.channels)
         count = 0
         for block in self._sound.blocks():
-            if bad := int(np.count_nonzero(~np.isfinite(block).all(axis=1))):
-                raise ValueError(f"{self.path}: {bad} samples from sample {count} on are not finite (NaN or infinite)")
+            if bad := count_unusable(block):
+                raise ValueError(
+                    f"{self.path}: {bad} samples from sample {count} on are not finite or above {LOUDEST:g} times full "
+                    "scale"
+                )
             count += len(block)
             yield resampler.push(block.T)
         check_whole(self._sound, str(self.path), count)
@@ -165,11 +168,13 @@ def write_sound(
     channels: int,
     expected: int = 0,
     mp3_rate: int = MP3_RATE_KBPS,
+    model: str | None = None,
 ) -> int:
     """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, clipped at full scale; returns the number of samples.
 
     The file appears only once it is complete. A .wav with an `expected` size (samples per channel) above 4 GB is
-    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3 in kbit/s.
+    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3 in kbit/s. `model` names the model that
+    synthesised the samples, for the file's tags (see `audio.synthetic_tags`); None for other audio.
     Raises ValueError for an unknown suffix, no samples, or a rate or number of channels the format cannot hold.
     """
     path = check_suffix(path)
@@ -188,6 +193,8 @@ def write_sound(
             raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
         try:
             with file:
+                for name, text in ({} if model is None else synthetic_tags(model)).items():
+                    setattr(file, name, text)
                 for block in blocks:
                     for start in range(0, block.shape[1], BLOCK_FRAMES):
                         part = block[:, start : start + BLOCK_FRAMES]

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from echotts.codec import layers
-from echotts.codec.backbone import CodecConfig, decode_frames
+from echotts.codec.backbone import decode_frames
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed
 

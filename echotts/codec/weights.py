@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from echotts.codec.backbone import CodecConfig, init_params
+from echotts.codec.backbone import init_params
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
 from echotts.codec.watermark import init_watermark

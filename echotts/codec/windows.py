@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames, init_params
+from echotts.codec.backbone import decode_frames, encode_features, encode_frames, init_params
 from echotts.codec.chunking import Carry, Past, Pieces, Stream, Window, plan
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.quantizer import embed, quantize
 from echotts.codec.watermark import WatermarkStream, block_length

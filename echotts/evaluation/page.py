@@ -27,29 +27,39 @@ def write_report(
     folder: Path,
     scores: Sequence[Score],
     tasks: Sequence[Task],
-    sounds: Mapping[str, Sequence[Recording]],
+    spoken: Mapping[str, Sequence[Recording]],
+    decoded: Sequence[Recording],
     about: Mapping[str, Any],
 ) -> None:
-    """`sounds`: recordings of each system, one per task; references and human recordings are added to the page."""
+    """`spoken`: speech of each model, one per task; `decoded`: the recordings after a round trip through the codec.
+
+    References and human recordings are added to the page. The files of speech are tagged as synthetic.
+    """
     heard = {
         "reference": [(task.reference.samples, RATE_HZ) for task in tasks],
         "recordings": [(task.recording.samples, RATE_HZ) for task in tasks],
-        **sounds,
+        **spoken,
+        "codec round trip": decoded,
     }
-    places = {system: _save(folder, system, tasks, recordings) for system, recordings in heard.items()}
+    places = {
+        system: _save(folder, system, tasks, recordings, model=system if system in spoken else None)
+        for system, recordings in heard.items()
+    }
     lines = [json.dumps(one.to_dict(), ensure_ascii=False) for score in scores for one in score.results]
     write_whole(folder / "results.jsonl", ("\n".join(lines) + "\n").encode())
     write_whole(folder / "table.json", (json.dumps(to_report(scores, about), indent=1) + "\n").encode())
     write_whole(folder / "index.html", _page(scores, tasks, places, about).encode())
 
 
-def _save(folder: Path, system: str, tasks: Sequence[Task], recordings: Sequence[Recording]) -> list[Path | None]:
+def _save(
+    folder: Path, system: str, tasks: Sequence[Task], recordings: Sequence[Recording], model: str | None
+) -> list[Path | None]:
     """Writes recordings below `folder` and returns their relative paths; None for an empty one."""
     places: list[Path | None] = []
     for number, (task, (samples, rate)) in enumerate(zip(tasks, recordings, strict=True)):
         place = Path("audio") / _plain(system) / f"{number:04d}_{_plain(task.key)}.flac"
         if len(samples):
-            write_audio(folder / place, samples, rate)
+            write_audio(folder / place, samples, rate, model=model)
         places.append(place if len(samples) else None)
     return places
 

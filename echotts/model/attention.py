@@ -219,6 +219,15 @@ class JointAttention(nnx.Module):
 
         return conditions._replace(text_keys=norm(conditions.text_keys), speaker_keys=norm(conditions.speaker_keys))
 
+    def text_scores(
+        self, y: Float[Array, "b t w"], text_state: Float[Array, "b n e"], rope: Float[Array, "2 t d"]
+    ) -> Float[Array, "b t n"]:
+        """The scores of the latents for the text, before the softmax, averaged over the heads; float32."""
+        q, k = (_split_heads(x, self.heads) for x in (self.wq(y), self.wk_text(text_state)))
+        q = rotate(self.q_norm(q), rope, self.heads // 2)
+        scores = jnp.einsum("bthd,bnhd->btn", q, self.k_norm(k), preferred_element_type=jnp.float32)
+        return scores * (q.shape[-1] ** -0.5 / self.heads)
+
     def __call__(
         self,
         y: Float[Array, "b t w"],

@@ -169,6 +169,25 @@ class BlockDiT(nnx.Module):
 
         Condition keys are computed inside each layer, so that remat discards them too (training).
         """
+        return self._forward(x, t, text_ids, text_mask, speaker_latent, speaker_mask, self.config.depth)[0]
+
+    def with_alignment(
+        self,
+        x: Float[Array, "b t c"],
+        t: Float[Array, "#b"],
+        text_ids: Int[Array, "b n"],
+        text_mask: Bool[Array, "b n"],
+        speaker_latent: Float[Array, "b m c"],
+        speaker_mask: Bool[Array, "b m"],
+    ) -> tuple[Float[Array, "b t c"], Float[Array, "b t n"]]:
+        """The velocity, and the scores of the middle layer's frames for the text, averaged over its heads, float32."""
+        middle = self.config.depth // 2
+        return self._forward(x, t, text_ids, text_mask, speaker_latent, speaker_mask, middle)
+
+    def _forward(
+        self, x: Array, t: Array, text_ids: Array, text_mask: Array, speaker_latent: Array, speaker_mask: Array, at: int
+    ) -> tuple[Array, Any]:
+        """The velocity, and the scores of layer `at`; None if there is no such layer."""
         text_state = self.encode_text(text_ids, text_mask)
         speaker_state = self.encode_speaker(speaker_latent)
         frames = x.shape[1]
@@ -182,10 +201,18 @@ class BlockDiT(nnx.Module):
             modulation = block.modulate(common)
             return self.constrain(block(x, modulation, conditions, visible, rope, self.attend, normed=False)), None
 
-        hidden, _ = layers.scan_layers(
-            self.blocks, step, self.embed_latent(x), remat=self.config.remat, gather=self.gather
-        )
-        return self.read_out(hidden)[:, :frames]
+        def through(blocks: nnx.Module, hidden: Array) -> Array:
+            return layers.scan_layers(blocks, step, hidden, remat=self.config.remat, gather=self.gather)[0]
+
+        hidden = self.embed_latent(x)
+        if at == self.config.depth:
+            return self.read_out(through(self.blocks, hidden))[:, :frames], None
+        first, rest = layers.cut(self.blocks, at)
+        hidden = through(first, hidden)
+        block = layers.first_of(rest, self.gather)
+        y = block.attn_adaln(hidden, block.modulate(common).attention)
+        scores = block.attention.text_scores(y, text_state, rope)
+        return self.read_out(through(rest, hidden))[:, :frames], scores[:, :frames]
 
     def encode_conditions(
         self,

@@ -164,6 +164,20 @@ def scan_layers(
     return lax.scan(_rematerialised(body, remat, gather is not identity), carry, (params, xs))
 
 
+def cut(blocks: Block, at: int) -> tuple[Block, Block]:
+    """Stacked layers as two stacks, the first with `at` layers."""
+    graphdef, params = nnx.split(blocks)
+    parts = (jax.tree.map(lambda leaf, rows=rows: leaf[rows], params) for rows in (slice(at), slice(at, None)))
+    first, rest = (nnx.merge(graphdef, part) for part in parts)
+    return first, rest
+
+
+def first_of(blocks: Block, gather: Gather = identity) -> Block:
+    """The first layer of a stack, with `gather` applied as in `scan_layers`."""
+    graphdef, params = nnx.split(blocks)
+    return nnx.merge(graphdef, gather(jax.tree.map(lambda leaf: leaf[0], params)))
+
+
 def _rematerialised(body: Callable[..., Any], remat: RematName, gathers: bool) -> Callable[..., Any]:
     # inside a scan the loop already prevents common subexpression elimination, so prevent_cse would only cost time
     policies = jax.checkpoint_policies

@@ -33,6 +33,7 @@ def rejected_name(cause: str) -> str:
 
 METRICS: dict[str, str] = {
     "loss/train": "flow-matching loss of the step, as configured (flow.loss)",
+    "loss/alignment": "alignment loss of the step, nats per valid frame (flow.alignment)",
     "grad/norm": "global norm of the gradient before clipping",
     "grad/clip_share": "share of steps since the last line whose gradient was clipped, 0 to 1",
     "optim/learning_rate": "learning rate of the step",

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.audio import Samples, resample
-from echotts.audio.reading import check_whole, open_recording
+from echotts.audio.reading import check_whole, count_unusable, open_recording
 
 INSTALL_HINT = "pip install 'echotts[asr]'"
 RATE_HZ = 16000  # silero-vad's sample rate
@@ -43,8 +43,9 @@ def find_pieces(path: Path, longest_s: float) -> Iterator[Piece]:
     sound = open_recording(path)
     waiting, held, offset, count = [], 0, 0, 0
     for block in sound.blocks():
-        if not np.isfinite(block).all():
-            raise ValueError(f"{path}: has values that are not finite, at {count / sound.rate:.1f} s or later")
+        if count_unusable(block):
+            at_s = count / sound.rate
+            raise ValueError(f"{path}: values that are not finite or far above full scale, at {at_s:.1f} s or later")
         mono = block.mean(axis=1, dtype=np.float64).astype(np.float32)
         waiting.append(mono)
         held, count = held + len(mono), count + len(mono)

@@ -31,7 +31,7 @@ Say = Callable[[int, Piece, np.ndarray | None], Utterance]
 """Says the piece with this number in a voice: a reference's latents (m, c), or None for a voice from the seed."""
 
 
-def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rate: int) -> Iterator[Speech]:
+def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rate: int, model: str) -> Iterator[Speech]:
     """Yields the blocks of all pieces. The pause after a piece is yielded when the next one is due.
 
     The latents of a piece are those of its first block; its other blocks have none.
@@ -42,9 +42,9 @@ def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rat
         voice = said.latents if voice is None else voice
         latents = said.latents
         if pause:
-            yield Speech(np.zeros(round(pause * rate), np.float32), rate, latents[:0])
+            yield Speech(np.zeros(round(pause * rate), np.float32), rate, latents[:0], model)
         for block in level.applied(faded(said.blocks, said.count, round(EDGE_S * rate))):
-            yield Speech(block, rate, latents)
+            yield Speech(block, rate, latents, model)
             latents = latents[:0]
         pause = PAUSE_S[piece.ends]
 

@@ -4,6 +4,7 @@ Each piece ends with a pause according to its position in the text, and has the 
 reference the first piece becomes the voice of the others.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -49,17 +50,17 @@ def speak_pieces(
         voice = speech.latents if voice is None else voice
         samples, level = _levelled(_edged(speech.samples, speech.sample_rate), speech.sample_rate, level)
         silence = np.zeros(_pause(pieces, number, speech.sample_rate), np.float32)
-        yield Speech(np.concatenate([samples, silence]), speech.sample_rate, speech.latents)
+        yield dataclasses.replace(speech, samples=np.concatenate([samples, silence]))
 
 
 def joined(speeches: Sequence[Speech]) -> Speech:
     """All pieces concatenated."""
     if len(speeches) == 1:
         return speeches[0]
-    return Speech(
-        np.concatenate([speech.samples for speech in speeches]),
-        speeches[0].sample_rate,
-        np.concatenate([speech.latents for speech in speeches]),
+    return dataclasses.replace(
+        speeches[0],
+        samples=np.concatenate([speech.samples for speech in speeches]),
+        latents=np.concatenate([speech.latents for speech in speeches]),
     )
 
 

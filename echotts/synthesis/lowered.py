@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 from echotts.codec.windows import lower_decode_window
 from echotts.config import FRAME_RATE_HZ, ModelConfig
 from echotts.flow.options import SamplerConfig

@@ -113,14 +113,14 @@ class Recording(Sequence[Speech]):
         self._ends.append((samples + len(speech.samples), frames + len(speech.latents)))
         self._log(dict(zip(("samples", "frames"), self._ends[-1], strict=True)))
 
-    def finish(self, level: Level, pause_s: float = 0.0, latents: Path | None = None) -> None:
+    def finish(self, level: Level, model: str, pause_s: float = 0.0, latents: Path | None = None) -> None:
         """Writes the whole recording at its output level, followed by silence, and its latents as .npy.
 
         Then the folder is removed.
         """
         silence = np.zeros((1, round(pause_s * self._rate)), np.float32)
         blocks = itertools.chain(self._levelled(level), [silence])
-        write_sound(self._output, blocks, self._rate, 1, self._length + silence.size, level.mp3_rate)
+        write_sound(self._output, blocks, self._rate, 1, self._length + silence.size, level.mp3_rate, model)
         if latents is not None:
             shape = (self._ends[-1][1], self._channels)
             with atomic_write(latents) as temporary, temporary.open("wb") as file:
@@ -226,5 +226,5 @@ def record_text(
         for speech in tts.pieces(text, voice, choose=choose, spoken=recording, **options):
             recording.append(speech)
             on_piece(len(recording), total)
-        recording.finish(level, pause_s, latents)
+        recording.finish(level, tts.name, pause_s, latents)
         return Recorded(recording.duration_s + pause_s, recording.duration_s - before_s)

@@ -29,6 +29,8 @@ class Speech:
     samples: Float[np.ndarray, " n"]
     sample_rate: int
     latents: Float[np.ndarray, "t c"]
+    model: str = "unknown"
+    """Name of the model, for the tags of files."""
 
     def __repr__(self) -> str:
         frames, channels = self.latents.shape
@@ -46,8 +48,16 @@ class Speech:
         loudness_lufs: float = OUTPUT_LOUDNESS_LUFS,
         mp3_rate: int = MP3_RATE_KBPS,
     ) -> Path:
-        """Writes .wav, .flac, .ogg or .mp3; arguments and errors as in `echotts.audio.write_audio`."""
-        write_audio(path, self.samples, self.sample_rate, normalise, loudness_lufs=loudness_lufs, mp3_rate=mp3_rate)
+        """Writes .wav, .flac, .ogg or .mp3, tagged as synthetic; arguments and errors as in `audio.write_audio`."""
+        write_audio(
+            path,
+            self.samples,
+            self.sample_rate,
+            normalise,
+            loudness_lufs=loudness_lufs,
+            mp3_rate=mp3_rate,
+            model=self.model,
+        )
         return Path(path)
 
     def save_latents(self, path: str | Path) -> Path:

@@ -56,8 +56,10 @@ logger = logging.getLogger(__name__)
 class EchoTTS:
     """A model with its codec, ready to synthesise. Create one with `load`."""
 
-    def __init__(self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec) -> None:
-        """ValueError if the codec or the tokenizer does not match the model."""
+    def __init__(
+        self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec, name: str = "unnamed"
+    ) -> None:
+        """ValueError if the codec or the tokenizer does not match the model. `name` is written into files of speech."""
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
                 f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
@@ -71,6 +73,7 @@ class EchoTTS:
         self.config = config
         self.codec = codec
         self.facts = facts
+        self.name = name if facts.step is None else f"{name}, step {facts.step}"
         self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
         self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
@@ -80,6 +83,7 @@ class EchoTTS:
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
         self._announced = CompileNotice()
+        self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
 
@@ -99,13 +103,15 @@ class EchoTTS:
         *,
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
+        watermark: bool = True,
     ) -> "EchoTTS":
         """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id; None: the demo model.
 
         The codec is the one that the checkpoint names (published ones name none; the default is then
         facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
         selects weights of a run directory. The default `dtype` of computation is float32 on a CPU and the model's own
-        elsewhere. Raises FileNotFoundError, OSError or ValueError with a one-line message.
+        elsewhere. If the codec has a watermark, speech carries it (docs/provenance.md) unless `watermark` is False,
+        which is logged. Raises FileNotFoundError, OSError or ValueError with a one-line message.
         """
         path = locate_checkpoint(checkpoint)
         # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
@@ -123,14 +129,19 @@ class EchoTTS:
             logger.info("%s names no codec: using %s (override with --codec)", path, PUBLISHED_CODEC)
             codec = PUBLISHED_CODEC
         found = find_codec(trained.id, trained.weights_hash, override=codec)
+        if found.has_watermark and watermark:
+            found = found.watermarked()
+        elif found.has_watermark:
+            logger.warning("watermark off: speech carries no mark, only the tags of its file say that it is synthetic")
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
-            tts = cls(loaded.params, config, loaded.facts, found)
+            tts = cls(loaded.params, config, loaded.facts, found, DEMO if checkpoint is None else Path(checkpoint).name)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
             tts._readable, tts._seconds = demo_text, demo_seconds
+        tts._watermark = found.message
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
@@ -143,7 +154,8 @@ class EchoTTS:
     @property
     def fingerprint(self) -> str:
         """Identifies the model and its codec: all that speech depends on beside its text, voice and options."""
-        about = (self.config, self.facts.weights, self.facts.step, self.facts.tokenizer, self.codec.weights_hash)
+        codec = (self.codec.weights_hash, self._watermark)
+        about = (self.config, self.facts.weights, self.facts.step, self.facts.tokenizer, codec)
         return hashlib.sha256(f"{about} {self._parameters_digest}".encode()).hexdigest()
 
     @property
@@ -264,10 +276,10 @@ class EchoTTS:
         if isinstance(pieces, list) and len(pieces) == 1:
             said = utter(0, pieces[0], voice, True)
             for number, block in enumerate(said.blocks):
-                yield Speech(block, self.sample_rate, said.latents[: 0 if number else None])
+                yield Speech(block, self.sample_rate, said.latents[: 0 if number else None], self.name)
             return
         say = functools.partial(utter, whole=False)
-        yield from live_blocks(pieces, voice, say, self.sample_rate)
+        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name)
 
     def synthesize_batch(
         self,
@@ -396,7 +408,7 @@ class EchoTTS:
         samples = np.asarray(self.codec.decode(decoded[None]), np.float32)[0]
         if not known:
             end = energy_end(samples, self.sample_rate, self.codec.hop_length)
-        return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end])
+        return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end], self.name)
 
 
 def _digest(params: Params) -> str:

@@ -30,6 +30,7 @@ LOGGER = logging.getLogger(__name__)
 
 LINE = {  # name in the train step -> name in the metrics line
     "loss": "loss/train",
+    "alignment": "loss/alignment",
     "grad_norm": "grad/norm",
     "param_norm": "param/norm",
     "learning_rate": "optim/learning_rate",
@@ -152,7 +153,8 @@ class Reporter:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        numbers = jax.device_get({name: pending.numbers[name] for name in ("finite", "good", "error", *LINE)})
+        wanted = ("finite", "good", "error", *LINE)
+        numbers = jax.device_get({name: pending.numbers[name] for name in wanted if name in pending.numbers})
         self._step = pending.step
         self._time_step(pending)
         if numbers["good"]:
@@ -247,7 +249,7 @@ class Reporter:
         wait_share = min(waited_s / max(training_s, 1e-9), 1.0)
         all_s = time.perf_counter() - self._began_s - self._train_step.compile_s
         left_s = all_s / (pending.step - self._start) * (self._config.optim.steps - pending.step)
-        line = {name: float(numbers[key]) for key, name in LINE.items()}
+        line = {name: float(numbers[key]) for key, name in LINE.items() if key in numbers}
         line |= self._step_times.numbers() | host_numbers(self._run_dir) | self._pace.numbers()
         rejected = self._feed.rejected
         line |= {rejected_name(cause): count for cause, count in rejected.items()}

@@ -23,6 +23,7 @@ from echotts.training.optimizer import learning_rate, make_optimizer, update_ave
 from echotts.training.state import TrainState, abstract_state
 
 Metrics = dict[str, Array]
+TERMS = ("flow", "alignment")  # of the loss
 MeasureStep = Callable[[Params, Batch, Array], Metrics]
 
 
@@ -61,21 +62,25 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
 
-    def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
-        return velocity_loss(merge(graphdef, gather(params)), batch, t, noise, config.flow.loss)
-
     def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
         # all draws depend only on (seed, step) over the global batch, regardless of sharding and accumulation
         key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = stratified_timesteps(time_key, rows)
+        t = stratified_timesteps(time_key, rows, config.flow)
         noise = jax.random.normal(noise_key, batch.latent.shape)
         batch = condition_dropout(dropout_key, batch, config.flow)
 
-        loss, row_loss, grads = mean_gradients(part_loss, state.params, (batch, t, noise), parts)
+        alignment = alignment_weight(state.step, config)
+
+        def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
+            model = merge(graphdef, gather(params))
+            velocity = model if alignment is None else model.with_alignment
+            return velocity_loss(velocity, batch, t, noise, config.flow.loss, alignment)
+
+        terms, row_loss, grads = mean_gradients(part_loss, state.params, (batch, t, noise), parts)
         grad_norm = optax.tree.norm(grads)
         error = jnp.sum(row_loss) / jnp.maximum(jnp.sum(batch.latent_mask.any(axis=1)), 1)
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        finite = jnp.isfinite(terms["flow"]) & jnp.isfinite(terms["alignment"]) & jnp.isfinite(grad_norm)
         good = finite & (error <= limit)
 
         rate = learning_rate(state.step, config.optim)  # by step, because the optimizer does not count rejected steps
@@ -89,7 +94,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
             (state.params, state.ema, state.opt_state),
         )
         metrics = {
-            "loss": loss,
+            "loss": terms["flow"],
             "error": error,
             "row_loss": row_loss,
             "grad_norm": grad_norm,
@@ -98,7 +103,7 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
             "valid_share": jnp.mean(batch.latent_mask, dtype=jnp.float32),
             "finite": finite,
             "good": good,
-        }
+        } | ({} if alignment is None else {"alignment": terms["alignment"]})
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
@@ -126,26 +131,39 @@ def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
     return jax.jit(measure, out_shardings=meshes.replicated(mesh))
 
 
-def mean_gradients(loss_fn: Callable[..., Any], params: Params, inputs: Any, parts: int) -> tuple[Array, Array, Params]:
-    """(loss, row_loss, gradients) of the whole batch, computed in `parts` equal parts one after the other.
+def alignment_weight(step: Array, config: Config) -> Array | None:
+    """The weight of the alignment loss: `flow.alignment`, linearly down to 0 at `flow.alignment_share` of the steps."""
+    if not config.flow.alignment:
+        return None
+    return config.flow.alignment * jnp.maximum(0.0, 1.0 - step / (config.flow.alignment_share * config.optim.steps))
+
+
+def mean_gradients(
+    loss_fn: Callable[..., Any], params: Params, inputs: Any, parts: int
+) -> tuple[Metrics, Array, Params]:
+    """(terms, row_loss, gradients) of the whole batch, computed in `parts` equal parts one after the other.
 
     Parts are weighted as `velocity_loss` requires, so the result is that of the undivided batch. Part i takes rows
-    i, i + parts, ..., so each device keeps its rows.
+    i, i + parts, ..., so each device keeps its rows. The terms are those of the loss, "flow" and "alignment".
     """
-    gradient = jax.value_and_grad(loss_fn, has_aux=True)
+    gradient = jax.grad(loss_fn, has_aux=True)
+
+    def of_part(part: Any) -> tuple[Array, Metrics, Array, Params]:
+        grads, aux = gradient(params, *part)
+        return aux["weight"], {name: aux[name] for name in TERMS}, aux["row_loss"], grads
+
     if parts == 1:
-        (loss, aux), grads = gradient(params, *inputs)
-        return loss, aux["row_loss"], grads
+        return of_part(inputs)[1:]
 
     def deal(x: Array) -> Array:
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: Any, part: Any) -> tuple[Any, Array]:
-        (loss, aux), grads = gradient(params, *part)
-        weighted = jax.tree.map(lambda x: aux["weight"] * x, (jnp.float32(1), loss, grads))
-        return jax.tree.map(jnp.add, total, weighted), aux["row_loss"]
+        weight, terms, row_loss, grads = of_part(part)
+        weighted = jax.tree.map(lambda x: weight * x, (jnp.float32(1), terms, grads))
+        return jax.tree.map(jnp.add, total, weighted), row_loss
 
-    nothing = (jnp.float32(0), jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
-    (weight, loss, grads), row_loss = jax.lax.scan(add, nothing, jax.tree.map(deal, inputs))
-    loss, grads = jax.tree.map(lambda x: x / weight, (loss, grads))
-    return loss, row_loss.swapaxes(0, 1).reshape(-1), grads
+    nothing = (jnp.float32(0), dict.fromkeys(TERMS, jnp.float32(0)), jax.tree.map(jnp.zeros_like, params))
+    (weight, terms, grads), row_loss = jax.lax.scan(add, nothing, jax.tree.map(deal, inputs))
+    terms, grads = jax.tree.map(lambda x: x / weight, (terms, grads))
+    return terms, row_loss.swapaxes(0, 1).reshape(-1), grads

@@ -88,6 +88,8 @@ def test_unreadable_recordings_are_rejected_with_a_one_line_error_that_names_the
     broken[7] = np.nan
     soundfile.write(tmp_path / "nan.wav", broken, RATE, subtype="FLOAT")
     assert "1 of 16000 samples are not finite" in message("nan.wav")
+    soundfile.write(tmp_path / "huge.wav", np.float32(1e29) * tone(), RATE, subtype="FLOAT")
+    assert "above 1e+06 times full scale" in message("huge.wav")
     assert capfd.readouterr().err == ""
 
 

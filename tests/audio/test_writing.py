@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from echotts import audio
+from echotts import __version__, audio
 from tests.audio.signals import RATE, noise, tone
 
 
@@ -77,3 +77,20 @@ def test_an_invalid_mp3_bit_rate_is_rejected_with_the_valid_ones(tmp_path):
     with pytest.raises(ValueError, match=r"mp3_rate 300 kbit/s: choose one of 8, 16, .*, 256, 320"):
         audio.write_audio(tmp_path / "a.mp3", tone(), RATE, mp3_rate=300)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_synthetic_speech_says_so_and_names_its_maker_in_the_tags_of_every_format(tmp_path, suffix):
+    av = pytest.importorskip("av")
+    path, other = tmp_path / f"a.{suffix}", tmp_path / f"b.{suffix}"
+    audio.write_audio(path, tone(), RATE, model="demo\nStimme 日本, step 5")
+    audio.write_audio(other, tone(), RATE)
+    wanted = f"synthetic: yes; made by echotts {__version__}; model: demo?Stimme ??, step 5"
+    with soundfile.SoundFile(path) as file:
+        assert file.comment == wanted
+        assert suffix == "mp3" or file.software.startswith(f"echotts {__version__}")
+    with av.open(str(path)) as file:  # FFmpeg's reader
+        found = {name.lower(): value for name, value in {**file.metadata, **file.streams[0].metadata}.items()}
+    assert found["comment"] == wanted
+    assert soundfile.SoundFile(other).comment == ""
+    np.testing.assert_array_equal(audio.read_audio(path, RATE), audio.read_audio(other, RATE))

@@ -275,6 +275,8 @@ def test_compiled_programs_are_cached_for_the_next_process(tmp_path: Path, chose
 
 MISSING = (
     "train --data none --run_dir run",
+    "train --data broken.wav --run_dir run",
+    "codec train --data none --run_dir run --output out.safetensors",
     "data prepare --source none.csv --output out",
     "data prepare --source demo --output out --codec none.pth",
     "data inspect --data none",
@@ -286,6 +288,7 @@ MISSING = (
     "eval --data none",
     "codec info --codec none.pth",
     "codec convert --input none.pth --output out.safetensors",
+    "codec train --data . --init_from none.pth --run_dir run --output out.safetensors",
     "codec encode none.wav out.npy",
     "codec evaluate --data none",
 )

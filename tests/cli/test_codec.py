@@ -15,7 +15,8 @@ from echotts.cli import codec as command
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError
 from echotts.cli.codec import training
 from echotts.codec import Codec, load_codec, load_encoded, save_codec
-from echotts.codec.training import PRESETS
+from echotts.codec.training import loop
+from echotts.codec.training.config import PRESETS
 from tests.codec.conftest import TINY, tiny_params
 
 
@@ -173,9 +174,17 @@ def test_train_writes_a_codec_that_loads(recordings: Path, tmp_path: Path, monke
         del params["watermark"]
         return params, seen.get("reached", 7)
 
-    monkeypatch.setattr(training, "train_codec", pretend)
+    monkeypatch.setattr(loop, "train_codec", pretend)
     output = tmp_path / "small.safetensors"
-    argv = ["train", "--data", str(recordings), "--run_dir", str(tmp_path / "run"), "--output", str(output)]
+    argv = [
+        "train",
+        "--data",
+        f"{recordings}, {recordings}",
+        "--run_dir",
+        str(tmp_path / "run"),
+        "--output",
+        str(output),
+    ]
     argv += ["--encoder_rates", "8", "8", "--encoder_dim", "4", "--latent_dim", "8", "--decoder-dim", "16"]
     argv += ["--steps", "7", "--kl-weight", "0.5", "--loss.feature", "5", "--run.save_every_steps", "3"]
     assert command.main(argv) == 0
@@ -184,7 +193,7 @@ def test_train_writes_a_codec_that_loads(recordings: Path, tmp_path: Path, monke
     settings, clips = seen["settings"], seen["clips"]
     assert (settings.steps, settings.loss.kl, settings.loss.feature, settings.run.save_every_steps) == (7, 0.5, 5.0, 3)
     assert settings.run.run_dir == str(tmp_path / "run") and settings.optim == PRESETS["demo"].optim
-    np.testing.assert_allclose(sorted(clips.seconds), [0.5, 1.0])
+    np.testing.assert_allclose(sorted(clips.seconds), [0.5, 0.5, 1.0, 1.0])
     assert seen["placement"].whole.is_fully_replicated
 
     output = tmp_path / "small.pth"

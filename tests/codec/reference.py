@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 
 
 def decode(params: Any, config: CodecConfig, latent: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.codec import Codec, chunking, watermark, windows
-from echotts.codec.backbone import CodecConfig, decode_frames, encode_features, encode_frames
+from echotts.codec.backbone import decode_frames, encode_features, encode_frames
 from echotts.codec.chunking import Past
+from echotts.codec.config import CodecConfig
 from echotts.codec.watermark import WatermarkStream, mark
 from echotts.codec.windows import EncoderStream, decode_windows, encode_windows, fill, frame_noise, powers_of_two
 from tests.codec import reference

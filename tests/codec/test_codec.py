@@ -44,6 +44,21 @@ def test_a_key_samples_the_posterior_reproducibly(tiny: Codec):
     assert np.abs(tiny.encode(audio, key=jax.random.key(2)) - first).max() > 0.01
 
 
+def test_a_watermarked_codec_embeds_its_message_in_whatever_it_decodes(tiny: Codec):
+    latent = noise(1, 9, 5)
+    message = (0, 1) * 8
+    marked = tiny.watermarked(message)
+    wanted = tiny.decode(latent, watermark=np.array([message]))
+    np.testing.assert_array_equal(marked.decode(latent), wanted)
+    stream = marked.stream_decoder()
+    np.testing.assert_allclose(np.concatenate([stream.push(latent), stream.finish()], axis=1), wanted, atol=1e-5)
+    np.testing.assert_array_equal(marked.on_device(jax.devices()[0]).decode(latent), wanted)
+    assert marked.weights_hash == tiny.weights_hash
+    assert tiny.message is None and not np.array_equal(tiny.decode(latent), wanted)
+    with pytest.raises(ValueError, match="watermark must be"):
+        tiny.watermarked((1, 0))
+
+
 def test_each_message_gives_another_watermark(tiny: Codec):
     latent = noise(1, 6, 5)
     clean = tiny.decode(latent)

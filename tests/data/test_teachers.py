@@ -42,6 +42,7 @@ def test_every_text_is_spoken_by_the_voices_in_turn_and_the_table_is_a_source_fo
     one = table["en-us+f2/1.flac"]
     assert (one["text"], one["speaker"], one["teacher"]) == (TEXTS[1], "en-us+f2", "espeak")
     assert "GPL" in str(one["licence"])
+    assert soundfile.SoundFile(tmp_path / "en-us+f2/1.flac").comment.endswith("model: espeak")
     assert one["duration_s"] == pytest.approx(soundfile.info(tmp_path / "en-us+f2/1.flac").duration, abs=1e-3)
     assert {recording.meta["text"] for recording in list_recordings(str(tmp_path))} == set(TEXTS)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -150,14 +151,18 @@ def test_the_report_has_a_line_and_a_player_for_each_clip_and_shows_text_as_text
     said = {system: [RIGHT[0], (np.zeros(0, np.float32), 16000), RIGHT[2]]}
     tasks = [replace(TASKS[0], key="../up"), *TASKS[1:]]
     scores = report.measure(said, RIGHT, tasks, FakeEvaluator())
-    write_report(tmp_path, scores, tasks, said, {"asr": "ears"})
+    write_report(tmp_path, scores, tasks, said, RIGHT, {"asr": "ears"})
     lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 5 * len(TASKS)
     assert (lines[1]["system"], lines[1]["heard"], lines[1]["words_wrong"]) == (system, "", 4)
     page = (tmp_path / "index.html").read_text()
     assert "<b>1" not in page and "run/&lt;b&gt;1" in page
     places = re.findall(r'src="([^"]+)"', page)
-    assert len(places) == 3 * len(TASKS) - 1  # nothing to play where nothing was said
+    assert len(places) == 4 * len(TASKS) - 1  # nothing to play where nothing was said
+    tags = {place.split("/")[1]: soundfile.SoundFile(tmp_path / place).comment for place in places}
+    assert [name for name, tag in tags.items() if "synthetic: yes" in tag] == [
+        name for name in tags if name.startswith("run")
+    ]
     assert all((tmp_path / place).resolve().is_relative_to(tmp_path.resolve()) for place in places)
     assert all((tmp_path / place).is_file() for place in places)
     assert page.index("four five six seven") < page.index("eight nine zero")  # the worst first

@@ -1,6 +1,7 @@
 """Timesteps, path, condition dropout and loss: golden values, three golden updates, and their properties."""
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -12,6 +13,8 @@ import pytest
 from echotts.checkpoint.interop import params_to_published, published_path
 from echotts.config import FlowConfig, OptimConfig
 from echotts.flow.matching import (
+    BETWEEN_TOKENS,
+    alignment_loss,
     condition_dropout,
     drop_conditions,
     flow_loss,
@@ -91,7 +94,7 @@ def test_timesteps_equal_the_golden_ones():
 
 
 def test_timesteps_take_one_of_each_stratum_and_roll_over_the_rows():
-    draws = np.stack([stratified_timesteps(jax.random.key(seed), 8) for seed in range(12)])
+    draws = np.stack([stratified_timesteps(jax.random.key(seed), 8, FlowConfig()) for seed in range(12)])
     quantile = np.asarray(jax.scipy.stats.norm.cdf(jax.scipy.special.logit(draws)))
     np.testing.assert_array_equal(np.sort(np.floor(quantile * 8), axis=1), np.tile(np.arange(8), (12, 1)))
     assert len(np.unique(np.floor(quantile[:, 0] * 8))) > 3
@@ -213,3 +216,45 @@ def test_evaluation_drops_nothing_and_the_key_decides_everything():
     assert all(mask.all() for mask in seen[0])
     assert not any(mask.any() for mask in seen[1])
     assert losses[0] == losses[2] != losses[3]
+
+
+def test_the_alignment_loss_sums_all_ways_through_the_tokens_in_order():
+    scores = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    tokens, frames = (3, 2), (4, 5)
+    text_mask = jnp.arange(4) < jnp.asarray(tokens)[:, None]
+    latent_mask = jnp.arange(5) < jnp.asarray(frames)[:, None]
+    expected = [
+        -np.logaddexp.reduce([chance for way, chance in ways(own[:t, :n].astype(float)) if way == list(range(n))])
+        for own, n, t in zip(scores, tokens, frames, strict=True)
+    ]
+    np.testing.assert_allclose(alignment_loss(jnp.asarray(scores), text_mask, latent_mask), expected, rtol=1e-5)
+
+
+def ways(scores: np.ndarray) -> Any:
+    """Every sequence of tokens that the frames can pass through, with the log of its probability."""
+    frames, tokens = scores.shape
+    chances = scores - np.logaddexp.reduce(scores, axis=1, keepdims=True)
+    chances = np.hstack([chances, np.full((frames, 1), BETWEEN_TOKENS)])
+    chances -= np.logaddexp.reduce(chances, axis=1, keepdims=True)
+    for path in itertools.product(range(tokens + 1), repeat=frames):
+        way = [token for token, _ in itertools.groupby(path) if token < tokens]
+        yield way, sum(chances[frame, token] for frame, token in enumerate(path))
+
+
+def test_rows_without_text_or_with_more_tokens_than_frames_have_no_alignment():
+    scores = jnp.zeros((2, 3, 4))
+    text_mask, latent_mask = jnp.asarray([[False] * 4, [True] * 4]), jnp.ones((2, 3), bool)
+
+    def total(scores: Any) -> Any:
+        return alignment_loss(scores, text_mask, latent_mask).sum()
+
+    value, grads = jax.value_and_grad(total)(scores)
+    assert value == 0
+    np.testing.assert_array_equal(grads, 0)
+
+
+def test_the_mean_and_deviation_of_the_times_are_those_of_their_logits():
+    config = FlowConfig(time_mean=0.4, time_std=0.5)
+    t = np.asarray(stratified_timesteps(jax.random.key(0), 4096, config))
+    logits = np.log(t / (1 - t))
+    np.testing.assert_allclose([logits.mean(), logits.std()], [0.4, 0.5], atol=2e-3)

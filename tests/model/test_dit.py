@@ -119,6 +119,25 @@ def test_cached_conditions_give_the_velocity_of_the_direct_call(tiny: Golden, ti
     assert_golden(actual, tiny["out_velocity"])
 
 
+def test_alignment_scores_are_those_of_the_middle_layers_attention(tiny: Golden, tiny_model: BlockDiT):
+    seen: list[Any] = []
+
+    def watched(q: Any, k: Any, v: Any, visible: Any = None, *, causal: bool = False) -> Any:
+        seen.append(jnp.einsum("bthd,bshd->bts", q, k) * q.shape[-1] ** -0.5 / q.shape[2])
+        return attend(q, k, v, visible, causal=causal)
+
+    arguments = (tiny["in_x"], tiny["in_t"], *tiny.conditions())
+    velocity, scores = jax.jit(lambda model, *rest: model.with_alignment(*rest))(tiny_model, *arguments)
+    np.testing.assert_allclose(velocity, forward(tiny_model, *arguments), rtol=0, atol=2e-5)
+    looped = build(tiny.config, jax.tree.map(jnp.asarray, tiny.params()), attend=with_heads(watched))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(layers, "scan_layers", loop_over_layers)
+        unrolled(looped)(*arguments)
+    frames, tokens = scores.shape[1:]
+    middle = seen[-tiny.config.depth :][tiny.config.depth // 2]
+    np.testing.assert_allclose(scores, middle[:, :, frames : frames + tokens], rtol=0, atol=2e-5)
+
+
 def test_rows_beyond_the_conditions_equal_rows_with_both_masked(tiny: Golden, tiny_model: BlockDiT):
     x, t = tiny["in_x"][:2], tiny["in_t"][:1]
     one = encode_conditions(tiny_model, *(leaf[:1] for leaf in tiny.conditions()))

@@ -48,7 +48,7 @@ def test_every_line_is_in_the_event_file_once_it_is_written(tmp_path):
 
 def test_without_the_extra_one_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    (tmp_path / "shard.tar").touch()
+    (tmp_path / "shard.tar").write_bytes(bytes(1024))
     with pytest.raises(TensorBoardMissingError, match=r"pip install 'echotts\[tensorboard\]'"):
         command.main([f"--data={tmp_path}", f"--run_dir={tmp_path / 'run'}", "--run.tensorboard"])
     assert not (tmp_path / "run").exists()

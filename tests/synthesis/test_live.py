@@ -12,6 +12,7 @@ from echotts.text.sentences import Piece
 from tests.synthesis.conftest import HOP, RATE, SILENCE, voice
 from tests.tiny_speaker import CHANNELS, WINDOW_FRAMES
 
+MODEL = "tiny"
 FAST = SamplerConfig(steps=2)
 TEXT = "one two three. four five six, seven eight nine ten. one two"
 
@@ -45,6 +46,7 @@ def test_the_blocks_of_a_piece_equal_the_piece_decoded_whole(ending):
     assert len(blocks) > 2
     np.testing.assert_allclose(joined(blocks).samples, whole.samples, atol=1e-5)
     np.testing.assert_array_equal(joined(blocks).latents, whole.latents)
+    assert {block.model for block in blocks} == {whole.model}
 
 
 def test_the_blocks_of_every_piece_of_a_long_text_equal_its_latents_decoded_whole(ending):
@@ -86,7 +88,7 @@ def test_text_in_parts_is_the_text_and_is_spoken_while_it_arrives(tts):
 def test_pieces_have_the_pause_of_their_place_and_the_loudness_of_the_first():
     pieces = [Piece("One", "clause"), Piece("two.", "sentence"), Piece("Three.", "paragraph")]
     say, _ = tones([0.2, 0.3, 0.15])
-    blocks = list(live_blocks(pieces, None, say, RATE))
+    blocks = list(live_blocks(pieces, None, say, RATE, MODEL))
     pauses = [len(block.samples) / RATE for block in blocks if not block.samples.any()]
     assert pauses == pytest.approx([PAUSE_S["clause"], PAUSE_S["sentence"]], abs=1e-3)
     loudest = [np.abs(block.samples).max() for block in blocks if block.samples.any()]
@@ -96,7 +98,7 @@ def test_pieces_have_the_pause_of_their_place_and_the_loudness_of_the_first():
 
 def test_the_first_piece_waits_for_one_block_and_a_later_one_for_its_level():
     say, decoded = tones([0.2, 0.2])
-    blocks = live_blocks([Piece("One", "clause"), Piece("two", "clause")], None, say, RATE)
+    blocks = live_blocks([Piece("One", "clause"), Piece("two", "clause")], None, say, RATE, MODEL)
     next(blocks)
     assert decoded == [(0, 0)]
     while len(next(blocks).samples) != round(LEVEL_S * RATE):
@@ -108,7 +110,7 @@ def test_without_a_reference_the_first_piece_is_the_voice_of_the_others():
     voices = []
     say, _ = tones([0.2, 0.2, 0.2])
     pieces = [Piece("One", "clause")] * 3
-    list(live_blocks(pieces, None, lambda *given: voices.append(given[2]) or say(*given), RATE))
+    list(live_blocks(pieces, None, lambda *given: voices.append(given[2]) or say(*given), RATE, MODEL))
     assert voices[0] is None
     assert all((voice == 0).all() for voice in voices[1:])
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from echotts.codec.backbone import CodecConfig
+from echotts.codec.config import CodecConfig
 from echotts.config import demo
 from echotts.flow.options import SamplerConfig
 from echotts.synthesis.lowered import lower_speaking

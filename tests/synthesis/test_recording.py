@@ -42,7 +42,7 @@ def test_a_recording_has_the_bytes_of_the_same_speech_saved_at_once(tmp_path, su
         with recording(tmp_path / f"a.{suffix}") as kept:
             for piece in pieces:
                 kept.append(piece)
-            kept.finish(Level(level))
+            kept.finish(Level(level), "unknown")
         joined(pieces).save(tmp_path / f"b.{suffix}", level)
         assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"a.{suffix}", f"b.{suffix}"]
@@ -53,7 +53,7 @@ def test_a_loudness_is_reached_without_the_whole_recording_in_memory(tmp_path, m
     piece = speech(0, 3.0)
     with recording(tmp_path / "a.wav") as kept:
         kept.append(piece)
-        kept.finish(Level("loudness", -20.0), latents=tmp_path / "z.npy")
+        kept.finish(Level("loudness", -20.0), "unknown", latents=tmp_path / "z.npy")
     piece.save(tmp_path / "b.wav", "loudness", loudness_lufs=-20.0)
     got, wanted = (soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b.wav"))
     np.testing.assert_allclose(got, wanted, atol=1e-3)
@@ -70,7 +70,7 @@ def test_finished_pieces_survive_the_process_that_made_them(tmp_path, caplog):
             np.testing.assert_array_equal(piece.samples, wanted.samples)
             np.testing.assert_array_equal(piece.latents, wanted.latents)
         kept.append(pieces[2])
-        kept.finish(Level())
+        kept.finish(Level(), "unknown")
     joined(pieces).save(tmp_path / "b.wav")
     assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 

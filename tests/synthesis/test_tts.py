@@ -20,6 +20,7 @@ from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
+from echotts.codec.watermark import MESSAGE, init_watermark
 from echotts.flow import sampling
 from echotts.flow.options import SamplerConfig
 from echotts.synthesis import batch
@@ -215,8 +216,11 @@ def home(tmp_path_factory):
         sample_rate=RATE,
     )
     narrow = dataclasses.replace(sizes, codebook_dim=4)
-    for key, (name, config) in enumerate({"mine": sizes, "other": sizes, "narrow": narrow}.items()):
+    configs = {"mine": sizes, "other": sizes, "narrow": narrow, "marked": sizes}
+    for key, (name, config) in enumerate(configs.items()):
         params = init_params(config, jax.random.key(key))
+        if name == "marked":
+            params["watermark"] = init_watermark(jax.random.key(9), (4, 6, 8), (2, 4), message_channels=8)
         save_codec(folder / f"{name}.safetensors", params, config, name)
     mine = CodecFacts(id="mine", weights_hash=load_codec(folder / "mine.safetensors").weights_hash)
     save_export(folder / "model.safetensors", random_params(), CONFIG, dataclasses.replace(FACTS, codec=mine))
@@ -251,6 +255,25 @@ class TestCheckpoints:
         with caplog.at_level(logging.WARNING):
             EchoTTS.load(home / "model.safetensors", home / "other.safetensors")
         assert "is not the recorded one" in caplog.text
+
+    def test_speech_carries_the_watermark_of_its_codec_unless_it_is_turned_off_which_is_said(self, home, caplog):
+        marked, codec = (
+            EchoTTS.load(home / "nameless.safetensors", home / "marked.safetensors"),
+            load_codec(home / "marked.safetensors"),
+        )
+        speech = say(marked, duration=0.4)
+        whole = codec.decode(speech.latents[None], np.array([MESSAGE]))[0]
+        np.testing.assert_allclose(speech.samples[:HOP], whole[:HOP], atol=1e-5)
+        assert not caplog.messages
+        plain = EchoTTS.load(home / "nameless.safetensors", home / "marked.safetensors", watermark=False)
+        assert [message for message in caplog.messages if "watermark off" in message]
+        np.testing.assert_allclose(
+            say(plain, duration=0.4).samples[:HOP], codec.decode(speech.latents[None])[0, :HOP], atol=1e-5
+        )
+
+    def test_a_file_of_speech_names_the_model_that_made_it(self, home, tmp_path):
+        speech = say(EchoTTS.load(home / "nameless.safetensors", home / "mine.safetensors"), duration=0.4)
+        assert "model: nameless.safetensors, step 7" in soundfile.SoundFile(speech.save(tmp_path / "a.flac")).comment
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):

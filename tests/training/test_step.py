@@ -87,6 +87,18 @@ def test_accumulated_parts_equal_the_undivided_batch(step, mesh, begin):
     assert_trees_equal(accumulated.params, state.params, atol=0.02 * TINY.optim.learning_rate)
 
 
+def test_the_alignment_loss_fades_out(step, mesh, begin):
+    flow = {"alignment": 0.5, "alignment_share": 0.5}
+    aligned = make_train_step(with_sections(TINY, flow=flow, optim={"accumulation": 2}), mesh)
+    faded = TINY.optim.steps // 2
+    for number, weighs in ((0, True), (faded - 1, True), (faded, False)):
+        _, [plain] = run(step, at_step(begin(), number), [random_batch()])
+        _, [helped] = run(aligned, at_step(begin(), number), [random_batch()])
+        assert helped["alignment"] > 0.1
+        np.testing.assert_allclose(helped["loss"], plain["loss"], rtol=1e-5)
+        assert (abs(helped["grad_norm"] / plain["grad_norm"] - 1) > 1e-3) == weighs
+
+
 def test_a_row_that_is_not_finite_is_found_on_the_device(step, begin):
     batch = random_batch()
     batch.latent[3, 0, 0] = np.nan

@@ -4,14 +4,23 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
-from echotts.codec import CodecConfig
-from echotts.codec.training import PRESETS, CodecTraining, Placement, preset, train_codec
-from echotts.codec.training.config import CodecOptim, CropConfig, LossConfig
-from echotts.codec.training.discriminators import DiscriminatorConfig
+from echotts.codec.config import CodecConfig
+from echotts.codec.training.config import (
+    PRESETS,
+    CodecOptim,
+    CodecTraining,
+    CropConfig,
+    DiscriminatorConfig,
+    LossConfig,
+    preset,
+)
 from echotts.config import RunConfig
+
+if TYPE_CHECKING:
+    from echotts.codec.training.loop import Placement
 
 PROG = "echotts codec train"
 PresetName = Literal["dacvae-48k", "dacvae-24k", "dacvae-24k-3x", "dacvae-24k-2x", "dac-44k", "speech", "demo"]
@@ -96,12 +105,13 @@ def train(argv: list[str]) -> int:
     if arguments.output.suffix not in (".safetensors", ".pth"):
         raise UsageError(f"--output {arguments.output} must be a .safetensors or .pth")
     from echotts.codec.location import locate_codec
-    from echotts.data.prepare.recordings import check_source
+    from echotts.data.prepare.clips import check_clips
 
-    check_source(arguments.data)
+    check_clips(arguments.data)
     if arguments.init_from is not None:
         locate_codec(arguments.init_from)
     from echotts.codec import load_codec
+    from echotts.codec.training.loop import train_codec
     from echotts.data.prepare.clips import open_clips
     from echotts.files import check_outputs
     from echotts.multihost import processes, runtime
@@ -158,7 +168,8 @@ def training_of(arguments: TrainArguments, sizes: CodecConfig | None) -> CodecTr
         raise UsageError(str(error)) from None
 
 
-def _placement(training: CodecTraining) -> Placement:
+def _placement(training: CodecTraining) -> "Placement":
+    from echotts.codec.training.loop import Placement
     from echotts.training import mesh as meshes
 
     mesh = meshes.make_mesh(data=training.run.data_ways)

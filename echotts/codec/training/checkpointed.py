@@ -12,7 +12,8 @@ from echotts.checkpoint.contents import (
     step_folders,
 )
 from echotts.checkpoint.digests import array_digests
-from echotts.codec.backbone import CodecConfig, init_params
+from echotts.codec.backbone import init_params
+from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
 from echotts.codec.training.weight_norm import fold, unfold

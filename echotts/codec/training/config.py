@@ -6,11 +6,11 @@ Loss weights and optimizer default to DAC's; docs/codec.md lists them, and the a
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from echotts.codec.backbone import CodecConfig
-from echotts.codec.training.discriminators import DiscriminatorConfig
+from echotts.codec.config import CodecConfig
 from echotts.config import RunConfig
 
 DAC_SCALES = ((32, 5), (64, 10), (128, 20), (256, 40), (512, 80), (1024, 160), (2048, 320))
+PERIOD_LAYERS = 5  # of each multi-period discriminator
 SPEECH_SCALES = ((128, 16), (256, 32), (512, 48), (1024, 80))
 
 
@@ -112,6 +112,30 @@ class CropConfig:
     """A crop with a peak at full scale and a larger fraction of samples at that peak is redrawn."""
     heldout_share: float = 0.01
     """Fraction of recordings held out for evaluation, chosen by name; at least one if there are 20 or more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscriminatorConfig:
+    """Which discriminators are used, and their widths. The defaults are DAC's, 42 M parameters."""
+
+    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
+    """Periods of the multi-period discriminators, in samples."""
+    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
+    """Channels of their five layers."""
+    windows: tuple[int, ...] = (2048, 1024, 512)
+    """Windows of the STFT discriminators, in samples."""
+    bands: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+    """Band edges of the STFT discriminators, as fractions of the spectrum."""
+    band_channels: int = 32
+    """Channels of the STFT discriminators' layers."""
+
+    def __post_init__(self) -> None:
+        if len(self.period_channels) != PERIOD_LAYERS:
+            raise ValueError(f"period_channels {self.period_channels}: give {PERIOD_LAYERS} widths")
+        if any(window % 4 for window in self.windows):
+            raise ValueError(f"windows {self.windows} of the discriminators must be multiples of 4")
+        if list(self.bands) != sorted(set(self.bands)) or len(self.bands) < 2:
+            raise ValueError(f"bands {self.bands}: give increasing edges from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ returns the outputs of all its layers; the last one is its score map.
 
 import itertools
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -14,35 +13,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from echotts.codec.layers import Params, add_bias
+from echotts.codec.training.config import DiscriminatorConfig
 from echotts.codec.training.spectra import complex_spectrum
 
 _SLOPE = 0.1
 _PERIOD_KERNEL, _PERIOD_STRIDES = 5, (3, 3, 3, 3, 1)
 _BAND_LAYERS = (((3, 9), 1), ((3, 9), 2), ((3, 9), 2), ((3, 9), 2), ((3, 3), 1))  # kernel, stride in frequency
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiscriminatorConfig:
-    """Which discriminators are used, and their widths. The defaults are DAC's, 42 M parameters."""
-
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    """Periods of the multi-period discriminators, in samples."""
-    period_channels: tuple[int, ...] = (32, 128, 512, 1024, 1024)
-    """Channels of their five layers."""
-    windows: tuple[int, ...] = (2048, 1024, 512)
-    """Windows of the STFT discriminators, in samples."""
-    bands: tuple[float, ...] = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
-    """Band edges of the STFT discriminators, as fractions of the spectrum."""
-    band_channels: int = 32
-    """Channels of the STFT discriminators' layers."""
-
-    def __post_init__(self) -> None:
-        if len(self.period_channels) != len(_PERIOD_STRIDES):
-            raise ValueError(f"period_channels {self.period_channels}: give {len(_PERIOD_STRIDES)} widths")
-        if any(window % 4 for window in self.windows):
-            raise ValueError(f"windows {self.windows} of the discriminators must be multiples of 4")
-        if list(self.bands) != sorted(set(self.bands)) or len(self.bands) < 2:
-            raise ValueError(f"bands {self.bands}: give increasing edges from 0 to 1")
 
 
 def init_discriminators(config: DiscriminatorConfig, key: PRNGKeyArray) -> Params:

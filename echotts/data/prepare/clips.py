@@ -9,7 +9,13 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from echotts.data.prepare.recordings import AUDIO_SUFFIXES, Recording, RecordingReader, list_recordings
+from echotts.data.prepare.recordings import (
+    AUDIO_SUFFIXES,
+    Recording,
+    RecordingReader,
+    check_source,
+    list_recordings,
+)
 from echotts.rundir.rejections import Rejected
 
 LOGGER = logging.getLogger(__name__)
@@ -43,7 +49,7 @@ def open_clips(source: str) -> AudioClips:
     A folder needs no texts. Recordings without a readable header are skipped and counted in a warning. Raises
     ValueError if none is left.
     """
-    recordings = [recording for part in source.split(",") for recording in list_clips(part.strip())]
+    recordings = [recording for part in _parts(source) for recording in list_clips(part)]
     reader = RecordingReader()
 
     def length(recording: Recording) -> float | Rejected:
@@ -63,6 +69,16 @@ def open_clips(source: str) -> AudioClips:
     if not good:
         raise ValueError(f"{source}: contains no readable recordings")
     return AudioClips([recording for recording, _ in good], np.array([seconds for _, seconds in good]), reader)
+
+
+def check_clips(source: str) -> None:
+    """Raises the errors of `open_clips` for missing sources, without reading them."""
+    for part in _parts(source):
+        check_source(part)
+
+
+def _parts(source: str) -> list[str]:
+    return [part.strip() for part in source.split(",")]
 
 
 def list_clips(source: str) -> list[Recording]:

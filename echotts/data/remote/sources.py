@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from echotts.data.format.tars import begins_like_a_tar
+
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -54,10 +56,15 @@ def split_parts(argument: str) -> list[Part]:
 
 
 def check_local(argument: str) -> None:
-    """ValueError for an invalid data argument, FileNotFoundError for missing local files."""
+    """ValueError for an invalid data argument or a single file that is no tar, FileNotFoundError for missing files."""
     for part in split_parts(argument):
         if not scheme_of(part.spec):
-            resolve(part.spec)
+            files = resolve(part.spec)
+            # One bad shard of several is skipped and counted while reading; a lone one leaves nothing to read.
+            if len(files) == 1 and files[0].suffix != ".gz" and not begins_like_a_tar(files[0]):
+                raise ValueError(
+                    f"{files[0]}: is not a tar: give shards, which `echotts data prepare` makes from recordings"
+                )
 
 
 def scheme_of(spec: str) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from echotts.audio import HEADROOM_PEAK
+from echotts.audio import HEADROOM_PEAK, synthetic_tags
 from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.teacher import Teacher, load_teacher
 from echotts.files import atomic_write, read_text
@@ -181,8 +181,13 @@ def _make(job: Job) -> dict[str, Any]:
         samples = vary(samples, rate, random)
     peak = float(np.abs(samples).max())
     samples = samples * min(1.0, HEADROOM_PEAK / max(peak, 1e-9))
-    with atomic_write(_output / job.audio) as temporary, temporary.open("wb") as file:
-        soundfile.write(file, samples, rate, format="FLAC", subtype="PCM_16")
+    with (
+        atomic_write(_output / job.audio) as temporary,
+        soundfile.SoundFile(temporary, "w", rate, 1, format="FLAC", subtype="PCM_16") as sound,
+    ):
+        for name, value in synthetic_tags(_settings.teacher).items():
+            setattr(sound, name, value)
+        sound.write(samples)
     return {
         "audio": job.audio,
         "text": job.text,

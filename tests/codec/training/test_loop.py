@@ -21,9 +21,8 @@ from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.guard import NonFiniteError
 from echotts.codec import CodecConfig, load_codec
 from echotts.codec.backbone import init_params
-from echotts.codec.training.config import CodecOptim, CodecTraining, CropConfig, LossConfig
+from echotts.codec.training.config import CodecOptim, CodecTraining, CropConfig, DiscriminatorConfig, LossConfig
 from echotts.codec.training.crops import Crops
-from echotts.codec.training.discriminators import DiscriminatorConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.training.step import initial_state, learning_rate, make_step
 from echotts.config import RunConfig

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from echotts.codec import load_codec
-from echotts.codec.backbone import CodecConfig, init_params
+from echotts.codec.backbone import init_params
+from echotts.codec.config import CodecConfig
 from echotts.codec.publish import write_published
-from echotts.codec.training.config import CodecTraining, CropConfig, LossConfig
-from echotts.codec.training.discriminators import DiscriminatorConfig
+from echotts.codec.training.config import CodecTraining, CropConfig, DiscriminatorConfig, LossConfig
 from echotts.codec.training.loop import train_codec
 from echotts.codec.watermark import init_watermark
 from echotts.config import RunConfig

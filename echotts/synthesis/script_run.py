@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -97,11 +98,11 @@ class _Manifest:
 
     def __enter__(self) -> "_Manifest":
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = self._path.with_name(f".{MANIFEST}.lock").open("w")
+        self._lock = os.open(self._path.parent, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            self._lock.close()
+            os.close(self._lock)
             raise BlockingIOError(
                 f"{self._path.parent}: another process speaks to this folder: choose another"
             ) from None
@@ -110,11 +111,11 @@ class _Manifest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lock.close()
+        os.close(self._lock)
 
     def add(self, line: dict[str, Any]) -> None:
         self.lines[line["line"]] = line
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
     def finish(self, order: Sequence[int]) -> None:
@@ -123,7 +124,7 @@ class _Manifest:
 
     def _write(self, lines: Any) -> None:
         with atomic_write(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+            temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
 class _Run:

@@ -81,7 +81,7 @@ def test_only_changed_missing_and_new_rows_are_spoken_again(speak, tmp_path):
     assert speak(changed) == (Tally(4, 1, 0), ["00001.wav", "00004.wav", "00005.wav", "long.flac"])
     assert [row["line"] for row in manifest(tmp_path)] == [1, 2, 3, 4, 5]
     assert speak(changed, level=Level("peak"))[0].spoken == 5
-    moved = [changed[4], {"text": "nine", "seed": 4, "output": "00001.wav"}]
+    moved = [{"text": "five", "output": "five.wav"}, {"text": "nine", "seed": 4, "output": "00001.wav"}]
     assert speak(moved, level=Level("peak"))[0] == Tally(1, 1, 0)
 
 

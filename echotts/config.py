@@ -22,6 +22,7 @@ HELDOUT_VOICES = "heldout"  # value of run.sample_references that stands for the
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
 AttentionName = Literal["auto", "splash", "xla"]
+OptimizerName = Literal["adamw", "muon"]
 InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
 
@@ -192,14 +193,18 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW with warm-up and cosine decay; weight decay is decoupled."""
+    """AdamW or Muon with warm-up and cosine decay; weight decay is decoupled."""
 
+    method: OptimizerName = "adamw"
+    """adamw, as published; muon: orthogonalised momentum for the kernels of the layers, AdamW for the rest."""
     steps: int = 300_000
     """Total steps; the learning rate reaches 0 at the last one."""
     learning_rate: float = 1e-4
     """Peak learning rate."""
     warmup_share: float = 0.05
     """Share of the steps spent in linear warm-up."""
+    decay_share: float = 1.0
+    """Share of the steps after warm-up over which the learning rate decays; it is constant before. 1 as published."""
     b1: float = 0.9
     """Decay rate of Adam's first moment."""
     b2: float = 0.99
@@ -226,6 +231,8 @@ class OptimConfig:
             raise ValueError(
                 f"warmup_share {self.warmup_share} and ema_decay {self.ema_decay} must be at least 0 and below 1"
             )
+        if not 0 < self.decay_share <= 1:
+            raise ValueError(f"decay_share {self.decay_share} must be above 0 and at most 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -362,6 +369,8 @@ class Config:
             )
         if self.run.sample_references == (HELDOUT_VOICES,) and not self.data.heldout:
             raise ValueError(f"sample_references {HELDOUT_VOICES} needs held-out shards (--heldout)")
+        if self.run.resume_optimizer and self.optim.method != "adamw":
+            raise ValueError(f"resume_optimizer takes the state of AdamW, not of {self.optim.method}")
         if self.data.batch_size % self.optim.accumulation:
             raise ValueError(
                 f"batch_size {self.data.batch_size} is not a multiple of accumulation {self.optim.accumulation}"

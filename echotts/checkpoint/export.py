@@ -80,7 +80,10 @@ def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimize
 
 
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
-    """The weights of the newest complete checkpoint of a run directory, or of the given step folder."""
+    """The weights of the newest complete checkpoint of a run directory, or of the given step folder.
+
+    `with_optimizer` also loads the state of AdamW, if the run has one.
+    """
     if path.suffix and not isinstance(path, Path):
         raise ValueError(f"{path}: only run directories can be read from a bucket: copy the file to a local disk first")
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
@@ -102,6 +105,8 @@ def export(
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
     loaded = load_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
+    if with_optimizer and loaded.adam is None:
+        raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
     params, facts = jax.device_get(loaded.params), loaded.facts
     output.parent.mkdir(parents=True, exist_ok=True)
     if published:
@@ -131,6 +136,7 @@ def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> W
     meta, digests = read_meta(folder), read_digests(folder)
     config = read_model_config(meta.config["model"], f"{folder}: model")
     items = {ITEM[weights]: unflatten(dict(expected_shapes(config)))}
+    with_optimizer = with_optimizer and meta.config["optim"].get("method", "adamw") == "adamw"
     if with_optimizer:
         items["opt_state"] = stored_shapes(folder, "opt_state")
     here = SingleDeviceSharding(jax.local_devices()[0])

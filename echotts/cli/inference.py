@@ -79,6 +79,8 @@ class Arguments(SamplerFlags, SpeechFlags):
     """Also write the latents, float32 (frames, channels), as .npy."""
     normalise_text: bool = False
     """Convert quotes, colons and dashes to the form in Echo's training texts; only for models trained on such texts."""
+    raw_text: bool = False
+    """Keep markup, emoji and control characters in the text; for models trained with them (docs/inference.md)."""
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
     watermark: Literal["on", "off"] = "on"
@@ -178,6 +180,7 @@ def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
         dtype=arguments.dtype,
         watermark=arguments.watermark == "on",
     )
+    tts.raw_text = arguments.raw_text
     return tts, time.perf_counter() - began
 
 
@@ -225,8 +228,10 @@ def _speak_to_file(arguments: Arguments, text: str, reference: Path | None) -> i
 
 def _speak_script(arguments: Arguments, script: Path, reference: Path | None) -> int:
     """Speaks the rows of a script to a folder; exit code 1 if one of them failed."""
+    from echotts.audio import check_mp3_rate
     from echotts.synthesis.script import read_script
 
+    check_mp3_rate(arguments.mp3_rate)
     folder = arguments.output
     rows, failures = read_script(script, folder)
     tts, load_s = _load(arguments)

@@ -2,22 +2,19 @@
 
 import codecs
 import io
+import struct
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
-import soundfile
 
-from echotts.audio import normalise_output, synthetic_tags
 from echotts.cli.app import UsageError
-
-if TYPE_CHECKING:
-    from echotts.synthesis import Speech
+from echotts.synthesis import Speech
 
 _READ_BYTES = 1 << 16
-_OPEN_LENGTH = b"\xff" * 4  # in a .wav of unknown length, as FFmpeg writes and reads it
+_OPEN_LENGTH = 0xFFFFFFFF  # in a .wav of unknown length, as FFmpeg writes and reads it
 
 
 def check_standard_output() -> None:
@@ -42,11 +39,13 @@ def arriving_text() -> Iterator[str]:
             yield text
 
 
-def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
+def write(blocks: Iterable[Speech], form: str, level: str) -> str:
     """Writes blocks to standard output as they come, after a header if `form` is wav; returns a line of figures.
 
     Raises BrokenPipeError if the reader left, ValueError for samples that are not finite.
     """
+    from echotts.audio.levels import normalise_output
+
     began, first_s, count, rate = time.perf_counter(), 0.0, 0, 0
     for block in blocks:
         samples = np.clip(normalise_output(block.samples, block.sample_rate, level), -1.0, 1.0)
@@ -66,10 +65,14 @@ def write(blocks: Iterable["Speech"], form: str, level: str) -> str:
 
 
 def _header(rate: int, model: str) -> bytes:
-    """The header of a 16-bit mono .wav of unknown length, with the tags of synthetic speech."""
-    buffer = io.BytesIO()
-    with soundfile.SoundFile(buffer, "w", rate, 1, "PCM_16", format="WAV") as file:
-        for name, text in synthetic_tags(model).items():
-            setattr(file, name, text)
-    header = buffer.getvalue()  # RIFF, its length, ... data, its length
-    return header[:4] + _OPEN_LENGTH + header[8:-4] + _OPEN_LENGTH
+    """The header of a 16-bit mono .wav of unknown length, with the tags of synthetic speech (LIST/INFO)."""
+    from echotts.audio import synthetic_tags
+
+    tags = b"INFO"
+    for name, value in zip((b"ISFT", b"ICMT"), synthetic_tags(model).values(), strict=True):
+        text = value.encode() + b"\0"
+        tags += name + struct.pack("<I", len(text)) + text + bytes(len(text) % 2)
+    sound = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)
+    listed = b"LIST" + struct.pack("<I", len(tags)) + tags
+    opened = struct.pack("<I", _OPEN_LENGTH)
+    return b"RIFF" + opened + b"WAVE" + sound + listed + b"data" + opened

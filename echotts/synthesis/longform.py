@@ -28,7 +28,7 @@ def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
     pieces = [Piece(text, "paragraph")] if fits(text) else split_text(text, fits)
     sounding = [piece for piece in pieces if has_sound(piece.text)]
     if not sounding:
-        raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit")
+        raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit to speak")
     return sounding
 
 

@@ -26,6 +26,7 @@ from echotts.files import atomic_write, check_writable
 from echotts.strict_json import load_rows
 from echotts.synthesis.candidates import Choose
 from echotts.synthesis.speech import Speech
+from echotts.text.sentences import Piece
 
 if TYPE_CHECKING:
     from echotts.synthesis.tts import EchoTTS
@@ -45,11 +46,16 @@ class Level:
     mp3_rate: int = MP3_RATE_KBPS
 
 
-def facts_of(tts: "EchoTTS", text: str, voice: np.ndarray | None, **options: Any) -> dict[str, Any]:
-    """All that the samples of a text depend on. `options`: of `tts.pieces`."""
+def facts_of(tts: "EchoTTS", pieces: Sequence[Piece], voice: np.ndarray | None, **options: Any) -> dict[str, Any]:
+    """All that the samples of the pieces of a text depend on. `options`: of `tts.pieces`."""
     heard = None if voice is None else hashlib.sha256(np.ascontiguousarray(voice).tobytes()).hexdigest()
     plain = {name: repr(value) for name, value in options.items()}
-    return plain | {"text": text, "voice": heard, "model": tts.fingerprint, "version": __version__}
+    return plain | {
+        "text": [(piece.text, piece.ends) for piece in pieces],
+        "voice": heard,
+        "model": tts.fingerprint,
+        "version": __version__,
+    }
 
 
 class Recording(Sequence[Speech]):
@@ -203,7 +209,7 @@ class Recorded:
 
 def record_text(
     tts: "EchoTTS",
-    text: str,
+    text: str | Sequence[Piece],
     voice: np.ndarray | None,
     output: Path,
     level: Level,
@@ -216,15 +222,16 @@ def record_text(
 ) -> Recorded:
     """Speaks a text of any length to a file, piece by piece; an interrupted call is continued by the same call.
 
-    `voice` are the latents of a reference, `options` those of `tts.pieces`; `pause_s` of silence follow the speech;
-    `on_piece` gets the number of finished pieces and of all. Errors of the text are raised before anything is written.
+    `text` may be given as its pieces (`tts.split`), `voice` are the latents of a reference, `options` those of
+    `tts.pieces`; `pause_s` of silence follow the speech; `on_piece` gets the number of finished pieces and of all.
+    Errors of the text are raised before anything is written.
     """
-    total = len(tts.split(text, options["duration"]))
-    facts = facts_of(tts, text, voice, **options)
+    pieces = tts.split(text, options["duration"]) if isinstance(text, str) else text
+    facts = facts_of(tts, pieces, voice, **options)
     with Recording(output, facts, tts.sample_rate, tts.config.latent_channels) as recording:
         before_s = recording.duration_s
-        for speech in tts.pieces(text, voice, choose=choose, spoken=recording, **options):
+        for speech in tts.pieces(pieces, voice, choose=choose, spoken=recording, **options):
             recording.append(speech)
-            on_piece(len(recording), total)
+            on_piece(len(recording), len(pieces))
         recording.finish(level, tts.name, pause_s, latents)
         return Recorded(recording.duration_s + pause_s, recording.duration_s - before_s)

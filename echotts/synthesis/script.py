@@ -90,7 +90,7 @@ def read_script(path: Path, folder: Path) -> tuple[list[Row], list[Failure]]:
             failures.append(Failure(line, message if message.startswith(place) else f"{place}: {message}"))
     if not rows and not failures:
         raise ValueError(f"{path}: the script has no lines")
-    _check_outputs(path, rows)
+    _check_outputs(path, rows, folder)
     return rows, failures
 
 
@@ -168,12 +168,17 @@ def _output(name: str | None, line: int, folder: Path) -> PurePosixPath:
     return output
 
 
-def _check_outputs(path: Path, rows: list[Row]) -> None:
-    """ValueError if two rows have the same output."""
+def _check_outputs(path: Path, rows: list[Row], folder: Path) -> None:
+    """ValueError if two rows have the same output, or a row would replace a recording that a row reads."""
     taken: dict[PurePosixPath, int] = {}
+    read = {row.reference.resolve(): row.line for row in rows if row.reference is not None}
     for row in rows:
         first = taken.setdefault(row.output, row.line)
         if first != row.line:
             raise ValueError(
-                f"{path}, line {row.line}: the output {row.output} is that of line {first}, too: nothing was spoken"
+                f"{path}, line {row.line}: the output {row.output} is that of line {first}, too: change it"
+            )
+        if reader := read.get((folder / row.output).resolve()):
+            raise ValueError(
+                f"{path}, line {row.line}: the output {row.output} is the voice of line {reader}: change it"
             )

@@ -28,6 +28,7 @@ from echotts.synthesis.recording import Level, record_text
 from echotts.synthesis.script import Failure, Row
 from echotts.synthesis.speech import Speech
 from echotts.synthesis.tts import EchoTTS
+from echotts.text.sentences import Piece
 
 MANIFEST = "manifest.jsonl"
 
@@ -124,7 +125,8 @@ class _Manifest:
 
     def _write(self, lines: Any) -> None:
         with atomic_write(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            temporary.write_text(text, encoding="utf-8")
 
 
 class _Run:
@@ -134,6 +136,7 @@ class _Run:
         self._tts, self._script, self._folder, self._options, self._manifest = tts, script, folder, options, manifest
         self._voices: dict[Path, np.ndarray] = {}
         self._hashes: dict[Path, str] = {}
+        self._pieces: dict[int, list[Piece]] = {}  # of rows, by line
         self._batch = 1
         self.spoken = self.failed = 0
 
@@ -154,12 +157,12 @@ class _Run:
         self._batch = most = min(self._options.rows, max(1, len(rows)))
         for row in rows:
             try:
-                whole = len(self._tts.split(row.fields.text, self._duration(row))) == 1
+                self._pieces[row.line] = pieces = self._tts.split(row.fields.text, self._duration(row))
                 self._voice(row)
             except (ValueError, OSError) as error:
                 self.fail(row.line, f"{self._script}, line {row.line}: {error}")
                 continue
-            if not whole or self._options.candidates > 1 or most == 1:
+            if len(pieces) > 1 or self._options.candidates > 1 or most == 1:
                 yield [row], False
                 continue
             group = waiting.setdefault(self._duration(row), [])
@@ -198,7 +201,7 @@ class _Run:
         """The speech of rows in one batch, filled up so that all batches have the same compiled shape."""
         filled = [*rows, *[rows[-1]] * (self._batch - len(rows))]
         speeches = self._tts.synthesize_batch(
-            [row.fields.text for row in filled],
+            [self._pieces[row.line][0].text for row in filled],
             [self._voice(row) for row in filled],
             seeds=[self._seed(row) for row in filled],
             duration=self._duration(rows[0]),
@@ -218,7 +221,7 @@ class _Run:
         options = self._options
         recorded = record_text(
             self._tts,
-            row.fields.text,
+            self._pieces[row.line],
             self._voice(row),
             self._folder / row.output,
             options.level,

@@ -39,6 +39,7 @@ from echotts.text.arriving import FIRST_S, live_pieces
 from echotts.text.pace import estimated_seconds, has_sound
 from echotts.text.sentences import Piece
 from echotts.text.tokens import Tokenizer, tokenizer_from_json
+from echotts.text.written import Written, spoken_words
 
 DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
@@ -49,6 +50,7 @@ FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by 
 LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 SLOW_PACE = 1.75  # the window of a live piece is so many times its estimated duration
 MAX_SEED = 2**63 - 1
+MOST_CHARACTERS = 10_000_000  # of one text: a week of speech
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +88,7 @@ class EchoTTS:
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
+        self.raw_text = False  # True: texts keep markup and emoji, for a model that was trained with them
 
     def __repr__(self) -> str:
         millions = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model))) / 1e6
@@ -192,14 +195,15 @@ class EchoTTS:
         per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
         Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
         guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
-        Raises ValueError if the text is empty, or the reference silent, too short or unreadable.
+        Markup, emoji and control characters are left out (text/written.py), which is logged.
+        Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
         sampler = sampler_config(preset, **options)
         return joined(list(self.pieces(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
 
     def pieces(
         self,
-        text: str,
+        text: str | Sequence[Piece],
         speaker_ref: SpeakerReference | None = None,
         *,
         seed: int = 0,
@@ -214,15 +218,15 @@ class EchoTTS:
         The concatenated pieces equal the result of `synthesize`: they include pauses, and have the loudness of the
         first. Without a reference the first piece is the voice of the others. Of each piece, `candidates` are
         synthesised in one batch, the first as without candidates, and `choose` takes one (None: that of median
-        duration). `spoken` are pieces that an interrupted call yielded, after which this one goes on. Errors are raised
-        before the first piece.
+        duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
+        after which this one goes on. Errors are raised before the first piece.
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
         if candidates < 1:
             raise ValueError(f"candidates: {candidates}: give at least 1")
         chosen = choose or choose_by_duration
-        pieces = self.split(text, duration)
+        pieces = self.split(text, duration) if isinstance(text, str) else text
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
@@ -237,8 +241,7 @@ class EchoTTS:
 
     def split(self, text: str, duration: float = DEFAULT_DURATION_S) -> list[Piece]:
         """The pieces in which `pieces` speaks a text. ValueError if it contains nothing to speak."""
-        _check_text(text)
-        longest_s = self._longest_piece_s(duration)
+        text, longest_s = self._written(text), self._longest_piece_s(duration)
         return pieces_of(text, lambda piece: self._fits(piece, longest_s))
 
     def stream(
@@ -268,8 +271,8 @@ class EchoTTS:
             return self._utterance(next(self._latents([ids], [voice], [seed + number], frames, sampler, rows=1)), whole)
 
         if isinstance(text, str):
-            _check_text(text)
-        pieces = live_pieces(text, self._fits, self._longest_piece_s(duration))
+            text = self._written(text)
+        pieces = live_pieces(text, self._fits, self._longest_piece_s(duration), self._words_of_parts())
         if isinstance(pieces, list):
             for piece in pieces:
                 self._encode_text(piece.text)  # checks all pieces before the first is spoken
@@ -304,7 +307,7 @@ class EchoTTS:
         most = self._most_frames(duration)
         for seed in seeds:
             _check_seed(seed)
-        ids = [self._encode_text(text) for text in texts]
+        ids = [self._encode_text(self._written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         return self._speak(ids, voices, seeds, most, sampler or SamplerConfig(), rows)
 
@@ -368,9 +371,30 @@ class EchoTTS:
             return False
         return len(text) <= LEAST_TEXT or self._seconds(readable) <= longest_s
 
-    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+    def _written(self, text: str) -> str:
+        """The text without what is not spoken, which is logged. ValueError if nothing is left."""
         _check_text(text)
-        return self.tokenizer.encode(self._readable(text), self.limits.tokens)
+        words = self._words_of_parts()(text)
+        if not has_sound(words):
+            raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit to speak")
+        return words
+
+    def _words_of_parts(self) -> Callable[[str], str]:
+        """What is spoken of the parts of one text, in order; the first part with anything else is logged."""
+        notices: list[str] = []
+
+        def words(part: str) -> str:
+            written = Written(part) if self.raw_text else spoken_words(part)
+            if written.notice and not notices:
+                notices.append(written.notice)
+                logger.warning("text: left out %s: see docs/inference.md", written.notice)
+            return written.words
+
+        return words
+
+    def _encode_text(self, text: str) -> Int[np.ndarray, " n"]:
+        line = " ".join(text.split()) if "\n" in text else text
+        return self.tokenizer.encode(self._readable(line), self.limits.tokens)
 
     def _longest_piece_s(self, duration: float) -> float:
         """The estimated duration up to which text is spoken at once."""
@@ -424,6 +448,8 @@ def _check_text(text: str) -> None:
         raise TypeError(f'text: {text!r} is {type(text).__name__}: give a string, as in "four two"')
     if not text.strip():
         raise ValueError("the text is empty")
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"the text has {len(text):,} characters, at most {MOST_CHARACTERS:,} are spoken: split it")
 
 
 def _check_seed(seed: int) -> None:

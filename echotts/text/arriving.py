@@ -19,27 +19,34 @@ Fits = Callable[[str, float], bool]
 """Whether a text is at most so many seconds long, and fits a model's window."""
 
 
-def live_pieces(text: str | Iterable[str], fits: Fits, longest_s: float) -> list[Piece] | Iterator[Piece]:
+def live_pieces(
+    text: str | Iterable[str], fits: Fits, longest_s: float, words: Callable[[str], str] = str
+) -> list[Piece] | Iterator[Piece]:
     """The pieces of a text as a list, of arriving text one by one. A text of at most FIRST_S is not changed.
+
+    `words` gives what is spoken of complete sentences of arriving text (written.py).
 
     ValueError if there is nothing to speak.
     """
     if not isinstance(text, str):
-        return _arriving_pieces(text, fits, longest_s)
+        return _arriving_pieces(text, fits, longest_s, words)
     if has_sound(text) and fits(text, min(FIRST_S, longest_s)):
         return [Piece(text, "paragraph")]
     pieces = list(growing_pieces([(text, "paragraph")], fits, longest_s))
     if not pieces:
-        raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit")
+        raise ValueError(f"the text {text.strip()[:40]!r} contains no letter or digit to speak")
     return pieces
 
 
-def _arriving_pieces(parts: Iterable[str], fits: Fits, longest_s: float) -> Iterator[Piece]:
+def _arriving_pieces(
+    parts: Iterable[str], fits: Fits, longest_s: float, words: Callable[[str], str]
+) -> Iterator[Piece]:
     piece = None
-    for piece in growing_pieces(settled_parts(parts), fits, longest_s):
+    settled: Iterator[tuple[str, Break]] = ((words(part), ends) for part, ends in settled_parts(parts))
+    for piece in growing_pieces(settled, fits, longest_s):
         yield piece
     if piece is None:
-        raise ValueError("the text contains no letter or digit")
+        raise ValueError("the text contains no letter or digit to speak")
 
 
 def settled_parts(parts: Iterable[str]) -> Iterator[tuple[str, Break]]:

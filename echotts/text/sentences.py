@@ -50,7 +50,7 @@ _MONTHS = _words(
 )
 _CLOSING = "\"'”’»›)]}"
 _CLOSED = f"[{re.escape(_CLOSING)}]*"
-_END = re.compile(rf"(?:[.!?…؟।]+(?:\s»|{_CLOSED})(?=\s|$)|[。！？｡]+{_CLOSED}[」』）]*)")
+_END = re.compile(rf"(?:(?<![.!?…؟।])[.!?…؟।]++(?:\s»|{_CLOSED})(?=\s|$)|[。！？｡]+{_CLOSED}[」』）]*)")
 _PARAGRAPH = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*)+")
 _ITEM = re.compile(r"\n(?=[^\S\n]*(?:[-*•–]|\d{1,3}[.)]|[a-z][.)])[^\S\n]+\S)")
 _CLAUSE = re.compile(rf"[,;:،；：，、]{_CLOSED}(?=\s|$)|[，、；：]|\s[–—-]+(?=\s)|—")

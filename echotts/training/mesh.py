@@ -51,7 +51,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"out_proj/kernel", ("embed", "")),
     (r"text_embedding/embedding", ("", "embed")),
     (r"\w+/(bias|weight)", ()),
-    (r"(step|count)", ()),
+    (r"(step|count|ns_coeffs)", ()),
 )
 WHOLE_PRECISION = re.compile(r"out_proj/")  # computed in float32 (model/dit.py)
 _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in RULES)

@@ -2,7 +2,9 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile
 
 from echotts.synthesis.script import Failure, read_script
 
@@ -100,3 +102,12 @@ def test_what_is_no_script_is_refused_before_anything_is_spoken(read, content, n
     with pytest.raises(ValueError, match=name) as caught:
         read(content, name)
     assert words in str(caught.value)
+
+
+def test_an_output_does_not_replace_a_recording_that_a_row_reads(read, tmp_path):
+    (tmp_path / "out").mkdir()
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 16000)
+    soundfile.write(tmp_path / "out" / "anna.wav", noise, 16000)
+    lines = [{"text": "one", "output": "anna.wav"}, {"text": "two", "speaker_ref": "out/anna.wav"}]
+    with pytest.raises(ValueError, match=r"line 1: the output anna\.wav is the voice of line 2"):
+        read(lines)

@@ -88,10 +88,10 @@ def test_only_changed_missing_and_new_rows_are_spoken_again(speak, tmp_path):
 def test_a_killed_run_goes_on_after_its_last_row(speak, tmp_path, monkeypatch):
     real = script_run.record_text
 
-    def killed(tts, text, *given, **options):
-        if text == "three":
+    def killed(tts, pieces, *given, **options):
+        if pieces[0].text == "three":
             raise KeyboardInterrupt
-        return real(tts, text, *given, **options)
+        return real(tts, pieces, *given, **options)
 
     monkeypatch.setattr(script_run, "record_text", killed)
     with pytest.raises(KeyboardInterrupt):

@@ -178,6 +178,28 @@ def test_unspeakable_texts_are_rejected(tts):
         tts.synthesize_batch(["one", "two"], [None])
 
 
+def test_markup_and_emoji_are_left_out_of_the_text_which_is_said_once(tts, caplog):
+    written = say(tts, "<b>one</b> \n **two**\0 😀")
+    assert caplog.messages == [
+        "text: left out 2 tags, 1 control character, 1 emoji, 2 marks of Markdown: see docs/inference.md"
+    ]
+    np.testing.assert_array_equal(written.samples, say(tts, "one two").samples)
+    assert np.array_equal(tts.synthesize_batch(["*one*"])[0].latents, tts.synthesize_batch(["one"])[0].latents)
+    for silent in ("...", "😀 🎉", "<speak></speak>", "```\nx = 1\n```", "\x07"):
+        for speak in (tts.synthesize, lambda text: tts.synthesize_batch([text])):
+            with pytest.raises(ValueError, match="contains no letter or digit to speak"):
+                speak(silent)
+    with pytest.raises(ValueError, match="the text has 10,000,001 characters, at most 10,000,000 are spoken"):
+        say(tts, "a" * 10_000_001)
+
+
+def test_a_model_trained_with_emoji_and_markup_is_given_them(caplog):
+    tts = tiny_tts()
+    tts.raw_text = True
+    assert not np.array_equal(say(tts, "*one* 😀").latents, say(tts, "one").latents)
+    assert not caplog.messages
+
+
 def test_a_silent_result_is_written_as_silence(tts, tmp_path, monkeypatch):
     monkeypatch.setattr(tts.codec, "decode", lambda latents: np.zeros((1, latents.shape[1] * HOP), np.float32))
     say(tts).save(tmp_path / "out.wav")

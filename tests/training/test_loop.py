@@ -92,6 +92,17 @@ def test_a_resumed_run_equals_one_that_never_stopped_bit_by_bit(config, uninterr
     assert one == other
 
 
+def test_a_resumed_run_with_muon_equals_one_that_never_stopped_bit_by_bit(config, tmp_path):
+    muon = with_sections(config, optim={"method": "muon", "decay_share": 0.5})
+    train(in_folder(muon, tmp_path / "whole"))
+    parts = in_folder(muon, tmp_path / "parts")
+    train(parts, stop=StopAfter(3))
+    assert train(parts).finished
+    assert_same_weights(load_run(tmp_path / "whole", "raw"), load_run(tmp_path / "parts", "raw"))
+    with pytest.raises(ValueError, match="was not trained with AdamW"):
+        export(tmp_path / "whole", tmp_path / "step_6.pkl")
+
+
 def test_resuming_passes_over_a_half_written_checkpoint(config, uninterrupted, tmp_path):
     train(config, stop=StopAfter(3))
     newest, _ = step_folders(tmp_path / "run" / CHECKPOINTS)

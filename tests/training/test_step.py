@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from echotts.model.parameters import flatten, unflatten
 from echotts.training import mesh as meshes
-from echotts.training.optimizer import learning_rate, update_average
+from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, initial_state
 from echotts.training.step import make_train_step
 from tests.tiny_training import TINY, random_batch, with_sections
@@ -167,6 +168,30 @@ def test_the_learning_rate_rises_linearly_and_falls_as_a_cosine_to_zero():
     optim = with_sections(TINY, optim={"steps": 100, "warmup_share": 0.1, "learning_rate": 2.0}).optim
     rates = [float(learning_rate(jnp.int32(step), optim)) for step in (0, 5, 10, 55, 100)]
     np.testing.assert_allclose(rates, [0.0, 1.0, 2.0, 1.0, 0.0], atol=1e-6)
+
+
+def test_the_learning_rate_is_constant_until_the_last_share_of_the_steps():
+    optim = with_sections(TINY, optim={"steps": 110, "warmup_share": 0.1, "decay_share": 0.2}).optim
+    rates = [float(learning_rate(jnp.int32(step), optim)) / optim.learning_rate for step in (11, 50, 90, 100, 110)]
+    np.testing.assert_allclose(rates, [1.0, 1.0, 1.0, 0.5, 0.0], atol=1e-6)
+
+
+def test_muon_orthogonalises_the_kernels_of_the_layers_and_leaves_the_rest_to_adamw():
+    optim = with_sections(TINY, optim={"method": "muon", "weight_decay": 0.0, "clip_norm": 1e9}).optim
+    rng = np.random.default_rng(0)
+    shapes = {"blocks/attention/wq/kernel": (2, 6, 4), "blocks/attention/wq/bias": (2, 4), "out_proj/kernel": (6, 4)}
+    params = unflatten({path: jnp.zeros(shape) for path, shape in shapes.items()})
+    grads = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), params)
+    optimizer = make_optimizer(optim, schedule=1.0)
+    updates = flatten(optimizer.update(grads, optimizer.init(params), params)[0])
+    kernels = updates["blocks/attention/wq/kernel"], flatten(grads)["blocks/attention/wq/kernel"]
+    for update, gradient in zip(*kernels, strict=True):
+        left, _, right = np.linalg.svd(-gradient, full_matrices=False)
+        nearest = 0.2 * np.sqrt(6) * left @ right  # the orthogonal matrix, which Newton-Schulz only approximates
+        np.testing.assert_allclose(update, nearest, atol=0.2 * np.sqrt(6) * 0.3)
+    for path in ("blocks/attention/wq/bias", "out_proj/kernel"):
+        signs = -np.sign(flatten(grads)[path])  # the direction of Adam's first step
+        np.testing.assert_allclose(updates[path], signs * np.abs(updates[path]).max(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])

@@ -173,12 +173,9 @@ def _check_outputs(path: Path, rows: list[Row], folder: Path) -> None:
     taken: dict[PurePosixPath, int] = {}
     read = {row.reference.resolve(): row.line for row in rows if row.reference is not None}
     for row in rows:
+        where = f"{path}, line {row.line}: the output {row.output}"
         first = taken.setdefault(row.output, row.line)
         if first != row.line:
-            raise ValueError(
-                f"{path}, line {row.line}: the output {row.output} is that of line {first}, too: change it"
-            )
+            raise ValueError(f"{where} is that of line {first}, too: change one")
         if reader := read.get((folder / row.output).resolve()):
-            raise ValueError(
-                f"{path}, line {row.line}: the output {row.output} is the voice of line {reader}: change it"
-            )
+            raise ValueError(f"{where} is the voice of line {reader}: change it")

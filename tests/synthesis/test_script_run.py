@@ -104,10 +104,14 @@ def test_a_killed_run_goes_on_after_its_last_row(speak, tmp_path, monkeypatch):
 
 def test_bad_rows_are_counted_said_and_noted_and_do_not_lose_the_others(speak, tmp_path, caplog):
     (tmp_path / "out" / "folder.wav").mkdir(parents=True)
-    lines = [{"text": "?!"}, {"text": "one"}, {"text": "one\0two"}, {"text": "two", "output": "folder.wav"}]
+    lines = [{"text": "?!"}, {"text": "one"}, {"text": "<b></b>"}, {"text": "two", "output": "folder.wav"}]
     with caplog.at_level(logging.ERROR):
         assert speak(lines)[0] == Tally(1, 0, 3)
-    for line, words in ((1, "contains no letter or digit"), (3, "NUL"), (4, "folder.wav: cannot be written")):
+    for line, words in (
+        (1, "contains no letter or digit"),
+        (3, "contains no letter or digit to speak"),
+        (4, "folder.wav: cannot be written"),
+    ):
         (message,) = [text for text in caplog.messages if f"lines.jsonl, line {line}: " in text]
         assert words in message
     assert ["error" in row for row in manifest(tmp_path)] == [True, False, True, True]

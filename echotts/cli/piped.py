@@ -64,12 +64,12 @@ def write(blocks: Iterable[Speech], form: str, level: str) -> str:
     )
 
 
-def _header(rate: int, model: str) -> bytes:
+def _header(rate: int, model: str | None) -> bytes:
     """The header of a 16-bit mono .wav of unknown length, with the tags of synthetic speech (LIST/INFO)."""
     from echotts.audio import synthetic_tags
 
     tags = b"INFO"
-    for name, value in zip((b"ISFT", b"ICMT"), synthetic_tags(model).values(), strict=True):
+    for name, value in zip((b"ISFT", b"ICMT"), synthetic_tags(model or "unknown").values(), strict=True):
         text = value.encode() + b"\0"
         tags += name + struct.pack("<I", len(text)) + text + bytes(len(text) % 2)
     sound = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, rate, 2 * rate, 2, 16)

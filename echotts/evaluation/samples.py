@@ -72,6 +72,6 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
             samples = np.asarray(codec.decode(latent[None]), np.float32)[0]
         else:
             samples = read_audio(voice, tts.sample_rate, limit_s=tts.reference_window_s)
-        return Spoken(speech, Speech(samples, tts.sample_rate, latent, tts.name), heard)
+        return Spoken(speech, Speech(samples, tts.sample_rate, latent, model=None), heard)
 
     return speak

@@ -29,8 +29,8 @@ class Speech:
     samples: Float[np.ndarray, " n"]
     sample_rate: int
     latents: Float[np.ndarray, "t c"]
-    model: str = "unknown"
-    """Name of the model, for the tags of files."""
+    model: str | None = "unknown"
+    """Name of the model, for the tags of files; None for a recording, whose files have none."""
 
     def __repr__(self) -> str:
         frames, channels = self.latents.shape

@@ -296,6 +296,8 @@ class TestCheckpoints:
     def test_a_file_of_speech_names_the_model_that_made_it(self, home, tmp_path):
         speech = say(EchoTTS.load(home / "nameless.safetensors", home / "mine.safetensors"), duration=0.4)
         assert "model: nameless.safetensors, step 7" in soundfile.SoundFile(speech.save(tmp_path / "a.flac")).comment
+        recording = dataclasses.replace(speech, model=None)
+        assert soundfile.SoundFile(recording.save(tmp_path / "a.wav")).comment == ""
 
     @pytest.mark.parametrize("name", ["nameless.safetensors", "step_7.pkl"])
     def test_a_checkpoint_that_names_no_codec_asks_for_one(self, home, name):

@@ -20,7 +20,7 @@ from echotts.codec.training.config import (
 from echotts.config import RunConfig
 
 if TYPE_CHECKING:
-    from echotts.codec.training.loop import Placement
+    from echotts.codec.training.run import Placement
 
 PROG = "echotts codec train"
 PresetName = Literal["dacvae-48k", "dacvae-24k", "dacvae-24k-3x", "dacvae-24k-2x", "dac-44k", "speech", "demo"]
@@ -169,7 +169,7 @@ def training_of(arguments: TrainArguments, sizes: CodecConfig | None) -> CodecTr
 
 
 def _placement(training: CodecTraining) -> "Placement":
-    from echotts.codec.training.loop import Placement
+    from echotts.codec.training.run import Placement
     from echotts.training import mesh as meshes
 
     mesh = meshes.make_mesh(data=training.run.data_ways)

@@ -4,7 +4,9 @@ Weights are weight-normed trees (weight_norm.py). A step is rejected, changing n
 gradient is not finite or the reconstruction error exceeds the guard's limit (checkpoint/guard.py).
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ from echotts.codec.training import losses
 from echotts.codec.training.config import CodecOptim, CodecTraining
 from echotts.codec.training.discriminators import discriminate, init_discriminators
 from echotts.codec.training.weight_norm import fold, unfold
+from echotts.config import RunConfig
 from echotts.seeds import random_key
 
 Metrics = dict[str, Array]
@@ -145,6 +148,34 @@ def round_trip(
         mean, std = jax.lax.stop_gradient((mean, std))
     latent = mean + std * jax.random.normal(key, mean.shape)
     return decode_frames(params, config, latent), {"kl": losses.kl_loss(mean, std, loss.free_bits)}
+
+
+def without_run(training: CodecTraining) -> CodecTraining:
+    """The part of the configuration that compiled functions depend on: `run` is reset except for the seed."""
+    return replace(training, run=RunConfig(seed=training.run.seed))
+
+
+@functools.cache
+def compiled_step(training: CodecTraining, adversarial: bool) -> Step:
+    """The compiled `make_step`; the state is donated."""
+    return jax.jit(make_step(training, adversarial=adversarial), donate_argnums=0)
+
+
+@functools.cache
+def compiled_loss(training: CodecTraining) -> Any:
+    """(weights, batch) -> (loss, terms) without discriminators and with fixed noise."""
+
+    def measure(weights: Params, batch: Array) -> tuple[Array, Metrics]:
+        output, terms = round_trip(fold(weights), training, batch, jax.random.key(0))
+        return codec_loss(output, terms, training, batch, None)
+
+    return jax.jit(measure)
+
+
+@functools.cache
+def compiled_round_trip(training: CodecTraining) -> Any:
+    """(weights, batch, key) -> decoded batch."""
+    return jax.jit(lambda weights, batch, key: round_trip(fold(weights), training, batch, key)[0])
 
 
 def initial_state(training: CodecTraining, start: Params | None = None) -> CodecState:

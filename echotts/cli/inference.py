@@ -139,12 +139,12 @@ def main(argv: list[str]) -> int:
     arguments = parse(Arguments, argv, prog=PROG)
     if arguments.live:
         piped.check_standard_output()
-    reference = _reference(arguments)
     if arguments.script is not None:
-        return _speak_script(arguments, arguments.script, reference)
+        return _speak_script(arguments, arguments.script, _reference(arguments))
     arriving = arguments.live and arguments.text == STANDARD_STREAM
     text = piped.arriving_text() if arriving else read_text(arguments)
     check_files(arguments)
+    reference = _reference(arguments)
     if arguments.live:
         return _speak_live(arguments, text, reference)
     assert isinstance(text, str)

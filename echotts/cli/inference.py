@@ -106,15 +106,15 @@ def main(argv: list[str]) -> int:
     if arguments.live:
         piped.check_standard_output()
     text = piped.arriving_text() if arguments.live and arguments.text == STANDARD_STREAM else read_text(arguments)
-    check_files(arguments)
-    from echotts.synthesis.locate import DEMO, locate_checkpoint
-    from echotts.synthesis.references import check_recording
-
     reference = arguments.speaker_ref
     if arguments.voice is not None:
         from echotts.synthesis.voices import find_voice
 
         reference = find_voice(arguments.voice)
+    check_files(arguments, reference)
+    from echotts.synthesis.locate import DEMO, locate_checkpoint
+    from echotts.synthesis.references import check_recording
+
     if reference is not None:
         check_recording(reference)
     sampler = arguments.sampler()
@@ -154,14 +154,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def check_files(arguments: Arguments) -> None:
+def check_files(arguments: Arguments, reference: Path | None) -> None:
     """Checks that the outputs can be written and would not replace an input; OSError or ValueError if not."""
     from echotts.audio import check_mp3_rate, check_suffix
     from echotts.files import check_outputs
 
     check_mp3_rate(arguments.mp3_rate)
     outputs = [] if arguments.live else [check_suffix(arguments.output), arguments.save_latents]
-    inputs = [arguments.speaker_ref, arguments.text_file, arguments.checkpoint, arguments.codec]
+    inputs = [reference, arguments.text_file, arguments.checkpoint, arguments.codec]
     check_outputs(filter(None, outputs), filter(None, inputs))
 
 

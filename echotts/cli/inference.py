@@ -33,6 +33,9 @@ class SpeechFlags:
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
     None: the built-in demo model, which speaks digits."""
+    adapter: str | None = None
+    """Adapter (echotts train --tune lora): a .safetensors, or the run directory. It is merged into the checkpoint,
+    which must be the one it was trained for."""
     codec: str | None = None
     """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
     checkpoints do not name one; the default is then facebook/dacvae-watermarked."""
@@ -128,6 +131,7 @@ def main(argv: list[str]) -> int:
         arguments.codec,
         weights=arguments.weights,
         dtype=arguments.dtype,
+        adapter=arguments.adapter,
         watermark=arguments.watermark == "on",
     )
     tts.raw_text = arguments.raw_text
@@ -161,7 +165,7 @@ def check_files(arguments: Arguments, reference: Path | None) -> None:
 
     check_mp3_rate(arguments.mp3_rate)
     outputs = [] if arguments.live else [check_suffix(arguments.output), arguments.save_latents]
-    inputs = [reference, arguments.text_file, arguments.checkpoint, arguments.codec]
+    inputs = [reference, arguments.text_file, arguments.checkpoint, arguments.adapter, arguments.codec]
     check_outputs(filter(None, outputs), filter(None, inputs))
 
 

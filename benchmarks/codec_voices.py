@@ -8,7 +8,7 @@ asterisk-core-sounds-en and -wav), telephone speech and an audio book
 scripts/speech_corpus.py excludes, speaking held-out texts (scripts/english_texts.py), and built-in held-out digits.
 Whisper base transcribes every clip before and after; transcripts are cached in {sets}/heard.json, so recordings are
 transcribed only once. Word errors are totals over a set's words, levels and similarities means over its clips. Needs
-the extras eval, asr and teachers, and apt-get install asterisk-core-sounds-en-wav pocketsphinx-testdata flite
+the extras eval, asr and teachers, and apt-get install asterisk-core-sounds-en{,-wav} pocketsphinx-testdata flite
 festvox-kdlpc16k. --codec also accepts the run directory of a running training.
 """
 

@@ -17,14 +17,17 @@ FRAME_RATE_HZ = 25
 SEED_BITS = 63
 MAX_SIZE = 1 << 20  # upper limit of numbers of channels, layers, heads and ids
 DEFAULT_CODEC = "demo"  # the built-in codec, default of commands
+MAX_RANK = 1024  # of adapters
 HELDOUT_VOICES = "heldout"  # value of run.sample_references that stands for the held-out samples' voices
 
 LossName = Literal["published", "frame"]
 RematName = Literal["none", "dots", "full"]
 AttentionName = Literal["auto", "splash", "xla"]
+BestName = Literal["loss", "speech"]
 OptimizerName = Literal["adamw", "muon"]
 InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
+TuneName = Literal["none", "full", "lora", "inversion"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +239,31 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """Adapting the model of run.init_from to a voice: which weights are trained."""
+
+    method: TuneName = "none"
+    """full: all weights; lora: only low-rank adapters beside the frozen weights; inversion: only the reference of one
+    voice, for frozen weights. none: all weights, and the data may be of any kind."""
+    rank: int = 16
+    """Rank of the adapters (lora): more can learn more, in proportionally larger files."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK:
+            raise ValueError(f"rank {self.rank} must be from 1 to {MAX_RANK}")
+
+    @property
+    def is_frozen(self) -> bool:
+        """Whether the weights of the base are not trained."""
+        return self.method in ("lora", "inversion")
+
+    @property
+    def adapter_rank(self) -> int:
+        """The rank of the adapters; 0 without adapters."""
+        return self.rank if self.method == "lora" else 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """The run directory, and when the run saves, evaluates and writes samples."""
 
@@ -265,6 +293,12 @@ class RunConfig:
     """Steps between evaluations on the held-out data; 0: never."""
     eval_batches: int = 4
     """Batches per evaluation."""
+    patience: int = 0
+    """Stop after this many evaluations in a row that are not better than the best, and keep, speak and export the best
+    checkpoint instead of the newest; 0: train all steps, the newest checkpoint counts."""
+    best_by: BestName = "loss"
+    """What is best (run.patience): loss, the lowest held-out loss; speech, the lowest word error rate of the speech
+    samples (run.eval_asr, every run.sample_every steps) minus their similarity to the reference voice."""
     sample_every: int = 5000
     """Steps between speech samples; 0: never."""
     sentences: tuple[str, ...] = ()
@@ -333,6 +367,11 @@ class RunConfig:
             raise ValueError(f"data_ways {self.data_ways} and tensor_ways {self.tensor_ways} must be at least 1")
         if self.keep_last < 1 or self.eval_batches < 1:
             raise ValueError(f"keep_last {self.keep_last} and eval_batches {self.eval_batches} must be at least 1")
+        if self.patience < 0 or (self.patience and self.best_by == "loss" and self.eval_every < 1):
+            raise ValueError(
+                f"patience {self.patience} counts evaluations: make it at least 0, and eval_every {self.eval_every} "
+                "above 0"
+            )
         if not 0 <= self.skips < self.skip_window or self.rollbacks < 0:
             raise ValueError(
                 f"skips {self.skips} must be at least 0 and below skip_window {self.skip_window}, "
@@ -340,6 +379,8 @@ class RunConfig:
             )
         if self.hang_s < 0 or self.hang_factor < 1:
             raise ValueError(f"hang_s {self.hang_s} must be at least 0 and hang_factor {self.hang_factor} at least 1")
+        if self.best_by == "speech" and self.patience and not (self.eval_asr and self.sentences and self.sample_every):
+            raise ValueError("best_by speech needs sentences, sample_every above 0 and a recogniser: --run.eval_asr")
         if self.spike_factor != 0 and self.spike_factor <= 1:
             raise ValueError(f"spike_factor {self.spike_factor} must be above 1, or 0 for no spike detection")
 
@@ -353,10 +394,11 @@ class Config:
     flow: FlowConfig = field(default_factory=FlowConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
-        for section in (self.model, self.flow, self.data, self.optim, self.run):
+        for section in (self.model, self.flow, self.data, self.optim, self.tune, self.run):
             for key, value in vars(section).items():
                 if isinstance(value, float) and not math.isfinite(
                     value
@@ -367,8 +409,18 @@ class Config:
                 f"reference_frames {self.data.reference_frames} is not a multiple of the model's patch, "
                 f"{self.model.patch}"
             )
+        if self.run.patience and self.run.best_by == "loss" and not self.data.heldout:
+            raise ValueError(
+                f"patience {self.run.patience} needs held-out shards: give them as --heldout (echotts data prepare "
+                "--heldout_share 0.1 makes some)"
+            )
         if self.run.sample_references == (HELDOUT_VOICES,) and not self.data.heldout:
             raise ValueError(f"sample_references {HELDOUT_VOICES} needs held-out shards (--heldout)")
+        if self.tune.method != "none" and (not self.run.init_from or self.run.resume_optimizer):
+            raise ValueError(
+                f"tune {self.tune.method} adapts a trained model with a new optimizer: give it as --init_from, without "
+                "--resume_optimizer"
+            )
         if self.run.resume_optimizer and self.optim.method != "adamw":
             raise ValueError(f"resume_optimizer takes the state of AdamW, not of {self.optim.method}")
         if self.data.batch_size % self.optim.accumulation:
@@ -434,6 +486,11 @@ def echo_1b3() -> Config:
 
 
 PRESETS = {"demo": demo, "840m": echo_840m, "1.3b": echo_1b3}
+
+
+def nearest_preset(model: ModelConfig) -> Config:
+    """The preset whose decoder has the width of a model, or the nearest one."""
+    return min((create() for create in PRESETS.values()), key=lambda config: abs(config.model.width - model.width))
 
 
 def preset(name: str) -> Config:

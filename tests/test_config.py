@@ -17,7 +17,7 @@ def test_every_preset_is_plain_json_and_names_itself(name: str) -> None:
     assert made.preset == name
     stored = json.loads(json.dumps(config.to_dict(made)))
     assert stored["model"]["text"]["width"] == made.model.text.width
-    assert set(stored) == {"preset", "model", "flow", "data", "optim", "run"}
+    assert set(stored) == {"preset", "model", "flow", "data", "optim", "tune", "run"}
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:

@@ -11,7 +11,7 @@ from echotts.cli.main import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 GENERATED = {"configuration.md"}  # by scripts/configuration_page.py
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob(".github/*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob(".github/*.md")])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -27,9 +27,10 @@ def test_links_and_paths_lead_to_files_and_commands_exist(document: Path) -> Non
 
 
 def test_every_page_is_listed_in_the_index_and_in_the_navigation() -> None:
-    pages = {path.name for path in ROOT.glob("docs/*.md")} - {"index.md"} | GENERATED
-    assert pages == set(re.findall(r"\]\((\w+\.md)\)", (ROOT / "docs" / "index.md").read_text()))
-    assert pages == set(re.findall(r"- (\w+\.md)", (ROOT / "mkdocs.yml").read_text())) - {"index.md"}
+    docs = ROOT / "docs"
+    pages = {str(path.relative_to(docs)) for path in docs.glob("**/*.md")} - {"index.md"} | GENERATED
+    assert pages == set(re.findall(r"\]\(([\w/-]+\.md)\)", (docs / "index.md").read_text()))
+    assert pages == set(re.findall(r"- ([\w/-]+\.md)", (ROOT / "mkdocs.yml").read_text())) - {"index.md"}
 
 
 def test_every_configuration_key_is_documented() -> None:

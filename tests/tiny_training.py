@@ -53,6 +53,7 @@ class Spoken:
     speech: Any
     reference: Any = None
     heard: Any = None
+    similarity: Any = None
 
 
 def with_sections(config: Config, **sections: dict) -> Config:

@@ -75,6 +75,7 @@ class Checkpoints:
         self._on_disk = self.directory.absolute() if isinstance(self.directory, Path) else None
         self._run = run
         self._make_room = make_room
+        self.best: int | None = None  # a step to keep regardless of its age
         self._last_save_s = time.monotonic()
         self._clock = Announcements("save")
         for name in ("absl", "asyncio"):  # orbax logs each file here, and each error that it also raises
@@ -82,6 +83,7 @@ class Checkpoints:
         keep: list[policies.PreservationPolicy] = [policies.LatestN(run.keep_last)]
         if self._on_disk:
             keep.append(Leased(self._on_disk))
+        keep.append(Chosen(self))
         if run.keep_every:
             keep.append(policies.EveryNSteps(run.keep_every))
         self._manager = _Manager(
@@ -307,6 +309,17 @@ class Leased(policies.PreservationPolicy):
             return [is_leased(folder, name) for name in names]
         finally:
             os.close(folder)
+
+
+@dataclass(frozen=True)
+class Chosen(policies.PreservationPolicy):
+    """Keeps the best checkpoint."""
+
+    checkpoints: Checkpoints
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """One value for each of Orbax's checkpoint infos."""
+        return [info.step == self.checkpoints.best for info in checkpoints]
 
 
 def _bytes(arrays: Mapping[str, Any]) -> int:

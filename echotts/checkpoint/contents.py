@@ -62,6 +62,7 @@ class Meta:
     format: int = FORMAT
     frames_seen: int = 0  # frames of speech trained on; missing in older checkpoints
     guard: dict[str, Any] = dataclasses.field(default_factory=dict)  # state of the guard; missing in older checkpoints
+    best: dict[str, Any] = dataclasses.field(default_factory=dict)  # state of best.Best, if the run looks for the best
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-serialisable, as `read_meta` expects it."""

@@ -10,7 +10,9 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from echotts import gcs
-from echotts.checkpoint import interop
+from echotts.checkpoint import adapters, interop
+from echotts.checkpoint.adapters import Adapter, BaseDiffersError
+from echotts.checkpoint.best import best_step
 from echotts.checkpoint.contents import (
     Meta,
     newest_readable,
@@ -24,16 +26,18 @@ from echotts.checkpoint.digests import array_digests
 from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import ModelConfig, read_model_config
 from echotts.files import ASSETS
-from echotts.latents import FACT
+from echotts.latents import FACT, LatentScale
 from echotts.model import Params
+from echotts.model.adapters import adapter_shapes
 from echotts.model.parameters import expected_shapes, unflatten
-from echotts.rundir.layout import CHECKPOINTS, STEP
+from echotts.rundir.layout import CHECKPOINTS, STEP, step_name
 from echotts.rundir.location import RunPath, run_path
 
 WeightsName = Literal["ema", "raw"]
 StorageName = Literal["float32", "float16", "bfloat16"]
 DEMO = "demo"  # the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
+MERGE = "merge an adapter with echotts export --adapter, save a voice with echotts voice save"
 
 
 @jax.tree_util.register_dataclass
@@ -56,12 +60,46 @@ class Weights:
     adam: Adam | None = None
 
 
-def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
+@dataclass(frozen=True)
+class Stored:
+    """A checkpoint of a run: what it trained (`params` of `method`, see config.tune) and its metadata."""
+
+    folder: RunPath
+    meta: Meta
+    config: ModelConfig
+    method: str
+    rank: int
+    params: Params
+    adam: Adam | None
+
+    @property
+    def base(self) -> str:
+        """The location of the frozen weights, as given to the run."""
+        return str(self.meta.config["run"]["init_from"])
+
+    def describe(self, weights: WeightsName) -> Weights:
+        """The parameters with the facts of the checkpoint."""
+        return describe(self.params, self.config, self.meta, weights)
+
+
+def load_weights(
+    source: str | Path,
+    weights: WeightsName = "ema",
+    with_optimizer: bool = False,
+    adapter: str | Path | None = None,
+) -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
     "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer` also loads the
-    Adam state of a pickle; ValueError if it has none.
+    Adam state of a pickle; ValueError if it has none. `adapter` is an adapter file, or a run that trained one, to
+    merge; BaseDiffersError if it belongs to other weights.
     """
+    if adapter is not None:
+        base, found = load_weights(source, weights), load_adapter(adapter, weights)
+        params = adapters.merged(base.params, found, str(source), str(adapter))
+        about = found.about
+        told = {"weights": about.weights, "step": about.step, "samples_seen": about.samples_seen}
+        return Weights(params, base.config, dataclasses.replace(base.facts, **told))
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
     path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
@@ -80,16 +118,64 @@ def load_weights(source: str | Path, weights: WeightsName = "ema", with_optimize
 
 
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
-    """The weights of the newest complete checkpoint of a run directory, or of the given step folder.
+    """The weights of a run directory (its best or newest complete checkpoint), or of the given step folder.
 
-    `with_optimizer` also loads the state of AdamW, if the run has one.
+    Adapters are merged into their base, which must be where the run found it. `with_optimizer` also loads the state of
+    AdamW, if the run has one.
     """
+    stored = read_run(path, weights, with_optimizer)
+    if stored.method == "inversion":
+        raise ValueError(f"{path}: holds a voice, not a model: echotts voice save NAME {path}")
+    if stored.method == "lora":
+        try:
+            return load_weights(stored.base, weights, adapter=str(stored.folder))
+        except FileNotFoundError as error:
+            raise BaseDiffersError(
+                f"{path}: holds adapters of {stored.base}, which is not here: give that model as --checkpoint, and "
+                "the run as --adapter"
+            ) from error
+    return dataclasses.replace(stored.describe(weights), adam=stored.adam)
+
+
+def load_adapter(source: str | Path, weights: WeightsName = "ema") -> Adapter:
+    """The adapter in a file, or in a run directory or checkpoint of `--tune lora`."""
+    if not gcs.is_bucket(source) and Path(source).expanduser().suffix == ".safetensors":
+        return adapters.load_adapter(Path(source).expanduser())
+    stored = read_run(run_path(str(source)), weights)
+    if stored.method != "lora":
+        raise ValueError(f"{source}: trained no adapter (--tune {stored.method}): give a run of --tune lora, or a file")
+    about = adapters.About(
+        format=adapters.ADAPTER_FORMAT,
+        base=stored.meta.facts.base or "",
+        base_name=stored.base,
+        rank=stored.rank,
+        weights=weights,
+        step=stored.meta.step,
+        samples_seen=stored.meta.samples_seen,
+    )
+    return Adapter(jax.device_get(stored.params), stored.config, about)
+
+
+def load_inversion(source: str | Path, weights: WeightsName = "ema") -> tuple[np.ndarray, Facts]:
+    """(codec latents (m, c) of the trained voice, facts) of a run of `--tune inversion`."""
+    stored = read_run(run_path(str(source)), weights)
+    if stored.method != "inversion":
+        raise ValueError(f"{source}: trained no voice (--tune {stored.method}): give a run of --tune inversion")
+    scale = LatentScale.from_json(stored.meta.facts.latent_scale, stored.config.latent_channels)
+    latent = scale.restore(np.asarray(stored.params[adapters.VOICE]))
+    return np.asarray(latent, np.float32), stored.describe(weights).facts
+
+
+def read_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Stored:
+    """The best or newest readable checkpoint of a run directory, or the given step folder."""
     if path.suffix and not isinstance(path, Path):
         raise ValueError(f"{path}: only run directories can be read from a bucket: copy the file to a local disk first")
     folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
+    best = None if STEP.fullmatch(path.name) else best_step(path)
+    folders.sort(key=lambda folder: best is not None and folder.name == step_name(best), reverse=True)  # stable
     if not folders:
         raise FileNotFoundError(f"{path}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
-    return newest_readable(path, folders, lambda folder: _load_step(folder, weights, with_optimizer))
+    return newest_readable(path, folders, lambda folder: _read_step(folder, weights, with_optimizer))
 
 
 def export(
@@ -97,6 +183,7 @@ def export(
 ) -> Facts:
     """Writes the weights of a run (or of one of its checkpoints) to one file; returns their facts.
 
+    Of a run of `--tune lora` the adapter alone is written; `export_merged` writes it with its base.
     `.safetensors` is for inference, with the EMA weights unless `weights` says otherwise. `.pkl` is the published
     layout, always float32: the raw weights with their optimizer state, or the EMA weights without it.
     """
@@ -104,13 +191,20 @@ def export(
         raise ValueError(f"{output}: an export must be .safetensors (for inference) or .pkl (published layout)")
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
-    loaded = load_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
-    if with_optimizer and loaded.adam is None:
+    stored = read_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
+    if stored.method == "inversion" or (stored.method == "lora" and published):
+        raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {MERGE}")
+    if stored.method == "lora":
+        output.parent.mkdir(parents=True, exist_ok=True)
+        adapters.save_adapter(output, load_adapter(str(stored.folder), weights or "ema"), storage)
+        return stored.describe(weights or "ema").facts
+    loaded = stored.describe(weights or ("raw" if published else "ema"))
+    if with_optimizer and stored.adam is None:
         raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
     params, facts = jax.device_get(loaded.params), loaded.facts
     output.parent.mkdir(parents=True, exist_ok=True)
     if published:
-        adam = jax.device_get(loaded.adam)
+        adam = jax.device_get(stored.adam)
         opt_state = adam and interop.published_opt_state(adam.count, adam.mu, adam.nu)
         interop.save_published(
             output,
@@ -125,6 +219,33 @@ def export(
     return facts
 
 
+def export_merged(base: str | Path, adapter: str | Path, output: Path, storage: StorageName = "float32") -> Facts:
+    """Writes a base with an adapter (a file, or a run that trained one) merged into it, as .safetensors."""
+    if output.suffix != ".safetensors":
+        raise ValueError(f"{output}: merged weights are written as .safetensors")
+    loaded = load_weights(base, adapter=adapter)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    interop.save_export(output, jax.device_get(loaded.params), loaded.config, loaded.facts, storage)
+    return loaded.facts
+
+
+def read_about(source: str | Path) -> tuple[ModelConfig, Facts]:
+    """(configuration, facts) of weights; cheap for an export and a run, the whole file is read for a pickle."""
+    if gcs.is_bucket(source) or Path(source).expanduser().is_dir():
+        stored_in = run_path(str(source))
+        folders = [stored_in] if STEP.fullmatch(stored_in.name) else step_folders(stored_in / CHECKPOINTS)
+        if not folders:
+            raise FileNotFoundError(f"{source}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
+        meta = newest_readable(stored_in, folders, read_meta)
+        facts = dataclasses.replace(meta.facts, buckets=Limits.of(meta.config["data"]))
+        return read_model_config(meta.config["model"], f"{source}: model"), facts
+    path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
+    if path.suffix == ".safetensors":
+        return interop.read_export_header(path)
+    loaded = load_weights(path)
+    return loaded.config, loaded.facts
+
+
 def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsName) -> Weights:
     """Parameters with the facts of their checkpoint, as in an export."""
     about = {"weights": weights, "step": meta.step, "samples_seen": meta.samples_seen}
@@ -132,10 +253,11 @@ def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsNa
     return Weights(params, config, facts)
 
 
-def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Weights:
+def _read_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Stored:
     meta, digests = read_meta(folder), read_digests(folder)
     config = read_model_config(meta.config["model"], f"{folder}: model")
-    items = {ITEM[weights]: unflatten(dict(expected_shapes(config)))}
+    method, rank = adapters.stored_tune(meta.config)
+    items = {ITEM[weights]: _trained_shapes(method, rank, config, meta)}
     with_optimizer = with_optimizer and meta.config["optim"].get("method", "adamw") == "adamw"
     if with_optimizer:
         items["opt_state"] = stored_shapes(folder, "opt_state")
@@ -147,7 +269,14 @@ def _load_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> W
     if what := digests.changed_in({name: array_digests(tree) for name, tree in arrays.items()}) if digests else "":
         raise ValueError(what)
     adam = _find_adam(arrays["opt_state"]) if with_optimizer else None
-    return dataclasses.replace(describe(arrays[ITEM[weights]], config, meta, weights), adam=adam)
+    return Stored(folder, meta, config, method, rank, arrays[ITEM[weights]], adam)
+
+
+def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> Params:
+    if method == "inversion":
+        frames = Limits.of(meta.config["data"]).reference_frames
+        return {adapters.VOICE: jax.ShapeDtypeStruct((frames, config.latent_channels), np.float32)}
+    return unflatten(dict(adapter_shapes(config, rank) if method == "lora" else expected_shapes(config)))
 
 
 def _published_adam(path: Path, published: interop.Published, wanted: bool) -> Adam | None:

@@ -61,6 +61,7 @@ class Facts:
     step: Count | None = None
     samples_seen: Count | None = None
     buckets: Limits | None = None
+    base: str | None = None  # hash of the frozen weights that a run adapts (training/tuning.py)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any], where: str | Path) -> "Facts":

@@ -247,17 +247,23 @@ def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
     has tensors that do not match its config or are not finite.
     """
     path = Path(path)
+    config, facts = read_export_header(path)
     with open_tensors(path) as file:
-        header = _parsed_header(file.header, path)
-        facts = Facts.from_dict(header, f"{path}: header")
-        if "config" not in header:
-            raise ValueError(f"{path}: header: missing required field config")
-        config = read_model_config(header["config"], f"{path}: config in the header")
         params = {name: file.read(name, leaf.shape) for name, leaf in _expected_shapes(config, path).items()}
         if SILENCE in file.names:
             silence = file.read(SILENCE, (1, config.latent_channels)).tolist()
             facts = dataclasses.replace(facts, silence=silence)
     return unflatten(params), config, facts
+
+
+def read_export_header(path: Path) -> tuple[ModelConfig, Facts]:
+    """(config, facts without the silence) of an export; errors as in `load_export`."""
+    with open_tensors(path) as file:
+        header = _parsed_header(file.header, path)
+    facts = Facts.from_dict(header, f"{path}: header")
+    if "config" not in header:
+        raise ValueError(f"{path}: header: missing required field config")
+    return read_model_config(header["config"], f"{path}: config in the header"), facts
 
 
 def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`echotts export`: writes a run's weights to a single file."""
+"""`echotts export`: writes a run's weights, or a model with an adapter, to a single file."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +11,18 @@ PROG = "echotts export"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Write the weights of a run to one file: .safetensors for `echotts speak`, or .pkl in the published layout."""
+    """Write the weights of a run to one file: .safetensors for `echotts speak`, or .pkl in the published layout.
 
-    run_dir: str
-    """Run directory, local or gs://bucket/run (uses its newest complete checkpoint), or one of its step_* folders."""
+    Of a run with --tune lora this is the adapter alone; with --adapter, a model with its adapter merged.
+    """
+
+    run_dir: str | None = None
+    """Run directory, local or gs://bucket/run (uses its best or newest complete checkpoint), or one of its step_*
+    folders. Either this or --adapter is required."""
+    adapter: str | None = None
+    """Adapter to merge into --checkpoint: a .safetensors, or the run directory that trained it."""
+    checkpoint: str = "demo"
+    """Model that the adapter was trained for: an export, a run directory, a published .pkl, or the built-in demo."""
     output: Path
     """File to write, .safetensors or .pkl; missing folders are created."""
     weights: Literal["ema", "raw"] | None = None
@@ -23,6 +31,10 @@ class Arguments:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Storage type of the numbers in a .safetensors."""
 
+    def __post_init__(self) -> None:
+        if (self.run_dir is None) == (self.adapter is None):
+            raise ValueError("give either --run_dir or --adapter")
+
 
 def main(argv: list[str]) -> int:
     """Parses the arguments, exports, prints a summary; returns the exit code."""
@@ -30,12 +42,16 @@ def main(argv: list[str]) -> int:
     from echotts.files import check_outputs
     from echotts.gcs import is_bucket
 
-    if not is_bucket(arguments.run_dir) and not Path(arguments.run_dir).expanduser().exists():
-        raise FileNotFoundError(f"{arguments.run_dir}: no such run directory")
-    check_outputs([arguments.output])
-    from echotts.checkpoint.export import export
+    source = arguments.run_dir or arguments.adapter or ""
+    if not is_bucket(source) and not Path(source).expanduser().exists():
+        raise FileNotFoundError(f"{source}: no such {'adapter' if arguments.adapter else 'run directory'}")
+    check_outputs([arguments.output], filter(None, [arguments.adapter, arguments.checkpoint]))
+    from echotts.checkpoint.export import export, export_merged
 
-    facts = export(arguments.run_dir, arguments.output, arguments.weights, arguments.dtype)
+    if arguments.adapter is not None:
+        facts = export_merged(arguments.checkpoint, arguments.adapter, arguments.output, arguments.dtype)
+    else:
+        facts = export(source, arguments.output, arguments.weights, arguments.dtype)
     size_mb = arguments.output.stat().st_size / 1e6
     print(f"{arguments.output}: {facts.weights} weights of step {facts.step}, {size_mb:.1f} MB")
     return 0

@@ -48,6 +48,9 @@ class SpeechFlags:
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
     None: the built-in demo model, which speaks digits."""
+    adapter: str | None = None
+    """Adapter (echotts train --tune lora): a .safetensors, or the run directory. It is merged into the checkpoint,
+    which must be the one it was trained for."""
     codec: str | None = None
     """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
     checkpoints do not name one; the default is then facebook/dacvae-watermarked."""
@@ -140,11 +143,12 @@ def main(argv: list[str]) -> int:
     if arguments.live:
         piped.check_standard_output()
     if arguments.script is not None:
-        return _speak_script(arguments, arguments.script, _reference(arguments))
+        return _speak_script(arguments, arguments.script, _checked(_reference(arguments)))
     arriving = arguments.live and arguments.text == STANDARD_STREAM
     text = piped.arriving_text() if arriving else read_text(arguments)
-    check_files(arguments)
     reference = _reference(arguments)
+    check_files(arguments, reference)
+    _checked(reference)
     if arguments.live:
         return _speak_live(arguments, text, reference)
     assert isinstance(text, str)
@@ -152,14 +156,17 @@ def main(argv: list[str]) -> int:
 
 
 def _reference(arguments: Arguments) -> Path | None:
-    """The file of the voice, checked."""
+    """The file of the voice."""
+    if arguments.voice is None:
+        return arguments.speaker_ref
+    from echotts.synthesis.voices import find_voice
+
+    return find_voice(arguments.voice)
+
+
+def _checked(reference: Path | None) -> Path | None:
     from echotts.synthesis.references import check_recording
 
-    reference = arguments.speaker_ref
-    if arguments.voice is not None:
-        from echotts.synthesis.voices import find_voice
-
-        reference = find_voice(arguments.voice)
     if reference is not None:
         check_recording(reference)
     return reference
@@ -178,6 +185,7 @@ def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
         arguments.codec,
         weights=arguments.weights,
         dtype=arguments.dtype,
+        adapter=arguments.adapter,
         watermark=arguments.watermark == "on",
     )
     tts.raw_text = arguments.raw_text
@@ -275,14 +283,14 @@ def _load_ranking(arguments: Arguments, tts: "EchoTTS") -> "Ranking | None":
     return load_ranking(tts.codec.decode, tts.sample_rate, arguments.language)
 
 
-def check_files(arguments: Arguments) -> None:
+def check_files(arguments: Arguments, reference: Path | None) -> None:
     """Checks that the outputs can be written and would not replace an input; OSError or ValueError if not."""
     from echotts.audio import check_mp3_rate, check_suffix
     from echotts.files import check_outputs
 
     check_mp3_rate(arguments.mp3_rate)
     outputs = [] if arguments.live else [check_suffix(arguments.output), arguments.save_latents]
-    inputs = [arguments.speaker_ref, arguments.text_file, arguments.checkpoint, arguments.codec]
+    inputs = [reference, arguments.text_file, arguments.checkpoint, arguments.adapter, arguments.codec]
     check_outputs(filter(None, outputs), filter(None, inputs))
 
 

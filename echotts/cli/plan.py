@@ -1,6 +1,7 @@
-"""`echotts plan`: estimates what a training needs on a TPU slice, without having one."""
+"""`echotts plan`: estimates what a training needs on a TPU slice, or on one device, without having it."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -8,12 +9,14 @@ from typing import Any, Literal
 from echotts import config as configs
 from echotts.cli.app import UsageError, parse
 from echotts.cli.train import bucket_registry
-from echotts.config import Bucket, Config
+from echotts.config import MAX_RANK, Bucket, Config, TuneConfig, TuneName
 from echotts.files import atomic_write, check_writable
 
 PROG = "echotts plan"
 COSTLIEST = 20
 ESTIMATE = "memory and time: estimates by the TPU compiler, not measured"
+DEVICE = re.compile(r"(\d+(?:\.\d+)?) ?GiB", re.IGNORECASE)
+ONE_CHIP = "v6e-1"  # the single device that the compiler knows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +28,15 @@ class Arguments:
     not fit is reported with its figures.
     """
 
-    topology: str
+    topology: str | None = None
     """Slice as named by `launch` and Google Cloud, in any case: v4-64, v5litepod-32 (or v5e-32), v5p-128, v6e-8."""
+    device: str | None = None
+    """Instead of a slice: one device with this memory, such as 24GiB. The program is compiled for a TPU v6e, because
+    the compiler of a GPU needs one; a GPU's temporaries differ."""
+    tune: TuneName = "none"
+    """With --device: what --tune of echotts train would train."""
+    rank: int = 16
+    """Rank of the adapters for --tune lora."""
     what: Literal["train", "speak"] = "train"
     """train: the train step on the whole slice; speak: 15 s of speech with guidance and 32 steps, on one chip of it."""
     preset: Literal["demo", "840m", "1.3b"] = "1.3b"
@@ -59,6 +69,18 @@ class Arguments:
     output: Path | None = None
     """Also write the results as JSON."""
 
+    def __post_init__(self) -> None:
+        if (self.topology is None) == (self.device is None):
+            raise ValueError("give either --topology or --device")
+        if self.device is None and self.tune != "none":
+            raise ValueError(f"--tune {self.tune} is planned for one device: give its memory, as in --device 24GiB")
+        if self.device is not None and (self.what == "speak" or self.search or self.explain):
+            raise ValueError("--device gives the memory of a training; --what, --search and --explain need --topology")
+        if self.device is not None and not DEVICE.fullmatch(self.device):
+            raise ValueError(f"--device {self.device!r}: give its memory, as in 24GiB")
+        if not 1 <= self.rank <= MAX_RANK:
+            raise ValueError(f"--rank {self.rank} must be from 1 to {MAX_RANK}")
+
 
 def main(argv: list[str]) -> int:
     """Parses the arguments, plans, prints; returns the exit code."""
@@ -72,13 +94,16 @@ def main(argv: list[str]) -> int:
     if arguments.output is not None:
         check_writable(arguments.output)
     try:
-        slice_ = topology.parse_topology(arguments.topology)
+        slice_ = topology.parse_topology(arguments.topology or ONE_CHIP)
     except ValueError as error:
         raise UsageError(str(error)) from None
     try:
         devices, missing = topology.compiler_devices(slice_), None
     except topology.NoCompilerError as error:
         devices, missing = None, str(error)
+    if arguments.device is not None:
+        _write(_on_device(config, arguments.device, slice_, devices, missing), arguments.output)
+        return 0
     if arguments.what == "speak":
         if devices is None:
             raise UsageError(f"--what speak needs the compiler: {missing}")
@@ -107,6 +132,37 @@ def _write(answer: dict[str, Any], output: Path | None) -> None:
     if output is not None:
         with atomic_write(output) as path:
             path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+
+
+def _on_device(config: Config, device: str, slice_: Any, devices: Any, missing: str | None) -> dict[str, Any]:
+    """Prints and returns what a training needs on one device of this memory."""
+    from echotts.training import plan
+
+    found = DEVICE.fullmatch(device)
+    assert found is not None
+    slice_ = replace(slice_, name=device, chip=replace(slice_.chip, hbm_gib=float(found[1])))
+    state = plan.state_sizes(config)
+    answer: dict[str, Any] = {"preset": config.preset, "device": device, "tune": config.tune.method} | state
+    print(
+        f"{config.preset}, tune {config.tune.method}, on one device of {device}: batch {config.data.batch_size}, remat "
+        f"{config.model.remat}\n"
+        f"parameters       {state['parameters'] / 1e6:,.2f}M, of which {state['trained'] / 1e6:,.2f}M are trained\n"
+        f"state            {state['state_bytes'] / 2**30:.2f} GiB (trained: weights, EMA, two moments, float32; "
+        f"frozen: {state['frozen_bytes'] / 2**30:.2f} GiB)\n"
+        f"checkpoint       {state['checkpoint_bytes'] / 1e9:.2f} GB",
+        flush=True,
+    )
+    if devices is None:
+        print(f"memory           unknown: {missing}")
+        return answer | {"missing": missing}
+    print("memory: an estimate by the TPU compiler for one chip, not measured, and not on a GPU", flush=True)
+    mesh, buckets = plan.slice_mesh(config, devices), []
+    for bucket in config.data.buckets:
+        memory = plan.compile_bucket(config, mesh, bucket, slice_).memory
+        memory = replace(memory, available=int(float(found[1]) * 2**30))
+        print(f"bucket {bucket.frames}x{bucket.tokens}: {_memory(memory)}", flush=True)
+        buckets.append({"frames": bucket.frames, "tokens": bucket.tokens, "needed": memory.needed, "fits": memory.fits})
+    return answer | {"buckets": buckets}
 
 
 def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[str, Any]:
@@ -156,8 +212,17 @@ def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
 
 def make_config(arguments: Arguments) -> Config:
     """The preset with the given flags; UsageError if they contradict each other."""
+    from echotts.checkpoint.facts import Facts, Limits
+    from echotts.training.recipes import tuning
+
     config = configs.preset(arguments.preset)
     try:
+        if arguments.tune != "none":
+            facts = Facts(buckets=Limits.of(configs.to_dict(config.data)))
+            sections = tuning(config, arguments.tune, "base", config.model, facts)
+            given = {"data": replace(sections["data"], heldout="heldout")}
+            given["tune"] = TuneConfig(method=arguments.tune, rank=arguments.rank)
+            config = replace(config, **(sections | given))
         return replace(
             config,
             model=replace(config.model, attention=arguments.attention, **_given(remat=arguments.remat)),

@@ -3,13 +3,24 @@
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
 
 import tyro
 
 from echotts import config as configs
 from echotts.cli.app import EXIT_ASKED_TO_LEAVE, UsageError, parse
-from echotts.config import Bucket, Config, DataConfig, FlowConfig, ModelConfig, OptimConfig, RunConfig
+from echotts.config import (
+    Bucket,
+    Config,
+    DataConfig,
+    FlowConfig,
+    ModelConfig,
+    OptimConfig,
+    RunConfig,
+    TuneConfig,
+    TuneName,
+)
 
 PROG = "echotts train"
 SHORT = {  # flag -> (section, key) that it abbreviates
@@ -18,10 +29,13 @@ SHORT = {  # flag -> (section, key) that it abbreviates
     "batch_size": ("data", "batch_size"),
     "run_dir": ("run", "run_dir"),
     "seed": ("run", "seed"),
+    "tune": ("tune", "method"),
     "init_from": ("run", "init_from"),
     "resume_optimizer": ("run", "resume_optimizer"),
     "steps": ("optim", "steps"),
 }
+SECTIONS = ("model", "flow", "data", "optim", "tune", "run")
+HELDOUT = "heldout"  # folder in a dataset, by `echotts data prepare --heldout_share`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +47,7 @@ class Arguments:
     """
 
     preset: Literal["demo", "840m", "1.3b"]
-    """Model sizes and schedule to start from."""
+    """Model sizes and schedule to start from; with --tune, the sizes are those of --init_from."""
     data: str
     """Shards to train on: a folder, a glob in quotes, s-{000..099}.tar, hf://datasets/ORG/NAME@REV/s-{000..999}.tar,
     https:// or gs://; '0.7 * A + 0.3 * B' mixes [data.data]. Required."""
@@ -46,6 +60,9 @@ class Arguments:
     """Samples per step, over all devices [data.batch_size]."""
     heldout: str | None
     """Shards for evaluation; never trained on [data.heldout]."""
+    tune: TuneName
+    """Adapt the model given as --init_from to a voice, with defaults for minutes of speech: full trains all weights,
+    lora only adapters beside them, inversion only a reference [tune.method]."""
     init_from: str | None
     """Initial weights: an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
     resume_optimizer: bool
@@ -57,6 +74,7 @@ class Arguments:
     flow: FlowConfig
     data_section: Annotated[DataConfig, tyro.conf.arg(name="data")]
     optim: OptimConfig
+    tune_section: Annotated[TuneConfig, tyro.conf.arg(name="tune")]
     run: RunConfig
 
 
@@ -76,11 +94,18 @@ def main(argv: list[str]) -> int:
             f"stopped and saved after step {result.step} of {config.optim.steps}; the same command resumes from there"
         )
         return EXIT_ASKED_TO_LEAVE
-    print(
-        f"trained {result.step} steps on {result.samples_seen} samples; listen to it with: echotts speak "
-        f"--checkpoint {config.run.run_dir} --text ... --output out.wav"
-    )
+    best = "" if result.best_step is None else f", the best of them {result.best_step}"
+    print(f"trained {result.step} steps on {result.samples_seen} samples{best}; {what_next(config)}")
     return 0
+
+
+def what_next(config: Config) -> str:
+    """The command that uses what was trained."""
+    run_dir, base = config.run.run_dir, config.run.init_from
+    if config.tune.method == "inversion":
+        return f"save the voice with: echotts voice save NAME {run_dir}"
+    spoken = f"--checkpoint {base} --adapter {run_dir}" if config.tune.method == "lora" else f"--checkpoint {run_dir}"
+    return f"listen to it with: echotts speak {spoken} --text ... --output out.wav"
 
 
 def check_data(config: Config) -> None:
@@ -93,21 +118,22 @@ def check_data(config: Config) -> None:
 
 def parse_config(argv: Sequence[str]) -> Config:
     """The resolved configuration: the preset overridden by the flags. Raises UsageError for a wrong call."""
-    preset = _preset(argv)
-    sections: dict[str, Any] = {name: getattr(preset, name) for name in ("model", "flow", "data", "optim", "run")}
+    preset, sections = _defaults(argv)
     short = {flag: getattr(sections[section], key) for flag, (section, key) in SHORT.items()}
+    fields = {name: f"{name}_section" if name in SHORT else name for name in SECTIONS}  # of Arguments
     given = Arguments(
-        preset=preset.preset,  # pyright: ignore[reportArgumentType]
-        data_section=preset.data,
-        **{name: section for name, section in sections.items() if name != "data"},
+        preset=preset,  # pyright: ignore[reportArgumentType]
+        **{field: sections[name] for name, field in fields.items()},
         **short,
     )
     arguments = parse(Arguments, argv, prog=PROG, default=given, registry=bucket_registry())
-    sections = {name: getattr(arguments, "data_section" if name == "data" else name) for name in sections}
+    sections = {name: getattr(arguments, field) for name, field in fields.items()}
     try:
         for flag, (section, key) in SHORT.items():
             if getattr(arguments, flag) != short[flag]:
                 sections[section] = dataclasses.replace(sections[section], **{key: getattr(arguments, flag)})
+        if sections["tune"].method != "none":
+            sections["data"] = _with_heldout(sections["data"])
         config = Config(preset=arguments.preset, **sections)
     except ValueError as error:
         raise UsageError(str(error)) from None
@@ -117,17 +143,39 @@ def parse_config(argv: Sequence[str]) -> Config:
     return config
 
 
-def _preset(argv: Sequence[str]) -> Config:
-    """The preset named in the arguments; its values are the defaults of all other flags."""
-    name = "demo"
-    for place, argument in enumerate(argv):
-        flag, _, value = argument.partition("=")
-        if flag == "--preset":
-            name = value or "".join(argv[place + 1 : place + 2])
+def _defaults(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """(name, sections) of the preset named in the arguments, changed by --tune: the defaults of all other flags."""
+    name = _value(argv, "--preset")
+    method, base = _value(argv, "--tune", "--tune.method"), _value(argv, "--init_from", "--run.init_from")
     try:
-        return configs.preset(name)
+        preset = configs.preset("demo" if name is None else name)
+        tune: TuneName = next((known for known in get_args(TuneName) if known == method), "none")
+        if tune == "none" or not base:  # if the method is unknown, the parser says so
+            return preset.preset, {section: getattr(preset, section) for section in SECTIONS}
+        from echotts.checkpoint.export import read_about  # imports jax
+        from echotts.training.recipes import tuning
+
+        model, facts = read_about(base)
+        preset = preset if name else configs.nearest_preset(model)
+        return preset.preset, tuning(preset, tune, base, model, facts)
     except ValueError as error:
         raise UsageError(str(error)) from None
+
+
+def _value(argv: Sequence[str], *names: str) -> str | None:
+    """The value of a flag with one of these names, the last one counts; None if it is missing."""
+    found = None
+    for place, argument in enumerate(argv):
+        flag, _, value = argument.partition("=")
+        if "--" + flag[2:].replace("-", "_") in names:
+            found = value or "".join(argv[place + 1 : place + 2])
+    return found
+
+
+def _with_heldout(data: DataConfig) -> DataConfig:
+    """With the held-out part of a local dataset, if there is one and no other is given."""
+    folder = Path(data.data).expanduser() / HELDOUT
+    return dataclasses.replace(data, heldout=str(folder)) if data.heldout is None and folder.is_dir() else data
 
 
 def bucket_registry() -> tyro.constructors.ConstructorRegistry:

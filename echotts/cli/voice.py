@@ -13,13 +13,13 @@ PROG = "echotts voice"
 
 @dataclass(frozen=True, kw_only=True)
 class SaveArguments:
-    """Save a voice: the best parts of recordings of one person, encoded once."""
+    """Save a voice: the best parts of recordings of one person, encoded once; or the voice that a run trained."""
 
     name: Annotated[str, tyro.conf.Positional]
     """Name of the voice: letters, digits, _ . and -. An existing voice with this name is replaced."""
     recordings: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Recordings of the voice, any format and rate, 0.5 to 300 seconds each. The clearest phrases are used, up to the
-    length of the model's reference window."""
+    length of the model's reference window. Or one run directory of echotts train --tune inversion."""
     checkpoint: str | None = None
     """Model to use the voice with, as for echotts speak. None: the built-in one."""
     codec: str | None = None
@@ -60,6 +60,8 @@ def _save(argv: list[str]) -> int:
     from echotts.synthesis.voices import check_name, save_voice
 
     check_name(arguments.name)
+    if len(arguments.recordings) == 1 and arguments.recordings[0].is_dir():
+        return _save_trained(arguments.name, arguments.recordings[0])
     for recording in arguments.recordings:
         check_recording(recording)
     from echotts.synthesis import EchoTTS
@@ -67,6 +69,17 @@ def _save(argv: list[str]) -> int:
     voice = EchoTTS.load(arguments.checkpoint, arguments.codec).record_voice(arguments.recordings)
     path = save_voice(arguments.name, voice)
     print(f"{path}: {voice.duration_s:.2f} s of {len(arguments.recordings)} recordings")
+    return 0
+
+
+def _save_trained(name: str, run_dir: Path) -> int:
+    from echotts.checkpoint.export import load_inversion
+    from echotts.synthesis.voices import save_voice, trained_voice
+
+    latent, facts = load_inversion(run_dir)
+    path = save_voice(name, trained_voice(latent, facts, run_dir.name))
+    size_kb = path.stat().st_size / 1e3
+    print(f"{path}: {size_kb:.0f} kB, trained for {facts.step} steps, for the model given as --init_from")
     return 0
 
 

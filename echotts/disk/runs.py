@@ -1,8 +1,8 @@
 """Run directories: finding them, their writers, and the checkpoints that may be deleted.
 
 Always kept: the newest complete checkpoint and everything newer, the newest one verified by a restore (`verified.json`,
-written by the trainer that resumed from it), the newest `keep_last`, and each multiple of `keep_every`. If the run's
-configuration, which says what to keep, cannot be read, all checkpoints are kept.
+written by the trainer that resumed from it), the best one (`best.json`), the newest `keep_last`, and each multiple of
+`keep_every`. If the run's configuration, which says what to keep, cannot be read, all checkpoints are kept.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from echotts.disk.scan import Found, OpenFiles, partial_files, warn_once
 from echotts.disk.settings import PARTIAL_NAMES, Root
 from echotts.disk.tree import Entry, Folder, UnusualError, measure_folder, opened
 from echotts.rundir.layout import (
+    BEST,
     BROKEN,
     CHECKPOINT_METADATA,
     CHECKPOINT_PARTS,
@@ -74,7 +75,7 @@ def old_checkpoints(root: int, run: Folder, rule: Root, before: float) -> list[F
         whole = [step for step, name in steps if _is_whole(here, step, name)]
         if not whole:
             return []
-        kept = set(whole[-keep_last:]) | {verified_step(root, run)}
+        kept = set(whole[-keep_last:]) | {noted_step(root, run, VERIFIED), noted_step(root, run, BEST)}
         kept |= {step for step, _ in steps if step >= whole[-1] or any(step % every == 0 for every in keep_every)}
         old = [
             (name, f"checkpoint beyond the newest {keep_last}" if step in whole else "incomplete checkpoint")
@@ -106,9 +107,9 @@ def keep_policy(root: int, run: Folder, rule: Root) -> tuple[int, tuple[int, ...
     return rule.keep_last or keep_last, tuple(number for number in (rule.keep_every, keep_every) if number > 0)
 
 
-def verified_step(root: int, run: Folder) -> int | None:
-    """The step of the checkpoint that the trainer last verified by a restore."""
-    step = _read_json(root, (*run, VERIFIED)).get("step")
+def noted_step(root: int, run: Folder, file: str) -> int | None:
+    """The step that the trainer recorded in a file: VERIFIED, last verified by a restore, or BEST."""
+    step = _read_json(root, (*run, file)).get("step")
     return step if isinstance(step, int) else None
 
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from echotts.config import HELDOUT_VOICES, Config
 from echotts.data.remote.dataset import open_dataset
 from echotts.data.remote.sources import scheme_of, split_parts
 from echotts.evaluation.asr import Heard, listen, load_recogniser
+from echotts.evaluation.voices import VoiceEncoder
 from echotts.synthesis import EchoTTS, Speech
 from echotts.synthesis.references import check_recording
 
@@ -23,11 +25,12 @@ Voice = Path | np.ndarray
 
 @dataclass(frozen=True)
 class Spoken:
-    """A sentence as speech, its reference voice (if any) as the model gets it, and the recogniser's result (if any)."""
+    """A sentence as speech, and if there are any its reference voice as the model gets it, and what was measured."""
 
     speech: Speech
     reference: Speech | None = None
     heard: Heard | None = None
+    similarity: float | None = None  # cosine of the embeddings of speech and reference
 
 
 def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], Spoken] | None:
@@ -35,8 +38,8 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
 
     The codec is the one of the data: `run.codec` if its weights match, otherwise found by id and hash. For local data
     it is looked up here, so that a run does not fail at its first sample; remote data are opened only by the run
-    itself. The recordings in `run.sample_references` are checked and the recogniser `run.eval_asr` is loaded here, too.
-    Raises OSError, ValueError or ModuleNotFoundError.
+    itself. The recordings in `run.sample_references` are checked and the recogniser `run.eval_asr` is loaded here, too;
+    with it, voices are compared if Resemblyzer is installed. Raises OSError, ValueError or ModuleNotFoundError.
     """
     if not config.run.sentences:
         return None
@@ -47,6 +50,7 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
     if recogniser is not None:
         for sentence in config.run.sentences:
             recogniser.normalise(sentence)  # raises for a sentence that this recogniser cannot score
+    encoder = VoiceEncoder() if recogniser is not None and find_spec("resemblyzer") is not None else None
     named = load_codec(config.run.codec) if config.run.codec else None
 
     @functools.cache
@@ -72,6 +76,10 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
             samples = np.asarray(codec.decode(latent[None]), np.float32)[0]
         else:
             samples = read_audio(voice, tts.sample_rate, limit_s=tts.reference_window_s)
-        return Spoken(speech, Speech(samples, tts.sample_rate, latent, model=None), heard)
+        similarity = None
+        if encoder is not None:
+            one, other = encoder.embed([(speech.samples, speech.sample_rate), (samples, tts.sample_rate)])
+            similarity = float(one @ other)
+        return Spoken(speech, Speech(samples, tts.sample_rate, latent, model=None), heard, similarity)
 
     return speak

@@ -122,7 +122,7 @@ class BlockDiT(nnx.Module):
     `constrain` is applied to activations at block boundaries and `gather` to the parameters of each block, as hooks for
     sharding. `attend` is the attention of every layer (model/fused.py). Frames are padded to a multiple of
     `frame_tile`, and the padding is masked: on a TPU, 750 frames are not a whole number of tiles, and each reshape
-    would copy.
+    would copy. With an `adapter_rank`, attention and MLP of the decoder have low-rank adapters (model/adapters.py).
     A fresh model returns zeros (its output projection is initialised to zero).
     """
 
@@ -135,6 +135,7 @@ class BlockDiT(nnx.Module):
         gather: layers.Gather = layers.identity,
         attend: HeadAttention = plain_attention,
         frame_tile: int = 1,
+        adapter_rank: int = 0,
     ):
         width, eps = config.width, config.norm_eps
         self.config = config
@@ -155,6 +156,9 @@ class BlockDiT(nnx.Module):
         self.blocks = layers.stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.depth, rngs)
         self.norm = RMSNorm(width, eps=eps)
         self.out_proj = Linear(width, config.latent_channels, bias=True, zero=True, rngs=rngs)
+        if adapter_rank:
+            layers.adapt(self.blocks.attention, adapter_rank, rngs)
+            layers.adapt(self.blocks.mlp, adapter_rank, rngs)
 
     def __call__(
         self,

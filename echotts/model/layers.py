@@ -35,16 +35,31 @@ def identity(x: Any) -> Any:
 
 
 class Linear(nnx.Module):
-    """x @ kernel (+ bias), in the dtype of x. The kernel is stored (in, out)."""
+    """x @ kernel (+ x @ lora_a @ lora_b) (+ bias), in the dtype of x. The kernel is stored (in, out)."""
 
     def __init__(self, width_in: int, width_out: int, *, rngs: nnx.Rngs, bias: bool = False, zero: bool = False):
         self.kernel = nnx.Param((zero_init if zero else kernel_init)(rngs.params(), (width_in, width_out)))
         self.bias = nnx.Param(jnp.zeros((width_out,))) if bias else None
+        self.lora_a: nnx.LoRAParam | None = None
+        self.lora_b: nnx.LoRAParam | None = None
+
+    def adapt(self, rank: int, rngs: nnx.Rngs) -> None:
+        """Adds a low-rank adapter (arXiv 2106.09685), also to stacked layers; lora_b is zero, so nothing changes yet.
+
+        `nnx.LoRA` is not used: it wraps a module, which renames its kernel, and has no axis of stacked layers.
+        """
+        *stacked, width_in, width_out = self.kernel.shape
+        std = width_in**-0.5
+        self.lora_a = nnx.data(nnx.LoRAParam(std * jax.random.normal(rngs.params(), (*stacked, width_in, rank))))
+        self.lora_b = nnx.data(nnx.LoRAParam(jnp.zeros((*stacked, rank, width_out))))
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         # rows flattened to one axis: with two, XLA on CPU transposes for the weight gradient, which is slow
-        rows = x.reshape(-1, x.shape[-1]) @ self.kernel[...].astype(x.dtype)
-        y = rows.reshape(*x.shape[:-1], rows.shape[-1])
+        rows = x.reshape(-1, x.shape[-1])
+        y = rows @ self.kernel[...].astype(x.dtype)
+        if self.lora_a is not None and self.lora_b is not None:
+            y = y + (rows @ self.lora_a[...].astype(x.dtype)) @ self.lora_b[...].astype(x.dtype)
+        y = y.reshape(*x.shape[:-1], y.shape[-1])
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -86,6 +101,13 @@ class SwiGLU(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b t c"]:
         return self.w2(jax.nn.silu(self.w1(x)) * self.w3(x))
+
+
+def adapt(module: nnx.Module, rank: int, rngs: nnx.Rngs) -> None:
+    """Adds an adapter to every Linear in a module (of stacked layers)."""
+    for _, layer in nnx.iter_modules(module):
+        if isinstance(layer, Linear):
+            layer.adapt(rank, rngs)
 
 
 def timestep_embedding(t: Float[Array, " b"], width: int) -> Float[Array, "b width"]:

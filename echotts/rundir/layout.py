@@ -5,6 +5,7 @@ data.json                                  pinned lists of shards
 checkpoints/step_00001500/                 one checkpoint (CHECKPOINT_PARTS); with suffix `.broken`: unreadable
 metrics/<hostname>.jsonl                   metrics.py
 samples/step_00001500/                     speech samples
+best.json                                  step of the best checkpoint, in a run with run.patience
 writer.lock, trainer.lock, verified.json, pause.<hostname>.json
 """
 
@@ -29,6 +30,7 @@ PROFILE = "profile"
 WRITER = "writer.lock"
 TRAINER = "trainer.lock"  # claim.py
 VERIFIED = "verified.json"
+BEST = "best.json"  # checkpoint/best.py
 SENTENCES = "sentences.json"  # in a folder of speech samples: the text of each file
 
 STEP_PREFIX, STEP_DIGITS = "step", 8

@@ -77,6 +77,7 @@ METRICS: dict[str, str] = {
     "data/redrawn_unreadable": "codec training: crops redrawn because they could not be read",
     "speech/word_error_rate": "word error rate of the speech samples, by the recogniser run.eval_asr",
     "speech/character_error_rate": "character error rate of the speech samples, by run.eval_asr",
+    "speech/voice_similarity": "mean cosine similarity of the speech samples to their reference voices (Resemblyzer)",
     "heldout/loss": "held-out loss with the EMA weights, without condition dropout and with fixed noise",
 }
 METRICS |= dict.fromkeys(
@@ -87,7 +88,7 @@ METRICS |= {rejected_name(cause): f"samples rejected by this process: {why}" for
 EVENTS: dict[str, str] = {
     "started": "a new run started",
     "resumed": "the run was resumed from a checkpoint",
-    "finished": "the last step is done and saved",
+    "finished": "the last step, or the one at which evaluations no longer got better, is done and saved",
     "stopped": "the run was asked to stop, and saved before it exited",
     "failed": "the run ended with the error in the message",
     "preempted": "the machine is being preempted; the run saved and exited",

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import Samples, loudness_normalise, read_audio, resample, trim_silence
+from echotts.audio.faults import find_faults
 from echotts.latents import LatentCodec
 from echotts.synthesis.stretches import best_stretches
 from echotts.synthesis.voices import SUFFIX, About, Voice, latent_for, read_voice
@@ -43,7 +44,7 @@ def check_recording(path: str | Path) -> None:
 
 
 def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_frames: int) -> Float[np.ndarray, "m c"]:
-    """The latent of a voice, at most `window_frames` long; truncation is logged.
+    """The latent of a voice, at most `window_frames` long; truncation, noise, music and other faults are logged.
 
     Raises ValueError if a recording is unreadable, silent or shorter than half a second.
     """
@@ -62,9 +63,9 @@ def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_fra
             seconds,
             window_s,
         )
-    level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
-    heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
-    return np.asarray(codec.encode(heard[None]), np.float32)[0, :window_frames]
+    for fault in find_faults(samples[: round(window_s * codec.sample_rate)], codec.sample_rate).values():
+        logger.warning("%s: %s", name, fault)
+    return _encode(samples, codec, window_frames)
 
 
 def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_frames: int) -> Voice:
@@ -84,7 +85,10 @@ def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_fr
         frame_rate_hz=frame_rate_hz,
         recordings=tuple(Path(name).name for name in names),
     )
-    return Voice(encode_reference((best, rate), codec, window_frames), about)
+    faults = find_faults(best, rate)
+    for kind in faults.keys() - {"clipped", "noise"}:  # those are said per recording
+        logger.warning("%s: %s", ", ".join(names), faults[kind])
+    return Voice(_encode(best, codec, window_frames), about)
 
 
 def silence_of(codec: LatentCodec) -> Float[np.ndarray, "1 c"]:
@@ -97,6 +101,12 @@ def round_trip(samples: Samples, rate: int, codec: LatentCodec) -> Samples:
     """A recording encoded and decoded, at the codec's rate and the same length: an upper bound of speech quality."""
     heard = loudness_normalise(resample(samples, rate, codec.sample_rate), codec.sample_rate, LOUDNESS_LUFS)
     return np.asarray(codec.decode(codec.encode(heard[None])), np.float32)[0, : len(heard)]
+
+
+def _encode(samples: Samples, codec: LatentCodec, window_frames: int) -> Float[np.ndarray, "m c"]:
+    level = loudness_normalise(samples, codec.sample_rate, LOUDNESS_LUFS)
+    heard = level[: (window_frames + CONTEXT_FRAMES) * codec.hop_length]
+    return np.asarray(codec.encode(heard[None]), np.float32)[0, :window_frames]
 
 
 def _checked_latent(latent: np.ndarray, channels: int) -> Float[np.ndarray, "m c"]:

@@ -106,6 +106,7 @@ class EchoTTS:
         *,
         weights: Literal["ema", "raw"] = "ema",
         dtype: DtypeName | None = None,
+        adapter: str | Path | None = None,
         watermark: bool = True,
     ) -> "EchoTTS":
         """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id; None: the demo model.
@@ -113,15 +114,16 @@ class EchoTTS:
         The codec is the one that the checkpoint names (published ones name none; the default is then
         facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
         selects weights of a run directory. The default `dtype` of computation is float32 on a CPU and the model's own
-        elsewhere. If the codec has a watermark, speech carries it (docs/provenance.md) unless `watermark` is False,
-        which is logged. Raises FileNotFoundError, OSError or ValueError with a one-line message.
+        elsewhere. `adapter` is a file or a run of `train --tune lora`, to merge into the checkpoint. If the codec has a
+        watermark, speech carries it (docs/provenance.md) unless `watermark` is False, which is logged. Raises
+        FileNotFoundError, OSError or ValueError with a one-line message.
         """
         path = locate_checkpoint(checkpoint)
         # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
         from echotts.checkpoint.export import load_weights
         from echotts.codec.registry import find_codec
 
-        loaded = load_weights(path, weights)
+        loaded = load_weights(path, weights, adapter=adapter)
         trained = loaded.facts.codec
         if codec is None and not trained.id and not trained.weights_hash:
             if loaded.config.latent_channels != PUBLISHED_CHANNELS:

@@ -1,6 +1,7 @@
 """Saved voices: the best phrases of one or several recordings, encoded once, in a small .safetensors file.
 
-Voices are stored in ~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice requires the codec that encoded it.
+A voice can also be trained for a model (`echotts train --tune inversion`). Voices are stored in
+~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice requires the codec that encoded it.
 """
 
 import difflib
@@ -14,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Float
 
+from echotts.checkpoint.facts import Facts
 from echotts.files import write_whole
 from echotts.latents import LatentCodec
 from echotts.strict_json import load_json
@@ -45,6 +47,18 @@ class Voice:
     @property
     def duration_s(self) -> float:
         return len(self.latent) / self.about.frame_rate_hz
+
+
+def trained_voice(latent: Float[np.ndarray, "m c"], facts: Facts, origin: str) -> Voice:
+    """The voice of an inversion, whose data had the codec in `facts`. ValueError if that codec is unknown."""
+    codec = facts.codec
+    if not codec.weights_hash or not codec.sample_rate or not codec.hop:
+        raise ValueError(f"{origin}: the codec of its data is unknown: prepare them with echotts data prepare")
+    rate_hz = codec.sample_rate / codec.hop
+    return Voice(
+        latent,
+        About(codec_id=codec.id or "", weights_hash=codec.weights_hash, frame_rate_hz=rate_hz, recordings=(origin,)),
+    )
 
 
 def voices_folder() -> Path:

@@ -44,13 +44,15 @@ class Inputs:
     heldout: Callable[[], list[Batch]] | None
     facts: Facts
     pins: dict[str, Any]
+    first_voice: Callable[[], np.ndarray]  # (m, c) speech of the first training samples, in the model's scale
 
 
-def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs:
+def open_inputs(config: Config, own_rows: Sequence[int] | None = None, scale: LatentScale | None = None) -> Inputs:
     """Opens `data.data` and `data.heldout`, from the lists stored in the run directory if there are any.
 
-    `own_rows` are the numbers of this process's rows in the global batch, None means all. ValueError if the latents
-    have other channels than the model, or the cache is too small for the shards.
+    `own_rows` are the numbers of this process's rows in the global batch, None means all. `scale` is the latent scale
+    of frozen weights; None: that of the data. ValueError if the latents have other channels than the model, or the
+    cache is too small for the shards.
     """
     tokenizer = open_tokenizer(config.data.tokenizer)
     if tokenizer.vocabulary > config.model.vocabulary:
@@ -60,14 +62,21 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None) -> Inputs
         )
     datasets = _open_shared(config)
     dataset, held = datasets["data"], datasets.get("heldout")
-    stream = open_stream(dataset, config.data, tokenizer, config.run.seed, own_rows)
+    stream = open_stream(dataset, config.data, tokenizer, config.run.seed, own_rows, scale=scale)
 
     def heldout() -> list[Batch]:
         assert held is not None
         with open_stream(held, config.data, tokenizer, HELDOUT_SEED, own_rows, beside=stream) as reading:
             return [reading.next()[0] for _ in range(config.run.eval_batches)]
 
+    def first_voice() -> np.ndarray:
+        with open_stream(dataset, config.data, tokenizer, config.run.seed, beside=stream) as reading:
+            batch = reading.next()[0]
+        speech = batch.latent[batch.latent_mask]
+        return np.resize(speech, (config.data.reference_frames, speech.shape[1]))
+
     return Inputs(
+        first_voice=first_voice,
         stream=stream,
         heldout=heldout if held else None,
         facts=data_facts(dataset, config, tokenizer, stream.scale),

@@ -50,6 +50,8 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"in_proj/kernel", ("", "embed")),
     (r"out_proj/kernel", ("embed", "")),
     (r"text_embedding/embedding", ("", "embed")),
+    (r"lora_[ab]", ()),  # adapters are small
+    (r"speaker_latent", ()),
     (r"\w+/(bias|weight)", ()),
     (r"(step|count|ns_coeffs)", ()),
 )
@@ -260,7 +262,7 @@ def _on_each_device(attend: Attend, mesh: Mesh) -> Attend:
     return cut
 
 
-def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
+def model_structure(config: ModelConfig, mesh: Mesh, adapter_rank: int = 0) -> Any:
     """The static structure of a model that computes on this mesh."""
     return structure(
         config,
@@ -268,6 +270,7 @@ def model_structure(config: ModelConfig, mesh: Mesh) -> Any:
         constrain=activation_constraint(mesh),
         gather=weight_gather(mesh, config.compute_dtype),
         attend=attention(config, mesh),
+        adapter_rank=adapter_rank,
     )
 
 

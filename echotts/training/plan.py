@@ -22,6 +22,7 @@ from echotts.training import mesh as meshes
 from echotts.training.state import abstract_state
 from echotts.training.step import make_train_step
 from echotts.training.topology import Topology
+from echotts.training.tuning import abstract_frozen
 
 GIB = 2**30
 UTILISATIONS = (0.4, 0.5, 0.6)
@@ -144,6 +145,23 @@ def make_plan(config: Config, topology: Topology, devices: Sequence[Any] | None)
     )
 
 
+def state_sizes(config: Config) -> dict[str, int]:
+    """Numbers of parameters, and bytes of the state, the frozen weights in it, and a checkpoint, on one device."""
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    state, frozen = abstract_state(config, mesh), abstract_frozen(config, mesh)
+    stored, unchanged = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) for tree in (state.arrays(), frozen)
+    )
+    trained = count_parameters(state.params)
+    return {
+        "parameters": trained + count_parameters(frozen),
+        "trained": trained,
+        "state_bytes": stored + unchanged,
+        "frozen_bytes": unchanged,
+        "checkpoint_bytes": stored,
+    }
+
+
 def plan_bucket(config: Config, topology: Topology, bucket: Bucket) -> BucketPlan:
     """Work and data rate of one bucket."""
     rows, reference = config.data.batch_size, config.data.reference_frames
@@ -171,7 +189,7 @@ def compile_bucket(
     available = int(topology.chip.hbm_gib * GIB)
     limit = jax.ShapeDtypeStruct((), jnp.float32)
     lowered = make_train_step(config, mesh).jitted.lower(
-        abstract_state(config, mesh), abstract_batch(config, bucket), limit
+        abstract_state(config, mesh), abstract_batch(config, bucket), limit, abstract_frozen(config, mesh)
     )
     try:
         compiled = lowered.compile()

@@ -107,10 +107,11 @@ class Reporter:
             event, what = "resumed", f"after step {self._start}, {samples_seen} samples"
         self._writer.event(self._start, event, what + where)
 
-    def ended(self, step: int) -> None:
-        """Reports that the loop is over and everything is saved."""
-        event = "finished" if step >= self._config.optim.steps else "stopped"
-        self._writer.event(step, event, f"saved after step {step} of {self._config.optim.steps}")
+    def ended(self, step: int, *, settled: bool = False) -> None:
+        """Reports that the loop is over and all is saved; `settled`: because evaluations no longer get better."""
+        event = "finished" if settled or step >= self._config.optim.steps else "stopped"
+        why = f"; none of the last {self._config.run.patience} evaluations was the best" if settled else ""
+        self._writer.event(step, event, f"saved after step {step} of {self._config.optim.steps}{why}")
 
     @contextmanager
     def telling_why(self) -> Iterator[None]:
@@ -203,6 +204,8 @@ class Reporter:
         if heard:
             self._writer.write(step, heard)
             errors = f", word errors {heard['speech/word_error_rate']:.1%}"
+        if "speech/voice_similarity" in heard:
+            errors += f", similarity {heard['speech/voice_similarity']:.2f}"
         self._progress.say(f"step {step}: speech samples in {folder}{errors}")
 
     def saved(self, step: int, seconds: float | int) -> None:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from echotts.checkpoint.best import Best, note_best
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
@@ -21,6 +22,7 @@ from echotts.checkpoint.guard import Guard
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker
+from echotts.latents import LatentScale
 from echotts.multihost import messages, processes, runtime
 from echotts.multihost.hang import HangWatch
 from echotts.multihost.messages import any_process
@@ -39,9 +41,11 @@ from echotts.training.profiling import Profiler
 from echotts.training.progress import Progress
 from echotts.training.report import Reporter
 from echotts.training.samples import Heldout, Speaker, choose_voices, write_samples
-from echotts.training.state import TrainState, abstract_state, new_state, restored_state
+from echotts.training.state import TrainState, abstract_state, load_base, new_state, restored_state
 from echotts.training.step import TrainStep, make_train_step
+from echotts.training.tuning import base_facts, check_base_facts, voice_of, whole_weights
 
+SPEAKING_S = 3600.0  # for process 0 to synthesise and recognise the samples
 REPLAYED_SAMPLES = 100_000  # takes about a minute to read
 LOGGER = logging.getLogger(__name__)
 
@@ -62,6 +66,7 @@ class Run:
     watch: HangWatch
     reporter: Reporter
     profiler: Profiler
+    best: Best
     state: TrainState
     step: int
     samples_seen: int
@@ -84,7 +89,9 @@ class Run:
     def go_back(self) -> None:
         """Rolls back to the weights from before the first of too many rejected steps."""
         with self.reporter.pause():
-            self.state, what = roll_back(self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints)
+            self.state, what = roll_back(
+                self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints, self.inputs
+            )
             self.reporter.rolled_back(self.step, what)
             self._save()
 
@@ -97,20 +104,50 @@ class Run:
             self.reporter.disk_full(self.step, space)
             wait_for_space(self.run_dir.local, stop)
 
-    def measure(self, heldout: Heldout) -> None:
-        """Evaluates the held-out losses."""
-        with self.reporter.pause():
-            self.reporter.measured(self.step, heldout.losses(self.state.ema))
+    @property
+    def settled(self) -> bool:
+        """Whether the run stops early: `run.patience` evaluations were not better than the best."""
+        return 0 < self.config.run.patience <= self.best.waited
 
-    def speak(self, speaker: Speaker) -> None:
-        """Writes speech samples with the current weights."""
-        run = self.config.run
+    @property
+    def judged_by_speech(self) -> bool:
+        """Whether the best checkpoint is that of the best speech samples."""
+        return self.config.run.patience > 0 and self.config.run.best_by == "speech"
+
+    def measure(self, heldout: Heldout) -> bool:
+        """Evaluates the held-out losses; True if the run looks for the lowest and this is it."""
         with self.reporter.pause():
-            weights = describe(runtime.whole(self.state.ema), self.config.model, self._here(), "ema")
+            losses = heldout.losses(self.state.ema)
+            self.reporter.measured(self.step, losses)
+        if not self.config.run.patience or self.judged_by_speech:
+            return False
+        return self._judged(losses["heldout/loss"])
+
+    def _judged(self, score: float) -> bool:
+        """Compares an evaluation with the best so far; if it is better, its checkpoint will be kept."""
+        if not self.best.measured(self.step, score):
+            return False
+        self.checkpoints.best = self.step
+        if runtime.is_primary():
+            note_best(self.run_dir.shared, self.step)
+        return True
+
+    def speak(self, speaker: Speaker) -> bool:
+        """Writes speech samples with the current weights; True if the run looks for the best and these are."""
+        run, figures = self.config.run, {}
+        with self.reporter.pause():
+            trained, frozen = runtime.whole((self.state.ema, self.train_step.frozen))
             if runtime.is_primary():
-                voices = choose_voices(run, self.heldout)
-                folder, heard = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
-                self.reporter.spoken(self.step, self.run_dir.shown(folder), heard)
+                params = whole_weights(self.config, trained, frozen)
+                weights = describe(params, self.config.model, self._here(), "ema")
+                voice = voice_of(self.config, trained, self.inputs.stream.scale)
+                voices = choose_voices(run, self.heldout) if voice is None else [voice]
+                folder, figures = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
+                self.reporter.spoken(self.step, self.run_dir.shown(folder), figures)
+            if not self.judged_by_speech:
+                return False
+            agreed = messages.agree_on(f"speech/{self.step}", lambda: figures, "hear the samples", SPEAKING_S)
+        return self._judged(agreed["speech/word_error_rate"] - agreed.get("speech/voice_similarity", 0.0))
 
     def save(self) -> None:
         """Starts writing a checkpoint; training goes on meanwhile."""
@@ -121,13 +158,13 @@ class Run:
         """Waits until everything is written and reported."""
         with self.reporter.pause():
             self.checkpoints.wait()
-        self.reporter.ended(self.step)
+        self.reporter.ended(self.step, settled=self.settled)
 
     def _here(self) -> Meta:
         return bookmark(self.config, self.inputs, self.step, self.samples_seen, self.fed)
 
     def _save(self) -> None:
-        meta = for_checkpoint(self._here(), self.guard)
+        meta = for_checkpoint(self._here(), self.guard, self.best)
         self.reporter.saved(self.step, self.checkpoints.save(self.state.arrays(), meta))
 
 
@@ -136,17 +173,24 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     run = config.run
     mesh = meshes.make_mesh(data=run.data_ways, tensor=run.tensor_ways)
     meshes.check_layout(config, mesh, jax.local_device_count())
-    inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
+    base = base_facts(config)
+    scale = base and LatentScale.from_json(base.latent_scale, config.model.latent_channels)
+    inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size), scale)
+    if base:
+        check_base_facts(config, base, inputs.facts)
+    frozen = load_base(config, mesh)
+    inputs = dataclasses.replace(inputs, facts=dataclasses.replace(inputs.facts, base=frozen.weights_hash))
     processes.check_same("tokenizer and codec", json_digest(inputs.facts.to_dict()))
-    train_step = make_train_step(config, mesh)
-    heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale) if inputs.heldout else None
+    train_step = make_train_step(config, mesh, frozen.params)
+    heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale, frozen.params) if inputs.heldout else None
     run_dir = stack.enter_context(open_run_dir(run.run_dir, create=runtime.is_primary()))
     processes.check_shared(run_dir.shared)
     claim = claimed(run_dir.shared)
     messages.agree_on("claim", lambda: stack.enter_context(claim), "claim the run directory", LOOK_S)
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, run, space_maker(run.disk_config)))
-    state, step, samples_seen, frames_seen, guard = begin(config, mesh, checkpoints, inputs)
+    state, step, samples_seen, frames_seen, guard, best = begin(config, mesh, checkpoints, inputs)
+    checkpoints.best = best.step
     if step < config.optim.steps:
         write_config(run_dir.shared, config)
 
@@ -176,6 +220,7 @@ def open_run(config: Config, stack: ExitStack) -> Run:
         watch=watch,
         reporter=reporter,
         profiler=profiler,
+        best=best,
         state=state,
         step=step,
         samples_seen=samples_seen,
@@ -190,8 +235,8 @@ def write_config(run_dir: RunPath, config: Config) -> None:
 
 def begin(
     config: Config, mesh: Mesh, checkpoints: Checkpoints, inputs: Inputs
-) -> tuple[TrainState, int, int, int, Guard]:
-    """(state, step, samples seen, frames of speech seen, guard) to start with.
+) -> tuple[TrainState, int, int, int, Guard, Best]:
+    """(state, step, samples seen, frames of speech seen, guard, best evaluation) to start with.
 
     Taken from the newest checkpoint, otherwise from `run.init_from`, otherwise a random model. A resumed stream
     continues after the last batch that was trained on.
@@ -208,22 +253,31 @@ def begin(
                 "%s is already at step %d and --steps is %d: nothing to train; increase --steps to continue",
                 *(config.run.run_dir, meta.step, config.optim.steps),
             )
-        guard = Guard(config.run, meta.guard)
-        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard
+        guard, best = Guard(config.run, meta.guard), Best(**meta.best)
+        return restored_state(arrays, meta.step, mesh), meta.step, meta.samples_seen, meta.frames_seen, guard, best
     store_pins(config, inputs)
-    state, step, samples_seen = new_state(config, mesh)
-    return state, step, samples_seen, skip_batches(inputs.stream, step, samples_seen), Guard(config.run)
+    state, step, samples_seen = new_state(config, mesh, inputs.first_voice)
+    return state, step, samples_seen, skip_batches(inputs.stream, step, samples_seen), Guard(config.run), Best()
 
 
 def roll_back(
-    guard: Guard, state: TrainState, step: int, config: Config, mesh: Mesh, checkpoints: Checkpoints
+    guard: Guard,
+    state: TrainState,
+    step: int,
+    config: Config,
+    mesh: Mesh,
+    checkpoints: Checkpoints,
+    inputs: Inputs,
 ) -> tuple[TrainState, str]:
     """The state of an earlier checkpoint, to continue with after `step`, and a description (`Guard.roll_back`)."""
 
     def restore(before: int) -> tuple[dict[str, Any], Meta] | None:
         return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
 
-    arrays, what = guard.roll_back(state, step, checkpoints, restore, lambda: new_state(config, mesh)[0].arrays())
+    def begin_again() -> dict[str, Any]:
+        return new_state(config, mesh, inputs.first_voice)[0].arrays()
+
+    arrays, what = guard.roll_back(state, step, checkpoints, restore, begin_again)
     return restored_state(arrays, step, mesh), what
 
 
@@ -244,7 +298,12 @@ def skip_batches(stream: Stream, steps: int, samples_seen: int) -> int:
 
 
 def check_facts(saved: Facts, given: Facts, data: str) -> None:
-    """ValueError if a run is resumed on latents of another codec or with another tokenizer."""
+    """ValueError if a run is resumed on latents of another codec, with another tokenizer or another frozen base."""
+    if saved.base != given.base:
+        raise ValueError(
+            f"the frozen weights have hash {(given.base or 'none')[:12]}, but the run was trained with those of "
+            f"{(saved.base or 'none')[:12]}: give the same --init_from, or another --run_dir"
+        )
     before, now = saved.codec.weights_hash, given.codec.weights_hash
     if before != now:
         raise ValueError(f"{data}: latents of the codec with hash {now}, but the run was trained on those of {before}")
@@ -271,8 +330,8 @@ def bookmark(config: Config, inputs: Inputs, step: int, samples_seen: int, fed: 
     )
 
 
-def for_checkpoint(here: Meta, guard: Guard) -> Meta:
+def for_checkpoint(here: Meta, guard: Guard, best: Best) -> Meta:
     """The metadata as stored, with the stream states of all processes. Collective."""
-    here = dataclasses.replace(here, guard=guard.state())
+    here = dataclasses.replace(here, guard=guard.state(), best=dataclasses.asdict(best))
     states = messages.gather(f"stream/{here.step}", here.stream)
     return dataclasses.replace(here, stream=merge_states(states)) if states else here  # written by process 0

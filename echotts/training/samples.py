@@ -57,7 +57,7 @@ class Heard(Protocol):
 
 @runtime_checkable
 class Spoken(Protocol):
-    """Output of a speaker: sentence, reference voice and, if any, the recogniser's result (evaluation.samples)."""
+    """Output of a speaker: sentence, reference voice and, if any, what recogniser and voice encoder say about it."""
 
     @property
     def speech(self) -> Sound: ...
@@ -68,6 +68,9 @@ class Spoken(Protocol):
     @property
     def heard(self) -> Heard | None: ...
 
+    @property
+    def similarity(self) -> float | None: ...
+
 
 Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
 """(weights, sentence, seed, voice) -> speech. Passed in, because training does not depend on synthesis."""
@@ -76,9 +79,17 @@ Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
 class Heldout:
     """Held-out evaluation of one run. `read` returns this process's rows of the batches; it is called once."""
 
-    def __init__(self, config: Config, mesh: Mesh, read: Callable[[], list[Batch]], scale: LatentScale = UNSCALED):
-        """`scale` is the latent scale of the batches."""
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        read: Callable[[], list[Batch]],
+        scale: LatentScale = UNSCALED,
+        frozen: Params | None = None,
+    ):
+        """`scale` is the latent scale of the batches; `frozen` are weights that are used but not trained."""
         self._scale = scale
+        self._frozen = frozen or {}
         self._measure = make_measure_step(config, mesh)
         self._mesh = mesh
         self._batches = read()
@@ -98,7 +109,7 @@ class Heldout:
         seen: list[dict[str, Any]] = []
         for number, rows in enumerate(self._batches):
             batch = to_devices(rows, self._mesh)
-            seen.append(jax.device_get(self._measure(params, batch, jax.random.fold_in(key, number))))
+            seen.append(jax.device_get(self._measure(params, self._frozen, batch, jax.random.fold_in(key, number))))
         weights = np.array([aux["weight"] for aux in seen])
         losses = np.array([aux["loss"] for aux in seen])
         t, row_loss, kept = (np.concatenate([aux[name] for aux in seen]) for name in ("t", "row_loss", "kept"))
@@ -124,7 +135,7 @@ def write_samples(
     """Speaks each sentence, seeded by its index, to `samples/step_*/NN_words.wav`; the folder appears when complete.
 
     Voices are used in turn and stored beside their sentences as `reference_NN.wav`; `sentences.json` maps files to
-    texts, references and transcripts. Returns the folder and, with a recogniser, its metrics.
+    texts, references and transcripts. Returns the folder and the metrics of recogniser and voice encoder.
     """
     folder = run_dir / "samples" / f"step_{step:08d}"
     unfinished = folder.with_name(f".{folder.name}.partial")
@@ -132,6 +143,7 @@ def write_samples(
     unfinished.mkdir(parents=True)
     described: dict[str, Any] = {}
     heard: list[Heard] = []
+    similar: list[float] = []
     for number, sentence in enumerate(sentences):
         name = f"{number:02d}_{_slug(sentence)}.wav"
         turn = number % max(len(voices), 1)
@@ -147,10 +159,13 @@ def write_samples(
             about = described[name] if isinstance(described[name], dict) else {"text": sentence}
             described[name] = {**about, "heard": spoken.heard.text}
             heard.append(spoken.heard)
+        if spoken.similarity is not None:
+            similar.append(spoken.similarity)
     (unfinished / "sentences.json").write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
-    return folder, _error_rates(heard)
+    figures = _error_rates(heard)
+    return folder, figures | ({"speech/voice_similarity": sum(similar) / len(similar)} if similar else {})
 
 
 def _error_rates(heard: Sequence[Heard]) -> dict[str, float]:

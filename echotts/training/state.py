@@ -3,26 +3,29 @@
 import dataclasses
 import functools
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from flax import nnx
 from jax.sharding import Mesh
 
+from echotts.checkpoint.adapters import VOICE, weights_hash
 from echotts.checkpoint.agreement import differences
 from echotts.checkpoint.digests import array_digests, json_digest
 from echotts.checkpoint.export import Adam, Weights, load_weights
+from echotts.checkpoint.facts import Facts
 from echotts.config import Config, to_dict
 from echotts.latents import LatentScale
-from echotts.model import BlockDiT, Params, count_parameters, scale_to_fan_in, split
+from echotts.model import Params, count_parameters
 from echotts.model.parameters import flatten
 from echotts.multihost.processes import check_same
-from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.optimizer import make_optimizer
+from echotts.training.tuning import Base, fresh_params, place_frozen
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +41,8 @@ HOW_IT_COMPUTES = (
 class TrainState:
     """Everything a step changes. Leaves are arrays, or shapes and shardings in their place.
 
-    Master weights are float32. `ema` has the structure of `params`.
+    `params` are the trained parameters (training/tuning.py), usually the whole model, in float32. `ema` has the same
+    structure.
     """
 
     step: Any  # () int32, number of updates; never a Python int, which would cause recompilation
@@ -62,13 +66,16 @@ def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     )
 
 
-def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
+def new_state(config: Config, mesh: Mesh, first_voice: Callable[[], np.ndarray]) -> tuple[TrainState, int, int]:
     """(state, step, samples seen) of a new run: from `run.init_from`, otherwise a random model from `run.seed`.
 
-    Step and samples are 0 except with `run.resume_optimizer`.
+    Step and samples are 0 except with `run.resume_optimizer`. `first_voice` provides the (m, c) that an inversion
+    starts from.
     """
     source, resume = config.run.init_from, config.run.resume_optimizer
-    if source:
+    if config.tune.method == "inversion":
+        return state_from_weights(Weights({VOICE: first_voice()}, config.model, Facts()), 0, config, mesh), 0, 0
+    if source and not config.tune.is_frozen:
         weights = fitting_weights(source, config, resume)
         check_same(f"contents of {source}", json_digest(array_digests([weights.params, weights.adam])))
         step, samples_seen = (weights.facts.step or 0, weights.facts.samples_seen or 0) if resume else (0, 0)
@@ -76,7 +83,8 @@ def new_state(config: Config, mesh: Mesh) -> tuple[TrainState, int, int]:
         LOGGER.info("starting from %sthe weights of %s", what, source)
         return state_from_weights(weights, step, config, mesh), step, samples_seen
     state = initial_state(config, mesh)
-    LOGGER.info("a new model of %.2f M parameters", count_parameters(state.params) / 1e6)
+    what = f"adapters of {source}" if config.tune.is_frozen else "a new model"
+    LOGGER.info("%s of %.2f M parameters", what, count_parameters(state.params) / 1e6)
     return state, 0, 0
 
 
@@ -100,6 +108,17 @@ def fitting_weights(source: str, config: Config, with_optimizer: bool = False) -
             f"(theirs -> this run's); use --data.latent_scale {scale}"
         )
     return weights
+
+
+def load_base(config: Config, mesh: Mesh) -> Base:
+    """The frozen weights of `run.init_from`; none if all weights are trained. ValueError if they do not fit."""
+    source = config.run.init_from
+    if not config.tune.is_frozen or source is None:
+        return Base({}, None)
+    weights = fitting_weights(source, config)
+    found = weights_hash(weights.params)
+    check_same(f"contents of {source}", found)
+    return Base(place_frozen(weights.params, config, mesh), found)
 
 
 def initial_state(config: Config, mesh: Mesh) -> TrainState:
@@ -141,8 +160,7 @@ def restored_state(arrays: dict[str, Any], step: int, mesh: Mesh) -> TrainState:
 
 
 def _create(config: Config, optimizer: optax.GradientTransformation) -> TrainState:
-    params = split(BlockDiT(config.model, rngs=nnx.Rngs(random_key(config.run.seed))))[1]
-    return _begin(scale_to_fan_in(params) if config.optim.init == "fan_in" else params, optimizer)
+    return _begin(fresh_params(config), optimizer)
 
 
 def _begin(params: Params, optimizer: optax.GradientTransformation) -> TrainState:

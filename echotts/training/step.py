@@ -15,23 +15,25 @@ from jaxtyping import Array, Key
 from echotts.config import Config
 from echotts.data.stream.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
-from echotts.model import Params, merge
+from echotts.model import Params
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
+from echotts.training.tuning import abstract_frozen, make_assemble, with_voice
 
 Metrics = dict[str, Array]
 TERMS = ("flow", "alignment")  # of the loss
-MeasureStep = Callable[[Params, Batch, Array], Metrics]
+MeasureStep = Callable[[Params, Params, Batch, Array], Metrics]
 
 
 class TrainStep:
     """The jitted step. Counts its compilations: there should be one per bucket."""
 
-    def __init__(self, jitted: Any):
+    def __init__(self, jitted: Any, frozen: Params):
         self.jitted = jitted
+        self.frozen = frozen
         self.compile_s = 0.0
 
     @property
@@ -42,38 +44,38 @@ class TrainStep:
     def __call__(self, state: TrainState, batch: Batch, limit: float = math.inf) -> tuple[TrainState, Metrics]:
         """Launches one step and returns immediately, unless the batch's bucket has to be compiled first."""
         before, began = self.compilations, time.perf_counter()
-        result = self.jitted(state, batch, np.float32(limit))
+        result = self.jitted(state, batch, np.float32(limit), self.frozen)
         if self.compilations != before:
             self.compile_s += time.perf_counter() - began
         return result
 
 
-def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
+def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) -> TrainStep:
     """The step (state, global batch, limit) -> (state, metrics). The state is donated: rebind its name.
 
+    `frozen` are the weights that are used but not trained (training/tuning.py); None: none.
     Metrics are arrays on the device: "loss", "error" (), the mean squared error of the rows regardless of padding,
     "grad_norm", "param_norm", "learning_rate" (), "valid_share" (), "finite" and "good" () bool and "row_loss" (b,).
     A step that is not good (a non-finite number, or an error above the limit) changes nothing but the step number
     (checkpoint/guard.py). Compiles once per bucket.
     """
-    graphdef = meshes.model_structure(config.model, mesh)
-    gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # for parameters outside of the layers
+    assemble = make_assemble(config, mesh)
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
 
-    def train_step(state: TrainState, batch: Batch, limit: Array) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Batch, limit: Array, frozen: Params) -> tuple[TrainState, Metrics]:
         # all draws depend only on (seed, step) over the global batch, regardless of sharding and accumulation
         key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t = stratified_timesteps(time_key, rows, config.flow)
         noise = jax.random.normal(noise_key, batch.latent.shape)
-        batch = condition_dropout(dropout_key, batch, config.flow)
+        batch = condition_dropout(dropout_key, with_voice(config, batch), config.flow)
 
         alignment = alignment_weight(state.step, config)
 
         def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
-            model = merge(graphdef, gather(params))
+            model, batch = assemble(params, frozen, batch)
             velocity = model if alignment is None else model.with_alignment
             return velocity_loss(velocity, batch, t, noise, config.flow.loss, alignment)
 
@@ -106,26 +108,29 @@ def make_train_step(config: Config, mesh: Mesh) -> TrainStep:
         } | ({} if alignment is None else {"alignment": terms["alignment"]})
         return TrainState(step=state.step + 1, params=params, ema=ema, opt_state=opt_state), metrics
 
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
+    shardings, unchanged = jax.tree.map(
+        lambda leaf: leaf.sharding, (abstract_state(config, mesh), abstract_frozen(config, mesh))
+    )
     jitted = jax.jit(
         train_step,
-        in_shardings=(shardings, meshes.batch_sharding(mesh), meshes.replicated(mesh)),
+        in_shardings=(shardings, meshes.batch_sharding(mesh), meshes.replicated(mesh), unchanged),
         out_shardings=(shardings, meshes.replicated(mesh)),
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
-    return TrainStep(jitted)
+    return TrainStep(jitted, frozen or {})
 
 
 def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
-    """The jitted held-out loss (params, batch, key) -> {"row_loss" (b,), "t" (b,), "kept" (b,), "loss", "weight"}.
+    """The jitted held-out loss (params, frozen, batch, key) -> {"row_loss", "t", "kept" (b,), "loss", "weight"}.
 
     Conditions are not dropped. The key determines times and noise.
     """
-    graphdef = meshes.model_structure(config.model, mesh)
+    assemble = make_assemble(config, mesh)
 
-    def measure(params: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
-        loss, aux = flow_loss(merge(graphdef, params), batch, key, config.flow, train=False)
+    def measure(params: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
+        model, batch = assemble(params, frozen, with_voice(config, batch))
+        loss, aux = flow_loss(model, batch, key, config.flow, train=False)
         return aux | {"loss": loss}
 
     return jax.jit(measure, out_shardings=meshes.replicated(mesh))

@@ -210,6 +210,17 @@ def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatc
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link.wav", "pipe.wav", "voice.wav"]
 
 
+def test_a_saved_voice_is_not_replaced_by_an_output(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tmp_path / "echotts" / "voices" / "anna.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"voice")
+    arguments = ("--text", "one", "--voice", "anna", "--output", tmp_path / "a.wav", "--save_latents", path)
+    code, _, err = call(*arguments)
+    assert (code, path.read_bytes()) == (1, b"voice")
+    assert "anna.safetensors, which is read: choose another name" in err
+
+
 def test_an_mp3_has_the_bit_rate_of_the_flag(call, tmp_path):
     sizes = []
     for rate in (64, 32):

@@ -37,7 +37,7 @@ def train_a_little(index: int, count: int, address: str, shards: Path, order: Se
     config = with_sections(TINY, data={"data": str(shards)}, model={"depth": 1, "remat": "none"})
     mesh = permuted(meshes.make_mesh, order)()
     inputs = open_inputs(config, meshes.own_rows(mesh, config.data.batch_size))
-    feed, state, compiled = Feed(inputs.stream, mesh), new_state(config, mesh)[0], None
+    feed, state, compiled = Feed(inputs.stream, mesh), new_state(config, mesh, inputs.first_voice)[0], None
     mine, losses, digests = [], [], {}
     for step in range(STEPS):
         fed = feed.next()
@@ -45,7 +45,7 @@ def train_a_little(index: int, count: int, address: str, shards: Path, order: Se
         digests = global_digests(fed.batch)
         if compiled is None:
             limit = np.float32(np.inf)
-            compiled = make_train_step(config, mesh).jitted.lower(state, fed.batch, limit).compile()
+            compiled = make_train_step(config, mesh).jitted.lower(state, fed.batch, limit, {}).compile()
             messages.all_gather("compiled", index)  # the first collective waits half a minute at most
         state, numbers = compiled(state, fed.batch, limit)
         losses.append(numbers["row_loss"].addressable_data(0).tolist())

@@ -23,6 +23,7 @@ def test_a_reference_of_any_format_and_rate_is_the_same_voice(tts, tmp_path, rat
 
 
 def test_long_references_are_truncated_to_the_window_with_a_message(tts, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(references, "find_faults", lambda samples, rate: {})  # the test's voice is noise
     with caplog.at_level(logging.WARNING):
         assert len(tts.encode_reference((voice(0.6), RATE))) == 15
         assert not caplog.messages
@@ -61,3 +62,16 @@ def test_references_without_a_voice_are_rejected_with_a_one_line_error(tts, tmp_
     broken[5] = np.nan
     with pytest.raises(ValueError, match="not finite"):
         say(tts, ref=(broken, RATE))
+
+
+def test_faults_of_a_reference_are_said_in_one_line_each_and_only_what_is_used_is_checked(tts, caplog, tmp_path):
+    loud = np.clip(3 * voice(2.0), -0.5, 0.5)
+    soundfile.write(tmp_path / "loud.wav", loud, RATE)
+    references.encode_reference(tmp_path / "loud.wav", tts.codec, 100)
+    assert [message.split(": ")[:2] for message in caplog.messages] == [
+        [str(tmp_path / "loud.wav"), "clipped"],
+        [str(tmp_path / "loud.wav"), "noisy"],
+    ]
+    caplog.clear()
+    references.encode_reference((np.concatenate([voice(0.5), loud]), RATE), tts.codec, 10)
+    assert [message for message in caplog.messages if "only the first" not in message] == []

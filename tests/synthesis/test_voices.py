@@ -140,3 +140,12 @@ def test_a_voice_of_two_recordings_speaks_as_its_latent_does(tmp_path, monkeypat
     assert "recordings: 0.wav, 1.wav" in shown
     assert voice_command.main(["remove", "anna"]) == 0
     assert list_voices() == []
+
+
+def test_music_in_the_recordings_of_a_voice_is_said(caplog):
+    hum = 0.2 * np.sin(2 * np.pi * 440 * np.arange(3 * RATE) / RATE)
+    path = voices_folder().parent / "hum.wav"
+    path.parent.mkdir(parents=True)
+    soundfile.write(path, hum, RATE)
+    references.record_voice([path], LinearCodec(), 50)
+    assert any(message.startswith(f"{path}: music or tones: ") for message in caplog.messages)

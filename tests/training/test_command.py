@@ -1,5 +1,6 @@
 """train_pretrain.py and `export` as they are called."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -90,6 +91,50 @@ def test_underscores_hyphens_and_section_keys_are_all_understood():
 def test_a_wrong_call_is_one_line(arguments, said):
     with pytest.raises(UsageError) as caught:
         parse_config(arguments.split())
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_tuning_takes_sizes_and_lengths_from_the_base_and_defaults_for_minutes_of_speech(tmp_path):
+    (tmp_path / "shards" / "heldout").mkdir(parents=True)
+    line = [
+        "--tune",
+        "lora",
+        "--init-from=demo",
+        "--data",
+        str(tmp_path / "shards"),
+        "--run_dir",
+        "r",
+        "--tune.rank",
+        "4",
+    ]
+    config = parse_config([*line, "--model.remat", "full"])
+    demo = configs.demo()
+    assert (config.preset, config.tune.method, config.tune.rank) == ("demo", "lora", 4)
+    assert config.model == dataclasses.replace(demo.model, remat="full")
+    assert (config.data.buckets, config.data.reference_frames) == (demo.data.buckets, demo.data.reference_frames)
+    assert config.data.heldout == str(tmp_path / "shards" / "heldout")
+    assert (config.optim.learning_rate, config.run.patience) == (demo.optim.learning_rate, 6)
+    line[1] = "full"
+    assert parse_config(line).optim.learning_rate == demo.optim.learning_rate / 10
+    line[1] = "inversion"
+    inversion = parse_config(line)
+    assert (inversion.optim.weight_decay, inversion.flow.speaker_dropout) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--tune lora --run_dir r", "tune lora adapts a trained model with a new optimizer: give it as --init_from"),
+        ("--tune lora --init_from demo --run_dir r", "patience 6 needs held-out shards: give them as --heldout"),
+        ("--tune lora --init_from nowhere.safetensors --run_dir r", "nowhere.safetensors: no such file"),
+        ("--tune half --init_from demo --run_dir r", "half"),
+        ("--tune lora --init_from demo --tune.rank 0 --run_dir r", "rank 0 must be from 1 to 1024"),
+    ],
+)
+def test_a_tuning_that_cannot_be_is_one_line(arguments, said):
+    with pytest.raises((UsageError, FileNotFoundError)) as caught:
+        parse_config(["--data", "d", *arguments.split()])
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
 

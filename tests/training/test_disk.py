@@ -12,14 +12,13 @@ from jax.experimental import multihost_utils
 
 from echotts.checkpoint import checkpoints, export
 from echotts.checkpoint.checkpoints import Checkpoints
-from echotts.checkpoint.facts import Facts
-from echotts.disk.runs import verified_step
+from echotts.disk.runs import noted_step
 from echotts.disk.settings import Limits, Root, Settings
 from echotts.disk.watchdog import Watchdog, space_maker
 from echotts.multihost import messages, waiting
 from echotts.multihost.runtime import StopSignal
 from echotts.rundir import pause
-from echotts.rundir.layout import CHECKPOINTS, WRITER
+from echotts.rundir.layout import CHECKPOINTS, VERIFIED, WRITER
 from echotts.rundir.leases import is_leased, lease
 from echotts.rundir.metrics import metrics_path
 from echotts.training.loop import train
@@ -72,7 +71,7 @@ def test_a_checkpoint_is_leased_while_it_is_restored_and_verified_after(tmp_path
     assert seen == [True] * 3
     assert not leased(newest)
     here = os.open(tmp_path, os.O_RDONLY)
-    assert verified_step(here, ()) == 2
+    assert noted_step(here, (), VERIFIED) == 2
     os.close(here)
 
 
@@ -95,9 +94,9 @@ def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):
 def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     seen = []
-    nothing = export.Weights({}, TINY.model, Facts())
-    monkeypatch.setattr(export, "_load_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
-    export.load_run(tmp_path)
+    nothing = export.Stored(tmp_path, meta(1), TINY.model, "none", 0, {}, None)
+    monkeypatch.setattr(export, "_read_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
+    export.read_run(tmp_path)
     assert seen == [True]
 
 

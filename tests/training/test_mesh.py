@@ -231,4 +231,4 @@ def test_two_slices_hold_a_copy_each_and_the_step_compiles_for_them(name):
     assert [{device.slice_index for device in copy.flat} for copy in mesh.devices] == [{0}, {1}]
     batch = abstract_batch(config, config.data.buckets[0])
     limit = jax.ShapeDtypeStruct((), np.float32)
-    make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), batch, limit).compile()
+    make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), batch, limit, {}).compile()

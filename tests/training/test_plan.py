@@ -181,6 +181,28 @@ def test_the_command_prints_and_writes_its_answer(monkeypatch, tmp_path, capsys)
     assert [bucket["frames"] for bucket in written["buckets"]] == [64, 128]
 
 
+def test_a_tuning_is_planned_for_one_device(monkeypatch, tmp_path, capsys):
+    def missing(slice_):
+        raise NoCompilerError("the TPU compiler is missing: install it")
+
+    monkeypatch.setattr(topology, "compiler_devices", missing)
+    output = tmp_path / "plan.json"
+    assert command.main([*["--preset", "840m", "--tune", "lora", "--device", "24GiB", "--output"], str(output)]) == 0
+    printed, written = capsys.readouterr().out, json.loads(output.read_text())
+    assert "840m, tune lora, on one device of 24GiB: batch 8, remat full" in printed
+    assert "854.13M, of which 13.59M are trained" in printed
+    assert "memory           unknown: the TPU compiler is missing: install it" in printed
+    assert written["checkpoint_bytes"] == 4 * 4 * written["trained"] + 8  # weights, EMA, two moments, two counts
+    assert written["frozen_bytes"] < 2.1 * (written["parameters"] - written["trained"])  # kernels in bfloat16
+    for words, said in (
+        ("--preset demo", "give either --topology or --device"),
+        ("--topology v4-8 --tune lora", "--tune lora is planned for one device"),
+        ("--device big", "--device 'big': give its memory, as in 24GiB"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            command.main(words.split())
+
+
 def test_compiler_figures_come_after_the_formulas_bucket_by_bucket(monkeypatch, tmp_path, capsys):
     printed = []
 
@@ -307,7 +329,7 @@ def test_a_layer_of_the_1_3b_step_wastes_little_and_moves_weights_in_bfloat16():
     mesh = plan.slice_mesh(config, topology.compiler_devices(slice_))
     state, batch = abstract_state(config, mesh), plan.abstract_batch(config, config.data.buckets[0])
     limit = jax.ShapeDtypeStruct((), jax.numpy.float32)
-    text = make_train_step(config, mesh).jitted.lower(state, batch, limit).compile().as_text()
+    text = make_train_step(config, mesh).jitted.lower(state, batch, limit, {}).compile().as_text()
 
     step = cost.estimate(text, slice_.chip)
     assert step.compute_s <= 1.8 * arithmetic_s(config, slice_)  # 8.0 before weights were gathered whole

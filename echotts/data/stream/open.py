@@ -25,12 +25,13 @@ def open_stream(
     own_rows: Sequence[int] | None = None,
     *,
     beside: Stream | None = None,
+    scale: LatentScale | None = None,
 ) -> Stream:
     """The stream of a dataset. `own_rows` are this process's rows of a batch, None means all.
 
     `beside` is the training stream that this one (held-out data) accompanies: it shares cache and latent scale, and
-    nothing is prefetched. ValueError if the cache is too small for the shards, or the dataset lacks the statistics that
-    `config.latent_scale` needs.
+    nothing is prefetched. `scale` replaces the latent scale measured on the data. ValueError if the cache is too small
+    for the shards, or the dataset lacks the statistics that `config.latent_scale` needs.
     """
     cache = beside.shards.cache if beside else None
     streams = len(Rows(config.batch_size, config.streams, own_rows).own_streams)
@@ -43,7 +44,7 @@ def open_stream(
         cache = cache or Cache(root, budget_bytes)
     policy = RetryPolicy(deadline_s=config.fetch_deadline_s)
     shards = Shards(dataset.sources, cache, policy, 0 if beside else AHEAD_UNITS)
-    scale = beside.scale if beside else _latent_scale(dataset, config)
+    scale = beside.scale if beside else scale or _latent_scale(dataset, config)
     return Stream(shards, config, seed, tokenizer, dataset.silence, own_rows, scale, lanes)
 
 

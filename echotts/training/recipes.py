@@ -1,0 +1,49 @@
+"""Defaults for adapting a model to minutes of speech (`echotts train --tune`); docs/training.md has the reasons."""
+
+from dataclasses import replace
+from typing import Any
+
+from echotts.checkpoint.facts import Facts
+from echotts.config import HELDOUT_VOICES, Bucket, Config, ModelConfig, TuneConfig, TuneName
+from echotts.latents import LatentScale
+
+STEPS, EVAL_EVERY, PATIENCE = 1000, 50, 6
+ROWS = 8  # one GPU has memory for them, and a hundred clips are a dozen steps
+VOICE_RATE = 0.02  # latents have a standard deviation of about 1
+
+
+def tuning(config: Config, method: TuneName, base: str, model: ModelConfig, facts: Facts) -> dict[str, Any]:
+    """The sections of a configuration that adapts `base`, of these sizes and facts; `config` is the nearest preset."""
+    computes = config.model
+    model = replace(model, compute_dtype=computes.compute_dtype, attention=computes.attention, remat=computes.remat)
+    scale = LatentScale.from_json(facts.latent_scale, model.latent_channels).name
+    data = replace(config.data, batch_size=ROWS, streams=ROWS, interleave=1, latent_scale=scale)
+    if limits := facts.buckets:
+        longest = Bucket(frames=limits.frames, tokens=limits.tokens)
+        buckets = data.buckets if data.buckets[-1] == longest else (longest,)
+        data = replace(data, buckets=buckets, reference_frames=limits.reference_frames)
+    rate = {"full": config.optim.learning_rate / 10, "inversion": VOICE_RATE}.get(method, config.optim.learning_rate)
+    schedule = {"steps": STEPS, "learning_rate": rate, "warmup_share": 0.1, "decay_share": 1.0}
+    optim = replace(config.optim, method="adamw", ema_decay=0.98, **schedule)
+    flow = replace(config.flow, alignment=0.0)  # the base follows the text
+    if method == "inversion":  # the voice is heard in every row, and not decayed towards zero
+        optim, flow = replace(optim, weight_decay=0.0), replace(flow, text_dropout=0.0, speaker_dropout=0.0)
+    run = replace(
+        config.run,
+        init_from=base,
+        eval_every=EVAL_EVERY,
+        eval_batches=8,
+        patience=PATIENCE,
+        save_every_steps=0,
+        keep_last=1,
+        sample_every=2 * EVAL_EVERY,
+        sample_references=(HELDOUT_VOICES,),
+    )
+    return {
+        "model": model,
+        "flow": flow,
+        "data": data,
+        "optim": optim,
+        "tune": TuneConfig(method=method),
+        "run": run,
+    }

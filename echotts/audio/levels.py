@@ -3,6 +3,7 @@
 The loudness measure is ITU-R BS.1770; the output strategies are those of audiocraft's `audio_write`.
 """
 
+from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
@@ -65,14 +66,23 @@ def normalise_output(
     if strategy == "clip":
         return np.clip(samples, -HEADROOM_PEAK, HEADROOM_PEAK)
     peak = float(np.abs(samples).max())
-    if peak < SILENT_PEAK:
-        return samples
-    if strategy == "peak":
-        return (samples * (HEADROOM_PEAK / peak)).astype(np.float32)
     rms = float(np.sqrt(np.mean(np.square(samples, dtype=np.float64))))
+    gain = output_gain(strategy, peak, rms, lambda: measure_loudness(samples, rate), loudness_lufs)
+    return samples if gain == 1.0 else (samples * gain).astype(np.float32)
+
+
+def output_gain(
+    strategy: str, peak: float, rms: float, loudness: Callable[[], float], loudness_lufs: float = OUTPUT_LOUDNESS_LUFS
+) -> float:
+    """The gain by which `normalise_output` scales a recording of this peak, RMS and loudness (measured if needed)."""
+    if strategy in ("none", "clip") or peak < SILENT_PEAK:
+        return 1.0
+    if strategy == "peak":
+        return HEADROOM_PEAK / peak
     if strategy == "rms":
-        return _scaled(samples, OUTPUT_RMS / rms)
-    return loudness_normalise(samples, rate, loudness_lufs) if rms >= SILENT_RMS else samples
+        return min(OUTPUT_RMS / rms, 1.0 / peak)
+    measured = loudness() if rms >= SILENT_RMS else -np.inf
+    return min(10.0 ** ((loudness_lufs - measured) / 20.0), 1.0 / peak) if np.isfinite(measured) else 1.0
 
 
 def trim_silence(samples: Samples, rate: int, *, threshold_db: float = -40.0, window_s: float = 0.01) -> Samples:

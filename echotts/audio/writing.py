@@ -101,7 +101,9 @@ def _encode(path: Path, samples: Samples, rate: int, mp3_rate: int, model: str |
                 file.write(samples[start : start + BLOCK_FRAMES])
     except soundfile.SoundFileError as error:
         raise ValueError(f"{path}: {options['format']} cannot hold {rate} Hz mono ({str(error).strip()})") from error
-    return _with_fixed_serial(buffer.getvalue()) if options["format"] == "OGG" else buffer.getvalue()
+    if options["format"] == "OGG":
+        fix_ogg_serial(buffer)
+    return buffer.getvalue()
 
 
 def mp3_level(mp3_rate: int, rate: int) -> float:
@@ -112,21 +114,21 @@ def mp3_level(mp3_rate: int, rate: int) -> float:
     return min((allowed[-1] - chosen) / (allowed[-1] - allowed[0]), 0.999)
 
 
-def _with_fixed_serial(stream: bytes) -> bytes:
-    """An Ogg stream with serial number 0: libsndfile takes it from the clock, so equal audio would differ in bytes.
+def fix_ogg_serial(file: io.BytesIO | io.BufferedRandom) -> None:
+    """Sets the serial number of an Ogg stream to 0: libsndfile takes it from the clock, so equal audio would differ.
 
     Page layout (RFC 3533): serial at byte 14, checksum at 22, segment count at 26, then the segment lengths.
     """
-    pages = bytearray(stream)
-    start = 0
-    while start < len(pages):
-        segments = pages[start + 26]
-        end = start + 27 + segments + sum(pages[start + 27 : start + 27 + segments])
-        pages[start + 14 : start + 18] = bytes(4)
-        pages[start + 22 : start + 26] = bytes(4)
-        pages[start + 22 : start + 26] = _ogg_checksum(pages[start:end]).to_bytes(4, "little")
-        start = end
-    return bytes(pages)
+    start = file.seek(0)
+    while header := file.read(27):
+        lengths = file.read(header[26])
+        page = bytearray(header + lengths + file.read(sum(lengths)))
+        page[14:18] = bytes(4)
+        page[22:26] = bytes(4)
+        page[22:26] = _ogg_checksum(page).to_bytes(4, "little")
+        file.seek(start)
+        file.write(page)
+        start = file.seek(start + len(page))
 
 
 def _ogg_checksum(page: bytes | bytearray) -> int:

@@ -1,17 +1,26 @@
-"""`echotts speak`: synthesises a text to a file, or live to standard output."""
+"""`echotts speak`: synthesises a text to a file or live to standard output, or the rows of a script to a folder."""
 
+import functools
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from echotts.cli import piped
 from echotts.cli.app import UsageError, parse
+from echotts.cli.progress import Progress
 from echotts.cli.sampler_flags import SamplerFlags
+
+if TYPE_CHECKING:
+    from echotts.evaluation.ranking import Ranking
+    from echotts.synthesis import EchoTTS
+    from echotts.synthesis.recording import Level
 
 PROG = "echotts speak"
 STANDARD_STREAM = "-"
+MOST_AT_ONCE = 64  # rows of a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +29,18 @@ class SpeechFlags:
 
     output: Path = Path("out.wav")
     """File to write (replaced if it exists): .wav, .flac, .ogg or .mp3. Missing folders are created. "-": standard
-    output, for a player or another program; the speech starts before all of it is synthesised."""
+    output, for a player or another program; the speech starts before all of it is synthesised. With --script, the
+    folder for the files of its rows."""
     text: str | None = None
-    """Text to speak; "-": standard input, of which --output - speaks each sentence as soon as it is complete. Either
-    this or --text_file is required."""
+    """Text to speak; "-": standard input, of which --output - speaks each sentence as soon as it is complete. This,
+    --text_file or --script is required."""
     text_file: Path | None = None
     """UTF-8 file with the text to speak."""
+    script: Path | None = None
+    """Table of lines to speak, .jsonl or .csv with the columns text, voice, speaker_ref, pause, seed, duration, output
+    (docs/inference.md). Finished rows are not spoken again."""
+    rows: int = 4
+    """Rows of a --script that are synthesised at once."""
     speaker_ref: Path | None = None
     """Recording of the voice: any format, rate and channels, 0.5 to 300 seconds. None: a voice from the seed."""
     voice: str | None = None
@@ -41,6 +56,11 @@ class SpeechFlags:
     checkpoints do not name one; the default is then facebook/dacvae-watermarked."""
     duration: float = 15.0
     """Maximum duration in seconds; trailing silence is cropped. The model's longest window is a further limit."""
+    candidates: int = 1
+    """Synthesise so many candidates of each piece at once and take the one with the fewest words wrong, then the most
+    similar voice, as far as the extras asr and eval are installed, then the most usual duration."""
+    language: str = "en"
+    """Language in which --candidates are recognised."""
     seed: int = 42
     """Seed of the noise, and without a reference also of the voice; the same seed gives the same file."""
 
@@ -72,14 +92,19 @@ class Arguments(SamplerFlags, SpeechFlags):
     """Computation dtype. None: float32 on a CPU, the model's own elsewhere."""
 
     def __post_init__(self) -> None:
-        if (self.text is None) == (self.text_file is None):
-            raise ValueError("give either --text or --text_file")
+        if sum(given is not None for given in (self.text, self.text_file, self.script)) != 1:
+            raise ValueError("give either --text or --text_file or --script")
+        if self.script is not None:
+            self._check_script()
         if self.text is not None and not self.text.strip():
             raise ValueError("--text is empty")
         if self.voice is not None and self.speaker_ref is not None:
             raise ValueError("give --voice or --speaker_ref, not both")
         if not 0 < self.duration < float("inf"):
             raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
+        for name, count in (("candidates", self.candidates), ("rows", self.rows)):
+            if not 1 <= count <= MOST_AT_ONCE:
+                raise ValueError(f"--{name} {count}: give a number from 1 to {MOST_AT_ONCE}")
         if self.live:
             self._check_live()
         self.check_sampling()
@@ -93,37 +118,66 @@ class Arguments(SamplerFlags, SpeechFlags):
         """Whether the speech goes to standard output while it is made."""
         return str(self.output) == STANDARD_STREAM
 
+    def _check_script(self) -> None:
+        """ValueError for flags of a single text."""
+        if self.live or self.output.suffix:
+            raise ValueError(f"--output {self.output}: give the folder for the files of a --script")
+        if self.save_latents is not None or self.normalise_text:
+            raise ValueError("--save_latents and --normalise_text are for one text, not for a --script")
+
     def _check_live(self) -> None:
         """ValueError for flags that need the whole speech or the whole text."""
         if self.normalise not in (None, "clip", "none"):
             raise ValueError(f"--normalise {self.normalise} needs the whole speech: use clip or none with --output -")
         if self.save_latents is not None:
             raise ValueError("--save_latents needs a file as --output")
+        if self.candidates > 1:
+            raise ValueError("--candidates needs a file as --output")
         if self.normalise_text and self.text == STANDARD_STREAM:
             raise ValueError("--normalise_text needs the whole text: give a file as --output, or --text_file")
 
 
 def main(argv: list[str]) -> int:
-    """Parses the arguments, loads, synthesises, writes; returns the exit code."""
+    """Parses the arguments, checks files, loads, speaks; returns the exit code."""
     arguments = parse(Arguments, argv, prog=PROG)
     if arguments.live:
         piped.check_standard_output()
-    text = piped.arriving_text() if arguments.live and arguments.text == STANDARD_STREAM else read_text(arguments)
-    check_files(arguments)
-    from echotts.synthesis.locate import DEMO, locate_checkpoint
+    if arguments.script is not None:
+        return _speak_script(arguments, arguments.script, _checked(_reference(arguments)))
+    arriving = arguments.live and arguments.text == STANDARD_STREAM
+    text = piped.arriving_text() if arriving else read_text(arguments)
+    reference = _reference(arguments)
+    check_files(arguments, reference)
+    _checked(reference)
+    if arguments.live:
+        return _speak_live(arguments, text, reference)
+    assert isinstance(text, str)
+    return _speak_to_file(arguments, text, reference)
+
+
+def _reference(arguments: Arguments) -> Path | None:
+    """The file of the voice."""
+    if arguments.voice is None:
+        return arguments.speaker_ref
+    from echotts.synthesis.voices import find_voice
+
+    return find_voice(arguments.voice)
+
+
+def _checked(reference: Path | None) -> Path | None:
     from echotts.synthesis.references import check_recording
 
-    reference = arguments.speaker_ref
-    if arguments.voice is not None:
-        from echotts.synthesis.voices import find_voice
-
-        reference = find_voice(arguments.voice)
     if reference is not None:
         check_recording(reference)
-    sampler = arguments.sampler()
+    return reference
+
+
+def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
+    """The model, and how many seconds it took to load."""
+    from echotts.synthesis.locate import DEMO, locate_checkpoint
+
     checkpoint = None if arguments.checkpoint in (None, DEMO) else locate_checkpoint(arguments.checkpoint)
     from echotts.synthesis import EchoTTS  # imports jax, which takes longer than the checks above
-    from echotts.synthesis.longform import joined
 
     began = time.perf_counter()
     tts = EchoTTS.load(
@@ -135,37 +189,108 @@ def main(argv: list[str]) -> int:
         watermark=arguments.watermark == "on",
     )
     tts.raw_text = arguments.raw_text
-    loaded = time.perf_counter()
-    if arguments.live:
-        blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
-        written = piped.write(blocks, arguments.pipe, arguments.normalise or "clip")
-        print(f"{written}, loaded in {loaded - began:.2f} s", file=sys.stderr)
-        return 0
-    assert isinstance(text, str)
-    pieces = tts.pieces(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
-    speech = joined(list(pieces))
-    spoken = time.perf_counter()
-    level = arguments.normalise or "peak"
-    speech.save(arguments.output, level, loudness_lufs=arguments.loudness, mp3_rate=arguments.mp3_rate)
-    if arguments.save_latents is not None:
-        speech.save_latents(arguments.save_latents)
-    took_s = spoken - loaded
+    return tts, time.perf_counter() - began
+
+
+def _speak_live(arguments: Arguments, text: str | Iterable[str], reference: Path | None) -> int:
+    tts, load_s = _load(arguments)
+    sampler = arguments.sampler()
+    blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+    written = piped.write(blocks, arguments.pipe, arguments.normalise or "clip")
+    print(f"{written}, loaded in {load_s:.2f} s", file=sys.stderr)
+    return 0
+
+
+def _speak_to_file(arguments: Arguments, text: str, reference: Path | None) -> int:
+    tts, load_s = _load(arguments)
+    from echotts.synthesis.recording import record_text
+
+    began, progress = time.perf_counter(), Progress()
+
+    def on_piece(done: int, total: int) -> None:
+        if total > 1:
+            progress("pieces spoken", done, total, 0)
+
+    recorded = record_text(
+        tts,
+        text,
+        None if reference is None else tts.encode_reference(reference),
+        arguments.output,
+        _level(arguments),
+        latents=arguments.save_latents,
+        on_piece=on_piece,
+        choose=_load_ranking(arguments, tts),
+        seed=arguments.seed,
+        duration=arguments.duration,
+        sampler=arguments.sampler(),
+        candidates=arguments.candidates,
+    )
+    progress.close()
+    took_s = time.perf_counter() - began
     print(
-        f"{arguments.output}: {speech.duration_s:.2f} s at {speech.sample_rate} Hz, synthesised in {took_s:.2f} s "
-        f"({speech.duration_s / took_s:.2f} s of audio per second, compilation included), "
-        f"loaded in {loaded - began:.2f} s"
+        f"{arguments.output}: {recorded.duration_s:.2f} s at {tts.sample_rate} Hz, synthesised in {took_s:.2f} s "
+        f"({recorded.new_s / took_s:.2f} s of audio per second, compilation included), loaded in {load_s:.2f} s"
     )
     return 0
 
 
-def check_files(arguments: Arguments) -> None:
+def _speak_script(arguments: Arguments, script: Path, reference: Path | None) -> int:
+    """Speaks the rows of a script to a folder; exit code 1 if one of them failed."""
+    from echotts.audio import check_mp3_rate
+    from echotts.synthesis.script import read_script
+
+    check_mp3_rate(arguments.mp3_rate)
+    folder = arguments.output
+    rows, failures = read_script(script, folder)
+    tts, load_s = _load(arguments)
+    from echotts.synthesis.script_run import MANIFEST, Options, run_script
+
+    ranking, progress = _load_ranking(arguments, tts), Progress()
+    options = Options(
+        seed=arguments.seed,
+        duration=arguments.duration,
+        sampler=arguments.sampler(),
+        level=_level(arguments),
+        reference=reference,
+        rows=arguments.rows,
+        candidates=arguments.candidates,
+        choose=ranking,
+        score=(lambda: asdict(ranking.reset())) if ranking else dict,
+    )
+    began = time.perf_counter()
+    tally = run_script(tts, script, rows, failures, folder, options, functools.partial(progress, "rows spoken"))
+    progress.close()
+    took_s = time.perf_counter() - began
+    print(
+        f"{folder / MANIFEST}: {tally.spoken} rows spoken in {took_s:.2f} s, {tally.finished} were finished, "
+        f"{tally.failed} failed, loaded in {load_s:.2f} s"
+    )
+    return 1 if tally.failed else 0
+
+
+def _level(arguments: Arguments) -> "Level":
+    from echotts.synthesis.recording import Level
+
+    return Level(arguments.normalise or "peak", arguments.loudness, arguments.mp3_rate)
+
+
+def _load_ranking(arguments: Arguments, tts: "EchoTTS") -> "Ranking | None":
+    """What chooses one of several candidates; None if there is one."""
+    if arguments.candidates == 1:
+        return None
+    from echotts.evaluation.ranking import load_ranking
+
+    return load_ranking(tts.codec.decode, tts.sample_rate, arguments.language)
+
+
+def check_files(arguments: Arguments, reference: Path | None) -> None:
     """Checks that the outputs can be written and would not replace an input; OSError or ValueError if not."""
     from echotts.audio import check_mp3_rate, check_suffix
     from echotts.files import check_outputs
 
     check_mp3_rate(arguments.mp3_rate)
     outputs = [] if arguments.live else [check_suffix(arguments.output), arguments.save_latents]
-    inputs = [arguments.speaker_ref, arguments.text_file, arguments.checkpoint, arguments.adapter, arguments.codec]
+    inputs = [reference, arguments.text_file, arguments.checkpoint, arguments.adapter, arguments.codec]
     check_outputs(filter(None, outputs), filter(None, inputs))
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from echotts.audio import check_suffix
 from echotts.audio.reading import LOUDEST, check_whole, count_unusable, open_recording
-from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, mp3_level
+from echotts.audio.writing import BLOCK_FRAMES, FORMATS, MP3_RATE_KBPS, fix_ogg_serial, mp3_level, synthetic_tags
 from echotts.files import atomic_write
 
 log = logging.getLogger(__name__)
@@ -168,11 +168,13 @@ def write_sound(
     channels: int,
     expected: int = 0,
     mp3_rate: int = MP3_RATE_KBPS,
+    model: str | None = None,
 ) -> int:
     """Writes blocks as .wav, .flac (16 bit), .ogg or .mp3, clipped at full scale; returns the number of samples.
 
     The file appears only once it is complete. A .wav with an `expected` size (samples per channel) above 4 GB is
-    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3 in kbit/s.
+    written as RF64 (EBU 3306); `mp3_rate` is the bit rate of an .mp3 in kbit/s. `model` names the model that
+    synthesised the samples, for the file's tags (see `audio.synthetic_tags`); None for other audio.
     Raises ValueError for an unknown suffix, no samples, or a rate or number of channels the format cannot hold.
     """
     path = check_suffix(path)
@@ -183,7 +185,7 @@ def write_sound(
         options = options | {"format": "RF64"}
     written, peak = 0, 0.0
     options |= {"samplerate": rate, "channels": channels, "closefd": False}
-    with atomic_write(path) as temporary, temporary.open("wb") as opened:
+    with atomic_write(path) as temporary, temporary.open("w+b") as opened:
         try:
             file = soundfile.SoundFile(opened.fileno(), "w", **options)
         except soundfile.SoundFileError as error:
@@ -191,6 +193,8 @@ def write_sound(
             raise ValueError(f"{path}: {options['format']} cannot hold {what} ({str(error).strip()})") from error
         try:
             with file:
+                for name, text in ({} if model is None else synthetic_tags(model)).items():
+                    setattr(file, name, text)
                 for block in blocks:
                     for start in range(0, block.shape[1], BLOCK_FRAMES):
                         part = block[:, start : start + BLOCK_FRAMES]
@@ -201,6 +205,8 @@ def write_sound(
             raise OSError(f"{path}: cannot be written ({str(error).strip()}): is the disk full?") from error
         if not written:
             raise ValueError(f"{path}: there are no samples to write")
+        if options["format"] == "OGG":
+            fix_ogg_serial(opened)
     if peak > 1.0:
         log.warning("%s: clipped at 1, the peak is %.2f", path, peak)
     return written

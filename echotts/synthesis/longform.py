@@ -32,22 +32,24 @@ def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
     return sounding
 
 
-def speak_pieces(pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece) -> Iterator[Speech]:
+def speak_pieces(
+    pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece, spoken: Sequence[Speech] = ()
+) -> Iterator[Speech]:
     """Yields each piece trimmed, at the loudness of the first, followed by its pause (none after the last).
 
-    A single piece is returned unchanged.
+    A single piece is yielded unchanged. `spoken` are pieces that an earlier call yielded: the others follow.
     """
-    level: float | None = None
-    for number, piece in enumerate(pieces):
+    level = _level_of(pieces, spoken)
+    if voice is None and spoken:
+        voice = spoken[0].latents
+    for number in range(len(spoken), len(pieces)):
         speech = speak(number, voice)
         if len(pieces) == 1:
             yield speech
             return
-        if voice is None:
-            voice = speech.latents
+        voice = speech.latents if voice is None else voice
         samples, level = _levelled(_edged(speech.samples, speech.sample_rate), speech.sample_rate, level)
-        pause = PAUSE_S[piece.ends] if number < len(pieces) - 1 else 0.0
-        silence = np.zeros(round(pause * speech.sample_rate), np.float32)
+        silence = np.zeros(_pause(pieces, number, speech.sample_rate), np.float32)
         yield dataclasses.replace(speech, samples=np.concatenate([samples, silence]))
 
 
@@ -60,6 +62,21 @@ def joined(speeches: Sequence[Speech]) -> Speech:
         samples=np.concatenate([speech.samples for speech in speeches]),
         latents=np.concatenate([speech.latents for speech in speeches]),
     )
+
+
+def _pause(pieces: Sequence[Piece], number: int, rate: int) -> int:
+    """The samples of silence after a piece."""
+    return round(PAUSE_S[pieces[number].ends] * rate) if number < len(pieces) - 1 else 0
+
+
+def _level_of(pieces: Sequence[Piece], spoken: Sequence[Speech]) -> float | None:
+    """The loudness that the first of the spoken pieces with any sound has set."""
+    for number, speech in enumerate(spoken):
+        pause = _pause(pieces, number, speech.sample_rate)
+        _, level = _levelled(speech.samples[: len(speech.samples) - pause], speech.sample_rate, None)
+        if level is not None:
+            return level
+    return None
 
 
 def _edged(samples: Samples, rate: int) -> Samples:

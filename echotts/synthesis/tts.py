@@ -5,6 +5,7 @@ Everything is compiled once per bucket (batch.py). Conditions are encoded once p
 
 import dataclasses
 import functools
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from echotts.model import Params, build, computed_with
 from echotts.model.fused import choose_attention, frame_tile
 from echotts.synthesis import references
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
+from echotts.synthesis.candidates import SEED_STEP, Choose, choose_by_duration
 from echotts.synthesis.demo import demo_seconds, demo_text
 from echotts.synthesis.live import Utterance, cropped, live_blocks
 from echotts.synthesis.locate import DEMO, locate_checkpoint
@@ -79,9 +81,11 @@ class EchoTTS:
         self.scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
         platform = jax.default_backend()
         hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
+        self._parameters_digest = _digest(params)
         params = computed_with(params, config.compute_dtype)
         self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
         self._announced = CompileNotice()
+        self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._readable: Callable[[str], str] = str  # applied to texts before encoding
         self._seconds: Callable[[str], float] = estimated_seconds
         self.raw_text = False  # True: texts keep markup and emoji, for a model that was trained with them
@@ -142,6 +146,7 @@ class EchoTTS:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
             tts._readable, tts._seconds = demo_text, demo_seconds
+        tts._watermark = found.message
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
@@ -150,6 +155,13 @@ class EchoTTS:
         for tokens in {rounded(1, longest, TEXT_SHAPES), longest}:
             for frames in {self._live_frames(FIRST_S, most), most}:
                 self._speak([np.zeros(tokens, np.int32)], [None], [0], frames, sampler, rows=1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the model and its codec: all that speech depends on beside its text, voice and options."""
+        codec = (self.codec.weights_hash, self._watermark)
+        about = (self.config, self.facts.weights, self.facts.step, self.facts.tokenizer, codec)
+        return hashlib.sha256(f"{about} {self._parameters_digest}".encode()).hexdigest()
 
     @property
     def sample_rate(self) -> int:
@@ -193,31 +205,46 @@ class EchoTTS:
 
     def pieces(
         self,
-        text: str,
+        text: str | Sequence[Piece],
         speaker_ref: SpeakerReference | None = None,
         *,
         seed: int = 0,
         duration: float = DEFAULT_DURATION_S,
         sampler: SamplerConfig | None = None,
+        candidates: int = 1,
+        choose: Choose | None = None,
+        spoken: Sequence[Speech] = (),
     ) -> Iterator[Speech]:
         """Speaks a text of any length piece by piece: sentences that fit the window together, all in one voice.
 
         The concatenated pieces equal the result of `synthesize`: they include pauses, and have the loudness of the
-        first. Without a reference the first piece is the voice of the others. Errors are raised before the first piece.
+        first. Without a reference the first piece is the voice of the others. Of each piece, `candidates` are
+        synthesised in one batch, the first as without candidates, and `choose` takes one (None: that of median
+        duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
+        after which this one goes on. Errors are raised before the first piece.
         """
         most, sampler = self._most_frames(duration), sampler or SamplerConfig()
         _check_seed(seed)
-        text = self._written(text)
-        longest_s = self._longest_piece_s(duration)
-        pieces = pieces_of(text, lambda piece: self._fits(piece, longest_s))
+        if candidates < 1:
+            raise ValueError(f"candidates: {candidates}: give at least 1")
+        chosen = choose or choose_by_duration
+        pieces = self.split(text, duration) if isinstance(text, str) else text
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
             voice = None if voice is None else voice[: self.limits.reference_frames]
-            return self._speak([ids[number]], [voice], [seed + number], most, sampler, rows=1)[0]
+            seeds = [seed + number + SEED_STEP * candidate for candidate in range(candidates)]
+            given = [ids[number]] * candidates, [voice] * candidates, seeds
+            speeches = self._speak(*given, most, sampler, rows=candidates)
+            return speeches[chosen(pieces[number].text, speeches, voice) if candidates > 1 else 0]
 
-        yield from speak_pieces(pieces, voice, speak)
+        yield from speak_pieces(pieces, voice, speak, spoken)
+
+    def split(self, text: str, duration: float = DEFAULT_DURATION_S) -> list[Piece]:
+        """The pieces in which `pieces` speaks a text. ValueError if it contains nothing to speak."""
+        text, longest_s = self._written(text), self._longest_piece_s(duration)
+        return pieces_of(text, lambda piece: self._fits(piece, longest_s))
 
     def stream(
         self,
@@ -408,6 +435,14 @@ class EchoTTS:
         if not known:
             end = energy_end(samples, self.sample_rate, self.codec.hop_length)
         return Speech(samples[: end * self.codec.hop_length], self.sample_rate, latents[:end], self.name)
+
+
+def _digest(params: Params) -> str:
+    """Identifies parameters; of large arrays only the first values are read."""
+    read = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        read.update(np.asarray(leaf).reshape(-1)[:64].tobytes())
+    return read.hexdigest()
 
 
 def _check_text(text: str) -> None:

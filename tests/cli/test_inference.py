@@ -105,7 +105,7 @@ def test_every_guidance_flag_reaches_the_sampler(call, tmp_path, tts, monkeypatc
         speaker_kv_layers=1,
         speaker_kv_until=0.8,
     )
-    assert seen == {"seed": 42, "duration": 0.8, "sampler": wanted}
+    assert (seen["seed"], seen["duration"], seen["sampler"]) == (42, 0.8, wanted)
 
 
 def test_output_levels_are_chosen_by_flag(call, tmp_path):
@@ -118,8 +118,8 @@ def test_output_levels_are_chosen_by_flag(call, tmp_path):
 
 WRONG_CALLS = {
     "--text one --output a.wav --nonsense 3": "nonsense",
-    "--output a.wav": "give either --text or --text_file",
-    "--text one --text_file text.txt --output a.wav": "give either --text or --text_file",
+    "--output a.wav": "give either --text or --text_file or --script",
+    "--text one --text_file text.txt --output a.wav": "give either --text or --text_file or --script",
     "--text= --output a.wav": "--text is empty",
     "--text one --output a.wav --steps 0": "--steps 0 must be at least 1",
     "--text one --output a.wav --steps many": "many",
@@ -208,6 +208,17 @@ def test_outputs_are_checked_before_a_model_is_loaded(call, tmp_path, monkeypatc
     assert stat.S_ISCHR(os.stat("/dev/full").st_mode)
     assert voice.read_bytes() == b"voice"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "link.wav", "pipe.wav", "voice.wav"]
+
+
+def test_a_saved_voice_is_not_replaced_by_an_output(call, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    path = tmp_path / "echotts" / "voices" / "anna.safetensors"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"voice")
+    arguments = ("--text", "one", "--voice", "anna", "--output", tmp_path / "a.wav", "--save_latents", path)
+    code, _, err = call(*arguments)
+    assert (code, path.read_bytes()) == (1, b"voice")
+    assert "anna.safetensors, which is read: choose another name" in err
 
 
 def test_an_mp3_has_the_bit_rate_of_the_flag(call, tmp_path):

@@ -228,7 +228,7 @@ class EchoTTS:
         if candidates < 1:
             raise ValueError(f"candidates: {candidates}: give at least 1")
         chosen = choose or choose_by_duration
-        pieces = self.split(text, duration) if isinstance(text, str) else text
+        pieces = self.split(text, duration) if isinstance(text, str) or not isinstance(text, Sequence) else text
         ids = [self._encode_text(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
@@ -272,7 +272,7 @@ class EchoTTS:
             frames = self._live_frames(self._seconds(self._readable(piece.text)), most)
             return self._utterance(next(self._latents([ids], [voice], [seed + number], frames, sampler, rows=1)), whole)
 
-        if isinstance(text, str):
+        if isinstance(text, str) or not isinstance(text, Iterable):
             text = self._written(text)
         pieces = live_pieces(text, self._fits, self._longest_piece_s(duration), self._words_of_parts())
         if isinstance(pieces, list):

@@ -114,6 +114,10 @@ for given in (
         tts.synthesize(**({"text": "one", "steps": 1} | given))
     except (TypeError, ValueError) as error:
         print(error)
+try:
+    next(tts.stream(42))
+except TypeError as error:
+    print(error)
 """
 
 
@@ -129,6 +133,7 @@ def test_argument_errors_name_the_argument_and_the_right_form():
         "speaker_ref: samples of shape (2, 8000): give one channel, as in (samples, rate)",
         "speaker_ref: int: give the path of a recording, (samples, rate) or a latent",
         "speaker_ref: the latent has values that are not finite (NaN or infinite)",
+        'text: 42 is int: give a string, as in "four two"',
     ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,7 @@ class Run:
         """Rolls back to the weights from before the first of too many rejected steps."""
         with self.reporter.pause():
             self.state, what = roll_back(
-                self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints, self.inputs
+                self.guard, self.state, self.step, self.config, self.mesh, self.checkpoints, self.inputs.first_voice
             )
             self.reporter.rolled_back(self.step, what)
             self._save()
@@ -269,7 +270,7 @@ def roll_back(
     config: Config,
     mesh: Mesh,
     checkpoints: Checkpoints,
-    inputs: Inputs,
+    first_voice: Callable[[], np.ndarray],
 ) -> tuple[TrainState, str]:
     """The state of an earlier checkpoint, to continue with after `step`, and a description (`Guard.roll_back`)."""
 
@@ -277,7 +278,7 @@ def roll_back(
         return checkpoints.restore(abstract_state(config, mesh).arrays(), to_dict(config), before=before)
 
     def begin_again() -> dict[str, Any]:
-        return new_state(config, mesh, inputs.first_voice)[0].arrays()
+        return new_state(config, mesh, first_voice)[0].arrays()
 
     arrays, what = guard.roll_back(state, step, checkpoints, restore, begin_again)
     return restored_state(arrays, step, mesh), what

@@ -226,8 +226,9 @@ def test_where_the_run_cannot_go_back_it_stops_with_the_names_of_the_samples(run
         guard.skip(step, f"step {step}: loss nan; batch keys: a, b")
     state = TrainState(step=jnp.int32(6), params={}, ema={}, opt_state={})
     why = "2 steps were skipped from 5 on, the last because of step 6: loss nan; batch keys: a, b; "
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
     with pytest.raises(NonFiniteError, match=f"^{why}{reason}"):
-        roll_back(guard, state, 7, config, meshes.make_mesh(devices=jax.devices()[:1]), NoneBefore(later))
+        roll_back(guard, state, 7, config, mesh, NoneBefore(later), lambda: pytest.fail("there is no voice to train"))
 
 
 class NoFeed(Feed):
@@ -241,7 +242,7 @@ class NoFeed(Feed):
 
 
 def test_a_step_whose_weights_are_not_finite_ends_the_run_before_anything_is_saved(tmp_path):
-    step = TrainStep(SimpleNamespace(_cache_size=lambda: 1))
+    step = TrainStep(SimpleNamespace(_cache_size=lambda: 1), {})
     guard, watch = Guard(TINY.run), HangWatch(0.0, 1.0)
     fed = Fed(random_batch(), ["a"], [0], TINY.data.buckets[0], {}, 1)
     numbers: dict[str, Any] = dict.fromkeys((*LINE, "error", "good", "finite"), jnp.float32(1))

@@ -16,7 +16,7 @@ from echotts.strict_json import check_type
 FRAME_RATE_HZ = 25
 SEED_BITS = 63
 MAX_SIZE = 1 << 20  # upper limit of numbers of channels, layers, heads and ids
-DEFAULT_CODEC = "demo"  # the built-in codec, default of commands
+DEFAULT_CODEC = "speech"  # the built-in codec, default of commands
 MAX_RANK = 1024  # of adapters
 HELDOUT_VOICES = "heldout"  # value of run.sample_references that stands for the held-out samples' voices
 

@@ -34,7 +34,7 @@ def main() -> int:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 
     for split in ("train", "heldout"):
-        run("-m echotts data prepare", source=CORPUS / f"{split}-*.tar.gz", output=output / split)
+        run("-m echotts data prepare", source=CORPUS / f"{split}-*.tar.gz", output=output / split, codec="demo")
     steps = {} if arguments.steps is None else {"steps": arguments.steps}
     data = {"data": output / "train", "heldout": output / "heldout"}
     run("train_pretrain.py", preset="demo", **data, run_dir=output / "run", **steps)

@@ -12,10 +12,6 @@ HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
     """The file or folder at `spec`, else (repository, revision) on the Hub. FileNotFoundError if it is neither."""
     if spec in BUILT_IN:
-        if not BUILT_IN[str(spec)].exists():
-            raise FileNotFoundError(
-                f"codec {spec}: is not built in yet: give a file or 'demo' (docs/codec.md explains how to train one)"
-            )
         return BUILT_IN[str(spec)]
     path = Path(spec).expanduser()
     if path.exists():
@@ -23,6 +19,6 @@ def locate_codec(spec: str | Path) -> Path | tuple[str, str | None]:
     match = HUB_ID.fullmatch(str(spec))
     if not match or path.suffix in (".pth", ".pt", ".safetensors"):
         raise FileNotFoundError(
-            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'demo'"
+            f"codec {spec}: no such file: give a .pth, a .safetensors, a folder, a Hub id or 'speech'"
         )
     return match[1], match[2]

@@ -136,10 +136,9 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
         load_codec("org/dac")
 
 
-def test_the_speech_codec_is_not_built_in_yet_with_a_one_line_error(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setitem(registry.BUILT_IN, "speech", tmp_path / "speech.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"codec speech: is not built in yet: give a file") as caught:
-        load_codec("speech")
-    assert "\n" not in str(caught.value)
-    with pytest.raises(FileNotFoundError, match="is not built in yet"):
-        find_codec("speech", "ab12")
+@pytest.mark.parametrize("name", ["demo", "speech"])
+def test_the_built_in_codecs_are_small_and_have_25_latents_per_second(name: str):
+    assert registry.BUILT_IN[name].stat().st_size <= 8_000_000
+    codec = load_codec(name)
+    assert (codec.codec_id, codec.sample_rate, codec.hop_length, codec.latent_channels) == (name, 16000, 640, 64)
+    assert find_codec(name, codec.weights_hash).weights_hash == codec.weights_hash

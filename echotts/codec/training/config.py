@@ -232,7 +232,7 @@ PRESETS: dict[str, CodecTraining] = {
         ),
         frames=32,
     ),
-    # Any voice, small: reconstruction first, then narrow discriminators, which are affordable on a CPU.
+    # Any voice, small, the built-in codec: reconstruction first, then narrow discriminators, affordable on a CPU.
     "speech": CodecTraining(
         codec=_SMALL_CODEC,
         steps=400_000,
@@ -245,7 +245,7 @@ PRESETS: dict[str, CodecTraining] = {
         ),
         crops=CropConfig(level_spread_db=16.0, speed_spread=0.15, noise_share=0.1, room_share=0.1, narrow_share=0.1),
     ),
-    # The codec of the built-in demo: ten words, five voices.
+    # The codec of the demo model: ten words, five voices.
     "demo": CodecTraining(
         codec=_SMALL_CODEC,
         steps=10_000,

@@ -47,7 +47,7 @@ def train_a_little(index: int, count: int, address: str, shards: Path, order: Se
             limit = np.float32(np.inf)
             compiled = make_train_step(config, mesh).jitted.lower(state, fed.batch, limit, {}).compile()
             messages.all_gather("compiled", index)  # the first collective waits half a minute at most
-        state, numbers = compiled(state, fed.batch, limit)
+        state, numbers = compiled(state, fed.batch, limit, {})
         losses.append(numbers["row_loss"].addressable_data(0).tolist())
     inputs.stream.close()
     each = messages.all_gather("rows", mine)

@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import clipped_share
+from echotts.audio.faults import CLIPPED_SHARE
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.segment.pieces import LEAD_S, Piece
 
 FRAME_S = 0.016
-CLIPPED_SHARE = 0.001  # maximum share of clipped samples
 QUIET_SHARE = 0.05  # share of the frames, the quietest ones, that count as background
 MUSIC_SNR_DB = 30.0  # above this SNR, tones in the background are acceptable
 TONAL_FLATNESS = 0.4  # spectral flatness is lower for music and hum, higher for noise

@@ -86,7 +86,7 @@ def record_voice(recordings: Sequence[str | Path], codec: LatentCodec, window_fr
         recordings=tuple(Path(name).name for name in names),
     )
     faults = find_faults(best, rate)
-    for kind in faults.keys() - {"clipped", "noise"}:  # those are said per recording
+    for kind in faults.keys() - {"clipped", "noise"}:  # the selection of phrases warns of these, per recording
         logger.warning("%s: %s", ", ".join(names), faults[kind])
     return Voice(_encode(best, codec, window_frames), about)
 

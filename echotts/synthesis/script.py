@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from echotts.audio import check_suffix
+from echotts.config import check_seed
 from echotts.files import read_text
 from echotts.strict_json import check_type, load_json
 from echotts.synthesis.references import check_recording
@@ -29,7 +30,6 @@ from echotts.text.pace import has_sound
 MOST_BYTES, MOST_ROWS = 64 << 20, 100_000
 MOST_PAUSE_S, MOST_DURATION_S = 60.0, 3600.0
 MOST_NAME = 200  # characters of an output
-MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,8 +140,8 @@ def _checked(path: Path, line: int, fields: Fields, folder: Path) -> Row:
         raise ValueError(f"pause {fields.pause} s: give 0 to {MOST_PAUSE_S:.0f} seconds")
     if fields.duration is not None and not 0 < fields.duration <= MOST_DURATION_S:
         raise ValueError(f"duration {fields.duration} s: give seconds above 0, at most {MOST_DURATION_S:.0f}")
-    if fields.seed is not None and not 0 <= fields.seed <= MAX_SEED:
-        raise ValueError(f"seed {fields.seed}: give a whole number from 0 to {MAX_SEED}")
+    if fields.seed is not None:
+        check_seed(fields.seed)
     if fields.voice is not None and fields.speaker_ref is not None:
         raise ValueError("has both voice and speaker_ref: give one of them")
     reference = None

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import Samples, clipped_share
+from echotts.audio.faults import CLIPPED_SHARE
 
 FRAME_S = 0.02
 PAUSE_S = 0.25  # minimum silence between phrases
@@ -15,7 +16,6 @@ LEAST_S = 0.3  # minimum length of a phrase
 GAP_S = 0.08  # between joined phrases
 SPEECH_DB = 25.0  # below the loud frames: anything quieter is a pause
 NOISY_DB = 15.0
-CLIPPED_SHARE = 0.001
 LEVEL_SLOPE = 0.1  # penalty per dB of deviation from the usual level
 ENOUGH_SNR_DB = 30.0
 

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 
 from echotts.audio import Samples
 from echotts.checkpoint.facts import Facts, Limits
-from echotts.config import DataConfig, DtypeName, ModelConfig, to_dict
+from echotts.config import SEED_BITS, DataConfig, DtypeName, ModelConfig, to_dict
 from echotts.flow.options import SamplerConfig, sampler_config
 from echotts.flow.sampling import encode_conditions, sample
 from echotts.latents import LatentCodec, LatentScale
@@ -49,7 +49,7 @@ PUBLISHED_CHANNELS = 128
 FILLED_SHARE = 0.9  # share of a window that a piece of a long text may fill by its estimated duration
 LEAST_PIECE_S, LEAST_TEXT = 4.0, 8  # seconds and characters below which a text is not split because of its duration
 SLOW_PACE = 1.75  # the window of a live piece is so many times its estimated duration
-MAX_SEED = 2**63 - 1
+MAX_SEED = 2**SEED_BITS - 1
 MOST_CHARACTERS = 10_000_000  # of one text: a week of speech
 
 logger = logging.getLogger(__name__)
@@ -269,8 +269,12 @@ class EchoTTS:
         def utter(number: int, piece: Piece, voice: Float[np.ndarray, "_m c"] | None, whole: bool) -> Utterance:
             voice = None if voice is None else voice[: self.limits.reference_frames]
             ids = self._encode_text(piece.text)
-            frames = self._live_frames(self._seconds(self._readable(piece.text)), most)
-            return self._utterance(next(self._latents([ids], [voice], [seed + number], frames, sampler, rows=1)), whole)
+            given = [ids], [voice], [seed + number]
+            short = self._live_frames(self._seconds(self._readable(piece.text)), most)
+            latents = next(self._latents(*given, short, sampler, rows=1))
+            if short < most and find_end(latents, self.silence, silent_window(self.limits.frames)) is None:
+                latents = next(self._latents(*given, most, sampler, rows=1))  # slower than estimated: not cut off
+            return self._utterance(latents, whole)
 
         if isinstance(text, str) or not isinstance(text, Iterable):
             text = self._written(text)

@@ -31,25 +31,12 @@ _TAG = re.compile(
     r"|<[?!][A-Za-z][^<>]*+>|<!\[CDATA\[|\]\]>"
 )
 _PAUSES = frozenset(
-    [
-        "br",
-        "break",
-        "p",
-        "s",
-        "div",
-        "li",
-        "ul",
-        "ol",
-        "tr",
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "h5",
-        "h6",
+    (
+        *("br", "break", "p", "s", "div", "li", "ul", "ol", "tr"),
+        *(f"h{n}" for n in range(1, 7)),
         "paragraph",
         "sentence",
-    ]
+    )
 )
 _ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")
 _AUTOLINK = re.compile(r"<([a-z]{3,6}://[^<>\s]*+)>")
@@ -82,7 +69,7 @@ _MARKDOWN = (  # in this order: what is replaced by which words
         (_FOOTNOTE, ""),
         (_DEFINITION, ""),
         (_LINK, r"\1"),
-        (_LINK, r"\1"),
+        (_LINK, r"\1"),  # again: the words of a link may be a picture
         (_AUTOLINK, r"\1"),
         (_TABLE_RULE, ""),
     ),

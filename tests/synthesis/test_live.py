@@ -132,3 +132,18 @@ def test_speech_whose_end_the_latents_do_not_show_is_decoded_whole(tts, monkeypa
     blocks = list(tts.stream("one two", seed=5, sampler=FAST))
     assert len(blocks) == 1
     np.testing.assert_array_equal(blocks[0].samples, tts.synthesize("one two", seed=5, steps=2).samples)
+
+
+def test_speech_that_does_not_end_in_a_short_window_is_not_cut_off_there(tts, monkeypatch):
+    asked, latents_of, window = [], tts._latents, tts.limits.frames
+
+    def watched(ids, voices, seeds, most, sampler, rows):
+        asked.append(most)
+        return latents_of(ids, voices, seeds, most, sampler, rows)
+
+    monkeypatch.setattr(tts, "_latents", watched)
+    monkeypatch.setattr(tts, "_live_frames", lambda seconds, most: most // 2)
+    monkeypatch.setattr(tts_module, "find_end", lambda latents, *_: 20 if len(latents) == window else None)
+    blocks = list(tts.stream("one", seed=1, sampler=FAST))
+    assert asked == [window // 2, window]
+    assert len(blocks[0].latents) == 20

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 ROOT = Path(__file__).parent.parent
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
@@ -16,6 +17,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most of the tests' take less than 1 s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Modules that declare shapes are checked; in the readers of bytes, beartype would cost more than the tests themselves.
+SOURCES = {path.relative_to(ROOT).with_suffix(""): path.read_text() for path in (ROOT / "echotts").rglob("*.py")}
+install_import_hook([".".join(path.parts) for path in SOURCES if "jaxtyping" in SOURCES[path]], "beartype.beartype")
 # A background job of a shell ignores Ctrl-C, and what it starts would, too: tests interrupt what they start.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

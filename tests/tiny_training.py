@@ -117,8 +117,45 @@ def uninterrupted(shards, compile_once, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="package", autouse=True)
+def trace_once():
+    """Each train() traces its own step and initial state: here runs of equal programs share them."""
+    from echotts.training import run, state, step
+
+    steps, abstract = _shared(run.make_train_step), _shared(state.abstract_state.__wrapped__)
+    begin = _shared(lambda config, mesh, create=state.initial_state: jax.device_get(create(config, mesh)))
+
+    def make_train_step(config, mesh, frozen=None):
+        return step.TrainStep(steps(config, mesh).jitted, frozen or {})
+
+    def initial_state(config, mesh):
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract(config, mesh))
+        return jax.device_put(begin(config, mesh), shardings, may_alias=False)  # steps donate it
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_train_step", make_train_step)
+        patch.setattr(state, "initial_state", initial_state)
+        for module in (run, state, step):
+            patch.setattr(module, "abstract_state", abstract)
+        yield
+
+
+def _shared(make):
+    """`make(config, mesh)`, called once for configurations that differ only in what no compiled program depends on."""
+    made = {}
+
+    def get(config, mesh):
+        sizes = (config.data.batch_size, config.data.reference_frames)
+        key = (config.model, config.flow, config.optim, config.tune, config.run.seed, sizes, mesh)
+        if key not in made:
+            made[key] = make(config, mesh)
+        return made[key]
+
+    return get
+
+
+@pytest.fixture(scope="package", autouse=True)
 def compile_once():
-    """Each train() makes its own jitted step: here the same program is compiled once, and without much optimising."""
+    """The same program is compiled once, also by processes that tests start, and without much optimising."""
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]) / "quick"  # stays for the next run, as all others do
     wanted = {
         "jax_compilation_cache_dir": str(folder),

@@ -1,5 +1,6 @@
 """Levels of sound."""
 
+import jaxtyping
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -51,3 +52,8 @@ def test_output_levels_are_as_documented(level, strategy):
 def test_an_unknown_strategy_lists_the_known_ones():
     with pytest.raises(ValueError, match="'loud': choose one of peak, rms, clip, loudness, none"):
         audio.normalise_output(tone(), RATE, "loud")
+
+
+def test_shapes_are_checked_while_tests_run() -> None:
+    with pytest.raises(jaxtyping.TypeCheckError, match="samples"):
+        audio.resample(np.zeros((2, 8), np.float32), 8000, 16000)

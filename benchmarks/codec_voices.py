@@ -115,11 +115,16 @@ def make_sets(folder: Path, texts: Path | None) -> dict[str, str]:
     return spoken | {"digits": str(corpus_path() / "heldout-*.tar.gz")}
 
 
-def make_prompts(folder: Path) -> None:
-    """CLIPS prompts of 5 to 30 words, evenly over the list; text in brackets is a sound or a remark."""
+def said_prompts() -> list[tuple[Path, str]]:
+    """All prompts with their texts; those with text in brackets, which is a sound or a remark, are left out."""
     lines = re.findall(r"^([\w-]+): (.+)$", gzip.decompress(PROMPT_TEXTS.read_bytes()).decode(), re.M)
     said = [(PROMPTS / f"{name}.wav", text) for name, text in lines if not re.search(r"[\[\](){}/<>]", text)]
-    there = [(file, text) for file, text in said if file.is_file() and len(text.split()) in range(5, 31)]
+    return [(file, text) for file, text in said if file.is_file()]
+
+
+def make_prompts(folder: Path) -> None:
+    """CLIPS prompts of 5 to 30 words, evenly over the list."""
+    there = [(file, text) for file, text in said_prompts() if len(text.split()) in range(5, 31)]
     chosen = [there[i] for i in np.linspace(0, len(there) - 1, CLIPS).astype(int)]
     write_table(folder, [(source, source.name, text, "Allison") for source, text in chosen])
 

@@ -4,13 +4,14 @@ As in long texts (longform.py) the pieces have one voice, one loudness and a pau
 end of a piece: silence at its edges is found in the latents, and its gain follows from its first LEVEL_S seconds.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
 from echotts.audio import Samples, measure_loudness
+from echotts.audio.marking import Marker, marked_blocks
 from echotts.synthesis.longform import EDGE_S, PAUSE_S, edge_ramp, gain_to
 from echotts.synthesis.speech import Speech
 from echotts.text.sentences import Piece
@@ -31,22 +32,33 @@ Say = Callable[[int, Piece, np.ndarray | None], Utterance]
 """Says the piece with this number in a voice: a reference's latents (m, c), or None for a voice from the seed."""
 
 
-def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rate: int, model: str) -> Iterator[Speech]:
+def live_blocks(
+    pieces: Iterable[Piece],
+    voice: np.ndarray | None,
+    say: Say,
+    rate: int,
+    model: str,
+    message: Sequence[int] | None = None,
+) -> Iterator[Speech]:
     """Yields the blocks of all pieces. The pause after a piece is yielded when the next one is due.
 
-    The latents of a piece are those of its first block; its other blocks have none.
+    All carry the watermark `message`, if given. The latents of a piece are those of its first block; its other blocks
+    have none.
     """
-    level, pause = _Level(rate), 0.0
+    level, pause, start = _Level(rate), 0, 0
     for number, piece in enumerate(pieces):
         said = say(number, piece, voice)
         voice = said.latents if voice is None else voice
         latents = said.latents
         if pause:
-            yield Speech(np.zeros(round(pause * rate), np.float32), rate, latents[:0], model)
-        for block in level.applied(faded(said.blocks, said.count, round(EDGE_S * rate))):
+            yield Speech(np.zeros(pause, np.float32), rate, latents[:0], model)
+        start += pause
+        blocks = level.applied(faded(said.blocks, said.count, round(EDGE_S * rate)))
+        for block in marked_blocks(blocks, Marker(rate, message, start)):
             yield Speech(block, rate, latents, model)
             latents = latents[:0]
-        pause = PAUSE_S[piece.ends]
+        start += said.count
+        pause = round(PAUSE_S[piece.ends] * rate)
 
 
 def cropped(blocks: Iterable[Float[np.ndarray, "1 _n"]], first: int, end: int) -> Iterator[Samples]:

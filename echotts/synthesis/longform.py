@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from echotts.audio import Samples, measure_loudness, sound_span
+from echotts.audio.marking import marked
 from echotts.synthesis.speech import Speech
 from echotts.text.pace import has_sound
 from echotts.text.sentences import Break, Piece, split_text
@@ -33,23 +34,31 @@ def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
 
 
 def speak_pieces(
-    pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece, spoken: Sequence[Speech] = ()
+    pieces: Sequence[Piece],
+    voice: np.ndarray | None,
+    speak: SpeakPiece,
+    spoken: Sequence[Speech] = (),
+    message: Sequence[int] | None = None,
 ) -> Iterator[Speech]:
     """Yields each piece trimmed, at the loudness of the first, followed by its pause (none after the last).
 
-    A single piece is yielded unchanged. `spoken` are pieces that an earlier call yielded: the others follow.
+    All carry the watermark `message`, if given; a single piece is not changed otherwise. `spoken` are pieces that an
+    earlier call yielded: the others follow.
     """
-    level = _level_of(pieces, spoken)
+    level, start = _level_of(pieces, spoken), sum(len(speech.samples) for speech in spoken)
     if voice is None and spoken:
         voice = spoken[0].latents
     for number in range(len(spoken), len(pieces)):
         speech = speak(number, voice)
         if len(pieces) == 1:
-            yield speech
+            yield dataclasses.replace(speech, samples=marked(speech.samples, speech.sample_rate, message))
             return
         voice = speech.latents if voice is None else voice
-        samples, level = _levelled(_edged(speech.samples, speech.sample_rate), speech.sample_rate, level)
-        silence = np.zeros(_pause(pieces, number, speech.sample_rate), np.float32)
+        rate = speech.sample_rate
+        # The level is that of marked samples, because a continued call has no others.
+        samples, level = _levelled(marked(_edged(speech.samples, rate), rate, message, start), rate, level)
+        silence = np.zeros(_pause(pieces, number, rate), np.float32)
+        start += len(samples) + len(silence)
         yield dataclasses.replace(speech, samples=np.concatenate([samples, silence]))
 
 

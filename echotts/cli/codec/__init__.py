@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         "train": ("train a codec on recordings", _command("training", "train")),
         "evaluate": ("measure the quality of a round trip", _command("evaluate", "evaluate")),
         "convert": ("write a codec as .safetensors, or install it", _command("weights", "convert")),
+        "detect": ("find the watermark of speech in recordings", _command("detect", "detect")),
         "info": ("describe a codec", _command("weights", "info")),
     }
     return choose("echotts codec", "Codecs turn audio into latents or tokens and back.", commands, argv)

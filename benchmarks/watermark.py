@@ -3,10 +3,10 @@
     python -m benchmarks.watermark [--clips 40] [--listen 20] [--unmarked FOLDER ...]    # ten minutes on one core
 
 Prompts of a human speaker (Debian's asterisk-core-sounds-en-wav) are encoded and decoded by the built-in codec, marked,
-changed in each of many ways (CHANGES), and examined whole and after cropping to 5 and 3 s at a random place. A miss is a
-recording in which no mark is found; a wrong message is one that is found with other bits. False alarms: all prompts as
-they are, the --clips after each change but without a mark, and the recordings in the folders --unmarked. --listen N: the
-first N prompts are transcribed by Whisper base before and after marking (extras asr and eval).
+changed in each of many ways (CHANGES), and examined whole and after cropping to 5 and 3 s at a random place. A miss is
+a recording in which no mark is found; a wrong message is one that is found with other bits. False alarms: all prompts
+as they are, the --clips after each change but without a mark, and the recordings in the folders --unmarked. --listen N:
+the first N clips are transcribed by Whisper base before and after marking (extras asr and eval).
 """
 
 import argparse
@@ -140,7 +140,8 @@ def false_alarms(name: str, files: list[Path]) -> None:
     found = [examine(read_audio(path, RATE_HZ), RATE_HZ) for path in files]
     scores = np.array([one.score for one in found])
     alarms = sum(one.message is not None for one in found)
-    print(f"{name}: {alarms} false alarms in {len(files)} recordings, scores {scores.mean():.2f}, at most {max(scores):.2f}")
+    best = f"scores {scores.mean():.2f} on average, at most {scores.max():.2f}"
+    print(f"{name}: {alarms} false alarms in {len(files)} recordings, {best}", flush=True)
 
 
 def audibility(clips: list[Samples], rate: int) -> None:
@@ -167,7 +168,9 @@ def cost(clips: list[Samples], rate: int) -> None:
     }.items():
         began = time.process_time()
         call()
-        print(f"{name}: {1000 * (time.process_time() - began) / seconds:.1f} ms of CPU per second of speech at {rate} Hz")
+        print(
+            f"{name}: {1000 * (time.process_time() - began) / seconds:.1f} ms of CPU per second of speech at {rate} Hz"
+        )
 
 
 def listening(clips: list[Samples], rate: int) -> None:

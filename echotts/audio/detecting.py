@@ -1,13 +1,13 @@
 """Finds the watermark of `marking.py` in a recording, and how probable a false alarm is.
 
 The logarithm of the power of each cell (5 ms in a band of 400 Hz) is compared with that of the same band 5 ms before
-and after, divided by its local variance and, in cells near the noise floor, reduced; cells a period apart are added. The
-score of a message at an offset is the sum of these values a with the signs s that the message would have given them,
-divided by its standard deviation: z = sum(s a) / sqrt(sum(a^2)).
+and after, divided by its local variance and, near the noise floor, reduced; cells a period apart are added. The score
+of a message at an offset is the sum of these values a with the signs s that the message would have given them, divided
+by its standard deviation: z = sum(s a) / sqrt(sum(a^2)).
 
-In a recording that was made without the key, the signs are independent of the values. Whatever the values, such a sum of
-random signs exceeds z with a probability of at most exp(-z^2 / 2) (Hoeffding). The best score of all offsets, messages,
-sections and channels is compared with that, times their number (Bonferroni): an upper bound, not an estimate.
+In a recording that was made without the key, the signs are independent of the values. Whatever the values, such a sum
+of random signs exceeds z with a probability of at most exp(-z^2 / 2) (Hoeffding). The best score of all offsets,
+messages, sections and channels is compared with that, times their number (Bonferroni): an upper bound, not an estimate.
 """
 
 import functools
@@ -96,7 +96,7 @@ def cell_values(samples: Samples) -> Float[np.ndarray, "f bands"]:
     """By how much each cell is louder than those of the frames before and after, in deviations; four per frame."""
     width = 2 * _STEPS * _STEP
     padded = np.pad(samples.astype(np.float32), (width // 2, width))
-    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[::_STEP]
+    windows = np.lib.stride_tricks.sliding_window_view(padded, width)[: len(samples) : _STEP]
     spectra = np.fft.rfft(windows * np.sqrt(np.hanning(width + 1)[:-1]).astype(np.float32))
     bins = np.square(np.abs(spectra)).astype(np.float64)
     first, count = LOWEST_HZ * width // RATE_HZ, BAND_HZ * width // RATE_HZ

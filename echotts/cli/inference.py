@@ -87,7 +87,7 @@ class Arguments(SamplerFlags, SpeechFlags):
     weights: Literal["ema", "raw"] = "ema"
     """Weights to take from a run directory."""
     watermark: Literal["on", "off"] = "on"
-    """Embed the codec's watermark, if it has one (docs/provenance.md)."""
+    """Embed a watermark that marks the speech as synthetic (docs/provenance.md)."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Computation dtype. None: float32 on a CPU, the model's own elsewhere."""
 

@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Integer, PRNGKeyArray
 
+from echotts.audio.marking import MESSAGE, MESSAGE_BITS
 from echotts.codec.config import CodecConfig
 from echotts.codec.fast import prepare
 from echotts.codec.layers import Params
-from echotts.codec.watermark import MESSAGE, MESSAGE_BITS
 from echotts.codec.weights import hash_weights, to_device
 from echotts.codec.windows import (
     DecoderStream,

@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from echotts.audio.marking import MESSAGE_BITS
 from echotts.codec.chunking import Carry, Past, Stream
 from echotts.codec.layers import Params, conv, downsample_pairs, upsample_pairs
 
-MESSAGE_BITS = 16
-MESSAGE = (1, 1, 1, 0, 1, 1, 0, 0, 0, 1, 1, 1, 0, 1, 0, 0)  # what echotts embeds unless another is given
 STRENGTH = 0.25
 CHANNELS = (32, 64, 128, 256, 512)
 RATES = (2, 4, 5, 8)

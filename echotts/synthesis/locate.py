@@ -71,6 +71,6 @@ def locate_codec(
     codec = find_codec(trained.id, trained.weights_hash, override=override)
     if codec.has_watermark and watermark:
         return codec.watermarked()
-    if codec.has_watermark:
+    if not watermark:
         logger.warning("watermark off: speech carries no mark, only the tags of its file say that it is synthetic")
     return codec

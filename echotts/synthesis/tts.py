@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from echotts.audio import Samples
+from echotts.audio.marking import MESSAGE, Marker, marked, marked_blocks
 from echotts.checkpoint.facts import Facts
 from echotts.config import SEED_BITS, DtypeName, ModelConfig
 from echotts.flow.options import SamplerConfig, sampler_config
@@ -67,6 +68,7 @@ class EchoTTS:
         self.limits = self._synthesizer.limits
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
+        self._message: Sequence[int] | None = None  # the message that is embedded in what the codec decodes
 
     def __repr__(self) -> str:
         return (
@@ -91,9 +93,9 @@ class EchoTTS:
         The codec is the one that the checkpoint names (published ones name none; the default is then
         facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
         selects weights of a run directory. The default `dtype` of computation is float32 on a CPU and the model's own
-        elsewhere. `adapter` is a file or a run of `train --tune lora`, to merge into the checkpoint. If the codec has a
-        watermark, speech carries it (docs/provenance.md) unless `watermark` is False, which is logged. Raises
-        FileNotFoundError, OSError or ValueError with a one-line message.
+        elsewhere. `adapter` is a file or a run of `train --tune lora`, to merge into the checkpoint. Speech
+        carries a watermark, the codec's or else that of `audio.marking` (docs/provenance.md), unless `watermark` is
+        False, which is logged. Raises FileNotFoundError, OSError or ValueError with a one-line message.
         """
         path = locate_checkpoint(checkpoint)
         # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
@@ -110,6 +112,7 @@ class EchoTTS:
         if checkpoint in (None, DEMO):
             tts._texts.readable, tts._texts.estimate = demo_text, demo_seconds
         tts._watermark = found.message
+        tts._message = MESSAGE if watermark and found.message is None else None
         return tts
 
     def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
@@ -128,7 +131,7 @@ class EchoTTS:
     @property
     def fingerprint(self) -> str:
         """Identifies the model and its codec: all that speech depends on beside its text, voice and options."""
-        codec = (self.codec.weights_hash, self._watermark)
+        codec = (self.codec.weights_hash, self._watermark, self._message)
         about = (self.config, self.facts.weights, self.facts.step, self.facts.tokenizer, codec)
         return hashlib.sha256(f"{about} {self._synthesizer.digest}".encode()).hexdigest()
 
@@ -209,7 +212,7 @@ class EchoTTS:
             speeches = self._synthesizer.speak(prompts, most, sampler, rows=candidates)
             return speeches[chosen(pieces[number].text, speeches, prompts[0].voice) if candidates > 1 else 0]
 
-        yield from speak_pieces(pieces, voice, speak, spoken)
+        yield from speak_pieces(pieces, voice, speak, spoken, self._message)
 
     def split(self, text: str, duration: float = DEFAULT_DURATION_S) -> list[Piece]:
         """The pieces in which `pieces` speaks a text. ValueError if it contains nothing to speak."""
@@ -242,11 +245,12 @@ class EchoTTS:
         pieces = self._texts.split_live(text, duration)
         if isinstance(pieces, list) and len(pieces) == 1:
             said = utter(0, pieces[0], voice, True)
-            for number, block in enumerate(said.blocks):
+            blocks = marked_blocks(said.blocks, Marker(self.sample_rate, self._message))
+            for number, block in enumerate(blocks):
                 yield Speech(block, self.sample_rate, said.latents[: 0 if number else None], self.name)
             return
         say = functools.partial(utter, whole=False)
-        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name)
+        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name, self._message)
 
     def synthesize_batch(
         self,
@@ -274,7 +278,11 @@ class EchoTTS:
         ids = [self._texts.encode(self._texts.written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         prompts = [self._prompt(*given) for given in zip(ids, voices, seeds, strict=True)]
-        return self._synthesizer.speak(prompts, most, sampler or SamplerConfig(), rows)
+        speeches = self._synthesizer.speak(prompts, most, sampler or SamplerConfig(), rows)
+        return [
+            dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
+            for speech in speeches
+        ]
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
         """A recording encoded and decoded, at the codec's rate and same length: an upper bound of speech quality."""

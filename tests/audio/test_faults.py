@@ -1,9 +1,7 @@
 """Faults of reference recordings are found by cheap measures; clean voices have none."""
 
-import io
 import shutil
 import subprocess
-import tarfile
 import time
 from pathlib import Path
 
@@ -12,30 +10,16 @@ import pytest
 
 from echotts.audio import read_audio
 from echotts.audio.faults import find_faults
-from echotts.files import ASSETS
-from tests.audio.signals import RATE, noise, tone
+from tests.audio.signals import RATE, digit_clips, noise, tone
 
 PROMPTS = Path("/usr/share/asterisk/sounds")  # of Debian's asterisk-core-sounds-en-wav
 SENTENCE = "the quick brown fox jumps over the lazy dog while the sun sets slowly behind the hills"
 
 
 @pytest.fixture(scope="module")
-def digits():
-    """The built-in reference clips: espeak voices that speak digits."""
-    with tarfile.open(ASSETS / "digits" / "reference-000.tar.gz") as file:
-        names = sorted(name for name in file.getnames() if name.endswith(".opus"))
-        clips = []
-        for name in names:
-            part = file.extractfile(name)
-            assert part is not None
-            clips.append(read_audio(io.BytesIO(part.read()), RATE))
-        return clips
-
-
-@pytest.fixture(scope="module")
-def clean(digits):
+def clean():
     """Six seconds of one voice."""
-    return np.resize(np.concatenate(digits[:1]), 6 * RATE)
+    return np.resize(digit_clips()[0], 6 * RATE)
 
 
 def chords(seconds, note_s):
@@ -75,8 +59,8 @@ def test_two_speakers_are_found_by_their_pitch_and_one_speaker_is_not_two(tmp_pa
         assert list(find_faults(np.concatenate([voices[first], voices[second]]), RATE)) == ["speakers"]
 
 
-def test_clean_voices_have_no_faults(digits):
-    assert sum(bool(find_faults(clip, RATE)) for clip in digits) <= 2  # whispering voices are among them
+def test_clean_voices_have_no_faults():
+    assert sum(bool(find_faults(clip, RATE)) for clip in digit_clips()) <= 2  # whispering voices are among them
 
 
 def test_human_prompts_have_no_faults_but_one():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from echotts.audio.marking import MESSAGE, marked
 from echotts.flow.options import SamplerConfig
 from echotts.synthesis import synthesizer as synthesizer_module
 from echotts.synthesis.live import LEVEL_S, Utterance, faded, live_blocks
@@ -65,6 +66,16 @@ def test_the_blocks_of_every_piece_of_a_long_text_equal_its_latents_decoded_whol
         assert len(heard) == len(whole)
         gain = 1.0 if number == 0 else float(heard @ whole / (whole @ whole))
         np.testing.assert_allclose(heard, gain * whole, atol=1e-5)
+
+
+def test_the_watermark_goes_through_all_blocks_as_through_the_whole():
+    pieces, levels = [Piece("One", "clause"), Piece("two.", "sentence")], [0.2, 0.3]
+    plain, ours = (
+        joined(list(live_blocks(pieces, None, tones(levels)[0], RATE, MODEL, message))).samples
+        for message in (None, MESSAGE)
+    )
+    change = ours - plain
+    np.testing.assert_allclose(change, marked(plain, RATE, MESSAGE) - plain, atol=0.05 * np.abs(change).max())
 
 
 def test_a_block_comes_before_the_next_window_is_decoded(ending, monkeypatch):

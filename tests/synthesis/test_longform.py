@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from echotts.audio import measure_loudness, sound_span
+from echotts.audio.marking import MESSAGE, marked
 from echotts.synthesis.longform import PAUSE_S, joined, pieces_of, speak_pieces
 from echotts.synthesis.speech import Speech
 from echotts.text.sentences import Piece
@@ -47,6 +48,18 @@ def test_without_a_reference_the_first_piece_is_the_voice_of_the_others():
     reference = np.ones((3, 2), np.float32)
     list(speak_pieces(PIECES, reference, speeches(given)))
     assert all(voice is reference for voice in given)
+
+
+def test_the_watermark_goes_through_all_pieces_as_through_one_and_is_the_same_when_continued():
+    levels = (0.3, 0.1, 0.2, 0.3)
+    plain, ours = (
+        list(speak_pieces(PIECES, None, speeches([], levels), message=message)) for message in (None, MESSAGE)
+    )
+    whole, change = joined(plain).samples, joined(ours).samples - joined(plain).samples
+    np.testing.assert_allclose(change, marked(whole, RATE, MESSAGE) - whole, atol=0.05 * np.abs(change).max())
+    continued = list(speak_pieces(PIECES, None, speeches([], levels), ours[:2], MESSAGE))
+    for piece, again in zip(ours[2:], continued, strict=True):
+        np.testing.assert_array_equal(piece.samples, again.samples)
 
 
 def test_text_that_fits_is_not_changed():

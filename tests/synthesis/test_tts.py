@@ -16,11 +16,12 @@ import pytest
 import soundfile
 
 from echotts import EchoTTS
+from echotts.audio.marking import MESSAGE, marked
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.interop import save_export, save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
-from echotts.codec.watermark import MESSAGE, init_watermark
+from echotts.codec.watermark import init_watermark
 from echotts.flow import sampling
 from echotts.flow.options import SamplerConfig
 from echotts.synthesis import batch, synthesizer
@@ -283,11 +284,11 @@ class TestCheckpoints:
         assert "is not the recorded one" in caplog.text
 
     def test_speech_carries_the_watermark_of_its_codec_unless_it_is_turned_off_which_is_said(self, home, caplog):
-        marked, codec = (
+        ours, codec = (
             EchoTTS.load(home / "nameless.safetensors", home / "marked.safetensors"),
             load_codec(home / "marked.safetensors"),
         )
-        speech = say(marked, duration=0.4)
+        speech = say(ours, duration=0.4)
         whole = codec.decode(speech.latents[None], np.array([MESSAGE]))[0]
         np.testing.assert_allclose(speech.samples[:HOP], whole[:HOP], atol=1e-5)
         assert not caplog.messages
@@ -296,6 +297,21 @@ class TestCheckpoints:
         np.testing.assert_allclose(
             say(plain, duration=0.4).samples[:HOP], codec.decode(speech.latents[None])[0, :HOP], atol=1e-5
         )
+
+    def test_speech_of_a_codec_without_a_watermark_carries_ours_however_it_is_made(self, home, caplog):
+        given = home / "nameless.safetensors", home / "mine.safetensors"
+        tts, plain = EchoTTS.load(*given), EchoTTS.load(*given, watermark=False)
+        assert [message for message in caplog.messages if "watermark off" in message]
+        assert tts.fingerprint != plain.fingerprint
+        clean = say(plain, duration=0.4).samples
+        wanted = marked(clean, RATE, MESSAGE)
+        assert np.abs(wanted - clean).max() > 1e-3 * np.abs(clean).max()
+        live = np.concatenate(
+            [block.samples for block in tts.stream("one two", duration=0.4, sampler=SamplerConfig(steps=2))]
+        )
+        (batch,) = tts.synthesize_batch(["one two"], seeds=[0], duration=0.4, sampler=SamplerConfig(steps=2))
+        for samples in (say(tts, duration=0.4).samples, live, batch.samples):
+            np.testing.assert_allclose(samples, wanted, atol=1e-5)
 
     def test_a_file_of_speech_names_the_model_that_made_it(self, home, tmp_path):
         speech = say(EchoTTS.load(home / "nameless.safetensors", home / "mine.safetensors"), duration=0.4)

@@ -61,6 +61,17 @@ def noisy(snr_db: float) -> Change:
     return change
 
 
+def recoded(samples: Samples, rate: int, rng: np.random.Generator) -> tuple[Samples, int]:
+    """A neural codec again: what is left is what the codec keeps of it."""
+    codec = load_codec("speech")
+    heard = resample(samples, rate, codec.sample_rate)
+    return np.asarray(codec.decode(codec.encode(heard[None])))[0, : len(heard)], codec.sample_rate
+
+
+def wide_mp3(samples: Samples, rate: int, rng: np.random.Generator) -> tuple[Samples, int]:
+    return mp3(64)(resample(samples, rate, 44100), 44100, rng)
+
+
 def telephone(samples: Samples, rate: int, rng: np.random.Generator) -> tuple[Samples, int]:
     return encoded(resample(samples, rate, 8000), 8000, format="WAV", subtype="GSM610"), 8000
 
@@ -80,6 +91,7 @@ CHANGES: dict[str, Change] = {
     "mp3, 128 kbit/s": mp3(128),
     "mp3, 64 kbit/s": mp3(64),
     "mp3, 32 kbit/s": mp3(32),
+    "44.1 kHz, mp3, 64 kbit/s": wide_mp3,
     "ogg (Vorbis)": lambda samples, rate, rng: (encoded(samples, rate, **FORMATS[".ogg"]), rate),
     "resampled to 8 kHz": resampled(8000),
     "resampled to 16 kHz": resampled(16000),
@@ -92,6 +104,7 @@ CHANGES: dict[str, Change] = {
     "white noise, 10 dB below": noisy(10),
     "GSM 06.10, 8 kHz": telephone,
     "reverberation, 10 dB below": echoing,
+    "the codec speech again": recoded,
     "1 % faster": lambda samples, rate, rng: (resample(samples, round(1.01 * rate), rate), rate),
 }
 

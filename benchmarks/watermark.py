@@ -115,12 +115,13 @@ def examine(samples: Samples, rate: int) -> Detection:
     return detector.finish()
 
 
-def spoken(codec: Codec, count: int) -> list[Samples]:
-    """Prompts of at least LEAST_S, evenly over the list, as the codec decodes them."""
-    long = [path for path, _ in said_prompts() if soundfile.info(path).duration >= LEAST_S]
+def spoken(codec: Codec, count: int) -> tuple[list[Samples], list[str]]:
+    """Prompts of at least LEAST_S, evenly over the list, as the codec decodes them, and their texts."""
+    long = [(path, text) for path, text in said_prompts() if soundfile.info(path).duration >= LEAST_S]
     chosen = [long[i] for i in np.linspace(0, len(long) - 1, count).astype(int)]
-    recordings = [read_audio(path, codec.sample_rate) for path in chosen]
-    return [np.asarray(codec.decode(codec.encode(one[None])))[0, : len(one)] for one in recordings]
+    recordings = [read_audio(path, codec.sample_rate) for path, _ in chosen]
+    clips = [np.asarray(codec.decode(codec.encode(one[None])))[0, : len(one)] for one in recordings]
+    return clips, [text for _, text in chosen]
 
 
 def pieces(samples: Samples, rate: int, rng: np.random.Generator) -> Iterator[Samples]:
@@ -186,20 +187,21 @@ def cost(clips: list[Samples], rate: int) -> None:
         )
 
 
-def listening(clips: list[Samples], rate: int) -> None:
-    """Words that Whisper hears otherwise after marking, and the similarity of the voice before and after."""
-    from echotts.evaluation.asr import count_errors, load_recogniser
+def listening(clips: list[Samples], texts: list[str], rate: int) -> None:
+    """Word errors of Whisper before and after marking, and the similarity of the voice before and after."""
+    from echotts.evaluation.asr import listen, load_recogniser
     from echotts.evaluation.voices import VoiceEncoder
 
-    whisper, voices, words, wrong, similar = load_recogniser("base"), VoiceEncoder(), 0, 0, []
-    for clip in clips:
-        after = marked(clip, rate, MESSAGE)
-        heard = [whisper.normalise(whisper.recognise(one, rate)) for one in (clip, after)]
-        errors = count_errors(*heard)
-        words, wrong = words + errors.words, wrong + errors.words_wrong
-        first, second = voices.embed([(clip, rate), (after, rate)])
+    whisper, voices, similar = load_recogniser("base"), VoiceEncoder(), []
+    words, wrong = 0, np.zeros(2, int)
+    for clip, text in zip(clips, texts, strict=True):
+        versions = clip, marked(clip, rate, MESSAGE)
+        errors = [listen(whisper, text, version, rate) for version in versions]
+        words += errors[0].words
+        wrong += [one.words_wrong for one in errors]
+        first, second = voices.embed([(version, rate) for version in versions])
         similar.append(float(first @ second))
-    print(f"Whisper base hears {wrong} of {words} words otherwise in {len(clips)} clips after marking")
+    print(f"words wrong of {words} in {len(clips)} clips: {wrong[0]} before, {wrong[1]} after marking")
     print(f"similarity of the voices before and after: mean {np.mean(similar):.4f}, at least {min(similar):.4f}")
 
 
@@ -210,7 +212,7 @@ def main() -> None:
     parser.add_argument("--unmarked", type=Path, nargs="*", default=[], help="folders of recordings without a mark")
     arguments = parser.parse_args()
     codec = load_codec("speech")
-    clips = spoken(codec, arguments.clips)
+    clips, texts = spoken(codec, arguments.clips)
     audibility(clips, codec.sample_rate)
     cost(clips, codec.sample_rate)
     error_rates(clips, codec.sample_rate)
@@ -219,7 +221,7 @@ def main() -> None:
         files = sorted(path for path in folder.rglob("*") if path.suffix in AUDIO_SUFFIXES)
         false_alarms(folder.name, files[:: max(1, len(files) // UNMARKED)])
     if arguments.listen:
-        listening(clips[: arguments.listen], codec.sample_rate)
+        listening(clips[: arguments.listen], texts[: arguments.listen], codec.sample_rate)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ BestName = Literal["loss", "speech"]
 OptimizerName = Literal["adamw", "muon"]
 InitName = Literal["published", "fan_in"]
 DtypeName = Literal["float32", "bfloat16"]
-TuneName = Literal["none", "full", "lora", "inversion"]
+TuneName = Literal["none", "full", "lora", "inversion", "duration"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,11 +240,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """Adapting the model of run.init_from to a voice: which weights are trained."""
+    """Adapting the model of run.init_from to a voice, or adding to it: which weights are trained."""
 
     method: TuneName = "none"
     """full: all weights; lora: only low-rank adapters beside the frozen weights; inversion: only the reference of one
-    voice, for frozen weights. none: all weights, and the data may be of any kind."""
+    voice, for frozen weights; duration: only a predictor of how long speech takes, beside frozen weights. none: all
+    weights, and the data may be of any kind."""
     rank: int = 16
     """Rank of the adapters (lora): more can learn more, in proportionally larger files."""
 
@@ -255,7 +256,7 @@ class TuneConfig:
     @property
     def is_frozen(self) -> bool:
         """Whether the weights of the base are not trained."""
-        return self.method in ("lora", "inversion")
+        return self.method in ("lora", "inversion", "duration")
 
     @property
     def adapter_rank(self) -> int:

@@ -1,15 +1,25 @@
-"""Locating checkpoints: the demo model, a local path, a bucket, or a download from the Hub."""
+"""Locating checkpoints (the demo model, a local path, a bucket, or a download from the Hub) and their codecs."""
 
+import logging
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from echotts.checkpoint.facts import CodecFacts
 from echotts.files import ASSETS
 from echotts.gcs import is_bucket
+
+if TYPE_CHECKING:
+    from echotts.codec import Codec
 
 DEMO = "demo"
 DEMO_MODEL = ASSETS / "model" / "demo.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILE = "model.safetensors"
+PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
+PUBLISHED_CHANNELS = 128
+
+logger = logging.getLogger(__name__)
 
 
 def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
@@ -38,3 +48,29 @@ def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(f"{name}: no such local path, and no {HUB_FILE} on the Hub ({reason})") from error
+
+
+def locate_codec(
+    checkpoint: str | Path, trained: CodecFacts, latent_channels: int, override: str | Path | None, watermark: bool
+) -> "Codec":
+    """The codec that a checkpoint was trained with, or `override`, with its watermark unless that is unwanted.
+
+    Published checkpoints name none; if they have PUBLISHED_CHANNELS, PUBLISHED_CODEC is used, which is logged. Raises
+    ValueError if there is no codec to use, OSError if it is missing.
+    """
+    from echotts.codec.registry import find_codec  # imports jax
+
+    if override is None and not trained.id and not trained.weights_hash:
+        if latent_channels != PUBLISHED_CHANNELS:
+            raise ValueError(
+                f"{checkpoint}: does not name the codec of its latents of {latent_channels} channels: "
+                "give one with --codec"
+            )
+        logger.info("%s names no codec: using %s (override with --codec)", checkpoint, PUBLISHED_CODEC)
+        override = PUBLISHED_CODEC
+    codec = find_codec(trained.id, trained.weights_hash, override=override)
+    if codec.has_watermark and watermark:
+        return codec.watermarked()
+    if codec.has_watermark:
+        logger.warning("watermark off: speech carries no mark, only the tags of its file say that it is synthetic")
+    return codec

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from echotts.flow.options import SamplerConfig
-from echotts.synthesis import tts as tts_module
+from echotts.synthesis import synthesizer as synthesizer_module
 from echotts.synthesis.live import LEVEL_S, Utterance, faded, live_blocks
 from echotts.synthesis.longform import EDGE_S, PAUSE_S, joined
 from echotts.synthesis.speech import find_start
@@ -20,7 +20,7 @@ TEXT = "one two three. four five six, seven eight nine ten. one two"
 @pytest.fixture
 def ending(tts, monkeypatch):
     """The tiny model with an end of speech in its latents, which are random and show none."""
-    monkeypatch.setattr(tts_module, "find_end", lambda latents, *_: min(24, len(latents)))
+    monkeypatch.setattr(synthesizer_module, "find_end", lambda latents, *_: min(24, len(latents)))
     return tts
 
 
@@ -128,22 +128,22 @@ def test_a_fade_does_not_depend_on_the_blocks():
 
 
 def test_speech_whose_end_the_latents_do_not_show_is_decoded_whole(tts, monkeypatch):
-    monkeypatch.setattr(tts, "silence", np.full((1, CHANNELS), 50.0, np.float32))
+    monkeypatch.setattr(tts._synthesizer, "silence", np.full((1, CHANNELS), 50.0, np.float32))
     blocks = list(tts.stream("one two", seed=5, sampler=FAST))
     assert len(blocks) == 1
     np.testing.assert_array_equal(blocks[0].samples, tts.synthesize("one two", seed=5, steps=2).samples)
 
 
 def test_speech_that_does_not_end_in_a_short_window_is_not_cut_off_there(tts, monkeypatch):
-    asked, latents_of, window = [], tts._latents, tts.limits.frames
+    asked, latents_of, window = [], tts._synthesizer.latents, tts.limits.frames
 
-    def watched(ids, voices, seeds, most, sampler, rows):
+    def watched(prompts, most, sampler, rows):
         asked.append(most)
-        return latents_of(ids, voices, seeds, most, sampler, rows)
+        return latents_of(prompts, most, sampler, rows)
 
-    monkeypatch.setattr(tts, "_latents", watched)
-    monkeypatch.setattr(tts, "_live_frames", lambda seconds, most: most // 2)
-    monkeypatch.setattr(tts_module, "find_end", lambda latents, *_: 20 if len(latents) == window else None)
+    monkeypatch.setattr(tts._synthesizer, "latents", watched)
+    monkeypatch.setattr(tts._synthesizer, "_short_frames", lambda seconds, most: most // 2)
+    monkeypatch.setattr(synthesizer_module, "find_end", lambda latents, *_: 20 if len(latents) == window else None)
     blocks = list(tts.stream("one", seed=1, sampler=FAST))
     assert asked == [window // 2, window]
     assert len(blocks[0].latents) == 20

@@ -23,8 +23,7 @@ from echotts.codec.backbone import init_params
 from echotts.codec.watermark import MESSAGE, init_watermark
 from echotts.flow import sampling
 from echotts.flow.options import SamplerConfig
-from echotts.synthesis import batch
-from echotts.synthesis import tts as tts_module
+from echotts.synthesis import batch, synthesizer
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
@@ -93,8 +92,8 @@ def test_after_a_warm_up_nothing_is_compiled():
 
 def test_a_slow_compilation_is_announced_once(monkeypatch, caplog):
     monkeypatch.setattr(batch, "SLOW_COMPILE_S", 0.05)
-    slow = tts_module.sample
-    monkeypatch.setattr(tts_module, "sample", lambda *given: time.sleep(0.5) or slow(*given))
+    slow = synthesizer.sample
+    monkeypatch.setattr(synthesizer, "sample", lambda *given: time.sleep(0.5) or slow(*given))
     tts = tiny_tts()
     with caplog.at_level(logging.INFO):
         say(tts), say(tts)
@@ -161,8 +160,8 @@ def test_a_wrong_silence_latent_falls_back_on_energy(tts, monkeypatch):
     quiet = np.concatenate(
         [SILENCE + np.random.default_rng(0).standard_normal((12, CHANNELS)), np.repeat(SILENCE, 20, 0)]
     )
-    monkeypatch.setattr(tts, "silence", np.full((1, CHANNELS), 50.0, np.float32))
-    speech = tts._finish(quiet.astype(np.float32))
+    monkeypatch.setattr(tts._synthesizer, "silence", np.full((1, CHANNELS), 50.0, np.float32))
+    speech = tts._synthesizer.finish(quiet.astype(np.float32))
     assert len(speech.latents) == 12 + KEPT_TAIL_FRAMES
     assert len(speech.samples) == len(speech.latents) * HOP
 
@@ -219,7 +218,7 @@ def test_a_codec_or_tokenizer_of_another_model_is_refused():
 def test_published_weights_have_the_limits_of_published_training():
     bare = EchoTTS(random_params(), CONFIG, Facts(weights="raw", step=1), LinearCodec())
     assert (bare.limits.frames, bare.limits.tokens, bare.limits.reference_frames) == (768, 768, 512)
-    assert np.array_equal(bare.silence, SILENCE)
+    assert np.array_equal(bare._synthesizer.silence, SILENCE)
 
 
 @pytest.mark.parametrize("name", ["none.safetensors", "none.pkl", "no/such/run", "/no/such/run"])

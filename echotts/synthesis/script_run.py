@@ -154,8 +154,8 @@ class _Run:
         return False
 
     def groups(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], bool]]:
-        """Rows to be spoken together (True): those that fit the model's window, with the same duration and speed."""
-        waiting: dict[tuple[Duration, float], list[Row]] = {}
+        """Rows to be spoken together (True): those that fit the model's window, with equal windows and speeds."""
+        waiting: dict[tuple[Duration, float, float], list[Row]] = {}
         self._batch = most = min(self._options.rows, max(1, len(rows)))
         for row in rows:
             try:
@@ -167,7 +167,9 @@ class _Run:
             if len(pieces) > 1 or self._options.candidates > 1 or most == 1:
                 yield [row], False
                 continue
-            alike = self._duration(row), self._speed(row)
+            duration = self._duration(row)
+            window_s = self._tts.window_for(row.fields.text, self._voice(row), duration=duration)
+            alike = duration, window_s, self._speed(row)
             group = waiting.setdefault(alike, [])
             group.append(row)
             if len(group) == most:
@@ -267,9 +269,7 @@ class _Run:
             "pause": row.fields.pause,
             "voice": None if reference is None else self._hashes[reference],
             "seed": self._seed(row),
-            "options": repr(
-                (self._duration(row), self._speed(row), options.sampler, options.level, options.candidates)
-            ),
+            "options": repr((self._duration(row), self._speed(row), *shared)),
             "model": self._tts.fingerprint,
             "version": __version__,
         }

@@ -1,4 +1,4 @@
-"""MkDocs hook that generates docs/configuration.md, all configuration keys, from the dataclasses in config.py."""
+"""MkDocs hook that generates docs/configuration.md, all configuration keys, from the dataclasses in echotts/config/."""
 
 import dataclasses
 import typing

@@ -35,9 +35,8 @@ def test_every_page_is_listed_in_the_index_and_in_the_navigation() -> None:
 
 def test_every_configuration_key_is_documented() -> None:
     """The page of configuration keys and `echotts train --help` are made of these docstrings."""
-    classes = [
-        node for node in ast.parse((ROOT / "echotts/config.py").read_text()).body if isinstance(node, ast.ClassDef)
-    ]
+    modules = [ast.parse(path.read_text()) for path in sorted((ROOT / "echotts/config").glob("*.py"))]
+    classes = [node for module in modules for node in module.body if isinstance(node, ast.ClassDef)]
     nested = {node.name for node in classes}
     bare = [
         f"{owner.name}.{ast.unparse(key.target)}"

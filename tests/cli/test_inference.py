@@ -269,7 +269,7 @@ def test_help_lists_units_and_defaults_and_the_script_exists():
         "LUFS",
         "the preset's, 32",
         "the preset's, 3",
-        "default: 15.0",
+        "default: auto",
         "default: 42",
         "None: peak",
     ):

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most of the tests' take less than 1 s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads spin while they wait, which the other workers pay for
 # Modules that declare shapes are checked; in the readers of bytes, beartype would cost more than the tests themselves.
 SOURCES = {path.relative_to(ROOT).with_suffix(""): path.read_text() for path in (ROOT / "echotts").rglob("*.py")}
 install_import_hook([".".join(path.parts) for path in SOURCES if "jaxtyping" in SOURCES[path]], "beartype.beartype")
@@ -46,3 +48,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for mark, reason in reasons.items():
             if item.get_closest_marker(mark):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Frees compiled programs, which would add up to gigabytes, when a worker goes on to another folder."""
+    if "jax" in sys.modules and (nextitem is None or nextitem.path.parent != item.path.parent):
+        sys.modules["jax"].clear_caches()

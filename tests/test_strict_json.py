@@ -113,9 +113,9 @@ def test_a_document_costs_a_few_times_its_size(piece: bytes):
     data = b"[" + piece * (MAX_BYTES // len(piece) - 1) + b"0]"
     seconds = []
     for _ in range(2):  # the better one counts: other processes slow this one down
-        began = time.process_time()
+        began = time.thread_time()
         load_json(data, "x")
-        seconds.append(time.process_time() - began)
+        seconds.append(time.thread_time() - began)
     assert min(seconds) < 2.0, seconds
     tracemalloc.start()  # not above: it would be timed, too
     try:

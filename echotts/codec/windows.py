@@ -100,6 +100,8 @@ class DecoderStream:
         carry, delay = plan(decode_frames, config, (batch, max(widths), config.latent_channels))
 
         def step(latent: Any, carry: Carry, before: Any, left: Any) -> tuple[tuple[Array, ...], Carry]:
+            if latent.dtype.kind in "iu":
+                latent = _embedded(params, latent)
             return _decode_window(params, config, latent, carry, before, left)
 
         hop = config.hop_length
@@ -221,15 +223,19 @@ def _noise_block(key: PRNGKeyArray, start: Any, batch: int, channels: int) -> Fl
     return draw(numbers)
 
 
+@jax.jit
+def _embedded(params: Params, codes: Integer[Array, "b t q"]) -> Float[Array, "b t c"]:
+    """Latents of codes: a program of its own, so that the decoder is compiled once for both."""
+    with jax.default_matmul_precision("highest"):
+        return embed(params, codes.swapaxes(1, 2))
+
+
 @partial(jax.jit, static_argnames="config", donate_argnames="carry")
 def _decode_window(
-    params: Params, config: CodecConfig, latent: Array, carry: Carry, before: Any, left: Any
+    params: Params, config: CodecConfig, latent: Float[Array, "b t c"], carry: Carry, before: Any, left: Any
 ) -> tuple[tuple[Float[Array, "b n"]], Carry]:
-    """Decodes one window; `latent` is (b, t, c), or codes as (b, t, q)."""
     past = Past(carry)
     with jax.default_matmul_precision("highest"):
-        if jnp.issubdtype(latent.dtype, jnp.integer):
-            latent = embed(params, latent.swapaxes(1, 2))
         return (decode_frames(params, config, latent, Window(past, before, left)),), past.carry
 
 

@@ -143,10 +143,10 @@ def test_an_ogg_file_without_its_last_or_a_middle_page_is_refused(subtype):
 
 def test_an_ogg_file_of_very_many_streams_takes_linear_time():
     first, empty = b"OggS\0\2" + bytes(21), b"OggS\0\4" + bytes(21)
-    began = time.process_time()
+    began = time.thread_time()
     assert "a chain of 20000 Ogg streams, at most 1000 are read" in refusal((first + empty) * 20_000)
     assert "at most 1000" in refusal(bytes(encoded(tone(0.1), format="OGG")) * 1001)
-    assert time.process_time() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize("kind", ["AVR", "IRCAM", "MAT5", "PAF", "PVF", "SVX", "VOC"])
@@ -249,18 +249,18 @@ def with_wav_header(data, *, rate=None, channels=None):
     ],
 )
 def test_a_header_with_excessive_sizes_is_rejected_early(data, words):
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(ValueError, match=words):
         audio.read_audio(io.BytesIO(data), RATE)
-    assert time.process_time() - began < 0.5
+    assert time.thread_time() - began < 0.5
 
 
 def test_a_recording_above_the_limit_is_rejected_before_decoding():
     silence = encoded(np.zeros(48000 * 600, "i2"), 48000, format="FLAC")
-    began = time.process_time()
+    began = time.thread_time()
     with pytest.raises(audio.TooLong, match=r"a\.flac: 600\.00 s by its header, at most 30 s"):
         audio.read_audio(io.BytesIO(silence), RATE, max_s=30.0, name="a.flac")
-    assert time.process_time() - began < 0.1
+    assert time.thread_time() - began < 0.1
     for unknown in (with_flac_header(silence, frames=0), encoded(noise(40 * RATE, 0.01), format="OGG")):
         with pytest.raises(audio.TooLong, match="longer than the 30 s allowed"):
             audio.read_audio(io.BytesIO(unknown), RATE, max_s=30.0)
@@ -341,13 +341,13 @@ def damaged(random, data):
 
 
 def assert_read_or_one_line(data):
-    message, began = "a.wav: ", time.process_time()
+    message, began = "a.wav: ", time.thread_time()
     try:
         audio.read_audio(io.BytesIO(data), RATE, max_s=60.0, name="a.wav")
     except ValueError as error:
         message = str(error)
     assert message.startswith("a.wav: ") and "\n" not in message
-    assert time.process_time() - began < 5
+    assert time.thread_time() - began < 5
 
 
 @pytest.mark.parametrize("kind", ORIGINALS)

@@ -50,17 +50,17 @@ def tiny_params(config: CodecConfig = TINY, seed: int = 0) -> Params:
     return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny() -> Codec:
     return Codec(tiny_params(), TINY, "tiny", window_frames=5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def tiny_dac() -> Codec:
     return Codec(tiny_params(TINY_DAC, seed=1), TINY_DAC, "tiny-dac", window_frames=5)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def published_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A full-size weights.pth (430 MB) as the original writes it; removed after the run."""
     torch = pytest.importorskip("torch")
@@ -71,7 +71,7 @@ def published_file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path.unlink()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def full(published_file: Path) -> Codec:
     """The full-size codec; a second at a time."""
     return load_codec(published_file, window_frames=25)

@@ -302,10 +302,10 @@ def test_a_missing_shard_stops_the_stream_at_every_further_call(tmp_path: Path) 
 
 def test_a_batch_costs_nothing_that_grows_with_the_number_of_shards(shards: list[Path]) -> None:
     with open_stream(shards[:1] * 20_000, config(batch_size=4, streams=4)) as stream:
-        began = time.process_time()
+        began = time.thread_time()
         for _ in range(100):
             stream._snapshot()
-        assert time.process_time() - began < 0.1  # 1 ms a batch
+        assert time.thread_time() - began < 0.1  # 1 ms a batch
 
 
 def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path]) -> None:

@@ -111,9 +111,9 @@ def test_pax_headers_take_linear_time(tmp_path: Path) -> None:
     records = b"6 a=b\n" * ((1 << 20) // 6)
     path = tmp_path / "s.tar"
     path.write_bytes((header(b"p", len(records), b"x") + padded(records)) * 4 + sample_of("a") + END)
-    began = time.process_time()
+    began = time.thread_time()
     assert read(path) == (["a"], {})
-    assert time.process_time() - began < 8  # 2 s for each MB
+    assert time.thread_time() - began < 8  # 2 s for each MB
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_gz_bomb_takes_bounded_time_and_space(
 ) -> None:
     path = tmp_path / "s.tar.gz"
     path.write_bytes(gzip.compress(unpacked, 6) + gzip.compress(b"") * (100_000 if expected[0] else 0))
-    began = time.process_time()
+    began = time.thread_time()
     assert read(path) == expected
-    assert time.process_time() - began < 1 + 2 * path.stat().st_size / 1e6
+    assert time.thread_time() - began < 1 + 2 * path.stat().st_size / 1e6
 
 
 def test_an_altered_gz_shard_is_rejected_entirely_and_named(tmp_path: Path) -> None:
@@ -243,9 +243,9 @@ def fuzz(folder: Path, rounds: int, seed: int) -> None:
         data = rng.choice(whole)
         path = packed if data is whole[2] else plain
         path.write_bytes(rotten(data, rng))
-        began = time.process_time()
+        began = time.thread_time()
         read(path, rng.choice((CHANNELS, None)))
-        assert time.process_time() - began < 5, f"round {number} of seed {seed}"
+        assert time.thread_time() - began < 5, f"round {number} of seed {seed}"
 
 
 def test_shards_with_random_changes_give_counted_rejections_only(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_20000_mutations_of_pickles_and_torch_files_are_read_or_refused_in_one_l
     for seed in range(20_000):
         source = random.Random(seed)
         kind = source.choice(["pickle", "attack", "archive", "data.pkl"])
-        began = time.process_time()
+        began = time.thread_time()
         if kind in ("pickle", "attack"):
             path.write_bytes(mutated(source, source.choice(whole if kind == "pickle" else small)))
             assert_survives(read_pickle, path)
@@ -84,4 +84,4 @@ def test_20000_mutations_of_pickles_and_torch_files_are_read_or_refused_in_one_l
                     for name, content in members.items():
                         archive.writestr(name, mutated(source, content) if name.endswith("data.pkl") else content)
             assert_survives(read_torch_zip, path)
-        assert time.process_time() - began < 2, seed
+        assert time.thread_time() - began < 2, seed

@@ -12,11 +12,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from io import BufferedReader, BytesIO
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import soundfile
+
+from echotts.audio.headers import File, MpegFrame, ogg_pages
 
 BLOCK_FRAMES = 1 << 16
 UNKNOWN_FRAMES = 1 << 36  # a flac of unknown length reports more
@@ -25,14 +27,12 @@ PCM_SLACK_S = 0.02
 CODED_SLACK_S = 0.25  # encoder delay and padding, which decoders may trim or keep
 # formats whose decoders write nothing to stderr
 SILENT_DECODERS = (b"RIFF", b"RF64", b"fLaC", b"OggS", b"FORM", b".snd", b"caff")
-LEAST_JOINED_BYTES = 1 << 13
 MOST_LINKS = 1000
 OPUS_HZ = 48000  # unit of the positions in Opus pages, whatever the sample rate
 KINDS = ("WAV", "WAVEX", "RF64", "W64", "AIFF", "AU", "CAF", "FLAC", "OGG", "MP3", "NIST")  # libsndfile's names
 ACCEPTED = "give wav, flac, ogg, opus, mp3 or m4a"
 NIST_HEADER_BYTES = 1024
 
-File = BytesIO | BufferedReader
 Source = str | File  # a path, or an open seekable file
 Block = np.ndarray  # (frames, channels) float32
 
@@ -74,7 +74,7 @@ def _open(file: File, source: Source, name: str) -> Sound:
         counted = re.search(rb"\nsample_count -i (\d{1,15})\s", head + file.read(NIST_HEADER_BYTES))
         sound = _by_libsndfile(source, name)
         return replace(sound, frames=int(counted[1])) if counted else sound
-    mpeg = _Mpeg.find(file)
+    mpeg = MpegFrame.find(file)
     if mpeg is None:
         return _by_libsndfile(source, name, loud=not head.startswith(SILENT_DECODERS))
     if not mpeg.tagged:
@@ -163,7 +163,7 @@ def _ogg(file: File, name: str) -> Sound:
     data = file.read()
     chain: list[tuple[int, list[int]]] = []  # the start of each stream, and the positions of its first and last page
     last = None
-    for page in _ogg_pages(data):
+    for page in ogg_pages(data):
         if not chain or page.begins_after(last):
             chain.append((page.start, []))
         if 0 < page.position < 1 << 62:
@@ -195,90 +195,6 @@ def _ogg(file: File, name: str) -> Sound:
 
     first = links[0][0]
     return Sound(first.rate, first.channels, None, CODED_SLACK_S, blocks)
-
-
-@dataclass(frozen=True)
-class _OggPage:
-    """The header of a page (RFC 3533). `position`: the frames until its end, from wherever the stream began."""
-
-    start: int
-    end: int
-    flags: int
-    position: int
-
-    @property
-    def ends(self) -> bool:
-        return bool(self.flags & 4)
-
-    def begins_after(self, before: "_OggPage | None") -> bool:
-        """Whether it is the first page of the file or of a link; several streams may begin in a row."""
-        return bool(self.flags & 2) and (before is None or not before.flags & 2)
-
-
-def _ogg_pages(data: bytes) -> Iterator[_OggPage]:
-    """The pages one after another; bytes between them, of damage, are passed over."""
-    at = 0
-    while (at := data.find(b"OggS\0", at)) >= 0 and at + 27 <= len(data):
-        sizes = data[at + 27 : at + 27 + data[at + 26]]
-        end = at + 27 + data[at + 26] + sum(sizes)
-        yield _OggPage(at, end, data[at + 5], int.from_bytes(data[at + 6 : at + 14], "little"))
-        at = end
-
-
-@dataclass(frozen=True)
-class _Mpeg:
-    """The first frame of an mp3 (ISO 11172-3): its position, its first 4 bytes, and the facts of its Xing header.
-
-    `end`: the end of the audio by that header, None if it does not say.
-    """
-
-    start: int
-    head: bytes
-    tagged: bool
-    end: int | None
-
-    @classmethod
-    def find(cls, file: File, position: int = 0) -> "_Mpeg | None":
-        """The frame at `position`, or after an ID3v2 tag there; None if there is none."""
-        file.seek(position)
-        tag = file.read(10)
-        if tag.startswith(b"ID3") and len(tag) == 10:
-            position += 10 + sum((byte & 0x7F) << 7 * (3 - place) for place, byte in enumerate(tag[6:]))
-        file.seek(position)
-        head = file.read(64)
-        if not re.match(rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef].", head, re.DOTALL) or head[2] & 0x0C == 0x0C:
-            return None
-        found = re.search(rb"Xing|Info|VBRI", head)
-        if found is None:
-            return cls(position, head[:4], False, None)
-        if found[0] == b"VBRI":
-            size = int.from_bytes(head[46:50], "big")
-        else:
-            fields = head[found.end() : found.end() + 12]
-            flags, *counts = (int.from_bytes(fields[at : at + 4], "big") for at in (0, 4, 8))
-            size = counts[flags & 1] if flags & 2 else 0  # the frame count, if present, comes first
-        return cls(position, head[:4], True, position + size if size else None)
-
-    def is_followed(self, file: File) -> bool:
-        """Whether another mp3 begins where this one ends."""
-        if self.end is None or file.seek(0, os.SEEK_END) - self.end < LEAST_JOINED_BYTES:
-            return False
-        return _Mpeg.find(file, self.end) is not None
-
-    def endless(self, file: File) -> bytes:
-        """The file behind a Xing header that claims far too many frames, so that all existing ones are read."""
-        _, second, third, fourth = self.head
-        first_version = second & 0x08
-        rates = {0x18: (44100, 48000, 32000), 0x10: (22050, 24000, 16000), 0x00: (11025, 12000, 8000)}[second & 0x18]
-        rate = rates[third >> 2 & 3]
-        length = 144 * 128_000 // rate if first_version else 72 * 80_000 // rate  # bit rate index 9
-        mono = fourth >> 6 == 3
-        side = (17 if mono else 32) if first_version else (9 if mono else 17)
-        file.seek(self.start)
-        sound = file.read()
-        frame = bytes((0xFF, second | 1, 0x90 | third & 0x0C, fourth & 0xC0)) + bytes(side)
-        frame += b"Xing" + (1).to_bytes(4, "big") + (len(sound) + 1).to_bytes(4, "big")
-        return frame.ljust(length, b"\0") + sound
 
 
 def _by_pyav(source: Source, name: str) -> Sound:

@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 from echotts import config as configs
 from echotts.cli.app import UsageError, parse
+from echotts.cli.plan_lines import breakdown, costliest, describe_compiled, describe_memory, describe_plan
 from echotts.cli.train import bucket_registry
 from echotts.config import MAX_RANK, Bucket, Config, TuneConfig, TuneName
 from echotts.files import atomic_write, check_writable
 
 PROG = "echotts plan"
-COSTLIEST = 20
 ESTIMATE = "memory and time: estimates by the TPU compiler, not measured"
 DEVICE = re.compile(r"(\d+(?:\.\d+)?) ?GiB", re.IGNORECASE)
 ONE_CHIP = "v6e-1"  # the single device that the compiler knows
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> int:
         return 0
     result = plan.make_plan(config, slice_, devices)
     answer: dict[str, Any] = result.to_dict() | {"missing": missing}
-    print(_describe(answer), flush=True)
+    print(describe_plan(answer), flush=True)
     if devices is None:
         print(f"memory and time  unknown: {missing}")
     else:
@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
         for bucket, planned in zip(config.data.buckets, answer["buckets"], strict=True):
             compiled = plan.compile_bucket(config, mesh, bucket, slice_, arguments.chip_hour_price)
             planned |= compiled.to_dict()
-            print(_describe_compiled(bucket, compiled, explain=arguments.explain), flush=True)
+            print(describe_compiled(bucket, compiled, explain=arguments.explain), flush=True)
         if arguments.search:
             answer |= _search(config, mesh, slice_)
     _write(answer, arguments.output)
@@ -160,7 +160,7 @@ def _on_device(config: Config, device: str, slice_: Any, devices: Any, missing: 
     for bucket in config.data.buckets:
         memory = plan.compile_bucket(config, mesh, bucket, slice_).memory
         memory = replace(memory, available=int(float(found[1]) * 2**30))
-        print(f"bucket {bucket.frames}x{bucket.tokens}: {_memory(memory)}", flush=True)
+        print(f"bucket {bucket.frames}x{bucket.tokens}: {describe_memory(memory)}", flush=True)
         buckets.append({"frames": bucket.frames, "tokens": bucket.tokens, "needed": memory.needed, "fits": memory.fits})
     return answer | {"buckets": buckets}
 
@@ -181,9 +181,9 @@ def _speak(config: Config, slice_: Any, device: Any, *, explain: bool) -> dict[s
     for name, (lowered, runs) in lower_speaking(config.model, CodecConfig(), sampler, device).items():
         found = cost.estimate(lowered.compile().as_text(), slice_.chip, unknown_trips=sampler.steps)
         answer["programs"][name] = found.to_dict() | {"runs": runs}
-        print(f"{name}: {runs * found.step_s:.3f} s ({runs} runs)", *_parts(found), sep="\n", flush=True)
+        print(f"{name}: {runs * found.step_s:.3f} s ({runs} runs)", *breakdown(found), sep="\n", flush=True)
         if explain:
-            print(*_costliest(found), sep="\n", flush=True)
+            print(*costliest(found), sep="\n", flush=True)
     total = sum(part["runs"] * part["step_s"] for part in answer["programs"].values())
     answer["total_s"] = total
     print(f"total {total:.3f} s: {SECONDS / total:,.0f} times faster than real time")
@@ -197,7 +197,7 @@ def _search(config: Config, mesh: Any, slice_: Any) -> dict[str, Any]:
 
     def compile_one(tried: Config) -> plan.Memory:
         memory = plan.compile_bucket(tried, mesh, largest_bucket, slice_).memory
-        print(f"  batch {tried.data.batch_size}, remat {tried.model.remat}: {_memory(memory)}", flush=True)
+        print(f"  batch {tried.data.batch_size}, remat {tried.model.remat}: {describe_memory(memory)}", flush=True)
         return memory
 
     print(f"search, bucket {largest_bucket.frames}x{largest_bucket.tokens}")
@@ -243,84 +243,3 @@ def make_config(arguments: Arguments) -> Config:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _describe(answer: dict[str, Any]) -> str:
-    lines = [
-        f"{answer['preset']} on {answer['topology']}: {answer['chips']} chips, {answer['hosts']} hosts; "
-        f"batch {answer['batch_size']}, remat {answer['remat']}, attention {answer['attention']}",
-        f"parameters       {answer['parameters'] / 1e6:,.2f}M",
-        f"state per chip   {answer['state_bytes_chip'] / 2**30:.2f} GiB (float32 weights, EMA, two moments)",
-        f"checkpoint       {answer['checkpoint_bytes'] / 1e9:.1f} GB",
-        f"FSDP traffic     {answer['fsdp_bytes_chip'] / 1e9:.1f} GB per chip and step, "
-        f"{answer['fsdp_s'] * 1e3:.0f} ms at half the chip's links",
-    ]
-    for bucket in answer["buckets"]:
-        times = ", ".join(f"{value:.3f} s at {share}" for share, value in bucket["step_s"].items())
-        again = bucket["hardware_flops"] / bucket["step_flops"]
-        remat = f"; with remat the chip computes {again:.2f} times that" if again > 1 else ""
-        lines += [
-            f"bucket {bucket['frames']}x{bucket['tokens']}",
-            f"  work           {bucket['step_flops'] / 1e12:,.0f} TFLOP per step: {times} of peak{remat}",
-            f"  data           {bucket['samples_per_s_host']:.0f} samples/s and "
-            f"{bucket['megabytes_per_s_host']:.0f} MB/s per host, at 50% of peak",
-        ]
-    return "\n".join(lines)
-
-
-def _describe_compiled(bucket: Bucket, compiled: Any, *, explain: bool) -> str:
-    lines = [f"bucket {bucket.frames}x{bucket.tokens}", f"  memory/chip    {_memory(compiled.memory)}"]
-    time = compiled.time
-    if time is None:
-        return "\n".join(lines)
-    lines += [
-        f"  step           {time.step_s:.3f} s at {time.cost.clock_hz / 1e9:.2f} GHz: MFU {time.mfu_share:.1%}, "
-        f"{time.hfu_share:.1%} including remat; {time.samples_per_s:,.0f} samples/s",
-        *_parts(time.cost),
-        f"  the run        {time.run_hours:,.0f} hours if all steps are in this bucket",
-    ]
-    if time.step_price is not None:
-        lines.append(f"  price          {time.step_price:.4f} per step, {time.run_price:,.0f} for the run")
-    return "\n".join([*lines, *(_costliest(time.cost) if explain else [])])
-
-
-def _parts(cost: Any) -> list[str]:
-    """A breakdown of a program's time."""
-    parts = {
-        "products": cost.products_s,
-        "other fusions": cost.fusions_s,
-        "copies": cost.copies_s,
-        "Pallas kernels": cost.kernels_s,
-        "collectives": cost.collectives_s,
-    }
-    milliseconds = ", ".join(f"{name} {seconds * 1e3:.1f}" for name, seconds in parts.items())
-    hidden = f" ({cost.hidden_s * 1e3:.1f} of these hidden behind computation)" if cost.collectives_s else ""
-    lines = [f"  breakdown, ms  {milliseconds}{hidden}"]
-    if cost.collectives:
-        moved = ", ".join(f"{count} {name}" for name, count in sorted(cost.collectives.items()))
-        lines.append(f"  collectives    {cost.collective_bytes / 1e9:.2f} GB per chip: {moved}")
-    if cost.unknown_kernels:
-        lines.append(f"  not estimated  {cost.unknown_kernels} runs of Pallas kernels that do not state their work")
-    return lines
-
-
-def _costliest(cost: Any) -> list[str]:
-    lines = ["  costliest      ms, runs, kind, line, operation"]
-    for one in cost.operations[:COSTLIEST]:
-        operation = one.op_name.rpartition("/")[2] or one.name
-        lines.append(f"  {one.seconds * 1e3:10.2f} {one.runs:6} {one.kind:<10} {one.source}  {operation}")
-    return lines
-
-
-def _memory(memory: Any) -> str:
-    gib = 2**30
-    verdict = "fits" if memory.fits else "DOES NOT FIT"
-    parts = (
-        f" (arguments {memory.arguments / gib:.2f}, temporaries {memory.temporaries / gib:.2f})"
-        if memory.arguments is not None
-        else ""
-    )
-    return (
-        f"{memory.needed / gib:.2f} of {memory.available / gib:.2f} GiB{parts}: {verdict}; "
-        f"compiled in {memory.compile_s:.0f} s"
-    )

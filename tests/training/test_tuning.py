@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 
 from echotts.checkpoint import interop
@@ -172,6 +173,11 @@ def test_a_duration_predictor_is_trained_resumed_and_exported_with_the_bits_of_i
     assert loaded.duration and trained.duration and same(loaded.duration, trained.duration)
     assert same(loaded.params, trained.params)
     assert load_weights(half).duration is None
+    with safetensors.safe_open(tmp_path / "full.safetensors", "numpy") as file:
+        broken = after | {"duration/frames/bias": np.zeros(2, np.float32)}
+        safetensors.numpy.save_file(broken, tmp_path / "broken.safetensors", file.metadata())
+    with pytest.raises(ValueError, match=r"broken\.safetensors: tensor duration/frames/bias has shape \(2,\)"):
+        load_weights(tmp_path / "broken.safetensors")
 
 
 def test_a_duration_predictor_of_another_base_is_refused(tuned, base, tmp_path):

@@ -35,9 +35,8 @@ def stretched(blocks: Iterable[Samples], count: int, rate: int, speed: float) ->
             held = np.append(held, np.zeros(needed - start - len(held), np.float32) if block is None else block)
         first = max(0, target - reach)
         continued = held[natural - start :][: 2 * hop]
-        position = first + _most_alike(
-            continued, held[first - start : target + reach + 2 * hop - start], target - first
-        )
+        among = held[first - start : target + reach + 2 * hop - start]
+        position = first + _most_alike(continued, among, target - first)
         faded = continued[:hop] * rise[::-1] + held[position - start :][:hop] * rise
         ready.append(faded[: total - made])
         made, natural = made + hop, position + hop

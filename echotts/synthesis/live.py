@@ -31,10 +31,12 @@ Say = Callable[[int, Piece, np.ndarray | None], Utterance]
 """Says the piece with this number in a voice: a reference's latents (m, c), or None for a voice from the seed."""
 
 
-def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rate: int, model: str) -> Iterator[Speech]:
+def live_blocks(
+    pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rate: int, model: str, speed: float = 1.0
+) -> Iterator[Speech]:
     """Yields the blocks of all pieces. The pause after a piece is yielded when the next one is due.
 
-    The latents of a piece are those of its first block; its other blocks have none.
+    The latents of a piece are those of its first block; its other blocks have none. Pauses are `speed` times as short.
     """
     level, pause = _Level(rate), 0.0
     for number, piece in enumerate(pieces):
@@ -46,7 +48,7 @@ def live_blocks(pieces: Iterable[Piece], voice: np.ndarray | None, say: Say, rat
         for block in level.applied(faded(said.blocks, said.count, round(EDGE_S * rate))):
             yield Speech(block, rate, latents, model)
             latents = latents[:0]
-        pause = PAUSE_S[piece.ends]
+        pause = PAUSE_S[piece.ends] / speed
 
 
 def cropped(blocks: Iterable[Float[np.ndarray, "1 _n"]], first: int, end: int) -> Iterator[Samples]:

@@ -33,13 +33,18 @@ def pieces_of(text: str, fits: Callable[[str], bool]) -> list[Piece]:
 
 
 def speak_pieces(
-    pieces: Sequence[Piece], voice: np.ndarray | None, speak: SpeakPiece, spoken: Sequence[Speech] = ()
+    pieces: Sequence[Piece],
+    voice: np.ndarray | None,
+    speak: SpeakPiece,
+    spoken: Sequence[Speech] = (),
+    speed: float = 1.0,
 ) -> Iterator[Speech]:
     """Yields each piece trimmed, at the loudness of the first, followed by its pause (none after the last).
 
-    A single piece is yielded unchanged. `spoken` are pieces that an earlier call yielded: the others follow.
+    A single piece is yielded unchanged. `spoken` are pieces that an earlier call yielded: the others follow. Pauses are
+    `speed` times as short.
     """
-    level = _level_of(pieces, spoken)
+    level = _level_of(pieces, spoken, speed)
     if voice is None and spoken:
         voice = spoken[0].latents
     for number in range(len(spoken), len(pieces)):
@@ -49,7 +54,7 @@ def speak_pieces(
             return
         voice = speech.latents if voice is None else voice
         samples, level = _levelled(_edged(speech.samples, speech.sample_rate), speech.sample_rate, level)
-        silence = np.zeros(_pause(pieces, number, speech.sample_rate), np.float32)
+        silence = np.zeros(_pause(pieces, number, speech.sample_rate, speed), np.float32)
         yield dataclasses.replace(speech, samples=np.concatenate([samples, silence]))
 
 
@@ -64,15 +69,15 @@ def joined(speeches: Sequence[Speech]) -> Speech:
     )
 
 
-def _pause(pieces: Sequence[Piece], number: int, rate: int) -> int:
+def _pause(pieces: Sequence[Piece], number: int, rate: int, speed: float) -> int:
     """The samples of silence after a piece."""
-    return round(PAUSE_S[pieces[number].ends] * rate) if number < len(pieces) - 1 else 0
+    return round(PAUSE_S[pieces[number].ends] * rate / speed) if number < len(pieces) - 1 else 0
 
 
-def _level_of(pieces: Sequence[Piece], spoken: Sequence[Speech]) -> float | None:
+def _level_of(pieces: Sequence[Piece], spoken: Sequence[Speech], speed: float) -> float | None:
     """The loudness that the first of the spoken pieces with any sound has set."""
     for number, speech in enumerate(spoken):
-        pause = _pause(pieces, number, speech.sample_rate)
+        pause = _pause(pieces, number, speech.sample_rate, speed)
         _, level = _levelled(speech.samples[: len(speech.samples) - pause], speech.sample_rate, None)
         if level is not None:
             return level

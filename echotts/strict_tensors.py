@@ -19,6 +19,10 @@ class TensorFile:
         self.header: dict[str, str] = file.metadata() or {}
         self.names: list[str] = list(file.keys())
 
+    def stored(self, name: str) -> np.ndarray:
+        """One tensor in its stored type, unchecked: to be copied."""
+        return self._file.get_tensor(name)
+
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
         """One tensor as float32; needs memory for that and for its own bytes.
 

@@ -16,7 +16,7 @@ HEAD = """# Configuration
 
 All configuration keys of a training. Each is a flag: `echotts train --preset 1.3b --optim.learning_rate 2e-4`.
 A preset is a set of defaults; if presets differ, the table has a value for each. `config.json` in the run
-directory contains the resolved configuration. This page is generated from `echotts/config.py`.
+directory contains the resolved configuration. This page is generated from `echotts/config/`.
 """
 
 

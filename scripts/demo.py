@@ -2,9 +2,9 @@
 
     python scripts/demo.py [--steps 2400] [--output demo]
 
-Prepares the built-in corpus, trains the demo preset on it from scratch and exports the weights; then speaks three
-unseen strings with two reference voices and runs the evaluation. Finished stages are not repeated: delete the folder to
-start over.
+Prepares the built-in corpus, trains the demo preset on it from scratch, then a duration predictor for it, and exports
+both; then speaks three unseen strings with two reference voices and runs the evaluation. Finished stages are not
+repeated: delete the folder to start over.
 """
 
 import argparse
@@ -38,8 +38,11 @@ def main() -> int:
     steps = {} if arguments.steps is None else {"steps": arguments.steps}
     data = {"data": output / "train", "heldout": output / "heldout"}
     run("train_pretrain.py", preset="demo", **data, run_dir=output / "run", **steps)
-    model = output / "model.safetensors"
-    run("-m echotts export", run_dir=output / "run", output=model)
+    weights, model = output / "weights.safetensors", output / "model.safetensors"
+    run("-m echotts export", run_dir=output / "run", output=weights)
+    lengths = output / "lengths"
+    run("-m echotts train", tune="duration", init_from=weights, **data, run_dir=lengths, **steps)
+    run("-m echotts export", run_dir=lengths, output=model)
     texts = heldout_texts()
     for voice in VOICES:
         reference = extract_reference(voice, output)

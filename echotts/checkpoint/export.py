@@ -29,6 +29,7 @@ from echotts.files import ASSETS
 from echotts.latents import FACT, LatentScale
 from echotts.model import Params
 from echotts.model.adapters import adapter_shapes
+from echotts.model.duration import duration_shapes
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.rundir.layout import CHECKPOINTS, STEP, step_name
 from echotts.rundir.location import RunPath, run_path
@@ -52,12 +53,16 @@ class Adam:
 
 @dataclass(frozen=True)
 class Weights:
-    """Parameters (float32), their model configuration, and the facts that inference needs."""
+    """Parameters (float32), their model configuration, and the facts that inference needs.
+
+    `duration` is a duration predictor for them (model/duration.py).
+    """
 
     params: Params
     config: ModelConfig
     facts: Facts
     adam: Adam | None = None
+    duration: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -99,12 +104,12 @@ def load_weights(
         params = adapters.merged(base.params, found, str(source), str(adapter))
         about = found.about
         told = {"weights": about.weights, "step": about.step, "samples_seen": about.samples_seen}
-        return Weights(params, base.config, dataclasses.replace(base.facts, **told))
+        return dataclasses.replace(base, params=params, facts=dataclasses.replace(base.facts, **told))
     if gcs.is_bucket(source):
         return load_run(run_path(str(source)), weights)
-    path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
+    path = _file_of(source)
     if path.suffix == ".safetensors":
-        return Weights(*interop.load_export(path))
+        return Weights(*interop.load_export(path), duration=interop.load_duration(path))
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
         fields = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
@@ -120,8 +125,8 @@ def load_weights(
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights of a run directory (its best or newest complete checkpoint), or of the given step folder.
 
-    Adapters are merged into their base, which must be where the run found it. `with_optimizer` also loads the state of
-    AdamW, if the run has one.
+    Adapters are merged into their base, and a duration predictor is added to it; the base must be where the run found
+    it. `with_optimizer` also loads the state of AdamW, if the run has one.
     """
     stored = read_run(path, weights, with_optimizer)
     if stored.method == "inversion":
@@ -134,6 +139,8 @@ def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool =
                 f"{path}: holds adapters of {stored.base}, which is not here: give that model as --checkpoint, and "
                 "the run as --adapter"
             ) from error
+    if stored.method == "duration":
+        return dataclasses.replace(_own_base(stored, weights), duration=jax.device_get(stored.params))
     return dataclasses.replace(stored.describe(weights), adam=stored.adam)
 
 
@@ -183,7 +190,8 @@ def export(
 ) -> Facts:
     """Writes the weights of a run (or of one of its checkpoints) to one file; returns their facts.
 
-    Of a run of `--tune lora` the adapter alone is written; `export_merged` writes it with its base.
+    Of a run of `--tune lora` the adapter alone is written; `export_merged` writes it with its base. Of a run of `--tune
+    duration` the base is written with the predictor: its tensors and facts as they are, if it is an export itself.
     `.safetensors` is for inference, with the EMA weights unless `weights` says otherwise. `.pkl` is the published
     layout, always float32: the raw weights with their optimizer state, or the EMA weights without it.
     """
@@ -192,12 +200,15 @@ def export(
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
     stored = read_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
-    if stored.method == "inversion" or (stored.method == "lora" and published):
-        raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {MERGE}")
+    what = "give a .safetensors" if stored.method == "duration" else MERGE
+    if stored.method == "inversion" or (stored.method in ("lora", "duration") and published):
+        raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {what}")
     if stored.method == "lora":
         output.parent.mkdir(parents=True, exist_ok=True)
         adapters.save_adapter(output, load_adapter(str(stored.folder), weights or "ema"), storage)
         return stored.describe(weights or "ema").facts
+    if stored.method == "duration":
+        return _export_duration(stored, output, weights or "ema", storage)
     loaded = stored.describe(weights or ("raw" if published else "ema"))
     if with_optimizer and stored.adam is None:
         raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
@@ -225,7 +236,8 @@ def export_merged(base: str | Path, adapter: str | Path, output: Path, storage: 
         raise ValueError(f"{output}: merged weights are written as .safetensors")
     loaded = load_weights(base, adapter=adapter)
     output.parent.mkdir(parents=True, exist_ok=True)
-    interop.save_export(output, jax.device_get(loaded.params), loaded.config, loaded.facts, storage)
+    params = jax.device_get(loaded.params)
+    interop.save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration)
     return loaded.facts
 
 
@@ -239,7 +251,7 @@ def read_about(source: str | Path) -> tuple[ModelConfig, Facts]:
         meta = newest_readable(stored_in, folders, read_meta)
         facts = dataclasses.replace(meta.facts, buckets=Limits.of(meta.config["data"]))
         return read_model_config(meta.config["model"], f"{source}: model"), facts
-    path = ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
+    path = _file_of(source)
     if path.suffix == ".safetensors":
         return interop.read_export_header(path)
     loaded = load_weights(path)
@@ -272,10 +284,40 @@ def _read_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> S
     return Stored(folder, meta, config, method, rank, arrays[ITEM[weights]], adam)
 
 
+def _file_of(source: str | Path) -> Path:
+    return ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
+
+
+def _own_base(stored: Stored, weights: WeightsName) -> Weights:
+    """The frozen weights of a run. BaseDiffersError if they are not where the run found them, or others are."""
+    try:
+        base = load_weights(stored.base, weights)
+    except FileNotFoundError as error:
+        raise BaseDiffersError(
+            f"{stored.folder}: holds a duration predictor for {stored.base}, which is not here: put it there again"
+        ) from error
+    adapters.check_base(
+        stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: a duration predictor for weights"
+    )
+    return base
+
+
+def _export_duration(stored: Stored, output: Path, weights: WeightsName, storage: StorageName) -> Facts:
+    base, duration = _own_base(stored, weights), jax.device_get(stored.params)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not gcs.is_bucket(stored.base) and (file := _file_of(stored.base)).suffix == ".safetensors":
+        interop.add_duration(file, output, duration)
+    else:
+        interop.save_export(output, jax.device_get(base.params), base.config, base.facts, storage, duration)
+    return base.facts
+
+
 def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> Params:
     if method == "inversion":
         frames = Limits.of(meta.config["data"]).reference_frames
         return {adapters.VOICE: jax.ShapeDtypeStruct((frames, config.latent_channels), np.float32)}
+    if method == "duration":
+        return unflatten(duration_shapes(config))
     return unflatten(dict(adapter_shapes(config, rank) if method == "lora" else expected_shapes(config)))
 
 

@@ -23,6 +23,7 @@ from echotts.config import DtypeName, EncoderConfig, ModelConfig, read_model_con
 from echotts.files import atomic_write
 from echotts.latents import FACT, ScaleJson
 from echotts.model.dit import BlockDiT
+from echotts.model.duration import DURATION, duration_shapes
 from echotts.model.parameters import Params, build, expected_shapes, flatten, unflatten
 from echotts.pickles import read_pickle
 from echotts.strict_json import load_json
@@ -226,18 +227,40 @@ def save_export(
     config: ModelConfig,
     facts: Facts,
     storage: Literal["float32", "float16", "bfloat16"] = "float32",
+    duration: Params | None = None,
 ) -> None:
     """Writes the file for inference: one safetensors with parameters under our stacked names.
 
-    The facts go to the header beside `config`, except the silence, which becomes a float32 tensor.
+    The facts go to the header beside `config`, except the silence, which becomes a float32 tensor. So do those of the
+    duration predictor, if there is one; readers that know none ignore them.
     """
     tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(params).items()}
+    tensors |= _duration_tensors(duration)
     header = facts.to_dict()
     if silence := header.pop(SILENCE, None):
         tensors[SILENCE] = np.asarray(silence, np.float32)
     header |= {"format": EXPORT_FORMAT, "config": to_dict(config)}
     with atomic_write(Path(path)) as temporary:
         save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
+
+
+def add_duration(base: Path, path: Path, duration: Params) -> None:
+    """Writes a copy of an export with this duration predictor; all other tensors and the header keep their bits."""
+    with open_tensors(base) as file:
+        tensors = {name: file.stored(name) for name in file.names if not name.startswith(f"{DURATION}/")}
+        header = file.header
+    with atomic_write(path) as temporary:
+        save_file(tensors | _duration_tensors(duration), temporary, header)
+
+
+def load_duration(path: str | Path) -> Params | None:
+    """The duration predictor in an export, float32; None if it has none. Errors as in `load_export`."""
+    path = Path(path)
+    config, _ = read_export_header(path)
+    with open_tensors(path) as file:
+        if not any(name.startswith(f"{DURATION}/") for name in file.names):
+            return None
+        return unflatten({name: file.read(name, leaf.shape) for name, leaf in duration_shapes(config).items()})
 
 
 def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
@@ -275,6 +298,10 @@ def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
         for name, text in header.items()
         if name != "format"
     }
+
+
+def _duration_tensors(duration: Params | None) -> dict[str, np.ndarray]:
+    return {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flatten(duration or {}).items()}
 
 
 def _expected_shapes(config: ModelConfig, path: Path) -> dict[str, Any]:

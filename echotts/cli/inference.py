@@ -78,8 +78,8 @@ def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
 
 def _speak_live(arguments: Arguments, text: str | Iterable[str], reference: Path | None) -> int:
     tts, load_s = _load(arguments)
-    sampler = arguments.sampler()
-    blocks = tts.stream(text, reference, seed=arguments.seed, duration=arguments.duration, sampler=sampler)
+    options = {"duration": arguments.length(), "speed": arguments.speed, "sampler": arguments.sampler()}
+    blocks = tts.stream(text, reference, seed=arguments.seed, **options)
     written = piped.write(blocks, arguments.pipe, arguments.normalise or "clip")
     print(f"{written}, loaded in {load_s:.2f} s", file=sys.stderr)
     return 0
@@ -105,7 +105,8 @@ def _speak_to_file(arguments: Arguments, text: str, reference: Path | None) -> i
         on_piece=on_piece,
         choose=_load_ranking(arguments, tts),
         seed=arguments.seed,
-        duration=arguments.duration,
+        duration=arguments.length(),
+        speed=arguments.speed,
         sampler=arguments.sampler(),
         candidates=arguments.candidates,
     )
@@ -132,7 +133,8 @@ def _speak_script(arguments: Arguments, script: Path, reference: Path | None) ->
     ranking, progress = _load_ranking(arguments, tts), Progress()
     options = Options(
         seed=arguments.seed,
-        duration=arguments.duration,
+        duration=arguments.length(),
+        speed=arguments.speed,
         sampler=arguments.sampler(),
         level=_level(arguments),
         reference=reference,

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from echotts.cli.sampler_flags import SamplerFlags
+from echotts.synthesis.length import AutoDuration, Duration, as_duration, check_speed
 
 STANDARD_STREAM = "-"
 MOST_AT_ONCE = 64  # rows of a batch
@@ -24,8 +25,8 @@ class SpeechFlags:
     text_file: Path | None = None
     """UTF-8 file with the text to speak."""
     script: Path | None = None
-    """Table of lines to speak, .jsonl or .csv with the columns text, voice, speaker_ref, pause, seed, duration, output
-    (docs/inference.md). Finished rows are not spoken again."""
+    """Table of lines to speak, .jsonl or .csv with the columns text, voice, speaker_ref, pause, seed, duration, speed,
+    output (docs/inference.md). Finished rows are not spoken again."""
     rows: int = 4
     """Rows of a --script that are synthesised at once."""
     speaker_ref: Path | None = None
@@ -41,8 +42,19 @@ class SpeechFlags:
     codec: str | None = None
     """Codec instead of the one that the checkpoint names: weights.pth, .safetensors, directory or Hub id. Published
     checkpoints do not name one; the default is then facebook/dacvae-watermarked."""
-    duration: float = 15.0
-    """Maximum duration in seconds; trailing silence is cropped. The model's longest window is a further limit."""
+    duration: Literal["auto"] | float = "auto"
+    """auto: as long as the text takes, found by the model's duration predictor or else estimated from the text and the
+    reference. Or the maximum for each piece in seconds; trailing silence is cropped. The model's longest window is a
+    further limit."""
+    duration_scale: float = 1.0
+    """Factor on the found duration; above 1 for a voice that is slower than it seems. With --duration auto, as the next
+    two."""
+    duration_min: float = 0.0
+    """Least duration to make room for, in seconds."""
+    duration_max: float | None = None
+    """Maximum duration of each piece in seconds, after which speech is cropped. None: the model's window."""
+    speed: float = 1.0
+    """Speed of the speech, 0.5 to 2; the pitch stays."""
     candidates: int = 1
     """Synthesise so many candidates of each piece at once and take the one with the fewest words wrong, then the most
     similar voice, as far as the extras asr and eval are installed, then the most usual duration."""
@@ -87,8 +99,8 @@ class Arguments(SamplerFlags, SpeechFlags):
             raise ValueError("--text is empty")
         if self.voice is not None and self.speaker_ref is not None:
             raise ValueError("give --voice or --speaker_ref, not both")
-        if not 0 < self.duration < float("inf"):
-            raise ValueError(f"--duration {self.duration} s: give the maximum duration in seconds, above 0")
+        as_duration(self.length())
+        check_speed(self.speed)
         for name, count in (("candidates", self.candidates), ("rows", self.rows)):
             if not 1 <= count <= MOST_AT_ONCE:
                 raise ValueError(f"--{name} {count}: give a number from 1 to {MOST_AT_ONCE}")
@@ -99,6 +111,15 @@ class Arguments(SamplerFlags, SpeechFlags):
             raise ValueError(f"--seed {self.seed} must not be negative")
         if not -70 <= self.loudness <= 0:
             raise ValueError(f"--loudness {self.loudness} LUFS: give a value from -70 to 0")
+
+    def length(self) -> Duration:
+        """How long the speech may be. ValueError for flags of --duration auto beside seconds."""
+        asked = AutoDuration(scale=self.duration_scale, least_s=self.duration_min, most_s=self.duration_max)
+        if self.duration == "auto":
+            return asked
+        if asked != AutoDuration():
+            raise ValueError(f"--duration {self.duration:g}: --duration_scale, _min and _max are for --duration auto")
+        return self.duration
 
     @property
     def live(self) -> bool:

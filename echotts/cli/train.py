@@ -62,7 +62,8 @@ class Arguments:
     """Shards for evaluation; never trained on [data.heldout]."""
     tune: TuneName
     """Adapt the model given as --init_from to a voice, with defaults for minutes of speech: full trains all weights,
-    lora only adapters beside them, inversion only a reference [tune.method]."""
+    lora only adapters beside them, inversion only a reference; duration adds a predictor of how long speech takes
+    [tune.method]."""
     init_from: str | None
     """Initial weights: an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
     resume_optimizer: bool
@@ -104,6 +105,8 @@ def what_next(config: Config) -> str:
     run_dir, base = config.run.run_dir, config.run.init_from
     if config.tune.method == "inversion":
         return f"save the voice with: echotts voice save NAME {run_dir}"
+    if config.tune.method == "duration":
+        return f"write the model with its predictor: echotts export --run_dir {run_dir} --output model.safetensors"
     spoken = f"--checkpoint {base} --adapter {run_dir}" if config.tune.method == "lora" else f"--checkpoint {run_dir}"
     return f"listen to it with: echotts speak {spoken} --text ... --output out.wav"
 

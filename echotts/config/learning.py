@@ -7,7 +7,7 @@ MAX_RANK = 1024  # of adapters
 LossName = Literal["published", "frame"]
 OptimizerName = Literal["adamw", "muon"]
 InitName = Literal["published", "fan_in"]
-TuneName = Literal["none", "full", "lora", "inversion"]
+TuneName = Literal["none", "full", "lora", "inversion", "duration"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +86,12 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneConfig:
-    """Adapting the model of run.init_from to a voice: which weights are trained."""
+    """Adapting the model of run.init_from to a voice, or adding to it: which weights are trained."""
 
     method: TuneName = "none"
     """full: all weights; lora: only low-rank adapters beside the frozen weights; inversion: only the reference of one
-    voice, for frozen weights. none: all weights, and the data may be of any kind."""
+    voice, for frozen weights; duration: only a predictor of how long speech takes, beside frozen weights. none: all
+    weights, and the data may be of any kind."""
     rank: int = 16
     """Rank of the adapters (lora): more can learn more, in proportionally larger files."""
 
@@ -101,7 +102,7 @@ class TuneConfig:
     @property
     def is_frozen(self) -> bool:
         """Whether the weights of the base are not trained."""
-        return self.method in ("lora", "inversion")
+        return self.method in ("lora", "inversion", "duration")
 
     @property
     def adapter_rank(self) -> int:

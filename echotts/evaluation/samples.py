@@ -17,6 +17,7 @@ from echotts.data.remote.sources import scheme_of, split_parts
 from echotts.evaluation.asr import Heard, listen, load_recogniser
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.synthesis import EchoTTS, Speech
+from echotts.synthesis.length import DEFAULT_PIECE_S
 from echotts.synthesis.references import check_recording
 
 Voice = Path | np.ndarray
@@ -67,7 +68,8 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
         trained = weights.facts.codec
         codec = codec_of(trained.id, trained.weights_hash)
         tts = EchoTTS(weights.params, weights.config, weights.facts, codec)
-        speech = tts.synthesize(sentence, voice, seed=seed)
+        one_window_s = min(DEFAULT_PIECE_S, tts.window_s)  # compiled once; a model in training may not end
+        speech = tts.synthesize(sentence, voice, seed=seed, duration=one_window_s)
         heard = listen(recogniser, sentence, speech.samples, speech.sample_rate) if recogniser else None
         if voice is None:
             return Spoken(speech, heard=heard)

@@ -38,12 +38,13 @@ def live_blocks(
     say: Say,
     rate: int,
     model: str,
+    speed: float = 1.0,
     message: Sequence[int] | None = None,
 ) -> Iterator[Speech]:
     """Yields the blocks of all pieces. The pause after a piece is yielded when the next one is due.
 
     All carry the watermark `message`, if given. The latents of a piece are those of its first block; its other blocks
-    have none.
+    have none. Pauses are `speed` times as short.
     """
     level, pause, start = _Level(rate), 0, 0
     for number, piece in enumerate(pieces):
@@ -58,7 +59,7 @@ def live_blocks(
             yield Speech(block, rate, latents, model)
             latents = latents[:0]
         start += said.count
-        pause = round(PAUSE_S[piece.ends] * rate)
+        pause = round(PAUSE_S[piece.ends] / speed * rate)
 
 
 def cropped(blocks: Iterable[Float[np.ndarray, "1 _n"]], first: int, end: int) -> Iterator[Samples]:

@@ -6,7 +6,7 @@
 | voice | name of a saved voice |
 | speaker_ref | a recording of the voice, relative to the script, instead of `voice` |
 | pause | silence after the speech, in seconds |
-| seed, duration | as of `echotts speak`, instead of the one of the command |
+| seed, duration, speed | as of `echotts speak`, instead of the one of the command |
 | output | name of the file in the output folder; default: the number of the line with five digits, and .wav |
 """
 
@@ -17,12 +17,13 @@ import io
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 from echotts.audio import check_suffix
 from echotts.config import check_seed
 from echotts.files import read_text
 from echotts.strict_json import check_type, load_json
+from echotts.synthesis.length import check_speed
 from echotts.synthesis.references import check_recording
 from echotts.synthesis.voices import find_voice
 from echotts.text.pace import has_sound
@@ -41,7 +42,8 @@ class Fields:
     speaker_ref: str | None = None
     pause: float = 0.0
     seed: int | None = None
-    duration: float | None = None
+    duration: Literal["auto"] | float | None = None
+    speed: float | None = None
     output: str | None = None
 
 
@@ -124,8 +126,8 @@ def _converted(header: list[str], values: list[str], where: str) -> Fields:
     if len(values) != len(header):
         raise ValueError(f"has {len(values)} values for {len(header)} columns")
     row: dict[str, Any] = {name: value for name, value in zip(header, values, strict=True) if value}
-    for name, kind in (("seed", int), ("pause", float), ("duration", float)):
-        if name in row:
+    for name, kind in (("seed", int), ("pause", float), ("duration", float), ("speed", float)):
+        if name in row and row[name] != "auto":
             try:
                 row[name] = kind(row[name])
             except ValueError:
@@ -138,8 +140,10 @@ def _checked(path: Path, line: int, fields: Fields, folder: Path) -> Row:
         raise ValueError(f"the text {fields.text.strip()[:40]!r} contains no letter or digit")
     if not 0 <= fields.pause <= MOST_PAUSE_S:
         raise ValueError(f"pause {fields.pause} s: give 0 to {MOST_PAUSE_S:.0f} seconds")
-    if fields.duration is not None and not 0 < fields.duration <= MOST_DURATION_S:
+    if isinstance(fields.duration, float) and not 0 < fields.duration <= MOST_DURATION_S:
         raise ValueError(f"duration {fields.duration} s: give seconds above 0, at most {MOST_DURATION_S:.0f}")
+    if fields.speed is not None:
+        check_speed(fields.speed)
     if fields.seed is not None:
         check_seed(fields.seed)
     if fields.voice is not None and fields.speaker_ref is not None:

@@ -24,6 +24,7 @@ from echotts.files import atomic_write, sha256_file
 from echotts.flow.options import SamplerConfig
 from echotts.strict_json import load_rows
 from echotts.synthesis.candidates import Choose
+from echotts.synthesis.length import Duration
 from echotts.synthesis.recording import Level, record_text
 from echotts.synthesis.script import Failure, Row
 from echotts.synthesis.speech import Speech
@@ -37,15 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What all rows share; `seed` and `duration` are those of rows without their own.
+    """What all rows share; `seed`, `duration` and `speed` are those of rows without their own.
 
     `rows` are synthesised at once, in one compiled shape. `score` gives the figures of the last row's candidates.
     """
 
     seed: int
-    duration: float
+    duration: Duration
     sampler: SamplerConfig
     level: Level
+    speed: float = 1.0
     reference: Path | None = None
     rows: int = 1
     candidates: int = 1
@@ -152,8 +154,8 @@ class _Run:
         return False
 
     def groups(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], bool]]:
-        """Rows to be spoken together (True): those that fit the model's window, with the same maximum duration."""
-        waiting: dict[float, list[Row]] = {}
+        """Rows to be spoken together (True): those that fit the model's window, with equal windows and speeds."""
+        waiting: dict[tuple[Duration, float, float], list[Row]] = {}
         self._batch = most = min(self._options.rows, max(1, len(rows)))
         for row in rows:
             try:
@@ -165,10 +167,13 @@ class _Run:
             if len(pieces) > 1 or self._options.candidates > 1 or most == 1:
                 yield [row], False
                 continue
-            group = waiting.setdefault(self._duration(row), [])
+            duration = self._duration(row)
+            window_s = self._tts.window_for(row.fields.text, self._voice(row), duration=duration)
+            alike = duration, window_s, self._speed(row)
+            group = waiting.setdefault(alike, [])
             group.append(row)
             if len(group) == most:
-                yield waiting.pop(self._duration(row)), True
+                yield waiting.pop(alike), True
         for group in waiting.values():
             yield group, True
 
@@ -205,6 +210,7 @@ class _Run:
             [self._voice(row) for row in filled],
             seeds=[self._seed(row) for row in filled],
             duration=self._duration(rows[0]),
+            speed=self._speed(rows[0]),
             sampler=self._options.sampler,
             rows=len(filled),
         )
@@ -229,6 +235,7 @@ class _Run:
             choose=options.choose,
             seed=self._seed(row),
             duration=self._duration(row),
+            speed=self._speed(row),
             sampler=options.sampler,
             candidates=options.candidates,
         )
@@ -256,12 +263,13 @@ class _Run:
         options, reference = self._options, self._reference(row)
         if reference is not None and reference not in self._hashes:
             self._hashes[reference] = sha256_file(reference)
+        shared = options.sampler, options.level, options.candidates
         facts = {
             "text": row.fields.text,
             "pause": row.fields.pause,
             "voice": None if reference is None else self._hashes[reference],
             "seed": self._seed(row),
-            "options": repr((self._duration(row), options.sampler, options.level, options.candidates)),
+            "options": repr((self._duration(row), self._speed(row), *shared)),
             "model": self._tts.fingerprint,
             "version": __version__,
         }
@@ -282,5 +290,8 @@ class _Run:
     def _seed(self, row: Row) -> int:
         return self._options.seed if row.fields.seed is None else row.fields.seed
 
-    def _duration(self, row: Row) -> float:
+    def _duration(self, row: Row) -> Duration:
         return self._options.duration if row.fields.duration is None else row.fields.duration
+
+    def _speed(self, row: Row) -> float:
+        return self._options.speed if row.fields.speed is None else row.fields.speed

@@ -20,6 +20,9 @@ SILENT_SHARE = (
 LOUD_FRAMES = 5  # the fifth loudest frame defines loud: a click does not count, a word of 0.2 s does
 KEPT_TAIL_FRAMES = 1
 ENERGY_THRESHOLD_DB = -40.0
+USUAL_PEAKS_HZ = 5.0  # of loudness in speech of medium pace
+PACE_TRUST, PACE_LIMITS = 0.5, (0.7, 1.4)  # how much of a difference from that counts, since it is half by chance
+LEAST_PACE_S = 1.0  # of speech, from which a pace is measured
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,21 @@ def find_start(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 
     return max(0, int(np.argmin(_silent_frames(latents, silence))) - KEPT_TAIL_FRAMES)
 
 
+def reference_pace(latents: Float[np.ndarray, "m c"], silence: Float[np.ndarray, "1 c"], rate_hz: float) -> float:
+    """How many times as long as usual a text takes in the voice of a reference, by its peaks of loudness per second.
+
+    Loudness is the distance of a frame to silence, smoothed over three frames; its peaks are about the syllables.
+    """
+    sounding = ~_silent_frames(latents, silence)
+    seconds = float(np.sum(sounding)) / rate_hz
+    if seconds < LEAST_PACE_S:
+        return 1.0
+    loudness = np.convolve(_distance(latents, silence), (0.25, 0.5, 0.25), mode="same")
+    peaks = (loudness[1:-1] > loudness[:-2]) & (loudness[1:-1] >= loudness[2:]) & sounding[1:-1]
+    pace = (USUAL_PEAKS_HZ * seconds / max(1, int(np.sum(peaks)))) ** PACE_TRUST
+    return float(np.clip(pace, *PACE_LIMITS))
+
+
 def energy_end(samples: Samples, rate: int, hop_samples: int) -> int:
     """Where sound ends, in frames: after the last frame within 40 dB of the loudest. Pure silence is not cropped."""
     frames = len(samples) // hop_samples
@@ -102,5 +120,9 @@ def energy_end(samples: Samples, rate: int, hop_samples: int) -> int:
 
 def _silent_frames(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"]) -> Bool[np.ndarray, " t"]:
     """The frames whose distance to the silence latent is small relative to that of the loudest frames."""
-    distance = np.sqrt(np.mean(np.square(latents - silence), axis=1))
+    distance = _distance(latents, silence)
     return distance < SILENT_SHARE * np.sort(distance)[-LOUD_FRAMES:][0]
+
+
+def _distance(latents: Float[np.ndarray, "t c"], silence: Float[np.ndarray, "1 c"]) -> Float[np.ndarray, " t"]:
+    return np.sqrt(np.mean(np.square(latents - silence), axis=1))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from echotts.synthesis.length import AutoDuration, piece_limit_s
 from echotts.synthesis.longform import pieces_of
 from echotts.text.arriving import live_pieces
 from echotts.text.pace import estimated_seconds, has_sound
@@ -57,12 +58,12 @@ class Texts:
         """The estimated duration of a text."""
         return self.estimate(self.readable(text))
 
-    def split(self, text: str, duration: float) -> list[Piece]:
-        """The pieces of a text for windows of at most `duration` seconds. ValueError if it has nothing to speak."""
+    def split(self, text: str, duration: float | AutoDuration) -> list[Piece]:
+        """The pieces of a text for windows of such durations. ValueError if it has nothing to speak."""
         text, longest_s = self.written(text), self._longest_piece_s(duration)
         return pieces_of(text, lambda piece: self._fits(piece, longest_s))
 
-    def split_live(self, text: str | Iterable[str], duration: float) -> list[Piece] | Iterator[Piece]:
+    def split_live(self, text: str | Iterable[str], duration: float | AutoDuration) -> list[Piece] | Iterator[Piece]:
         """The pieces of a text to be spoken live: a list, all of which fit; of arriving text one by one."""
         if isinstance(text, str) or not isinstance(text, Iterable):
             text = self.written(text)
@@ -94,6 +95,6 @@ class Texts:
             return False
         return len(text) <= LEAST_TEXT or self.estimate(readable) <= longest_s
 
-    def _longest_piece_s(self, duration: float) -> float:
+    def _longest_piece_s(self, duration: float | AutoDuration) -> float:
         """The estimated duration up to which text is spoken at once."""
-        return FILLED_SHARE * min(self.window_s, max(duration, LEAST_PIECE_S))
+        return FILLED_SHARE * min(self.window_s, max(piece_limit_s(duration), LEAST_PIECE_S))

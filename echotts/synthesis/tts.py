@@ -25,6 +25,7 @@ from echotts.model import Params
 from echotts.synthesis import references
 from echotts.synthesis.candidates import SEED_STEP, Choose, choose_by_duration
 from echotts.synthesis.demo import demo_seconds, demo_text
+from echotts.synthesis.length import AutoDuration, Duration, as_duration, check_speed
 from echotts.synthesis.live import Utterance, live_blocks
 from echotts.synthesis.locate import DEMO, locate_checkpoint, locate_codec
 from echotts.synthesis.longform import joined, speak_pieces
@@ -36,7 +37,6 @@ from echotts.synthesis.voices import Voice
 from echotts.text.sentences import Piece
 from echotts.text.tokens import tokenizer_from_json
 
-DEFAULT_DURATION_S = 15.0
 BATCH_ROWS = 16
 MAX_SEED = 2**SEED_BITS - 1
 
@@ -47,9 +47,18 @@ class EchoTTS:
     """A model with its codec, ready to synthesise. Create one with `load`."""
 
     def __init__(
-        self, params: Params, config: ModelConfig, facts: Facts, codec: LatentCodec, name: str = "unnamed"
+        self,
+        params: Params,
+        config: ModelConfig,
+        facts: Facts,
+        codec: LatentCodec,
+        name: str = "unnamed",
+        predictor: Params | None = None,
     ) -> None:
-        """ValueError if the codec or the tokenizer does not match the model. `name` is written into files of speech."""
+        """ValueError if the codec or the tokenizer does not match the model. `name` is written into files of speech.
+
+        `predictor` is the model's duration predictor (model/duration.py), if it has one.
+        """
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
                 f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
@@ -64,7 +73,7 @@ class EchoTTS:
         self.codec = codec
         self.facts = facts
         self.name = name if facts.step is None else f"{name}, step {facts.step}"
-        self._synthesizer = Synthesizer(params, config, facts, codec, self.name)
+        self._synthesizer = Synthesizer(params, config, facts, codec, self.name, predictor)
         self.limits = self._synthesizer.limits
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
@@ -106,7 +115,8 @@ class EchoTTS:
         dtype = dtype or ("float32" if jax.default_backend() == "cpu" else loaded.config.compute_dtype)
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
-            tts = cls(loaded.params, config, loaded.facts, found, DEMO if checkpoint is None else Path(checkpoint).name)
+            name = DEMO if checkpoint is None else Path(checkpoint).name
+            tts = cls(loaded.params, config, loaded.facts, found, name, loaded.duration)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
@@ -115,9 +125,9 @@ class EchoTTS:
         tts._message = MESSAGE if watermark and found.message is None else None
         return tts
 
-    def warm_up(self, duration: float = DEFAULT_DURATION_S, *, steps: int = 32) -> None:
-        """Compiles what `synthesize` and `stream` need for up to `duration` seconds, so that the first call is fast."""
-        self._synthesizer.warm_up(self._most_frames(duration), SamplerConfig(steps=steps))
+    def warm_up(self, duration: Duration = "auto", *, steps: int = 32) -> None:
+        """Compiles what `synthesize` and `stream` need for such durations, so that the first call is fast."""
+        self._synthesizer.warm_up(as_duration(duration), SamplerConfig(steps=steps))
 
     @property
     def raw_text(self) -> bool:
@@ -159,21 +169,24 @@ class EchoTTS:
         speaker_ref: SpeakerReference | None = None,
         *,
         seed: int = 0,
-        duration: float = DEFAULT_DURATION_S,
+        duration: Duration = "auto",
+        speed: float = 1.0,
         preset: str = "quality",
         **options: Any,
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
 
         Text that exceeds the model's window is spoken in pieces (`pieces`), which are joined. `duration` is the maximum
-        per piece in seconds; trailing silence is cropped. `preset` is a sampler preset ("draft", "balanced", "quality",
-        Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale, speaker_scale,
-        guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
+        per piece in seconds, or "auto" or an AutoDuration (length.py): as long as the text takes. Trailing silence is
+        cropped. `speed` is from 0.5 to 2, and does not change the pitch. `preset` is a sampler preset ("draft",
+        "balanced", "quality", Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale,
+        speaker_scale, guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
         Markup, emoji and control characters are left out (text/written.py), which is logged.
         Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
         sampler = sampler_config(preset, **options)
-        return joined(list(self.pieces(text, speaker_ref, seed=seed, duration=duration, sampler=sampler)))
+        given = {"seed": seed, "duration": duration, "speed": speed, "sampler": sampler}
+        return joined(list(self.pieces(text, speaker_ref, **given)))
 
     def pieces(
         self,
@@ -181,7 +194,8 @@ class EchoTTS:
         speaker_ref: SpeakerReference | None = None,
         *,
         seed: int = 0,
-        duration: float = DEFAULT_DURATION_S,
+        duration: Duration = "auto",
+        speed: float = 1.0,
         sampler: SamplerConfig | None = None,
         candidates: int = 1,
         choose: Choose | None = None,
@@ -195,28 +209,27 @@ class EchoTTS:
         duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
         after which this one goes on. Errors are raised before the first piece.
         """
-        most, sampler = self._most_frames(duration), sampler or SamplerConfig()
+        length, sampler = self._length(duration), sampler or SamplerConfig()
+        check_speed(speed)
         _check_seed(seed)
         if candidates < 1:
             raise ValueError(f"candidates: {candidates}: give at least 1")
         chosen = choose or choose_by_duration
         pieces = self.split(text, duration) if isinstance(text, str) or not isinstance(text, Sequence) else text
-        ids = [self._texts.encode(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
+        given = [self._given(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
-            prompts = [
-                self._prompt(ids[number], voice, seed + number + SEED_STEP * candidate)
-                for candidate in range(candidates)
-            ]
-            speeches = self._synthesizer.speak(prompts, most, sampler, rows=candidates)
+            seeds = [seed + number + SEED_STEP * candidate for candidate in range(candidates)]
+            prompts = [self._prompt(given[number], voice, one) for one in seeds]
+            speeches = self._synthesizer.speak(prompts, length, sampler, rows=candidates, speed=speed)
             return speeches[chosen(pieces[number].text, speeches, prompts[0].voice) if candidates > 1 else 0]
 
-        yield from speak_pieces(pieces, voice, speak, spoken, self._message)
+        yield from speak_pieces(pieces, voice, speak, spoken, speed, self._message)
 
-    def split(self, text: str, duration: float = DEFAULT_DURATION_S) -> list[Piece]:
+    def split(self, text: str, duration: Duration = "auto") -> list[Piece]:
         """The pieces in which `pieces` speaks a text. ValueError if it contains nothing to speak."""
-        return self._texts.split(text, duration)
+        return self._texts.split(text, as_duration(duration))
 
     def stream(
         self,
@@ -224,7 +237,8 @@ class EchoTTS:
         speaker_ref: SpeakerReference | None = None,
         *,
         seed: int = 0,
-        duration: float = DEFAULT_DURATION_S,
+        duration: Duration = "auto",
+        speed: float = 1.0,
         sampler: SamplerConfig | None = None,
     ) -> Iterator[Speech]:
         """Speaks live: yields blocks of samples as soon as they are decoded, beginning with a short first piece.
@@ -234,15 +248,16 @@ class EchoTTS:
         Pieces have one voice, a pause after each and about the loudness of the first (see live.py). Errors in a string
         are raised before the first block.
         """
-        most, sampler = self._most_frames(duration), sampler or SamplerConfig()
+        length, sampler = self._length(duration), sampler or SamplerConfig()
+        check_speed(speed)
         _check_seed(seed)
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
 
         def utter(number: int, piece: Piece, voice: Float[np.ndarray, "_m c"] | None, whole: bool) -> Utterance:
-            prompt = self._prompt(self._texts.encode(piece.text), voice, seed + number)
-            return self._synthesizer.utter(prompt, self._texts.seconds(piece.text), most, sampler, whole)
+            prompt = self._prompt(self._given(piece.text), voice, seed + number)
+            return self._synthesizer.utter(prompt, length, sampler, speed, whole)
 
-        pieces = self._texts.split_live(text, duration)
+        pieces = self._texts.split_live(text, length)
         if isinstance(pieces, list) and len(pieces) == 1:
             said = utter(0, pieces[0], voice, True)
             blocks = marked_blocks(said.blocks, Marker(self.sample_rate, self._message))
@@ -250,7 +265,7 @@ class EchoTTS:
                 yield Speech(block, self.sample_rate, said.latents[: 0 if number else None], self.name)
             return
         say = functools.partial(utter, whole=False)
-        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name, self._message)
+        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name, speed, self._message)
 
     def synthesize_batch(
         self,
@@ -258,11 +273,15 @@ class EchoTTS:
         speaker_refs: Sequence[SpeakerReference | None] | None = None,
         *,
         seeds: Sequence[int] | None = None,
-        duration: float = DEFAULT_DURATION_S,
+        duration: Duration = "auto",
+        speed: float = 1.0,
         sampler: SamplerConfig | None = None,
         rows: int = BATCH_ROWS,
     ) -> list[Speech]:
-        """Synthesises many utterances, `rows` at a time in one compiled shape. `seeds` default to 0, 1, 2, ..."""
+        """Synthesises many utterances, `rows` at a time, those with equal windows together.
+
+        `seeds` default to 0, 1, 2, ...
+        """
         if not texts:
             return []
         rows = min(rows, len(texts))
@@ -272,17 +291,29 @@ class EchoTTS:
             raise ValueError(
                 f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
             )
-        most = self._most_frames(duration)
+        length = self._length(duration)
+        check_speed(speed)
         for seed in seeds:
             _check_seed(seed)
-        ids = [self._texts.encode(self._texts.written(text)) for text in texts]
+        given = [self._given(self._texts.written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
-        prompts = [self._prompt(*given) for given in zip(ids, voices, seeds, strict=True)]
-        speeches = self._synthesizer.speak(prompts, most, sampler or SamplerConfig(), rows)
+        prompts = [self._prompt(*one) for one in zip(given, voices, seeds, strict=True)]
+        speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), rows, speed)
         return [
             dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
             for speech in speeches
         ]
+
+    def predict_duration(self, text: str, speaker_ref: SpeakerReference | None = None) -> float:
+        """The seconds that a text of at most one piece takes, by the model's predictor or else by an estimate."""
+        return self._synthesizer.expected_s([self._asked(text, speaker_ref)], rows=1)[0]
+
+    def window_for(
+        self, text: str, speaker_ref: SpeakerReference | None = None, *, duration: Duration = "auto"
+    ) -> float:
+        """The seconds of the window in which a text of at most one piece is synthesised first."""
+        prompt = self._asked(text, speaker_ref)
+        return self._synthesizer.windows([prompt], as_duration(duration), rows=1)[0] / self.frame_rate_hz
 
     def round_trip(self, samples: Samples, rate: int) -> Samples:
         """A recording encoded and decoded, at the codec's rate and same length: an upper bound of speech quality."""
@@ -299,16 +330,27 @@ class EchoTTS:
         """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""
         return references.record_voice(recordings, self.codec, self.limits.reference_frames)
 
-    def _prompt(self, ids: Int[np.ndarray, " n"], voice: Float[np.ndarray, "m c"] | None, seed: int) -> Prompt:
-        return Prompt(ids, None if voice is None else voice[: self.limits.reference_frames], seed)
+    def _length(self, duration: Duration) -> float | AutoDuration:
+        """The argument, checked; more seconds than the model's window are logged."""
+        length = as_duration(duration)
+        most_s = length.most_s if isinstance(length, AutoDuration) else length
+        if most_s is not None and most_s > self.window_s:
+            logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", most_s, self.window_s)
+        return length
 
-    def _most_frames(self, duration: float) -> int:
-        """The frames of `duration`, at most the model's window; a reduction of an explicit duration is logged."""
-        if not 0 < duration < np.inf:
-            raise ValueError(f"duration {duration} s: give the maximum duration in seconds, above 0")
-        if duration > self.window_s and duration != DEFAULT_DURATION_S:
-            logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", duration, self.window_s)
-        return min(max(1, round(duration * self.frame_rate_hz)), self.limits.frames)
+    def _asked(self, text: str, speaker_ref: SpeakerReference | None) -> Prompt:
+        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+        return self._prompt(self._given(self._texts.written(text)), voice, seed=0)
+
+    def _given(self, text: str) -> tuple[Int[np.ndarray, " n"], float]:
+        """Token ids of one piece, and its estimated seconds."""
+        return self._texts.encode(text), self._texts.seconds(text)
+
+    def _prompt(
+        self, given: tuple[Int[np.ndarray, " n"], float], voice: Float[np.ndarray, "m c"] | None, seed: int
+    ) -> Prompt:
+        ids, estimate_s = given
+        return Prompt(ids, None if voice is None else voice[: self.limits.reference_frames], seed, estimate_s)
 
 
 def _check_seed(seed: int) -> None:

@@ -52,6 +52,7 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"text_embedding/embedding", ("", "embed")),
     (r"lora_[ab]", ()),  # adapters are small
     (r"speaker_latent", ()),
+    (r"duration/\w+/kernel", ()),
     (r"\w+/(bias|weight)", ()),
     (r"(step|count|ns_coeffs)", ()),
 )

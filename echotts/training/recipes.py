@@ -9,6 +9,7 @@ from echotts.latents import LatentScale
 
 STEPS, EVAL_EVERY, PATIENCE = 1000, 50, 6
 ROWS = 8  # one GPU has memory for them, and a hundred clips are a dozen steps
+DURATION_ROWS, DURATION_RATE = 32, 3e-3  # a small network from nothing; of the model, only its encoders run
 VOICE_RATE = 0.02  # latents have a standard deviation of about 1
 
 
@@ -17,17 +18,21 @@ def tuning(config: Config, method: TuneName, base: str, model: ModelConfig, fact
     computes = config.model
     model = replace(model, compute_dtype=computes.compute_dtype, attention=computes.attention, remat=computes.remat)
     scale = LatentScale.from_json(facts.latent_scale, model.latent_channels).name
-    data = replace(config.data, batch_size=ROWS, streams=ROWS, interleave=1, latent_scale=scale)
+    rows = DURATION_ROWS if method == "duration" else ROWS
+    data = replace(config.data, batch_size=rows, streams=ROWS, interleave=1, latent_scale=scale)
     if limits := facts.buckets:
         longest = Bucket(frames=limits.frames, tokens=limits.tokens)
         buckets = data.buckets if data.buckets[-1] == longest else (longest,)
         data = replace(data, buckets=buckets, reference_frames=limits.reference_frames)
-    rate = {"full": config.optim.learning_rate / 10, "inversion": VOICE_RATE}.get(method, config.optim.learning_rate)
+    usual = config.optim.learning_rate
+    rate = {"full": usual / 10, "inversion": VOICE_RATE, "duration": DURATION_RATE}.get(method, usual)
     schedule = {"steps": STEPS, "learning_rate": rate, "warmup_share": 0.1, "decay_share": 1.0}
     optim = replace(config.optim, method="adamw", ema_decay=0.98, **schedule)
     flow = replace(config.flow, alignment=0.0)  # the base follows the text
     if method == "inversion":  # the voice is heard in every row, and not decayed towards zero
         optim, flow = replace(optim, weight_decay=0.0), replace(flow, text_dropout=0.0, speaker_dropout=0.0)
+    if method == "duration":  # nothing has no duration
+        flow = replace(flow, text_dropout=0.0)
     run = replace(
         config.run,
         init_from=base,
@@ -39,6 +44,8 @@ def tuning(config: Config, method: TuneName, base: str, model: ModelConfig, fact
         sample_every=2 * EVAL_EVERY,
         sample_references=(HELDOUT_VOICES,),
     )
+    if method == "duration":  # errors of a good predictor are small and vary; the model's speech does not change
+        run = replace(run, spike_factor=0.0, sample_every=0)
     return {
         "model": model,
         "flow": flow,

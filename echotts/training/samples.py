@@ -112,8 +112,10 @@ class Heldout:
             seen.append(jax.device_get(self._measure(params, self._frozen, batch, jax.random.fold_in(key, number))))
         weights = np.array([aux["weight"] for aux in seen])
         losses = np.array([aux["loss"] for aux in seen])
-        t, row_loss, kept = (np.concatenate([aux[name] for aux in seen]) for name in ("t", "row_loss", "kept"))
         figures = {"heldout/loss": float(np.sum(weights * losses) / np.sum(weights))}
+        if "t" not in seen[0]:  # of durations
+            return figures
+        t, row_loss, kept = (np.concatenate([aux[name] for aux in seen]) for name in ("t", "row_loss", "kept"))
         bucket = np.minimum((t * TIMESTEP_BUCKETS).astype(int), TIMESTEP_BUCKETS - 1)
         for index, name in enumerate(timestep_bucket_names()):
             rows = kept & (bucket == index)

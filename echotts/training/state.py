@@ -29,6 +29,7 @@ from echotts.training.tuning import Base, fresh_params, place_frozen
 
 LOGGER = logging.getLogger(__name__)
 
+ADDED = {"lora": "adapters of", "duration": "a duration predictor for"}
 HOW_IT_COMPUTES = (
     "compute_dtype",
     "attention",
@@ -83,7 +84,7 @@ def new_state(config: Config, mesh: Mesh, first_voice: Callable[[], np.ndarray])
         LOGGER.info("starting from %sthe weights of %s", what, source)
         return state_from_weights(weights, step, config, mesh), step, samples_seen
     state = initial_state(config, mesh)
-    what = f"adapters of {source}" if config.tune.is_frozen else "a new model"
+    what = f"{ADDED[config.tune.method]} {source}" if config.tune.is_frozen else "a new model"
     LOGGER.info("%s of %.2f M parameters", what, count_parameters(state.params) / 1e6)
     return state, 0, 0
 

@@ -16,12 +16,13 @@ from echotts.config import Config
 from echotts.data.stream.batch import Batch
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params
+from echotts.model.duration import predict_frames
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
-from echotts.training.tuning import abstract_frozen, make_assemble, with_voice
+from echotts.training.tuning import abstract_frozen, duration_loss, make_assemble, with_voice
 
 Metrics = dict[str, Array]
 TERMS = ("flow", "alignment")  # of the loss
@@ -76,6 +77,8 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
 
         def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
             model, batch = assemble(params, frozen, batch)
+            if config.tune.method == "duration":
+                return duration_loss(predict_frames(params, model, *conditions_of(batch)), batch)
             velocity = model if alignment is None else model.with_alignment
             return velocity_loss(velocity, batch, t, noise, config.flow.loss, alignment)
 
@@ -124,12 +127,15 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
 def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
     """The jitted held-out loss (params, frozen, batch, key) -> {"row_loss", "t", "kept" (b,), "loss", "weight"}.
 
-    Conditions are not dropped. The key determines times and noise.
+    Conditions are not dropped. The key determines times and noise; durations depend on neither, and have no "t".
     """
     assemble = make_assemble(config, mesh)
 
     def measure(params: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
         model, batch = assemble(params, frozen, with_voice(config, batch))
+        if config.tune.method == "duration":
+            loss, aux = duration_loss(predict_frames(params, model, *conditions_of(batch)), batch)
+            return aux | {"loss": loss}
         loss, aux = flow_loss(model, batch, key, config.flow, train=False)
         return aux | {"loss": loss}
 
@@ -141,6 +147,11 @@ def alignment_weight(step: Array, config: Config) -> Array | None:
     if not config.flow.alignment:
         return None
     return config.flow.alignment * jnp.maximum(0.0, 1.0 - step / (config.flow.alignment_share * config.optim.steps))
+
+
+def conditions_of(batch: Batch) -> tuple[Any, Any, Any, Any]:
+    """The text and the reference of each row, as the encoders take them."""
+    return batch.text_ids, batch.text_mask, batch.speaker_latent, batch.speaker_mask
 
 
 def mean_gradients(

@@ -1,4 +1,4 @@
-"""What a run trains (config.tune): all weights, adapters beside frozen ones, or the reference of one voice.
+"""What a run trains (config.tune): all weights, or beside frozen ones adapters, one voice or a duration predictor.
 
 The state holds only what is trained, so optimizer, EMA and checkpoints are as small as that. Frozen weights are an
 argument of the compiled step, stored in the dtype in which they are used.
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
 from echotts.checkpoint.adapters import VOICE
 from echotts.checkpoint.export import read_about
@@ -23,6 +24,7 @@ from echotts.data.stream.batch import Batch
 from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, computed_with, merge, scale_to_fan_in, split
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
+from echotts.model.duration import create_duration
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
@@ -46,6 +48,8 @@ def fresh_params(config: Config) -> Params:
         return create_adapters(config.model, config.tune.rank, key)
     if config.tune.method == "inversion":
         return {VOICE: jnp.zeros((config.data.reference_frames, config.model.latent_channels))}
+    if config.tune.method == "duration":
+        return create_duration(config.model, key)
     params = split(BlockDiT(config.model, rngs=nnx.Rngs(key)))[1]
     return scale_to_fan_in(params) if config.optim.init == "fan_in" else params
 
@@ -79,6 +83,8 @@ def make_assemble(config: Config, mesh: Mesh) -> Assemble:
         if method == "inversion":
             heard = jnp.where(batch.speaker_mask[..., None], params[VOICE], 0)
             batch, params = dataclasses.replace(batch, speaker_latent=heard), frozen
+        elif method == "duration":
+            params = frozen
         elif method == "lora":
             params = with_adapters(frozen, params)
         return merge(graphdef, gather(params)), batch
@@ -97,7 +103,18 @@ def whole_weights(config: Config, params: Params, frozen: Params) -> Params:
     """The parameters of the complete model, from trained and frozen ones that are complete on this host."""
     if config.tune.method == "lora":
         return merge_adapters(frozen, params)
-    return frozen if config.tune.method == "inversion" else params
+    return frozen if config.tune.is_frozen else params
+
+
+def duration_loss(frames: Float[Array, " b"], batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The mean over rows of |log(predicted frames / frames)|, about the relative error; aux as in `velocity_loss`."""
+    kept = batch.latent_mask.any(axis=1) & batch.text_mask.any(axis=1)
+    actual = jnp.maximum(jnp.sum(batch.latent_mask, axis=1), 1)
+    row_loss = jnp.where(kept, jnp.abs(jnp.log(jnp.where(kept, frames, 1.0) / actual)), 0.0)
+    weight = jnp.mean(kept, dtype=jnp.float32)
+    total = jnp.mean(row_loss) / jnp.maximum(weight, 1 / len(kept))
+    terms = {"flow": total, "alignment": jnp.float32(0)}
+    return total, terms | {"row_loss": row_loss, "kept": kept, "weight": weight}
 
 
 def voice_of(config: Config, params: Params, scale: LatentScale) -> np.ndarray | None:

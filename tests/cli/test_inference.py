@@ -15,6 +15,7 @@ from echotts import synthesis
 from echotts.cli.app import run
 from echotts.cli.inference import main
 from echotts.flow.options import SamplerConfig
+from echotts.synthesis.length import AutoDuration
 from tests.tiny_speaker import LinearCodec, tiny_tts
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +109,20 @@ def test_every_guidance_flag_reaches_the_sampler(call, tmp_path, tts, monkeypatc
     assert (seen["seed"], seen["duration"], seen["sampler"]) == (42, 0.8, wanted)
 
 
+def test_flags_of_length_and_speed_reach_the_model_and_auto_is_the_default(call, tmp_path, tts, monkeypatch):
+    seen = {}
+    real = tts.pieces
+    monkeypatch.setattr(tts, "pieces", lambda *args, **options: seen.update(options) or real(*args, **options))
+    usual = ("--text", "one", "--output", tmp_path / "a.wav", "--steps", 1)
+    assert call(*usual)[0] == 0
+    assert (seen["duration"], seen["speed"]) == (AutoDuration(), 1.0)
+    usual_s = soundfile.info(tmp_path / "a.wav").duration
+    flags = ("--duration", "auto", "--duration_scale", 2, "--duration_min", 1, "--duration_max", 9, "--speed", 0.5)
+    assert call(*usual, *flags)[0] == 0
+    assert (seen["duration"], seen["speed"]) == (AutoDuration(scale=2.0, least_s=1.0, most_s=9.0), 0.5)
+    assert soundfile.info(tmp_path / "a.wav").duration == pytest.approx(2 * usual_s)
+
+
 def test_output_levels_are_chosen_by_flag(call, tmp_path):
     for level in ("peak", "rms", "clip", "loudness", "none"):
         code, _, err = call("--text", "one", "--output", tmp_path / f"{level}.wav", "--steps", 1, "--normalise", level)
@@ -125,7 +140,11 @@ WRONG_CALLS = {
     "--text one --output a.wav --steps many": "many",
     "--text one --output a.wav --preset fastest": "sampler preset 'fastest': choose one of draft",
     "--text one --output a.wav --grid epss": "the epss grid knows 5, 6, 7, 10, 12, 16 steps, not 32",
-    "--text one --output a.wav --duration -1": "--duration -1.0 s: give the maximum duration",
+    "--text one --output a.wav --duration -1": "duration -1.0: give the maximum duration in seconds, above 0, or",
+    "--text one --output a.wav --duration soon": "soon",
+    "--text one --output a.wav --duration 3 --duration_scale 2": "--duration 3: --duration_scale, _min and _max are",
+    "--text one --output a.wav --duration_min 3 --duration_max 2": "most duration 2.0 s: give seconds above 0",
+    "--text one --output a.wav --speed 3": "speed 3.0: give a factor from 0.5 to 2.0",
     "--text one --output a.wav --seed -1": "--seed -1 must not be negative",
     "--text one --output a.wav --normalise loud": "loud",
 }
@@ -250,7 +269,7 @@ def test_help_lists_units_and_defaults_and_the_script_exists():
         "LUFS",
         "the preset's, 32",
         "the preset's, 3",
-        "default: 15.0",
+        "default: auto",
         "default: 42",
         "None: peak",
     ):

@@ -1,7 +1,11 @@
 """Texts for the built-in demo model, and its errors for other texts."""
 
+import numpy as np
 import pytest
 
+from echotts import EchoTTS
+from echotts.data.prepare.demo import corpus_path
+from echotts.evaluation.clips import read_clips
 from echotts.synthesis.demo import demo_text
 
 
@@ -23,3 +27,14 @@ def test_other_texts_are_rejected_with_an_explanation(text, words):
     with pytest.raises(ValueError, match=words) as caught:
         demo_text(text)
     assert "\n" not in str(caught.value)
+
+
+def test_the_built_in_predictor_is_within_a_tenth_on_recordings_that_it_was_not_trained_on():
+    tts = EchoTTS.load()
+    clips = read_clips(corpus_path(), "heldout")[::5]
+    pool = read_clips(corpus_path(), "reference", 8)
+    voices = {clip.speaker: tts.encode_reference((clip.samples, 16_000)) for clip in pool}
+    errors = [tts.predict_duration(one.text, voices[one.speaker]) / (len(one.samples) / 16_000) - 1 for one in clips]
+    assert len(voices) == 5
+    assert np.abs(errors).mean() < 0.04
+    assert np.abs(errors).max() < 0.2

@@ -71,7 +71,7 @@ def test_the_blocks_of_every_piece_of_a_long_text_equal_its_latents_decoded_whol
 def test_the_watermark_goes_through_all_blocks_as_through_the_whole():
     pieces, levels = [Piece("One", "clause"), Piece("two.", "sentence")], [0.2, 0.3]
     plain, ours = (
-        joined(list(live_blocks(pieces, None, tones(levels)[0], RATE, MODEL, message))).samples
+        joined(list(live_blocks(pieces, None, tones(levels)[0], RATE, MODEL, message=message))).samples
         for message in (None, MESSAGE)
     )
     change = ours - plain
@@ -146,15 +146,15 @@ def test_speech_whose_end_the_latents_do_not_show_is_decoded_whole(tts, monkeypa
 
 
 def test_speech_that_does_not_end_in_a_short_window_is_not_cut_off_there(tts, monkeypatch):
-    asked, latents_of, window = [], tts._synthesizer.latents, tts.limits.frames
+    asked, sampled, window = [], tts._synthesizer._sampled, tts.limits.frames
 
     def watched(prompts, most, sampler, rows):
         asked.append(most)
-        return latents_of(prompts, most, sampler, rows)
+        return sampled(prompts, most, sampler, rows)
 
-    monkeypatch.setattr(tts._synthesizer, "latents", watched)
-    monkeypatch.setattr(tts._synthesizer, "_short_frames", lambda seconds, most: most // 2)
+    monkeypatch.setattr(tts._synthesizer, "_sampled", watched)
+    monkeypatch.setattr(tts._synthesizer, "_sizes", [window // 2, window])
     monkeypatch.setattr(synthesizer_module, "find_end", lambda latents, *_: 20 if len(latents) == window else None)
-    blocks = list(tts.stream("one", seed=1, sampler=FAST))
+    blocks = list(tts.stream("a", seed=1, sampler=FAST))
     assert asked == [window // 2, window]
     assert len(blocks[0].latents) == 20

@@ -57,7 +57,7 @@ def test_the_watermark_goes_through_all_pieces_as_through_one_and_is_the_same_wh
     )
     whole, change = joined(plain).samples, joined(ours).samples - joined(plain).samples
     np.testing.assert_allclose(change, marked(whole, RATE, MESSAGE) - whole, atol=0.05 * np.abs(change).max())
-    continued = list(speak_pieces(PIECES, None, speeches([], levels), ours[:2], MESSAGE))
+    continued = list(speak_pieces(PIECES, None, speeches([], levels), ours[:2], message=MESSAGE))
     for piece, again in zip(ours[2:], continued, strict=True):
         np.testing.assert_array_equal(piece.samples, again.samples)
 

@@ -8,7 +8,10 @@ import soundfile
 
 from echotts.synthesis.script import Failure, read_script
 
-LINES = [{"text": "one"}, {"text": "two, three", "seed": 5, "pause": 0.5, "output": "part/b.flac", "duration": 1.5}]
+LINES = [
+    {"text": "one"},
+    {"text": "two, three", "seed": 5, "pause": 0.5, "output": "part/b.flac", "duration": 1.5, "speed": 1.2},
+]
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def read(tmp_path, monkeypatch):
 
 def test_json_lines_and_csv_give_the_same_rows(read):
     rows, failures = read(LINES)
-    table = 'text,seed,pause,output,duration\none,,,,\n"two, three",5,0.5,part/b.flac,1.5\n'
+    table = 'text,seed,pause,output,duration,speed\none,,,,,\n"two, three",5,0.5,part/b.flac,1.5,1.2\n'
     assert not failures
     assert [row.fields for row in rows] == [row.fields for row in read(table, "lines.csv")[0]]
     assert [str(row.output) for row in rows] == ["00001.wav", "part/b.flac"]
@@ -42,6 +45,8 @@ BAD = [
     ({"text": "one", "seed": 1.5}, "seed: Expected int"),
     ({"text": "one", "pause": 61}, "pause 61.0 s: give 0 to 60 seconds"),
     ({"text": "one", "duration": 0}, "duration 0.0 s: give seconds above 0"),
+    ({"text": "one", "duration": "soon"}, "duration: "),
+    ({"text": "one", "speed": 3}, "speed 3.0: give a factor from 0.5 to 2.0"),
     ({"text": "one", "voice": "nobody"}, "voice 'nobody': there is none of that name"),
     ({"text": "one", "voice": "a", "speaker_ref": "b.wav"}, "has both voice and speaker_ref"),
     ({"text": "one", "speaker_ref": "none.wav"}, "none.wav: no such recording"),

@@ -63,11 +63,13 @@ def test_every_row_is_the_speech_of_its_text_and_has_its_figures_in_the_manifest
     assert not list((tmp_path / "out").glob(".*speaking"))
 
 
-def test_rows_spoken_at_once_are_those_spoken_alone(speak, tmp_path):
-    speak(LINES)
+@pytest.mark.parametrize("duration", [1.0, "auto"])
+def test_rows_spoken_at_once_are_those_spoken_alone(speak, tmp_path, duration):
+    lines = [*LINES, {"text": "one", "speed": 2}, {"text": "six", "duration": 0.5}]
+    speak(lines, duration=duration)
     alone = [soundfile.read(tmp_path / "out" / row["output"])[0] for row in manifest(tmp_path)]
     (tmp_path / "out" / MANIFEST).unlink()
-    assert speak(LINES, rows=2)[0] == Tally(4, 0, 0)
+    assert speak(lines, rows=2, duration=duration)[0] == Tally(6, 0, 0)
     for one, row in zip(alone, manifest(tmp_path), strict=True):
         np.testing.assert_allclose(soundfile.read(tmp_path / "out" / row["output"])[0], one, atol=1e-3)
 

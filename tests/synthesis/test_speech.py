@@ -1,11 +1,12 @@
 """The end of speech, detected by latents and by energy."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.synthesis import speech
-from echotts.synthesis.speech import energy_end, find_end, silent_window
+from echotts.synthesis.speech import energy_end, find_end, reference_pace, silent_window
 from tests.synthesis.conftest import HOP, RATE, SILENCE, voice
 from tests.tiny_speaker import CHANNELS
 
@@ -52,3 +53,21 @@ def test_windows_of_silence_scale_with_the_model():
     assert silent_window(768) == 20
     assert silent_window(64) == 8
     assert silent_window(4) == 2
+
+
+def syllables(hz, seconds=4.0):
+    """Latents whose distance to silence, zeros, rises and falls so many times a second."""
+    loudness = 2.0 + 0.5 * np.cos(2 * np.pi * hz * np.arange(round(seconds * 25)) / 25.0)
+    return (loudness[:, None] * np.ones((1, 3))).astype(np.float32)
+
+
+def test_a_slow_reference_takes_longer_and_a_fast_one_less_up_to_a_limit():
+    silence = np.zeros((1, 3), np.float32)
+    assert reference_pace(syllables(5.0), silence, 25.0) == pytest.approx(1.0, abs=0.05)
+    assert reference_pace(syllables(3.5), silence, 25.0) == pytest.approx((5.0 / 3.5) ** 0.5, abs=0.05)
+    assert reference_pace(syllables(7.0), silence, 25.0) == pytest.approx((5.0 / 7.0) ** 0.5, abs=0.05)
+    assert reference_pace(syllables(1.0), silence, 25.0) == 1.4
+    quiet = np.concatenate([syllables(3.5), np.zeros((200, 3), np.float32)])
+    assert reference_pace(quiet, silence, 25.0) == pytest.approx((5.0 / 3.5) ** 0.5, abs=0.05)
+    for nothing in (syllables(3.0, 0.5), silence):
+        assert reference_pace(nothing, silence, 25.0) == 1.0

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
+import safetensors.numpy
 
 from echotts.checkpoint import interop
 from echotts.checkpoint.adapters import BaseDiffersError, load_adapter
@@ -16,6 +18,7 @@ from echotts.config import TuneConfig
 from echotts.latents import LatentScale
 from echotts.model import merge
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
+from echotts.model.duration import duration_shapes
 from echotts.model.parameters import flatten, structure
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.training import mesh as meshes
@@ -145,6 +148,53 @@ def test_an_inversion_trains_one_voice_and_no_weight(tuned, base, tmp_path, shar
     with pytest.raises(ValueError, match="holds a voice, not a model: echotts voice save NAME"):
         load_weights(tmp_path / "run")
     assert same(load_weights(base).params, PARAMS)
+
+
+def test_a_duration_predictor_is_trained_resumed_and_exported_with_the_bits_of_its_base(tuned, tmp_path, shards):
+    half = tmp_path / "half.safetensors"
+    interop.save_export(half, PARAMS, TINY.model, FACTS, "float16")
+    run = {"eval_every": 50, "init_from": str(half), "spike_factor": 0.0, "save_every_steps": 0}
+    optim = {"steps": 100, "learning_rate": 0.02}
+    config = tuned("duration", data={"heldout": str(shards)}, run=run, optim=optim, flow={"text_dropout": 0.0})
+    assert train(config).finished
+    parts = with_sections(config, run={"run_dir": str(tmp_path / "parts")})
+    assert train(parts, stop=StopAfter(30)).step == 30
+    assert train(parts).finished
+    assert lines(tmp_path / "run") == lines(tmp_path / "parts")
+    assert lines(tmp_path / "run", "heldout/loss")[100] < 0.1  # a letter takes two frames
+
+    export(tmp_path / "run", tmp_path / "full.safetensors")
+    before, after = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("half", "full"))
+    assert after.keys() - before.keys() == duration_shapes(TINY.model).keys()
+    assert all(tensor.dtype == np.float16 for tensor in before.values())
+    assert all(after[name].tobytes() == tensor.tobytes() for name, tensor in before.items())
+    loaded, trained = load_weights(tmp_path / "full.safetensors"), load_weights(tmp_path / "run")
+    assert loaded.facts == trained.facts == load_weights(half).facts
+    assert loaded.duration and trained.duration and same(loaded.duration, trained.duration)
+    assert same(loaded.params, trained.params)
+    assert load_weights(half).duration is None
+    with safetensors.safe_open(tmp_path / "full.safetensors", "numpy") as file:
+        broken = after | {"duration/frames/bias": np.zeros(2, np.float32)}
+        safetensors.numpy.save_file(broken, tmp_path / "broken.safetensors", file.metadata())
+    with pytest.raises(ValueError, match=r"broken\.safetensors: tensor duration/frames/bias has shape \(2,\)"):
+        load_weights(tmp_path / "broken.safetensors")
+
+
+def test_a_duration_predictor_of_another_base_is_refused(tuned, base, tmp_path):
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(base.read_bytes())
+    config = tuned("duration", run={"init_from": str(moved)}, optim={"steps": 1}, flow={"text_dropout": 0.0})
+    train(config)
+    interop.save_export(moved, jax.tree.map(lambda leaf: leaf * 2, PARAMS), TINY.model, FACTS)
+    with pytest.raises(BaseDiffersError, match=r"predictor for weights with hash \w{12}, but .*moved.* has \w{12}: "):
+        export(tmp_path / "run", tmp_path / "full.safetensors")
+    moved.unlink()
+    with pytest.raises(BaseDiffersError, match=r"a duration predictor for .*moved.*, which is not here"):
+        load_weights(tmp_path / "run")
+    with pytest.raises(
+        ValueError, match=r"--tune duration has no weights of its own to write to .*full\.pkl: give a \.safetensors"
+    ):
+        export(tmp_path / "run", tmp_path / "full.pkl")
 
 
 def test_a_run_stops_when_the_held_out_loss_no_longer_falls_and_its_best_checkpoint_counts(tuned, tmp_path, shards):

@@ -238,7 +238,7 @@ PRESETS: dict[str, CodecTraining] = {
         steps=400_000,
         batch_size=5,
         frames=16,
-        loss=replace(_SPEECH_LOSS, wave=5.0, feature=0.5, adversarial=0.1, adversarial_from=200_000),
+        loss=replace(_SPEECH_LOSS, wave=5.0, kl=5e-5, feature=0.5, adversarial=0.1, adversarial_from=200_000),
         optim=replace(_SMALL_OPTIM, learning_rate=6e-4, decay_share=0.1),
         discriminators=DiscriminatorConfig(
             periods=(2, 3, 5), period_channels=(8, 32, 64, 64, 64), windows=(1024, 512), band_channels=8

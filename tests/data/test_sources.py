@@ -213,7 +213,7 @@ def test_retries_end_at_the_deadline_and_immediately_if_the_server_requests_long
     began = time.monotonic()
     with pytest.raises(Unavailable, match="x: given up: it is away"):
         retry(fails, "x", retries)
-    assert 0.3 < time.monotonic() - began < 2
+    assert 0.3 < time.monotonic() - began < 0.8
     assert retries.count == len(calls) - 1 > 5
     for call, words in ((lambda: fails(60.0), "asked to wait 60 s"), (lambda: fails(gone=True), "it is away")):
         calls.clear()

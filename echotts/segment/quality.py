@@ -2,12 +2,22 @@
 
 from dataclasses import dataclass
 
-from echotts.audio import Samples, clipped_share, faults
+import numpy as np
+from jaxtyping import Float
+
+from echotts.audio import clipped_share
+from echotts.audio.faults import CLIPPED_SHARE
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.segment.pieces import LEAD_S, Piece
 
+FRAME_S = 0.016
+QUIET_SHARE = 0.05  # share of the frames, the quietest ones, that count as background
+MUSIC_SNR_DB = 30.0  # above this SNR, tones in the background are acceptable
+TONAL_FLATNESS = 0.4  # spectral flatness is lower for music and hum, higher for noise
+TONAL_BAND_HZ = (100.0, 4000.0)
 HALVES_S = 3.2  # two windows of the speaker encoder
 SAME_VOICE = 0.6  # minimum cosine of the halves of a piece with one voice
+MAX_SNR_DB = 99.0
 
 
 @dataclass(frozen=True)
@@ -31,11 +41,12 @@ def fault(piece: Piece, limits: Limits, encoder: VoiceEncoder) -> tuple[str, str
     if length_s < limits.min_s:
         return "too_short", f"{length_s:.2f} s, at least {limits.min_s:g} s are required"
     share = clipped_share(piece.samples)
-    if share > faults.CLIPPED_SHARE:
+    if share > CLIPPED_SHARE:
         return "clipped", f"{share:.2%} of the samples are clipped"
-    if tones := faults.music(faults.emphasised(_after_lead(piece), piece.rate)):
-        return "music", tones
-    if (level_db := snr_db(piece)) < limits.min_snr_db:
+    level_db = snr_db(piece)
+    if level_db < MUSIC_SNR_DB and flatness(_quiet(piece), piece.rate) < TONAL_FLATNESS:
+        return "music", f"tones {level_db:.0f} dB below the speech"
+    if level_db < limits.min_snr_db:
         return "low_snr", f"{level_db:.0f} dB, at least {limits.min_snr_db:g} dB are required"
     if length_s >= HALVES_S:
         half = len(piece.samples) // 2
@@ -46,10 +57,30 @@ def fault(piece: Piece, limits: Limits, encoder: VoiceEncoder) -> tuple[str, str
 
 
 def snr_db(piece: Piece) -> float:
-    """Level of the piece relative to its background in dB."""
-    return faults.snr_db(piece.samples, faults.quiet_frames(_after_lead(piece), piece.rate))
+    """Level of the piece relative to its background in dB, at most MAX_SNR_DB."""
+    noise = float(np.mean(np.square(_quiet(piece), dtype=np.float64)))
+    speech = float(np.mean(np.square(piece.samples, dtype=np.float64)))
+    return min(MAX_SNR_DB, 10.0 * float(np.log10(max(speech - noise, 1e-12) / max(noise, 1e-12))))
 
 
-def _after_lead(piece: Piece) -> Samples:
-    """The piece without the lead-in, in which other sounds may end."""
-    return piece.samples[round(LEAD_S * piece.rate) :]
+def flatness(frames: Float[np.ndarray, "t f"], rate: int) -> float:
+    """Spectral flatness of the averaged power spectrum in TONAL_BAND_HZ: near 1 for noise, near 0 for tones.
+
+    The spectrum is first divided by its own smoothed shape, so that coloured noise (rumble, hiss) counts as flat.
+    """
+    windowed = frames * np.hanning(frames.shape[1])
+    power = np.square(np.abs(np.fft.rfft(windowed, axis=1))).mean(axis=0)
+    bins_hz = np.fft.rfftfreq(frames.shape[1], 1.0 / rate)
+    chosen = np.log(power[(bins_hz >= TONAL_BAND_HZ[0]) & (bins_hz <= TONAL_BAND_HZ[1])] + 1e-20)
+    smooth = np.convolve(np.pad(chosen, 8, mode="edge"), np.ones(17) / 17, mode="valid")
+    peaks = np.exp(chosen - smooth)
+    return float(np.exp(np.mean(np.log(peaks))) / np.mean(peaks))
+
+
+def _quiet(piece: Piece) -> Float[np.ndarray, "t f"]:
+    """The quietest frames, without the lead-in, in which other sounds may end."""
+    frame = round(FRAME_S * piece.rate)
+    spoken = piece.samples[round(LEAD_S * piece.rate) :]
+    frames = spoken[: len(spoken) // frame * frame].reshape(-1, frame)
+    power = np.square(frames, dtype=np.float64).mean(axis=1)
+    return frames[np.argsort(power)[: max(1, round(QUIET_SHARE * len(frames)))]]

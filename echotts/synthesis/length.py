@@ -1,9 +1,9 @@
 """How long speech will be: the window of latent frames in which an utterance is synthesised.
 
-A model fills a window and ends speech with silence in it, so a window only has to be long enough. A short one is
-faster, and a short text is not read twice in it. Its length follows from the model's duration predictor or, without
-one, from the characters of the text and the rate of the reference. Speech without an end in its window is synthesised
-again in the longest one, so a wrong prediction costs time, but no word.
+A model fills a window and ends speech with silence in it, so a window only has to be long enough, and a short one is
+faster. Its length follows from the model's duration predictor or, without one, from the characters of the text and the
+rate of the reference. Speech without an end in its window is synthesised again in the longest one, so a wrong
+prediction costs time, but no word.
 """
 
 from collections.abc import Sequence

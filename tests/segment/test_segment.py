@@ -9,7 +9,6 @@ import pytest
 import soundfile
 
 from echotts.audio import clipped_share, trim_silence
-from echotts.audio.faults import flatness
 from echotts.cli import data as command
 from echotts.cli.app import UsageError
 from echotts.data.teachers import load_teacher
@@ -17,6 +16,7 @@ from echotts.evaluation.asr import Transcript, Whisper, count_errors
 from echotts.segment import pieces, run
 from echotts.segment.align import align
 from echotts.segment.pieces import find_pieces, join
+from echotts.segment.quality import flatness
 from echotts.segment.run import Settings, segment
 
 RATE = 24000

@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from echotts.checkpoint.export import load_weights
-from echotts.checkpoint.interop import save_export, save_published
+from echotts.checkpoint.export_file import save_export
+from echotts.checkpoint.interop import save_published
+from echotts.checkpoint.weights import load_weights
 from echotts.data.format.info import DatasetInfo
 from echotts.data.remote.dataset import open_dataset
 from echotts.latents import FACT, UNSCALED, LatentScale, ScaleJson
+from echotts.synthesis.synthesizer import Synthesizer
 from echotts.training.inputs import open_inputs
 from echotts.training.run import check_facts
 from echotts.training.samples import Heldout
@@ -153,7 +155,7 @@ def test_the_scale_is_in_every_export_and_speaking_undoes_it(tmp_path: Path, suf
 
     voice = (np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32), 8000)
     spoken = [
-        tiny_speaker.EchoTTS(params, config, about, codec).synthesize("one two", voice, seed=3, steps=2)
+        tiny_speaker.EchoTTS(Synthesizer(params, config, about, codec)).synthesize("one two", voice, seed=3, steps=2)
         for about, codec in ((facts, tiny_speaker.LinearCodec()), (tiny_speaker.FACTS, Scaled()))
     ]
     np.testing.assert_allclose(spoken[0].latents, PUBLISHED.restore(spoken[1].latents), atol=1e-4)

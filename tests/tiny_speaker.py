@@ -6,6 +6,7 @@ from echotts.checkpoint.facts import Facts, Limits
 from echotts.config import EncoderConfig, ModelConfig
 from echotts.model.parameters import expected_shapes, unflatten
 from echotts.synthesis import EchoTTS
+from echotts.synthesis.synthesizer import Synthesizer
 
 CHANNELS = 8
 FRAMES, TOKENS, REFERENCE_FRAMES = 32, 24, 16
@@ -74,4 +75,4 @@ def random_params(config: ModelConfig = CONFIG):
 
 
 def tiny_tts() -> EchoTTS:
-    return EchoTTS(random_params(), CONFIG, FACTS, LinearCodec())
+    return EchoTTS(Synthesizer(random_params(), CONFIG, FACTS, LinearCodec()))

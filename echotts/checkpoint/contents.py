@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+from jax.sharding import SingleDeviceSharding
 
 from echotts import gcs
-from echotts.checkpoint.digests import json_digest
+from echotts.checkpoint.digests import array_digests, json_digest
 from echotts.checkpoint.facts import Facts
-from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, COMMITTED, STEP
+from echotts.rundir.layout import CHECKPOINT_DIGESTS, CHECKPOINT_METADATA, CHECKPOINTS, COMMITTED, STEP
 from echotts.rundir.leases import lease
 from echotts.rundir.location import RunPath, read_whole
 from echotts.strict_json import check_type, load_json
@@ -89,6 +90,14 @@ def step_folders(directory: RunPath) -> list[RunPath]:
         below = [name.split("/") for name in gcs.names_below(str(directory))]
         names = [parts[0] for parts in below if parts[1:] == [COMMITTED]]
     return sorted((directory / name for name in names if STEP.fullmatch(name)), key=step_of, reverse=True)
+
+
+def checkpoints_at(path: RunPath) -> list[RunPath]:
+    """The checkpoints of a run directory or its `checkpoints`, newest first, or the given one; FileNotFoundError."""
+    folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
+    if not folders:
+        raise FileNotFoundError(f"{path}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
+    return folders
 
 
 def step_of(folder: RunPath) -> int:
@@ -159,6 +168,18 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
     for path, (found, wanted) in _pairs(arrays, abstract):
         if found.shape != wanted.shape:
             raise ValueError(f"{folder}: {path} has shape {found.shape}, the model needs {wanted.shape}")
+    return arrays
+
+
+def read_checked(folder: RunPath, items: Mapping[str, Any]) -> dict[str, Any]:
+    """The items with these shapes, on the first device. ValueError if any array changed since it was saved."""
+    here, arrays = SingleDeviceSharding(jax.local_devices()[0]), {}
+    for name, shapes in items.items():
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
+        arrays[name] = read_arrays(folder, name, placed)
+    digests = read_digests(folder)
+    if what := digests.changed_in({name: array_digests(tree) for name, tree in arrays.items()}) if digests else "":
+        raise ValueError(what)
     return arrays
 
 

@@ -1,188 +1,18 @@
-"""Loads weights from runs, exports and published files, and exports runs to single files."""
+"""Exports runs to single files: for inference, or in the published layout."""
 
-import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import jax
-import numpy as np
-from jax.sharding import SingleDeviceSharding
 
 from echotts import gcs
-from echotts.checkpoint import adapters, interop
-from echotts.checkpoint.adapters import Adapter, BaseDiffersError
-from echotts.checkpoint.best import best_step
-from echotts.checkpoint.contents import (
-    Meta,
-    newest_readable,
-    read_arrays,
-    read_digests,
-    read_meta,
-    step_folders,
-    stored_shapes,
-)
-from echotts.checkpoint.digests import array_digests
-from echotts.checkpoint.facts import Facts, Limits
-from echotts.config import ModelConfig, read_model_config
-from echotts.files import ASSETS
-from echotts.latents import FACT, LatentScale
-from echotts.model import Params
-from echotts.model.adapters import adapter_shapes
-from echotts.model.duration import duration_shapes
-from echotts.model.parameters import expected_shapes, unflatten
-from echotts.rundir.layout import CHECKPOINTS, STEP, step_name
-from echotts.rundir.location import RunPath, run_path
+from echotts.checkpoint.adapters import save_adapter
+from echotts.checkpoint.export_file import StorageName, add_duration, save_export
+from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.interop import published_opt_state, save_published
+from echotts.checkpoint.weights import Stored, WeightsName, file_of, load_weights, own_base, read_run
+from echotts.rundir.location import run_path
 
-WeightsName = Literal["ema", "raw"]
-StorageName = Literal["float32", "float16", "bfloat16"]
-DEMO = "demo"  # the built-in model
-ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
 MERGE = "merge an adapter with echotts export --adapter, save a voice with echotts voice save"
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Adam:
-    """Adam's state: number of updates, and the first and second moments, each like the parameters."""
-
-    count: Any  # an int, or a () int32 array
-    mu: Params
-    nu: Params
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Parameters (float32), their model configuration, and the facts that inference needs.
-
-    `duration` is a duration predictor for them (model/duration.py).
-    """
-
-    params: Params
-    config: ModelConfig
-    facts: Facts
-    adam: Adam | None = None
-    duration: Params | None = None
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A checkpoint of a run: what it trained (`params` of `method`, see config.tune) and its metadata."""
-
-    folder: RunPath
-    meta: Meta
-    config: ModelConfig
-    method: str
-    rank: int
-    params: Params
-    adam: Adam | None
-
-    @property
-    def base(self) -> str:
-        """The location of the frozen weights, as given to the run."""
-        return str(self.meta.config["run"]["init_from"])
-
-    def describe(self, weights: WeightsName) -> Weights:
-        """The parameters with the facts of the checkpoint."""
-        return describe(self.params, self.config, self.meta, weights)
-
-
-def load_weights(
-    source: str | Path,
-    weights: WeightsName = "ema",
-    with_optimizer: bool = False,
-    adapter: str | Path | None = None,
-) -> Weights:
-    """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
-
-    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer` also loads the
-    Adam state of a pickle; ValueError if it has none. `adapter` is an adapter file, or a run that trained one, to
-    merge; BaseDiffersError if it belongs to other weights.
-    """
-    if adapter is not None:
-        base, found = load_weights(source, weights), load_adapter(adapter, weights)
-        params = adapters.merged(base.params, found, str(source), str(adapter))
-        about = found.about
-        told = {"weights": about.weights, "step": about.step, "samples_seen": about.samples_seen}
-        return dataclasses.replace(base, params=params, facts=dataclasses.replace(base.facts, **told))
-    if gcs.is_bucket(source):
-        return load_run(run_path(str(source)), weights)
-    path = _file_of(source)
-    if path.suffix == ".safetensors":
-        return Weights(*interop.load_export(path), duration=interop.load_duration(path))
-    if path.suffix in (".pkl", ".pickle"):
-        published = interop.load_published(path)
-        fields = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
-        facts = Facts.from_dict(fields | {FACT: published.latent_scale}, path)
-        return Weights(published.params, published.config, facts, _published_adam(path, published, with_optimizer))
-    if path.is_dir():
-        return load_run(path, weights)
-    raise FileNotFoundError(
-        f"{path}: no weights found; give a run directory, one of its checkpoints, a .safetensors or a published .pkl"
-    )
-
-
-def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
-    """The weights of a run directory (its best or newest complete checkpoint), or of the given step folder.
-
-    Adapters are merged into their base, and a duration predictor is added to it; the base must be where the run found
-    it. `with_optimizer` also loads the state of AdamW, if the run has one.
-    """
-    stored = read_run(path, weights, with_optimizer)
-    if stored.method == "inversion":
-        raise ValueError(f"{path}: holds a voice, not a model: echotts voice save NAME {path}")
-    if stored.method == "lora":
-        try:
-            return load_weights(stored.base, weights, adapter=str(stored.folder))
-        except FileNotFoundError as error:
-            raise BaseDiffersError(
-                f"{path}: holds adapters of {stored.base}, which is not here: give that model as --checkpoint, and "
-                "the run as --adapter"
-            ) from error
-    if stored.method == "duration":
-        return dataclasses.replace(_own_base(stored, weights), duration=jax.device_get(stored.params))
-    return dataclasses.replace(stored.describe(weights), adam=stored.adam)
-
-
-def load_adapter(source: str | Path, weights: WeightsName = "ema") -> Adapter:
-    """The adapter in a file, or in a run directory or checkpoint of `--tune lora`."""
-    if not gcs.is_bucket(source) and Path(source).expanduser().suffix == ".safetensors":
-        return adapters.load_adapter(Path(source).expanduser())
-    stored = read_run(run_path(str(source)), weights)
-    if stored.method != "lora":
-        raise ValueError(f"{source}: trained no adapter (--tune {stored.method}): give a run of --tune lora, or a file")
-    about = adapters.About(
-        format=adapters.ADAPTER_FORMAT,
-        base=stored.meta.facts.base or "",
-        base_name=stored.base,
-        rank=stored.rank,
-        weights=weights,
-        step=stored.meta.step,
-        samples_seen=stored.meta.samples_seen,
-    )
-    return Adapter(jax.device_get(stored.params), stored.config, about)
-
-
-def load_inversion(source: str | Path, weights: WeightsName = "ema") -> tuple[np.ndarray, Facts]:
-    """(codec latents (m, c) of the trained voice, facts) of a run of `--tune inversion`."""
-    stored = read_run(run_path(str(source)), weights)
-    if stored.method != "inversion":
-        raise ValueError(f"{source}: trained no voice (--tune {stored.method}): give a run of --tune inversion")
-    scale = LatentScale.from_json(stored.meta.facts.latent_scale, stored.config.latent_channels)
-    latent = scale.restore(np.asarray(stored.params[adapters.VOICE]))
-    return np.asarray(latent, np.float32), stored.describe(weights).facts
-
-
-def read_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Stored:
-    """The best or newest readable checkpoint of a run directory, or the given step folder."""
-    if path.suffix and not isinstance(path, Path):
-        raise ValueError(f"{path}: only run directories can be read from a bucket: copy the file to a local disk first")
-    folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS) or step_folders(path)
-    best = None if STEP.fullmatch(path.name) else best_step(path)
-    folders.sort(key=lambda folder: best is not None and folder.name == step_name(best), reverse=True)  # stable
-    if not folders:
-        raise FileNotFoundError(f"{path}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
-    return newest_readable(path, folders, lambda folder: _read_step(folder, weights, with_optimizer))
 
 
 def export(
@@ -198,26 +28,24 @@ def export(
     if output.suffix not in (".safetensors", ".pkl"):
         raise ValueError(f"{output}: an export must be .safetensors (for inference) or .pkl (published layout)")
     published = output.suffix == ".pkl"
-    with_optimizer = published and weights != "ema"
-    stored = read_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
+    weights = weights or ("raw" if published else "ema")
+    with_optimizer = published and weights == "raw"
+    stored = read_run(run_path(run), weights, with_optimizer)
     what = "give a .safetensors" if stored.method == "duration" else MERGE
     if stored.method == "inversion" or (stored.method in ("lora", "duration") and published):
         raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {what}")
     if stored.method == "lora":
-        output.parent.mkdir(parents=True, exist_ok=True)
-        adapters.save_adapter(output, load_adapter(str(stored.folder), weights or "ema"), storage)
-        return stored.describe(weights or "ema").facts
+        save_adapter(output, stored.adapter(), storage)
+        return stored.described().facts
     if stored.method == "duration":
-        return _export_duration(stored, output, weights or "ema", storage)
-    loaded = stored.describe(weights or ("raw" if published else "ema"))
+        return _export_duration(stored, output, storage)
     if with_optimizer and stored.adam is None:
         raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
-    params, facts = jax.device_get(loaded.params), loaded.facts
-    output.parent.mkdir(parents=True, exist_ok=True)
+    params, facts = jax.device_get(stored.params), stored.described().facts
     if published:
         adam = jax.device_get(stored.adam)
-        opt_state = adam and interop.published_opt_state(adam.count, adam.mu, adam.nu)
-        interop.save_published(
+        opt_state = adam and published_opt_state(adam.count, adam.mu, adam.nu)
+        save_published(
             output,
             params,
             step=facts.step or 0,
@@ -226,7 +54,7 @@ def export(
             latent_scale=facts.latent_scale,
         )
     else:
-        interop.save_export(output, params, loaded.config, facts, storage)
+        save_export(output, params, stored.config, facts, storage)
     return facts
 
 
@@ -235,114 +63,14 @@ def export_merged(base: str | Path, adapter: str | Path, output: Path, storage: 
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: merged weights are written as .safetensors")
     loaded = load_weights(base, adapter=adapter)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    params = jax.device_get(loaded.params)
-    interop.save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration)
+    save_export(output, jax.device_get(loaded.params), loaded.config, loaded.facts, storage, loaded.duration)
     return loaded.facts
 
 
-def read_about(source: str | Path) -> tuple[ModelConfig, Facts]:
-    """(configuration, facts) of weights; cheap for an export and a run, the whole file is read for a pickle."""
-    if gcs.is_bucket(source) or Path(source).expanduser().is_dir():
-        stored_in = run_path(str(source))
-        folders = [stored_in] if STEP.fullmatch(stored_in.name) else step_folders(stored_in / CHECKPOINTS)
-        if not folders:
-            raise FileNotFoundError(f"{source}: no checkpoint found; a run directory contains {CHECKPOINTS}/step_*")
-        meta = newest_readable(stored_in, folders, read_meta)
-        facts = dataclasses.replace(meta.facts, buckets=Limits.of(meta.config["data"]))
-        return read_model_config(meta.config["model"], f"{source}: model"), facts
-    path = _file_of(source)
-    if path.suffix == ".safetensors":
-        return interop.read_export_header(path)
-    loaded = load_weights(path)
-    return loaded.config, loaded.facts
-
-
-def describe(params: Params, config: ModelConfig, meta: Meta, weights: WeightsName) -> Weights:
-    """Parameters with the facts of their checkpoint, as in an export."""
-    about = {"weights": weights, "step": meta.step, "samples_seen": meta.samples_seen}
-    facts = dataclasses.replace(meta.facts, **about, buckets=Limits.of(meta.config["data"]))
-    return Weights(params, config, facts)
-
-
-def _read_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> Stored:
-    meta, digests = read_meta(folder), read_digests(folder)
-    config = read_model_config(meta.config["model"], f"{folder}: model")
-    method, rank = adapters.stored_tune(meta.config)
-    items = {ITEM[weights]: _trained_shapes(method, rank, config, meta)}
-    with_optimizer = with_optimizer and meta.config["optim"].get("method", "adamw") == "adamw"
-    if with_optimizer:
-        items["opt_state"] = stored_shapes(folder, "opt_state")
-    here = SingleDeviceSharding(jax.local_devices()[0])
-    arrays = {}
-    for name, shapes in items.items():
-        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-        arrays[name] = read_arrays(folder, name, placed)
-    if what := digests.changed_in({name: array_digests(tree) for name, tree in arrays.items()}) if digests else "":
-        raise ValueError(what)
-    adam = _find_adam(arrays["opt_state"]) if with_optimizer else None
-    return Stored(folder, meta, config, method, rank, arrays[ITEM[weights]], adam)
-
-
-def _file_of(source: str | Path) -> Path:
-    return ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
-
-
-def _own_base(stored: Stored, weights: WeightsName) -> Weights:
-    """The frozen weights of a run. BaseDiffersError if they are not where the run found them, or others are."""
-    try:
-        base = load_weights(stored.base, weights)
-    except FileNotFoundError as error:
-        raise BaseDiffersError(
-            f"{stored.folder}: holds a duration predictor for {stored.base}, which is not here: put it there again"
-        ) from error
-    adapters.check_base(
-        stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: a duration predictor for weights"
-    )
-    return base
-
-
-def _export_duration(stored: Stored, output: Path, weights: WeightsName, storage: StorageName) -> Facts:
-    base, duration = _own_base(stored, weights), jax.device_get(stored.params)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not gcs.is_bucket(stored.base) and (file := _file_of(stored.base)).suffix == ".safetensors":
-        interop.add_duration(file, output, duration)
+def _export_duration(stored: Stored, output: Path, storage: StorageName) -> Facts:
+    base, duration = own_base(stored), jax.device_get(stored.params)
+    if not gcs.is_bucket(stored.base) and (file := file_of(stored.base)).suffix == ".safetensors":
+        add_duration(file, output, duration)
     else:
-        interop.save_export(output, jax.device_get(base.params), base.config, base.facts, storage, duration)
+        save_export(output, jax.device_get(base.params), base.config, base.facts, storage, duration)
     return base.facts
-
-
-def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> Params:
-    if method == "inversion":
-        frames = Limits.of(meta.config["data"]).reference_frames
-        return {adapters.VOICE: jax.ShapeDtypeStruct((frames, config.latent_channels), np.float32)}
-    if method == "duration":
-        return unflatten(duration_shapes(config))
-    return unflatten(dict(adapter_shapes(config, rank) if method == "lora" else expected_shapes(config)))
-
-
-def _published_adam(path: Path, published: interop.Published, wanted: bool) -> Adam | None:
-    moments = published.moments() if wanted else None
-    if wanted and moments is None:
-        raise ValueError(f"{path}: has no optimizer state: start from its weights alone, without resume_optimizer")
-    return moments and Adam(_first_count(published.opt_state, published.step), *moments)
-
-
-def _first_count(opt_state: Any, step: int) -> int:
-    """Adam's update count: the first integer scalar in its state, or the step if there is none."""
-    for leaf in jax.tree.leaves(opt_state):
-        if np.ndim(leaf) == 0 and np.issubdtype(np.asarray(leaf).dtype, np.integer):
-            return int(leaf)
-    return step
-
-
-def _find_adam(opt_state: Any) -> Adam:
-    """Adam's part of optax's state, given as plain containers. ValueError if there is none."""
-    nodes = [opt_state]
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, dict) and {"count", "mu", "nu"} <= set(node):
-            return Adam(int(node["count"]), node["mu"], node["nu"])
-        if isinstance(node, dict | list | tuple):
-            nodes += node.values() if isinstance(node, dict) else node
-    raise ValueError("opt_state: contains no Adam state")

@@ -155,7 +155,7 @@ def _defaults(argv: Sequence[str]) -> tuple[str, dict[str, Any]]:
         tune: TuneName = next((known for known in get_args(TuneName) if known == method), "none")
         if tune == "none" or not base:  # if the method is unknown, the parser says so
             return preset.preset, {section: getattr(preset, section) for section in SECTIONS}
-        from echotts.checkpoint.export import read_about  # imports jax
+        from echotts.checkpoint.weights import read_about  # imports jax
         from echotts.training.recipes import tuning
 
         model, facts = read_about(base)

@@ -73,7 +73,7 @@ def _save(argv: list[str]) -> int:
 
 
 def _save_trained(name: str, run_dir: Path) -> int:
-    from echotts.checkpoint.export import load_inversion
+    from echotts.checkpoint.weights import load_inversion
     from echotts.synthesis.voices import save_voice, trained_voice
 
     latent, facts = load_inversion(run_dir)

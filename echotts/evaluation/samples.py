@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from echotts.audio import read_audio
-from echotts.checkpoint.export import Weights
+from echotts.checkpoint.weights import Weights
 from echotts.codec import Codec, find_codec, load_codec
 from echotts.config import HELDOUT_VOICES, Config
 from echotts.data.remote.dataset import open_dataset
@@ -19,6 +19,7 @@ from echotts.evaluation.voices import VoiceEncoder
 from echotts.synthesis import EchoTTS, Speech
 from echotts.synthesis.length import DEFAULT_PIECE_S
 from echotts.synthesis.references import check_recording
+from echotts.synthesis.synthesizer import Synthesizer
 
 Voice = Path | np.ndarray
 """A path to a recording, or its (m, c) latent."""
@@ -67,7 +68,7 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
     def speak(weights: Weights, sentence: str, seed: int, voice: Voice | None) -> Spoken:
         trained = weights.facts.codec
         codec = codec_of(trained.id, trained.weights_hash)
-        tts = EchoTTS(weights.params, weights.config, weights.facts, codec)
+        tts = EchoTTS(Synthesizer(weights.params, weights.config, weights.facts, codec))
         one_window_s = min(DEFAULT_PIECE_S, tts.window_s)  # compiled once; a model in training may not end
         speech = tts.synthesize(sentence, voice, seed=seed, duration=one_window_s)
         heard = listen(recogniser, sentence, speech.samples, speech.sample_rate) if recogniser else None

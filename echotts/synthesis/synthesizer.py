@@ -74,16 +74,24 @@ class Synthesizer:
         config: ModelConfig,
         facts: Facts,
         codec: LatentCodec,
-        name: str,
+        name: str = "unnamed",
         predictor: Params | None = None,
     ) -> None:
-        """`name` is written into files of speech; `predictor` is the model's duration predictor, if it has one."""
-        self.codec, self.name = codec, name
+        """`name` is written into files of speech; `predictor` is the model's duration predictor, if it has one.
+
+        ValueError if the codec does not match the model.
+        """
+        if codec.latent_channels != config.latent_channels:
+            raise ValueError(
+                f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
+                f"{codec.latent_channels}: use the codec that the model was trained with"
+            )
+        self.config, self.facts, self.codec = config, facts, codec
+        self.name = name if facts.step is None else f"{name}, step {facts.step}"
         self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.frame_rate_hz = codec.sample_rate / codec.hop_length
         self.silence = np.asarray(silence_of(codec) if facts.silence is None else facts.silence, np.float32)  # (1, c)
         self._scale = LatentScale.from_json(facts.latent_scale, config.latent_channels)
-        self._config = config
         self._predictor = predictor
         self._sizes = window_sizes(self.limits.frames, self.frame_rate_hz)
         self._silent_frames = silent_window(self.limits.frames)  # that end speech
@@ -195,20 +203,20 @@ class Synthesizer:
 
     def _conditions(self, prompts: Sequence[Prompt], start: int, rows: int) -> tuple[Any, ...]:
         """Texts and voices of `rows` prompts, as the encoders take them; the last prompt fills up."""
-        patch = self._config.patch
+        patch = self.config.patch
         chosen = [prompts[min(row, len(prompts) - 1)] for row in range(start, start + rows)]
         tokens = rounded(max(len(prompt.ids) for prompt in prompts), self.limits.tokens, TEXT_SHAPES)
         frames = -(-self.limits.reference_frames // patch) * patch
         voices = [None if prompt.voice is None else self._scale.normalise(prompt.voice) for prompt in chosen]
         text = padded_tokens([prompt.ids for prompt in chosen], tokens)
-        speaker = padded_references(voices, frames, self._config.latent_channels)
+        speaker = padded_references(voices, frames, self.config.latent_channels)
         return tuple(map(jnp.asarray, (*text, *speaker)))
 
     def _sampled(
         self, prompts: Sequence[Prompt], most: int, sampler: SamplerConfig, rows: int
     ) -> Iterator[Float[np.ndarray, "t c"]]:
         """Samples latents of `most` frames, batch by batch in one compiled shape."""
-        frames, channels = size_for(most, self._sizes), self._config.latent_channels
+        frames, channels = size_for(most, self._sizes), self.config.latent_channels
         for start in range(0, len(prompts), rows):
             seeds = [prompts[min(row, len(prompts) - 1)].seed for row in range(start, start + rows)]
             noise = np.stack([make_noise(seed, frames, channels) for seed in seeds])

@@ -17,11 +17,8 @@ from jaxtyping import Float, Int
 
 from echotts.audio import Samples
 from echotts.audio.marking import MESSAGE, Marker, marked, marked_blocks
-from echotts.checkpoint.facts import Facts
-from echotts.config import SEED_BITS, DtypeName, ModelConfig
+from echotts.config import SEED_BITS, DtypeName
 from echotts.flow.options import SamplerConfig, sampler_config
-from echotts.latents import LatentCodec
-from echotts.model import Params
 from echotts.synthesis import references
 from echotts.synthesis.candidates import SEED_STEP, Choose, choose_by_duration
 from echotts.synthesis.demo import demo_seconds, demo_text
@@ -46,35 +43,16 @@ logger = logging.getLogger(__name__)
 class EchoTTS:
     """A model with its codec, ready to synthesise. Create one with `load`."""
 
-    def __init__(
-        self,
-        params: Params,
-        config: ModelConfig,
-        facts: Facts,
-        codec: LatentCodec,
-        name: str = "unnamed",
-        predictor: Params | None = None,
-    ) -> None:
-        """ValueError if the codec or the tokenizer does not match the model. `name` is written into files of speech.
-
-        `predictor` is the model's duration predictor (model/duration.py), if it has one.
-        """
-        if codec.latent_channels != config.latent_channels:
+    def __init__(self, synthesizer: Synthesizer) -> None:
+        """ValueError if the tokenizer does not match the model."""
+        self._synthesizer = synthesizer
+        self.config, self.facts, self.codec = synthesizer.config, synthesizer.facts, synthesizer.codec
+        self.name, self.limits = synthesizer.name, synthesizer.limits
+        tokenizer = tokenizer_from_json(self.facts.tokenizer or {"kind": "byte"})
+        if tokenizer.vocabulary > self.config.vocabulary:
             raise ValueError(
-                f"the model makes latents of {config.latent_channels} channels, but the codec {codec.codec_id} takes "
-                f"{codec.latent_channels}: use the codec that the model was trained with"
+                f"the checkpoint's tokenizer has {tokenizer.vocabulary} ids, its model only {self.config.vocabulary}"
             )
-        tokenizer = tokenizer_from_json(facts.tokenizer or {"kind": "byte"})
-        if tokenizer.vocabulary > config.vocabulary:
-            raise ValueError(
-                f"the checkpoint's tokenizer has {tokenizer.vocabulary} ids, its model only {config.vocabulary}"
-            )
-        self.config = config
-        self.codec = codec
-        self.facts = facts
-        self.name = name if facts.step is None else f"{name}, step {facts.step}"
-        self._synthesizer = Synthesizer(params, config, facts, codec, self.name, predictor)
-        self.limits = self._synthesizer.limits
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._message: Sequence[int] | None = None  # the message that is embedded in what the codec decodes
@@ -108,7 +86,7 @@ class EchoTTS:
         """
         path = locate_checkpoint(checkpoint)
         # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
-        from echotts.checkpoint.export import load_weights
+        from echotts.checkpoint.weights import load_weights
 
         loaded = load_weights(path, weights, adapter=adapter)
         found = locate_codec(path, loaded.facts.codec, loaded.config.latent_channels, codec, watermark)
@@ -116,7 +94,7 @@ class EchoTTS:
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
             name = DEMO if checkpoint is None else Path(checkpoint).name
-            tts = cls(loaded.params, config, loaded.facts, found, name, loaded.duration)
+            tts = cls(Synthesizer(loaded.params, config, loaded.facts, found, name, loaded.duration))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
@@ -209,20 +187,18 @@ class EchoTTS:
         duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
         after which this one goes on. Errors are raised before the first piece.
         """
-        length, sampler = self._length(duration), sampler or SamplerConfig()
-        check_speed(speed)
-        _check_seed(seed)
+        length = self._checked(duration, speed, [seed])
         if candidates < 1:
             raise ValueError(f"candidates: {candidates}: give at least 1")
         chosen = choose or choose_by_duration
         pieces = self.split(text, duration) if isinstance(text, str) or not isinstance(text, Sequence) else text
         given = [self._given(piece.text) for piece in pieces]  # checks all pieces before the first is spoken
-        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+        voice = self._voice(speaker_ref)
 
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
             seeds = [seed + number + SEED_STEP * candidate for candidate in range(candidates)]
             prompts = [self._prompt(given[number], voice, one) for one in seeds]
-            speeches = self._synthesizer.speak(prompts, length, sampler, rows=candidates, speed=speed)
+            speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), candidates, speed)
             return speeches[chosen(pieces[number].text, speeches, prompts[0].voice) if candidates > 1 else 0]
 
         yield from speak_pieces(pieces, voice, speak, spoken, speed, self._message)
@@ -248,14 +224,11 @@ class EchoTTS:
         Pieces have one voice, a pause after each and about the loudness of the first (see live.py). Errors in a string
         are raised before the first block.
         """
-        length, sampler = self._length(duration), sampler or SamplerConfig()
-        check_speed(speed)
-        _check_seed(seed)
-        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
+        length, voice = self._checked(duration, speed, [seed]), self._voice(speaker_ref)
 
         def utter(number: int, piece: Piece, voice: Float[np.ndarray, "_m c"] | None, whole: bool) -> Utterance:
             prompt = self._prompt(self._given(piece.text), voice, seed + number)
-            return self._synthesizer.utter(prompt, length, sampler, speed, whole)
+            return self._synthesizer.utter(prompt, length, sampler or SamplerConfig(), speed, whole)
 
         pieces = self._texts.split_live(text, length)
         if isinstance(pieces, list) and len(pieces) == 1:
@@ -291,13 +264,9 @@ class EchoTTS:
             raise ValueError(
                 f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
             )
-        length = self._length(duration)
-        check_speed(speed)
-        for seed in seeds:
-            _check_seed(seed)
+        length = self._checked(duration, speed, seeds)
         given = [self._given(self._texts.written(text)) for text in texts]
-        voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
-        prompts = [self._prompt(*one) for one in zip(given, voices, seeds, strict=True)]
+        prompts = [self._prompt(*one) for one in zip(given, map(self._voice, refs), seeds, strict=True)]
         speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), rows, speed)
         return [
             dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
@@ -330,17 +299,23 @@ class EchoTTS:
         """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""
         return references.record_voice(recordings, self.codec, self.limits.reference_frames)
 
-    def _length(self, duration: Duration) -> float | AutoDuration:
-        """The argument, checked; more seconds than the model's window are logged."""
+    def _checked(self, duration: Duration, speed: float, seeds: Iterable[int]) -> float | AutoDuration:
+        """The duration, checked like the other options; more seconds than the model's window are logged."""
         length = as_duration(duration)
         most_s = length.most_s if isinstance(length, AutoDuration) else length
         if most_s is not None and most_s > self.window_s:
             logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", most_s, self.window_s)
+        check_speed(speed)
+        for seed in seeds:
+            if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
+                raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")
         return length
 
+    def _voice(self, speaker_ref: SpeakerReference | None) -> Float[np.ndarray, "m c"] | None:
+        return None if speaker_ref is None else self.encode_reference(speaker_ref)
+
     def _asked(self, text: str, speaker_ref: SpeakerReference | None) -> Prompt:
-        voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
-        return self._prompt(self._given(self._texts.written(text)), voice, seed=0)
+        return self._prompt(self._given(self._texts.written(text)), self._voice(speaker_ref), seed=0)
 
     def _given(self, text: str) -> tuple[Int[np.ndarray, " n"], float]:
         """Token ids of one piece, and its estimated seconds."""
@@ -351,8 +326,3 @@ class EchoTTS:
     ) -> Prompt:
         ids, estimate_s = given
         return Prompt(ids, None if voice is None else voice[: self.limits.reference_frames], seed, estimate_s)
-
-
-def _check_seed(seed: int) -> None:
-    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")

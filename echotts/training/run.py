@@ -17,9 +17,9 @@ from echotts.checkpoint.best import Best, best_step, note_best
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import Meta
 from echotts.checkpoint.digests import json_digest
-from echotts.checkpoint.export import describe
 from echotts.checkpoint.facts import Facts
 from echotts.checkpoint.guard import Guard
+from echotts.checkpoint.weights import describe
 from echotts.config import Config, to_dict
 from echotts.data.stream.stream import Stream, merge_states
 from echotts.disk.watchdog import space_maker

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from echotts.checkpoint.export import Weights
+from echotts.checkpoint.weights import Weights
 from echotts.config import HELDOUT_VOICES, Config, RunConfig
 from echotts.data.stream.batch import Batch
 from echotts.latents import UNSCALED, LatentScale

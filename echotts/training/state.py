@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from echotts.checkpoint.adapters import VOICE, weights_hash
 from echotts.checkpoint.agreement import differences
 from echotts.checkpoint.digests import array_digests, json_digest
-from echotts.checkpoint.export import Adam, Weights, load_weights
 from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.weights import Adam, Weights, load_weights
 from echotts.config import Config, to_dict
 from echotts.latents import LatentScale
 from echotts.model import Params, count_parameters

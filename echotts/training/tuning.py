@@ -17,8 +17,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from echotts.checkpoint.adapters import VOICE
-from echotts.checkpoint.export import read_about
 from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.weights import read_about
 from echotts.config import Config
 from echotts.data.stream.batch import Batch
 from echotts.latents import LatentScale

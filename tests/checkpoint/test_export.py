@@ -8,11 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from echotts.checkpoint import interop
+from echotts.checkpoint import export_file, interop
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import CheckpointError, Meta
-from echotts.checkpoint.export import export, load_run, load_weights
+from echotts.checkpoint.export import export
 from echotts.checkpoint.facts import CodecFacts, Facts
+from echotts.checkpoint.weights import load_run, load_weights
 from echotts.config import to_dict
 from echotts.model.parameters import flatten
 from echotts.rundir.layout import CHECKPOINTS
@@ -54,7 +55,7 @@ def assert_same(params, expected, **tolerance):
 def test_the_average_of_the_newest_checkpoint_is_what_is_exported(run_dir, tmp_path):
     output = tmp_path / "new" / "model.safetensors"
     told = export(run_dir, output)
-    params, config, facts = interop.load_export(output)
+    params, config, facts = export_file.load_export(output)
     assert config == TINY.model
     assert_same(params, load_run(run_dir, "ema").params)
     assert facts.to_dict() == {
@@ -86,7 +87,7 @@ def test_smaller_storage_loads_as_float32(run_dir, tmp_path, storage, size, rtol
     export(run_dir, small, "raw", storage)
     export(run_dir, whole, "raw")
     assert small.stat().st_size < whole.stat().st_size * size / 4 + 10_000
-    params, _, _ = interop.load_export(small)
+    params, _, _ = export_file.load_export(small)
     assert {leaf.dtype for leaf in flatten(params).values()} == {np.dtype("float32")}
     assert_same(params, load_run(run_dir, "raw").params, rtol=rtol, atol=1e-6)
 
@@ -137,5 +138,5 @@ def test_a_pickle_whose_latent_scale_is_none_is_refused(tmp_path, scale):
 def test_weights_trained_on_shards_that_name_no_codec_are_exported_and_loaded(tmp_path):
     facts = Facts(codec=CodecFacts(channels=8), step=1)
     params = initial_state(TINY, meshes.make_mesh()).params
-    interop.save_export(tmp_path / "model.safetensors", params, TINY.model, facts)
+    export_file.save_export(tmp_path / "model.safetensors", params, TINY.model, facts)
     assert load_weights(tmp_path / "model.safetensors").facts == facts

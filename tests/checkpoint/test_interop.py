@@ -16,15 +16,14 @@ import optax
 import pytest
 from safetensors import safe_open
 
+from echotts.checkpoint.export_file import load_export, save_export
 from echotts.checkpoint.facts import CodecFacts, Facts, Limits
 from echotts.checkpoint.interop import (
     infer_config,
-    load_export,
     load_published,
     params_from_published,
     params_to_published,
     published_opt_state,
-    save_export,
     save_published,
 )
 from echotts.config import to_dict

@@ -13,6 +13,7 @@ from echotts.checkpoint.facts import Limits
 from echotts.cli import evaluate
 from echotts.cli.app import run
 from echotts.evaluation import clips
+from echotts.synthesis.synthesizer import Synthesizer
 from tests.tiny_speaker import CONFIG, FACTS, LinearCodec, random_params
 
 needs_extra = pytest.mark.skipif(
@@ -23,7 +24,7 @@ needs_extra = pytest.mark.skipif(
 @pytest.fixture
 def call(monkeypatch, capfd):
     facts = dataclasses.replace(FACTS, buckets=Limits(frames=32, tokens=48, reference_frames=16))
-    tts = synthesis.EchoTTS(random_params(), CONFIG, facts, LinearCodec())
+    tts = synthesis.EchoTTS(Synthesizer(random_params(), CONFIG, facts, LinearCodec()))
     monkeypatch.setattr(synthesis.EchoTTS, "load", lambda *_, **__: tts)
     monkeypatch.setattr(clips, "ENROLMENT_CLIPS", 10)
 

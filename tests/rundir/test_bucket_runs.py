@@ -20,8 +20,9 @@ import pytest
 from echotts import gcs as buckets
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import CheckpointError, step_folders
-from echotts.checkpoint.export import export, load_run, load_weights
-from echotts.checkpoint.interop import load_export
+from echotts.checkpoint.export import export
+from echotts.checkpoint.export_file import load_export
+from echotts.checkpoint.weights import load_run, load_weights
 from echotts.config import to_dict
 from echotts.data.stream.stream import Stream
 from echotts.disk.runs import run_folders

@@ -24,6 +24,7 @@ from echotts.synthesis.length import (
 )
 from echotts.synthesis.longform import joined, speak_pieces
 from echotts.synthesis.speech import Speech
+from echotts.synthesis.synthesizer import Synthesizer
 from echotts.text.sentences import Piece
 from tests.synthesis.conftest import RATE
 from tests.tiny_speaker import CHANNELS, CONFIG, FACTS, LinearCodec, random_params
@@ -77,7 +78,7 @@ def predicting():
     params = create_duration(CONFIG, jax.random.key(0))
     params["duration"]["frames"]["bias"] = np.full(1, np.log(np.expm1(25 / 3)), np.float32)
     facts = dataclasses.replace(FACTS, buckets=Limits(frames=200, tokens=24, reference_frames=16))
-    return EchoTTS(random_params(), CONFIG, facts, LinearCodec(), predictor=params)
+    return EchoTTS(Synthesizer(random_params(), CONFIG, facts, LinearCodec(), predictor=params))
 
 
 @pytest.fixture
@@ -144,7 +145,7 @@ def test_an_end_counts_only_with_all_of_its_silence(predicting):
 
 
 def test_a_predictor_changes_the_fingerprint(predicting):
-    plain = EchoTTS(random_params(), CONFIG, predicting.facts, LinearCodec())
+    plain = EchoTTS(Synthesizer(random_params(), CONFIG, predicting.facts, LinearCodec()))
     assert plain.fingerprint != predicting.fingerprint
     assert plain.predict_duration("abcd") == pytest.approx(4 * 0.075)
 

@@ -17,8 +17,9 @@ import soundfile
 
 from echotts import EchoTTS
 from echotts.audio.marking import MESSAGE, marked
+from echotts.checkpoint.export_file import save_export
 from echotts.checkpoint.facts import CodecFacts, Facts
-from echotts.checkpoint.interop import save_export, save_published
+from echotts.checkpoint.interop import save_published
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
 from echotts.codec.watermark import init_watermark
@@ -27,6 +28,7 @@ from echotts.flow.options import SamplerConfig
 from echotts.synthesis import batch, synthesizer
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
+from echotts.synthesis.synthesizer import Synthesizer
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
 from tests.tiny_speaker import CHANNELS, CONFIG, FACTS, FRAMES, LinearCodec, random_params, tiny_tts
 
@@ -213,11 +215,11 @@ def test_a_silent_result_is_written_as_silence(tts, tmp_path, monkeypatch):
 
 def test_a_codec_or_tokenizer_of_another_model_is_refused():
     with pytest.raises(ValueError, match="the model makes latents of 8 channels, but the codec linear takes 4"):
-        EchoTTS(random_params(), CONFIG, FACTS, LinearCodec(4))
+        Synthesizer(random_params(), CONFIG, FACTS, LinearCodec(4))
 
 
 def test_published_weights_have_the_limits_of_published_training():
-    bare = EchoTTS(random_params(), CONFIG, Facts(weights="raw", step=1), LinearCodec())
+    bare = EchoTTS(Synthesizer(random_params(), CONFIG, Facts(weights="raw", step=1), LinearCodec()))
     assert (bare.limits.frames, bare.limits.tokens, bare.limits.reference_frames) == (768, 768, 512)
     assert np.array_equal(bare._synthesizer.silence, SILENCE)
 

@@ -15,8 +15,8 @@ import soundfile
 
 from echotts import config as configs
 from echotts.checkpoint.contents import Meta
-from echotts.checkpoint.export import describe
 from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.weights import describe
 from echotts.cli.app import UsageError
 from echotts.cli.train import parse_config
 from echotts.codec import CodecConfig, save_codec

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from echotts.checkpoint import checkpoints, export
+from echotts.checkpoint import checkpoints, weights
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.disk.runs import noted_step
 from echotts.disk.settings import Limits, Root, Settings
@@ -94,9 +94,9 @@ def test_a_checkpoint_that_cannot_be_read_is_not_verified(tmp_path):
 def test_a_checkpoint_is_leased_while_its_weights_are_read(tmp_path, monkeypatch):
     save_steps(tmp_path, 1)
     seen = []
-    nothing = export.Stored(tmp_path, meta(1), TINY.model, "none", 0, {}, None)
-    monkeypatch.setattr(export, "_read_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
-    export.read_run(tmp_path)
+    nothing = weights.Stored(tmp_path, meta(1), TINY.model, "none", 0, {}, "ema", None)
+    monkeypatch.setattr(weights, "_read_step", lambda folder, *given: seen.append(leased(folder)) or nothing)
+    weights.read_run(tmp_path)
     assert seen == [True]
 
 

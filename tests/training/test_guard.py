@@ -14,8 +14,8 @@ import pytest
 from echotts.checkpoint import guard as module
 from echotts.checkpoint.checkpoints import Checkpoints
 from echotts.checkpoint.contents import read_meta, step_folders
-from echotts.checkpoint.export import load_run
 from echotts.checkpoint.guard import Guard, NonFiniteError, describe
+from echotts.checkpoint.weights import load_run
 from echotts.data.stream.stream import Stream
 from echotts.multihost.hang import HangWatch
 from echotts.rundir.layout import CHECKPOINTS

@@ -12,12 +12,13 @@ import jax
 import numpy as np
 import pytest
 
-from echotts.checkpoint import interop
+from echotts.checkpoint import export_file, interop
 from echotts.checkpoint.agreement import ConfigDiffersError
 from echotts.checkpoint.contents import read_meta, step_folders
-from echotts.checkpoint.export import export, load_run
+from echotts.checkpoint.export import export
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.guard import NonFiniteError
+from echotts.checkpoint.weights import load_run
 from echotts.config import Bucket, preset
 from echotts.latents import LatentScale
 from echotts.model.parameters import flatten
@@ -342,7 +343,7 @@ def test_weights_for_latents_of_another_scale_are_refused_with_the_flag(theirs, 
     scale = LatentScale.measured(theirs, [0.5] * CHANNELS, [2.0] * CHANNELS).to_json()
     given, speaker = str(tmp_path / "a.safetensors"), tiny_speaker.CONFIG
     facts = dataclasses.replace(tiny_speaker.FACTS, latent_scale=scale)
-    interop.save_export(given, tiny_speaker.random_params(), speaker, facts)
+    export_file.save_export(given, tiny_speaker.random_params(), speaker, facts)
     config = dataclasses.replace(TINY, model=speaker)
     flag = f"data.latent_scale: {theirs} -> {ours} .*; use --data.latent_scale {theirs}"
     with pytest.raises(ValueError, match=flag):

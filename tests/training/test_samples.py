@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from echotts.checkpoint.export import Weights
 from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.weights import Weights
 from echotts.evaluation.asr import Heard
 from echotts.latents import UNSCALED
 from echotts.monitor.folders import open_folder

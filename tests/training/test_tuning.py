@@ -9,11 +9,12 @@ import pytest
 import safetensors
 import safetensors.numpy
 
-from echotts.checkpoint import interop
+from echotts.checkpoint import export_file
 from echotts.checkpoint.adapters import BaseDiffersError, load_adapter
 from echotts.checkpoint.contents import read_meta, step_folders
-from echotts.checkpoint.export import export, export_merged, load_inversion, load_run, load_weights
+from echotts.checkpoint.export import export, export_merged
 from echotts.checkpoint.facts import CodecFacts, Facts, Limits
+from echotts.checkpoint.weights import load_inversion, load_run, load_weights
 from echotts.config import TuneConfig
 from echotts.latents import LatentScale
 from echotts.model import merge
@@ -35,7 +36,7 @@ PARAMS = tiny_speaker.random_params(TINY.model)
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     path = tmp_path_factory.mktemp("base") / "base.safetensors"
-    interop.save_export(path, PARAMS, TINY.model, FACTS)
+    export_file.save_export(path, PARAMS, TINY.model, FACTS)
     return path
 
 
@@ -122,7 +123,7 @@ def test_an_adapter_of_another_base_is_refused_with_both_hashes(tuned, base, tmp
     train(config)
     export(tmp_path / "run", tmp_path / "adapter.safetensors")
     other = tmp_path / "other.safetensors"
-    interop.save_export(other, jax.tree.map(lambda leaf: leaf * 2, PARAMS), TINY.model, FACTS)
+    export_file.save_export(other, jax.tree.map(lambda leaf: leaf * 2, PARAMS), TINY.model, FACTS)
     both = r"adapter\.safetensors: an adapter of .*base.* with hash [0-9a-f]{12}, but .*other.* has [0-9a-f]{12}: "
     with pytest.raises(BaseDiffersError, match=both):
         load_weights(other, adapter=tmp_path / "adapter.safetensors")
@@ -152,7 +153,7 @@ def test_an_inversion_trains_one_voice_and_no_weight(tuned, base, tmp_path, shar
 
 def test_a_duration_predictor_is_trained_resumed_and_exported_with_the_bits_of_its_base(tuned, tmp_path, shards):
     half = tmp_path / "half.safetensors"
-    interop.save_export(half, PARAMS, TINY.model, FACTS, "float16")
+    export_file.save_export(half, PARAMS, TINY.model, FACTS, "float16")
     run = {"eval_every": 50, "init_from": str(half), "spike_factor": 0.0, "save_every_steps": 0}
     optim = {"steps": 100, "learning_rate": 0.02}
     config = tuned("duration", data={"heldout": str(shards)}, run=run, optim=optim, flow={"text_dropout": 0.0})
@@ -185,7 +186,7 @@ def test_a_duration_predictor_of_another_base_is_refused(tuned, base, tmp_path):
     moved.write_bytes(base.read_bytes())
     config = tuned("duration", run={"init_from": str(moved)}, optim={"steps": 1}, flow={"text_dropout": 0.0})
     train(config)
-    interop.save_export(moved, jax.tree.map(lambda leaf: leaf * 2, PARAMS), TINY.model, FACTS)
+    export_file.save_export(moved, jax.tree.map(lambda leaf: leaf * 2, PARAMS), TINY.model, FACTS)
     with pytest.raises(BaseDiffersError, match=r"predictor for weights with hash \w{12}, but .*moved.* has \w{12}: "):
         export(tmp_path / "run", tmp_path / "full.safetensors")
     moved.unlink()
@@ -244,7 +245,7 @@ def test_the_best_speech_may_decide_instead_of_the_loss(tuned, tmp_path):
 def test_data_of_another_codec_are_refused(tuned, tmp_path):
     theirs = tmp_path / "theirs.safetensors"
     facts = dataclasses.replace(FACTS, codec=CodecFacts(id="theirs", weights_hash="ab" * 32))
-    interop.save_export(theirs, PARAMS, TINY.model, facts)
+    export_file.save_export(theirs, PARAMS, TINY.model, facts)
     from echotts.training.tuning import check_base_facts
 
     config = tuned("full", run={"init_from": str(theirs)})
@@ -256,7 +257,7 @@ def test_data_of_another_codec_are_refused(tuned, tmp_path):
 def test_a_tuning_keeps_the_latent_scale_of_its_base(tuned, tmp_path):
     scale = LatentScale.measured("channel", [0.5] * CHANNELS, [2.0] * CHANNELS).to_json()
     theirs = tmp_path / "scaled.safetensors"
-    interop.save_export(theirs, PARAMS, TINY.model, dataclasses.replace(FACTS, latent_scale=scale))
+    export_file.save_export(theirs, PARAMS, TINY.model, dataclasses.replace(FACTS, latent_scale=scale))
     config = tuned("full", data={"latent_scale": "channel"}, run={"init_from": str(theirs)}, optim={"steps": 1})
     train(config)
     assert load_run(tmp_path / "run").facts.latent_scale == scale

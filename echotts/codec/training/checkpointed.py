@@ -4,20 +4,12 @@ from pathlib import Path
 
 import jax
 
-from echotts.checkpoint.contents import (
-    newest_readable,
-    read_arrays,
-    read_digests,
-    read_meta,
-    step_folders,
-)
-from echotts.checkpoint.digests import array_digests
+from echotts.checkpoint.contents import checkpoints_at, newest_readable, read_checked, read_meta
 from echotts.codec.backbone import abstract_params
 from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
 from echotts.codec.training.weight_norm import fold, unfold
-from echotts.rundir.layout import CHECKPOINTS, STEP
 from echotts.rundir.location import RunPath
 
 
@@ -27,10 +19,7 @@ def read_run(path: Path) -> tuple[Params, CodecConfig]:
     Raises FileNotFoundError without a checkpoint, CheckpointError if none can be read, ValueError if the run does not
     train a codec, or trains only a decoder: its checkpoints do not contain the original frozen parameters.
     """
-    folders = [path] if STEP.fullmatch(path.name) else step_folders(path / CHECKPOINTS)
-    if not folders:
-        raise FileNotFoundError(f"{path}: no checkpoint yet")
-    return newest_readable(path, folders, _read, fatal=(_OtherRunError,))
+    return newest_readable(path, checkpoints_at(path), _read, fatal=(_OtherRunError,))
 
 
 class _OtherRunError(ValueError):
@@ -39,7 +28,8 @@ class _OtherRunError(ValueError):
 
 def _read(folder: RunPath) -> tuple[Params, CodecConfig]:
     config = _config(folder)
-    return fold(_average(folder, config)), config
+    shapes = jax.eval_shape(unfold, abstract_params(config))
+    return fold(read_checked(folder, {"ema": shapes})["ema"]), config
 
 
 def _config(folder: RunPath) -> CodecConfig:
@@ -49,13 +39,3 @@ def _config(folder: RunPath) -> CodecConfig:
     if given.get("decoder_only"):
         raise _OtherRunError(f"{folder}: trains only a decoder: use the codec file written at the end of the run")
     return config_from_kwargs(given["codec"], str(folder))
-
-
-def _average(folder: RunPath, config: CodecConfig) -> Params:
-    here = jax.device_put(0.0, jax.local_devices()[0]).sharding
-    shapes = jax.eval_shape(unfold, abstract_params(config))
-    placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
-    arrays, digests = read_arrays(folder, "ema", placed), read_digests(folder)
-    if what := digests.changed_in({"ema": array_digests(arrays)}) if digests else "":
-        raise ValueError(what)
-    return arrays

@@ -131,7 +131,7 @@ def test_a_codec_is_loaded_from_a_possibly_running_training(whole, tmp_path: Pat
         assert (codec.config, codec.codec_id) == (SMALL, place.name)
         jax.tree.map(np.testing.assert_array_equal, codec.params, params)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(FileNotFoundError, match="no checkpoint yet"):
+    with pytest.raises(FileNotFoundError, match="no checkpoint found"):
         load_codec(tmp_path)
 
 

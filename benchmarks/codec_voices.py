@@ -23,8 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from echotts.cli.codec.evaluate import Listener
-from echotts.cli.codec.recordings import clips_of
+from echotts.cli.codec.evaluate import Listener, clips_of
 from echotts.codec import load_codec
 from echotts.codec.evaluation import round_trip, summarise
 from echotts.data.prepare.demo import corpus_path

@@ -7,6 +7,7 @@ import codecs
 import functools
 import hashlib
 import itertools
+import json
 import os
 import re
 import stat
@@ -15,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 ASSETS = Path(__file__).parent / "assets"  # corpus, codec and model of the demo, part of the package
 
@@ -45,11 +47,17 @@ def check_writable(path: str | Path) -> None:
     _temporary(Path(path)).unlink()
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Writes a file atomically. OSError names it and the reason."""
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, atomically; errors as in `write_whole`."""
+    text = json.dumps(value, ensure_ascii=False, indent=1) + "\n"
+    write_whole(path, text.encode(errors="backslashreplace"))  # escapes what is no Unicode, such as of file names
+
+
+def write_whole(path: Path, data: bytes | str) -> None:
+    """Writes a file atomically, text as UTF-8. OSError names it and the reason."""
     try:
         with atomic_write(path) as temporary:
-            temporary.write_bytes(data)
+            temporary.write_bytes(data.encode() if isinstance(data, str) else data)
     except OSError as error:
         if error.strerror is None:  # the message already has both
             raise

@@ -19,10 +19,7 @@ from launch.settings import Settings
 
 QUICK_S, INSTALL_S = 300, 3600
 KEEP_RELEASES = 3
-TRAINING = (
-    ["train_pretrain.py"],
-    ["-m", "echotts", "train"],
-)  # beginnings of commands that get the flags for processes
+TRAINING = (["train_pretrain.py"], ["-m", "echotts", "train"])  # beginnings of commands that get process flags
 
 
 class Lasting:

@@ -19,31 +19,3 @@ from echotts.audio.levels import (
 )
 from echotts.audio.reading import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.audio.writing import MP3_RATE_KBPS, check_mp3_rate, check_suffix, synthetic_tags, write_audio
-
-__all__ = [
-    "AUDIO_SUFFIXES",
-    "HEADROOM_PEAK",
-    "LONGEST_S",
-    "MP3_RATE_KBPS",
-    "OUTPUT_LOUDNESS_LUFS",
-    "OUTPUT_RMS",
-    "OUTPUT_STRATEGIES",
-    "SILENT_PEAK",
-    "OutputStrategy",
-    "Samples",
-    "TooLong",
-    "check_mp3_rate",
-    "check_suffix",
-    "clipped_share",
-    "loudness_normalise",
-    "measure_loudness",
-    "normalise_output",
-    "open_recording",
-    "output_gain",
-    "read_audio",
-    "resample",
-    "sound_span",
-    "synthetic_tags",
-    "trim_silence",
-    "write_audio",
-]

@@ -117,3 +117,8 @@ def clipped_share(samples: Samples) -> float:
 def _scaled(samples: Samples, gain: float) -> Samples:
     peak = float(np.abs(samples).max())
     return (samples * min(gain, 1.0 / peak)).astype(np.float32)
+
+
+def fitted(samples: Samples, count: int) -> Samples:
+    """The first `count` samples, filled up with zeros."""
+    return np.pad(samples[:count], (0, max(0, count - len(samples))))

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 import jax
@@ -108,7 +107,10 @@ class Checkpoints:
         All processes call it after each step. The clock is that of process 0.
         """
         by_count = self._run.save_every_steps > 0 and step % self._run.save_every_steps == 0
-        return by_count or (self._run.save_every_minutes > 0 and self._clock.due(step, self._is_long_ago))
+        every_s = 60 * self._run.save_every_minutes
+        return by_count or (
+            every_s > 0 and self._clock.due(step, lambda: time.monotonic() - self._last_save_s >= every_s)
+        )
 
     def save(self, arrays: Mapping[str, Any], meta: Meta) -> float:
         """Copies the arrays off the devices and returns the seconds that took; files are written in the background.
@@ -197,9 +199,6 @@ class Checkpoints:
     def _digests(self, arrays: Mapping[str, Any]) -> dict[str, dict[str, str]]:
         return {name: global_digests(arrays[name]) for name in CHECKPOINT_ARRAYS}
 
-    def _is_long_ago(self) -> bool:
-        return (time.monotonic() - self._last_save_s) / 60 >= self._run.save_every_minutes
-
     def _read(self, folder: RunPath, abstract: Mapping[str, Any], config: dict[str, Any]) -> "Restored | Exception":
         """A checkpoint, or the error if it is damaged; raises errors that are not the checkpoint's fault."""
         try:
@@ -232,9 +231,7 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def fits(self, arrays: Mapping[str, Any]) -> bool:

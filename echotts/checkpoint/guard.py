@@ -42,9 +42,7 @@ class NonFiniteError(ValueError):
 class History:
     """What the guard knows about past steps. Part of a checkpoint, therefore JSON-serialisable."""
 
-    errors: list[list[int | float]] = dataclasses.field(
-        default_factory=list
-    )  # [step, error] of the last accepted steps
+    errors: list[list[int | float]] = dataclasses.field(default_factory=list)  # [step, error] of the last accepted
     skipped: list[int] = dataclasses.field(default_factory=list)  # rejected steps within the window
     rollbacks: int = 0
     why: str = ""  # reason of the last rejection

@@ -92,10 +92,7 @@ class Stored:
 
 
 def load_weights(
-    source: str | Path,
-    weights: WeightsName = "ema",
-    with_optimizer: bool = False,
-    adapter: str | Path | None = None,
+    source: str | Path, weights: WeightsName = "ema", with_optimizer: bool = False, adapter: str | Path | None = None
 ) -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 

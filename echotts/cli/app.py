@@ -5,6 +5,7 @@ step. Flags accept underscores and hyphens.
 """
 
 import contextlib
+import dataclasses
 import inspect
 import io
 import logging
@@ -18,7 +19,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import tyro
 
@@ -35,6 +36,8 @@ EXIT_ASKED_TO_LEAVE = 75  # EX_TEMPFAIL of sysexits.h: try again later; launch/a
 
 _MESSAGE_LIMIT = 2000  # characters; XLA's errors can be pages long
 _ENDLESS = 10_000  # columns
+_UNION = re.compile(r"Error parsing (--\S+): no type matching (.+?) could be instantiated from \[(.*?)\].*")
+_KINDS = {"INT": "a whole number", "FLOAT": "a number", "FLOAT FLOAT": "two numbers"}
 _QUIET = {  # read by the libraries on import; values set by the user are kept
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "GRPC_VERBOSITY": "NONE",
@@ -65,16 +68,16 @@ def run(main: Main, argv: Sequence[str] | None = None) -> NoReturn:
         sys.stdout.flush()
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
-        _report("interrupted", debug)
+        report("interrupted", debug)
     except UsageError as error:
         code = 2
-        _report(_one_line(error), debug)
+        report(error, debug)
     except Exception as error:
         if _reader_left(error):
             code = 0  # `| head` has read enough; all files are complete
         else:
             code = 1
-            _report(_one_line(error), debug)
+            report(error, debug)
     sys.exit(int(code or 0))
 
 
@@ -94,6 +97,15 @@ def parse(target: Callable[..., Value], argv: Sequence[str], *, prog: str, **tyr
         if not stop.code:
             raise
         raise UsageError(f"{_gist(written.getvalue())} ({prog} --help lists the flags)") from None
+
+
+def settings_of(kind: type[Value], arguments: Any, **others: Any) -> Value:
+    """A dataclass with the fields of the same names of `arguments`, and others. UsageError for invalid values."""
+    names = [field.name for field in dataclasses.fields(cast(Any, kind)) if hasattr(arguments, field.name)]
+    try:
+        return kind(**{name: getattr(arguments, name) for name in names} | others)
+    except ValueError as error:
+        raise UsageError(f"--{error}") from None
 
 
 def choose(prog: str, description: str, commands: Mapping[str, tuple[str, Main]], argv: Sequence[str]) -> int:
@@ -157,18 +169,19 @@ def _keep_compiled() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
-    os.environ.setdefault(
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1"
-    )  # the codec's window compiles in less than 1 s
+    # The codec's window compiles in less than 1 s.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:
     return debug or record.name.split(".")[0] == "echotts" or record.levelno >= logging.ERROR
 
 
-def _report(message: str, debug: bool) -> None:
+def report(error: Exception | str, debug: bool = False) -> None:
+    """Prints an error as one line on standard error."""
     if debug:
         traceback.print_exc()
+    message = error if isinstance(error, str) else _one_line(error)
     print(f"echotts: {message}", file=sys.stderr, flush=True)
 
 
@@ -217,8 +230,17 @@ def _gist(box: str) -> str:
     if "╭" not in box:
         del sections[0]  # without frames, the box's title is a section of its own
     said = [re.sub(r"^Error parsing \w+: ", "", " ".join(section.split())) for section in sections]
-    said = [text for text in said if text and not text.startswith(("For full", "Argument help"))]
+    said = [_UNION.sub(_unlike, text) for text in said if text and not text.startswith(("For full", "Argument help"))]
     return "; ".join(said) or "wrong call"
+
+
+def _unlike(found: re.Match[str]) -> str:
+    """What was given for a flag of several types, and what may be: "--duration soon: give auto or a number"."""
+    flag, kinds, given = found.groups()
+    names = re.sub(r"[{}]", "", kinds).replace(",", "|").split("|")
+    kinds = " or ".join(_KINDS.get(name, name) for name in sorted(names, key="None".__eq__))
+    value = given.replace("', '", " ").strip("'\"")
+    return f"{flag} {value}: give {kinds}"
 
 
 def _reader_left(error: Exception) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from echotts.cli import data_segment, data_speak
-from echotts.cli.app import choose, parse
+from echotts.cli.app import choose, parse, settings_of
 from echotts.cli.progress import Progress
 from echotts.config import DEFAULT_CODEC
 
@@ -97,21 +97,9 @@ def _prepare(argv: list[str]) -> int:
     from echotts.codec import load_codec
     from echotts.data.prepare.pipeline import HELDOUT_NAME, Settings, prepare
 
-    settings = Settings(
-        seed=arguments.seed,
-        speaker=arguments.speaker,
-        language=arguments.language,
-        min_s=arguments.min_s,
-        max_s=arguments.max_s,
-        loudness_lufs=arguments.loudness_lufs,
-        shard_samples=arguments.shard_samples,
-        heldout_share=arguments.heldout_share,
-    )
-    progress = Progress()
-    try:
+    settings = settings_of(Settings, arguments)
+    with Progress() as progress:
         summary = prepare(source, arguments.output, load_codec(arguments.codec), settings, progress)
-    finally:
-        progress.close()
     print(
         f"{arguments.output}: {summary.samples} samples ({summary.with_reference} with a reference), "
         f"{summary.hours:.2f} hours, {summary.shards} shards"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echotts.cli.app import UsageError, parse
+from echotts.cli.app import UsageError, parse, settings_of
 from echotts.cli.progress import Progress
 
 PROG = "echotts data segment"
@@ -51,22 +51,16 @@ def main(argv: list[str]) -> int:
     from echotts.segment.quality import Limits
     from echotts.segment.run import Settings, segment
 
-    try:
-        limits = Limits(min_s=arguments.min_s, max_s=arguments.max_s, min_snr_db=arguments.min_snr_db)
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
+    limits = settings_of(Limits, arguments)
     if arguments.text is not None and not arguments.source.is_file():
         raise UsageError(
             f"--text {arguments.text} needs a single recording, but --source {arguments.source} is not a file"
         )
     text = None if arguments.text is None else arguments.text.read_text("utf-8")
-    settings = Settings(language=arguments.language, speakers=arguments.speakers, limits=limits, text=text)
+    settings = settings_of(Settings, arguments, limits=limits, text=text)
     recogniser = Whisper(arguments.asr, arguments.language)
-    progress = Progress()
-    try:
+    with Progress() as progress:
         summary = segment(arguments.source, arguments.output, recogniser, settings, progress)
-    finally:
-        progress.close()
     print(f"{arguments.output}: {summary.clips} clips, {summary.seconds / 60:.1f} minutes")
     if summary.rejected:
         causes = ", ".join(f"{cause} {count}" for cause, count in sorted(summary.rejected.items()))

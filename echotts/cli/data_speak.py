@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from echotts.cli.app import UsageError, parse
+from echotts.cli.app import parse, settings_of
 from echotts.cli.progress import Progress
 
 PROG = "echotts data speak"
@@ -47,24 +47,9 @@ def main(argv: list[str]) -> int:
     from echotts.data.teachers import read_texts, speak
     from echotts.data.teachers.speak import Settings
 
-    try:
-        settings = Settings(
-            teacher=arguments.teacher,
-            voices=arguments.voices,
-            per_text=arguments.per_text,
-            hours=arguments.hours,
-            pace=arguments.pace,
-            language=arguments.language,
-            seed=arguments.seed,
-            processes=arguments.processes,
-        )
-    except ValueError as error:
-        raise UsageError(f"--{error}") from None
-    progress = Progress()
-    try:
+    settings = settings_of(Settings, arguments)
+    with Progress() as progress:
         summary = speak(read_texts(arguments.texts), arguments.output, settings, progress)
-    finally:
-        progress.close()
     refused = f", {summary.refused} texts refused (see refused.jsonl)" if summary.refused else ""
     print(f"{arguments.output}: {summary.clips} clips, {summary.hours:.2f} hours{refused}")
     return 0

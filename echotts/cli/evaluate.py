@@ -1,7 +1,6 @@
 """`echotts eval`: measures the quality of a model's speech."""
 
 import dataclasses
-import json
 import logging
 import re
 import time
@@ -94,7 +93,7 @@ def main(argv: list[str]) -> int:
     from echotts.evaluation.asr import load_recogniser
     from echotts.evaluation.clips import read_tasks
     from echotts.evaluation.page import write_report
-    from echotts.files import check_outputs, write_whole
+    from echotts.files import check_outputs, write_json
 
     folders = [folder and folder / "clip.wav" for folder in (arguments.report, arguments.save_audio)]
     check_outputs(filter(None, [arguments.output, *folders]))
@@ -102,9 +101,7 @@ def main(argv: list[str]) -> int:
     tasks, enrolment = read_tasks(data, arguments.count)
     evaluator = report.Evaluator(load_recogniser(arguments.asr, arguments.language), enrolment)
     for task in tasks:
-        evaluator.recogniser.normalise(
-            task.text
-        )  # raises for a text that cannot be scored, before anything is synthesised
+        evaluator.recogniser.normalise(task.text)  # raises for a text that cannot be scored
     said, tts, about = speak_all(arguments.checkpoint, tasks, arguments, data)
     spoken = {arguments.checkpoint or "demo model": said}
     about["asr"] = evaluator.recogniser.name
@@ -118,7 +115,7 @@ def main(argv: list[str]) -> int:
         print(f"{scores[1].system} against {scores[0].system}: word errors {change:+.1%} ({low:+.1%} to {high:+.1%})")
         about |= {"word_error_rate_change": change, "word_error_rate_change_95": [low, high]}
     if arguments.output is not None:
-        write_whole(arguments.output, (json.dumps(report.to_report(scores, about), indent=1) + "\n").encode())
+        write_json(arguments.output, report.to_report(scores, about))
     if arguments.report is not None:
         write_report(arguments.report, scores, tasks, spoken, decoded, about)
         print(f"{arguments.report / 'index.html'}: clips with players")

@@ -89,28 +89,23 @@ def _speak_to_file(arguments: Arguments, text: str, reference: Path | None) -> i
     tts, load_s = _load(arguments)
     from echotts.synthesis.recording import record_text
 
-    began, progress = time.perf_counter(), Progress()
-
-    def on_piece(done: int, total: int) -> None:
-        if total > 1:
-            progress("pieces spoken", done, total, 0)
-
-    recorded = record_text(
-        tts,
-        text,
-        None if reference is None else tts.encode_reference(reference),
-        arguments.output,
-        _level(arguments),
-        latents=arguments.save_latents,
-        on_piece=on_piece,
-        choose=_load_ranking(arguments, tts),
-        seed=arguments.seed,
-        duration=arguments.length(),
-        speed=arguments.speed,
-        sampler=arguments.sampler(),
-        candidates=arguments.candidates,
-    )
-    progress.close()
+    began = time.perf_counter()
+    with Progress() as progress:
+        recorded = record_text(
+            tts,
+            text,
+            None if reference is None else tts.encode_reference(reference),
+            arguments.output,
+            _level(arguments),
+            latents=arguments.save_latents,
+            on_piece=lambda done, total: progress("pieces spoken", done, total) if total > 1 else None,
+            choose=_load_ranking(arguments, tts),
+            seed=arguments.seed,
+            duration=arguments.length(),
+            speed=arguments.speed,
+            sampler=arguments.sampler(),
+            candidates=arguments.candidates,
+        )
     took_s = time.perf_counter() - began
     print(
         f"{arguments.output}: {recorded.duration_s:.2f} s at {tts.sample_rate} Hz, synthesised in {took_s:.2f} s "
@@ -130,7 +125,7 @@ def _speak_script(arguments: Arguments, script: Path, reference: Path | None) ->
     tts, load_s = _load(arguments)
     from echotts.synthesis.script_run import MANIFEST, Options, run_script
 
-    ranking, progress = _load_ranking(arguments, tts), Progress()
+    ranking = _load_ranking(arguments, tts)
     options = Options(
         seed=arguments.seed,
         duration=arguments.length(),
@@ -144,8 +139,8 @@ def _speak_script(arguments: Arguments, script: Path, reference: Path | None) ->
         score=(lambda: asdict(ranking.reset())) if ranking else dict,
     )
     began = time.perf_counter()
-    tally = run_script(tts, script, rows, failures, folder, options, functools.partial(progress, "rows spoken"))
-    progress.close()
+    with Progress() as progress:
+        tally = run_script(tts, script, rows, failures, folder, options, functools.partial(progress, "rows spoken"))
     took_s = time.perf_counter() - began
     print(
         f"{folder / MANIFEST}: {tally.spoken} rows spoken in {took_s:.2f} s, {tally.finished} were finished, "

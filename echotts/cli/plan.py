@@ -1,6 +1,5 @@
 """`echotts plan`: estimates what a training needs on a TPU slice, or on one device, without having it."""
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from echotts.cli.app import UsageError, parse
 from echotts.cli.plan_lines import breakdown, costliest, describe_compiled, describe_memory, describe_plan
 from echotts.cli.train import bucket_registry
 from echotts.config import MAX_RANK, Bucket, Config, TuneConfig, TuneName
-from echotts.files import atomic_write, check_writable
+from echotts.files import check_writable, write_json
 
 PROG = "echotts plan"
 ESTIMATE = "memory and time: estimates by the TPU compiler, not measured"
@@ -130,8 +129,7 @@ def main(argv: list[str]) -> int:
 
 def _write(answer: dict[str, Any], output: Path | None) -> None:
     if output is not None:
-        with atomic_write(output) as path:
-            path.write_text(json.dumps(answer, indent=1) + "\n", encoding="utf-8")
+        write_json(output, answer)
 
 
 def _on_device(config: Config, device: str, slice_: Any, devices: Any, missing: str | None) -> dict[str, Any]:

@@ -15,7 +15,13 @@ class Progress:
         self._began = self._logged = 0.0
         self._first = 0
 
-    def __call__(self, stage: str, done: int, total: int, rejected: int) -> None:
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __call__(self, stage: str, done: int, total: int, rejected: int = 0) -> None:
         if stage != self._stage:
             self._start(stage, done, total)
         note = f", {rejected} rejected" if rejected else ""

@@ -43,12 +43,7 @@ class ArrayCodec:
     """The part of `Codec` (codec.py) that has no files: its parameters, `encode` and `decode`."""
 
     def __init__(
-        self,
-        params: Params,
-        config: CodecConfig,
-        codec_id: str,
-        window_frames: int | None = None,
-        device: Any = None,
+        self, params: Params, config: CodecConfig, codec_id: str, window_frames: int | None = None, device: Any = None
     ) -> None:
         if window_frames is not None and window_frames < 1:
             raise ValueError(f"window_frames {window_frames} must be at least 1")

@@ -70,12 +70,17 @@ class Codec(ArrayCodec):
 
     def load_tokens(self, path: str | Path) -> np.ndarray:
         """Reads codes or latents written by `save_tokens` or `compress`; ValueError if another codec made them."""
+        encoded = self.read_tokens(path)
+        return encoded.tokens.astype(np.int32 if encoded.are_codes else np.float32)
+
+    def read_tokens(self, path: str | Path) -> Encoded:
+        """The same with what is needed to restore the recording."""
         encoded = load_encoded(path)
         try:
             self.check_tokens(encoded)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        return encoded.tokens.astype(np.int32 if encoded.are_codes else np.float32)
+        return encoded
 
     def compress(
         self,

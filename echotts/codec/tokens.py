@@ -8,7 +8,7 @@ header in .safetensors. `.dac` is a NumPy file with one pickled dictionary; the 
 import tokenize
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -23,19 +23,9 @@ from echotts.pickles import read_npy_pickle
 TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
 MOST_PACKED = 8  # maximum compression ratio of an .npz; codes and latents hardly compress
 _DAC_VERSION = "1.0.0"
-_DAMAGED = (
-    ValueError,
-    TypeError,
-    EOFError,
-    OSError,
-    MemoryError,
-    SyntaxError,
-    tokenize.TokenError,  # raised by NumPy's header parser
-    KeyError,
-    zipfile.BadZipFile,
-    NotImplementedError,
-    SafetensorError,
-)
+# What NumPy, whose header parser raises TokenError, zipfile and safetensors raise for a damaged file.
+_DAMAGED = (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError, tokenize.TokenError, KeyError)
+_DAMAGED += (zipfile.BadZipFile, NotImplementedError, SafetensorError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +79,7 @@ def save_encoded(path: str | Path, encoded: Encoded) -> None:
     path = check_token_path(path, encoded.are_codes)
     key, dtype = ("codes", np.uint16) if encoded.are_codes else ("latents", np.float32)
     tokens = encoded.tokens.astype(dtype, copy=False)
-    about = {name: value for name, value in _about(encoded).items() if value is not None}
+    about = {name: value for name, value in vars(encoded).items() if name != "tokens" and value is not None}
     with atomic_write(path) as temporary:
         if path.suffix == ".npz":
             with temporary.open("wb") as file:
@@ -126,10 +116,6 @@ def check_token_path(path: str | Path, codes: bool) -> Path:
     if path.suffix == ".dac" and not codes:
         raise ValueError(f"{path}: .dac holds DAC codes only: write latents as .npz or .safetensors")
     return path
-
-
-def _about(encoded: Encoded) -> dict[str, Any]:
-    return {field.name: getattr(encoded, field.name) for field in fields(encoded) if field.name != "tokens"}
 
 
 def _load_npz(path: Path) -> Encoded:

@@ -26,38 +26,3 @@ from echotts.config.model import (
 )
 from echotts.config.presets import DEFAULT_CODEC, PRESETS, demo, echo_1b3, echo_840m, nearest_preset, preset
 from echotts.config.run import HELDOUT_VOICES, SEED_BITS, BestName, RunConfig, check_seed
-
-__all__ = [
-    "DEFAULT_CODEC",
-    "FRAME_RATE_HZ",
-    "HELDOUT_VOICES",
-    "MAX_RANK",
-    "MAX_SIZE",
-    "PRESETS",
-    "SEED_BITS",
-    "AttentionName",
-    "BestName",
-    "Bucket",
-    "Config",
-    "DataConfig",
-    "DtypeName",
-    "EncoderConfig",
-    "FlowConfig",
-    "InitName",
-    "LossName",
-    "ModelConfig",
-    "OptimConfig",
-    "OptimizerName",
-    "RematName",
-    "RunConfig",
-    "TuneConfig",
-    "TuneName",
-    "check_seed",
-    "demo",
-    "echo_1b3",
-    "echo_840m",
-    "nearest_preset",
-    "preset",
-    "read_model_config",
-    "to_dict",
-]

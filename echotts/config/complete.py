@@ -26,9 +26,7 @@ class Config:
     def __post_init__(self) -> None:
         for section in (self.model, self.flow, self.data, self.optim, self.tune, self.run):
             for key, value in vars(section).items():
-                if isinstance(value, float) and not math.isfinite(
-                    value
-                ):  # JSON, in which configurations are saved, cannot represent it
+                if isinstance(value, float) and not math.isfinite(value):  # not in JSON, which stores configurations
                     raise ValueError(f"{key} {value}: give a finite number")
         if self.data.reference_frames % self.model.patch:
             raise ValueError(

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 from echotts.disk.scan import Found, OpenFiles
 from echotts.disk.tree import Folder, KeptError, check_no_mount_below, mount_id, tree
@@ -123,9 +122,7 @@ class OpenRoot:
     def __enter__(self) -> "OpenRoot":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _enter(self, folder: Folder) -> int:

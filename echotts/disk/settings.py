@@ -21,6 +21,7 @@ from typing import Any
 
 from echotts.files import cache_root, read_text
 from echotts.rundir.pause import RESUME_SHARE
+from echotts.strict_json import check_type
 
 LOGGER = logging.getLogger(__name__)
 _WARNED: set[str] = set()
@@ -71,13 +72,13 @@ class Limits:
     def __post_init__(self) -> None:
         if not 0 < self.stop <= self.start < self.pause <= 1 or not self.stop <= self.resume < self.pause:
             raise ValueError(
-                f"limits: need stop {self.stop} <= start {self.start} < pause {self.pause} <= 1 "
+                f"need stop {self.stop} <= start {self.start} < pause {self.pause} <= 1 "
                 f"and resume {self.resume} between stop and pause"
             )
         if self.min_free_gib < 0 or self.min_free_inodes < 0:
-            raise ValueError("limits: min_free_gib and min_free_inodes must not be negative")
+            raise ValueError("min_free_gib and min_free_inodes must not be negative")
         if self.max_gib_per_pass <= 0 or self.max_files_per_pass < 1 or self.interval_s <= 0:
-            raise ValueError("limits: max_gib_per_pass, max_files_per_pass and interval_s must be positive")
+            raise ValueError("max_gib_per_pass, max_files_per_pass and interval_s must be positive")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,12 +203,13 @@ def load_settings(path: Path) -> Settings:
         content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from error
+    if unknown := content.keys() - {"limits", "root"}:
+        raise ValueError(f"{path}: unknown key {min(unknown)!r}: known keys are limits and root")
+    limits = check_type(content.get("limits", {}), f"{path}: [limits]", Limits)
+    tables = check_type(content.get("root", []), f"{path}: [[root]]", list[dict[str, Any]])
+    roots = tuple(_root(table, f"{path}: [[root]] {number}") for number, table in enumerate(tables, 1))
     try:
-        _check_keys(content, ("limits", "root"), "the file")
-        limits, roots = content.get("limits", {}), content.get("root", [])
-        if not isinstance(limits, dict) or not isinstance(roots, list):
-            raise ValueError("limits must be a table [limits], and roots tables [[root]]")
-        return Settings(limits=_fill(Limits, limits, "[limits]"), roots=tuple(map(_root, roots)))
+        return Settings(limits=limits, roots=roots)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -230,39 +232,7 @@ def check_root_path(path: Path) -> None:
         raise ValueError(f"{path}: is reached through a symlink; give the folder itself, {real}")
 
 
-def _root(content: Any) -> Root:
-    if not isinstance(content, dict) or not {"kind", "path"} <= content.keys():
-        raise ValueError("each [[root]] needs kind and path")
-    given = dict(content)
-    where = f"[[root]] {given['path']}"
-    given["path"] = Path(str(given["path"])).expanduser()
-    return _fill(Root, given, where)
-
-
-def _fill(kind: type, given: dict[str, Any], where: str) -> Any:
-    """Builds the dataclass from a TOML table; lists of strings become tuples."""
-    fields = {entry.name: entry for entry in dataclasses.fields(kind)}
-    _check_keys(given, tuple(fields), where)
-    values = {name: _value(value, str(fields[name].type), f"{where}: {name}") for name, value in given.items()}
-    return kind(**values)
-
-
-def _value(value: Any, wanted: str, where: str) -> Any:
-    is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if "float" in wanted and (is_whole or isinstance(value, float)):
-        return float(value)
-    if "int" in wanted and is_whole:
-        return value
-    if "tuple" in wanted and isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if ("'str'" in wanted and isinstance(value, str)) or isinstance(value, Path):
-        return value
-    raise ValueError(
-        f"{where} = {value!r}: expected a {'list of strings' if 'tuple' in wanted else 'number or string'}"
-    )
-
-
-def _check_keys(given: dict[str, Any], known: tuple[str, ...], where: str) -> None:
-    for name in given:
-        if name not in known:
-            raise ValueError(f"{where}: unknown key {name!r}; known keys are {', '.join(known)}")
+def _root(table: dict[str, Any], where: str) -> Root:
+    if not {"kind", "path"} <= table.keys():
+        raise ValueError(f"{where} needs kind and path")
+    return check_type(table | {"path": Path(str(table["path"])).expanduser()}, where, Root)

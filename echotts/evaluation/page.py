@@ -10,7 +10,7 @@ from typing import Any
 from echotts.audio import write_audio
 from echotts.evaluation.clips import RATE_HZ, Task
 from echotts.evaluation.report import COLUMNS, Recording, Result, Score, table_rows, to_report
-from echotts.files import write_whole
+from echotts.files import write_json, write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 90rem; padding: 0 1rem; color: #222 }
@@ -46,9 +46,9 @@ def write_report(
         for system, recordings in heard.items()
     }
     lines = [json.dumps(one.to_dict(), ensure_ascii=False) for score in scores for one in score.results]
-    write_whole(folder / "results.jsonl", ("\n".join(lines) + "\n").encode())
-    write_whole(folder / "table.json", (json.dumps(to_report(scores, about), indent=1) + "\n").encode())
-    write_whole(folder / "index.html", _page(scores, tasks, places, about).encode())
+    write_whole(folder / "results.jsonl", "\n".join(lines) + "\n")
+    write_json(folder / "table.json", to_report(scores, about))
+    write_whole(folder / "index.html", _page(scores, tasks, places, about))
 
 
 def _save(

@@ -196,9 +196,8 @@ def measure(
     ]
 
 
-Listened = tuple[
-    list[str], Float[np.ndarray, "b e"], list[float]
-]  # transcripts, voice embeddings, durations in seconds
+Listened = tuple[list[str], Float[np.ndarray, "b e"], list[float]]
+"""Transcripts, voice embeddings, durations in seconds."""
 
 
 def _listen(recordings: Sequence[Recording], evaluator: Evaluator) -> Listened:

@@ -11,16 +11,3 @@ from echotts.model.parameters import (
     scale_to_fan_in,
     split,
 )
-
-__all__ = [
-    "BlockDiT",
-    "Conditions",
-    "Params",
-    "build",
-    "computed_with",
-    "count_parameters",
-    "merge",
-    "no_decay",
-    "scale_to_fan_in",
-    "split",
-]

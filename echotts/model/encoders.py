@@ -1,5 +1,7 @@
 """The two condition encoders: text (bidirectional, masked) and speaker (causal over patches of frames)."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -32,13 +34,13 @@ class EncoderBlock(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class TextEncoder(nnx.Module):
-    """Token ids to text states. A row without visible tokens gives finite states, which the decoder masks."""
+class _Encoder(nnx.Module):
+    """What both encoders have: the hooks of BlockDiT, and stacked blocks."""
 
     def __init__(
         self,
         config: ModelConfig,
-        *,
+        own: EncoderConfig,
         rngs: nnx.Rngs,
         constrain: layers.Constrain = layers.identity,
         gather: layers.Gather = layers.identity,
@@ -48,39 +50,30 @@ class TextEncoder(nnx.Module):
         self.constrain = constrain
         self.gather = gather
         self.attend = attend
+        self.blocks = layers.stack(lambda rngs: EncoderBlock(own, eps=config.norm_eps, rngs=rngs), own.depth, rngs)
+
+
+class TextEncoder(_Encoder):
+    """Token ids to text states. A row without visible tokens gives finite states, which the decoder masks."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **hooks: Any):
         self.text_embedding = Embedding(config.vocabulary, config.text.width, rngs=rngs)
-        self.blocks = layers.stack(
-            lambda rngs: EncoderBlock(config.text, eps=config.norm_eps, rngs=rngs), config.text.depth, rngs
-        )
+        super().__init__(config, config.text, rngs, **hooks)
 
     def __call__(self, ids: Int[Array, "b n"], mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
         x = self.text_embedding(ids, jnp.dtype(self.config.compute_dtype))
         return run_encoder(self, self.config.text, x, mask)
 
 
-class SpeakerEncoder(nnx.Module):
+class SpeakerEncoder(_Encoder):
     """Reference latents, split into patches of frames, to speaker states.
 
     Causal, without a padding mask: padding is at the end, so causality hides it from valid patches.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        *,
-        rngs: nnx.Rngs,
-        constrain: layers.Constrain = layers.identity,
-        gather: layers.Gather = layers.identity,
-        attend: HeadAttention = plain_attention,
-    ):
-        self.config = config
-        self.constrain = constrain
-        self.gather = gather
-        self.attend = attend
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, **hooks: Any):
         self.in_proj = Linear(config.patch * config.latent_channels, config.speaker.width, bias=True, rngs=rngs)
-        self.blocks = layers.stack(
-            lambda rngs: EncoderBlock(config.speaker, eps=config.norm_eps, rngs=rngs), config.speaker.depth, rngs
-        )
+        super().__init__(config, config.speaker, rngs, **hooks)
 
     def __call__(self, latent: Float[Array, "b m c"]) -> Float[Array, "b p e"]:
         rows, frames, channels = latent.shape
@@ -92,7 +85,7 @@ class SpeakerEncoder(nnx.Module):
 
 
 def run_encoder(
-    encoder: TextEncoder | SpeakerEncoder,
+    encoder: _Encoder,
     sizes: EncoderConfig,
     x: Float[Array, "b s e"],
     visible: Bool[Array, "b s"] | None = None,

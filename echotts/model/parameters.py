@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from echotts.config import ModelConfig
@@ -45,6 +46,11 @@ def abstract(config: ModelConfig, **hooks: Any) -> BlockDiT:
 def expected_shapes(config: ModelConfig) -> dict[str, Any]:
     """Path -> jax.ShapeDtypeStruct of every parameter of a model of this config."""
     return flatten(split(abstract(config))[1])
+
+
+def zeros(shapes: Any) -> Any:
+    """A tree of zeros with the shapes and dtypes of the leaves."""
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def count_parameters(params: Any) -> int:

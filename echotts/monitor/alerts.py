@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from echotts.monitor.hosts import FileEnd
-from echotts.monitor.runs import RUNNING, Library, Run, duration, stale_after
+from echotts.monitor.runs import Library, Run
+from echotts.monitor.status import RUNNING, duration, stale_after
 
 LOGGER = logging.getLogger(__name__)
 

@@ -1,11 +1,10 @@
-"""Runs and their summaries: status and reason, progress, hosts, checkpoints, configuration."""
+"""Runs and their summaries: hosts, checkpoints, configuration, history; and the library of the runs that are shown."""
 
 import math
 import re
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -13,36 +12,15 @@ import orjson
 from echotts.monitor.folders import Folder, hashed, open_folder, shown, walk
 from echotts.monitor.history import History
 from echotts.monitor.hosts import Ends, FileEnd
-from echotts.monitor.parsing import Event
+from echotts.monitor.status import Status, finite, status_of
 from echotts.rundir.layout import CHECKPOINT_METADATA, CHECKPOINTS, COMMITTED, CONFIG, METRICS, SAMPLES, STEP
 from echotts.strict_json import load_json
 
 CONFIG_BYTES = 1 << 20
 UNFINISHED = re.compile(rf"{STEP.pattern}\.orbax-checkpoint-tmp.*")
-RUNNING, ENDED = {"started", "resumed"}, {"finished": "finished", "failed": "failed", "stopped": "stopped"}
-STALE_S = 120.0  # without a line; more if lines are written rarely
-STALE_LINES = 5
 LARGE_BYTES = 32 << 20  # size of a run's metrics files from which they are read in a thread, after a preview
 FOLDERS_S = 5.0  # listings of checkpoints, samples, configuration and runs are reused for this long
 HISTORIES_BYTES = 64 << 20  # kept in memory, besides the most recently used one
-
-
-@dataclass(frozen=True)
-class Status:
-    """The state of a run according to its files."""
-
-    name: str  # running, stale, finished, failed, stopped, empty
-    why: str | None
-    step: int
-    steps: int | None
-    left_s: float | None
-    last_time: float | None
-    started_time: float | None
-    metrics_where: str | None
-
-    @property
-    def progress(self) -> float | None:
-        return min(self.step / self.steps, 1.0) if self.steps else None
 
 
 class Run:
@@ -76,25 +54,12 @@ class Run:
 
     def status(self, now: float) -> Status:
         """The state of the run at `now`, Unix s."""
-        ends = self.ends()
-        trainers = [end for end in ends if end.time is not None and end.process >= 0 and not end.file.watchdog]
-        steps = self._steps()
-        where = metrics_where(trainers)
-        if not trainers:
-            why = "no metrics lines yet" if ends else f"no {METRICS} folder with lines in it"
-            return Status("empty", why, 0, steps, None, None, None, where)
-        last = max(trainers, key=lambda end: (end.time or 0.0, -end.process))
-        name, why = _state(trainers, now, self.stale_s)
-        if steps and last.step >= steps and name == "stale":
-            name, why = "finished", None  # a trainer that wrote no events
-        left_s = last.numbers.get("time/left_s") if name in ("running", "stale") else None
-        started = min((end.started for end in trainers if end.started is not None), default=None)
-        return Status(name, why, last.step, steps, _finite(left_s), last.time, started, where)
+        return status_of(self.ends(), now, self.stale_s, self._steps())
 
     def latest(self, name: str) -> float | None:
         """The latest value of a metric among the last lines of all hosts; None if they lack it."""
         told = [end for end in self.ends() if name in end.numbers and end.time is not None]
-        return _finite(max(told, key=lambda end: (end.time or 0.0, -end.process)).numbers[name]) if told else None
+        return finite(max(told, key=lambda end: (end.time or 0.0, -end.process)).numbers[name]) if told else None
 
     def hosts(self) -> list[dict[str, Any]]:
         """One row per host: its latest numbers, including its watchdog's."""
@@ -105,7 +70,7 @@ class Run:
         rows = []
         for host, ends in by_host.items():
             ends.sort(key=lambda end: end.time or 0.0)
-            numbers = {name: _finite(value) for end in ends for name, value in end.numbers.items()}
+            numbers = {name: finite(value) for end in ends for name, value in end.numbers.items()}
             trainers = [end for end in ends if end.process >= 0]
             said = (trainers or ends)[-1]
             step = said.step if trainers else None
@@ -114,7 +79,9 @@ class Run:
             )
         furthest = max((row["step"] for row in rows if row["step"] is not None), default=0)
         for row in rows:
-            row["lag_steps"] = None if row["step"] is None else _lag(row, furthest)
+            lag = None if row["step"] is None else furthest - row["step"]
+            # Of hosts at the same step, the one that is late says so itself.
+            row["lag_steps"] = int(row["numbers"].get("host/lag_steps") or 0) if lag == 0 else lag
         return sorted(rows, key=lambda row: (row["process"] < 0, row["process"], row["host"]))
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -277,26 +244,6 @@ class Library:
             self._runs[folder.spec] = Run(folder, unique, self._stale_s)
 
 
-def metrics_where(trainers: list[FileEnd]) -> str | None:
-    """Where the run's own metrics are, if the lines here are not those of process 0."""
-    if not trainers or any(end.process == 0 for end in trainers):
-        return None
-    end = min(trainers, key=lambda end: end.process)
-    said = next((event.message for event in reversed(end.events) if event.event in RUNNING), "")
-    return (
-        f"these lines are from process {end.process} on host {end.file.host}; checkpoints, samples and the run's "
-        f"own metrics are on the host of process 0{f' ({said})' if said else ''}"
-    )
-
-
-def stale_after(trainers: list[FileEnd], given_s: float | None) -> float:
-    """Seconds without a line after which a run counts as stale."""
-    if given_s is not None:
-        return given_s
-    between = max((end.interval_s for end in trainers if end.interval_s is not None), default=0.0)
-    return max(STALE_S, STALE_LINES * between)
-
-
 def differences(configs: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     """Dotted keys whose values differ between configurations, with each value (None: missing)."""
     flat = {run: _flat(config, "") for run, config in configs.items()}
@@ -312,39 +259,3 @@ def _flat(value: Any, path: str) -> dict[str, Any]:
     for name, below in value.items():
         flat |= _flat(below, f"{path}.{name}" if path else name)
     return flat
-
-
-def _state(trainers: list[FileEnd], now: float, stale_s: float | None) -> tuple[str, str | None]:
-    """(status, reason) from the trainers' last events and the age of their lines."""
-    said = [event for end in trainers for event in end.events if event.event in RUNNING | ENDED.keys()]
-    last: Event | None = max(said, key=lambda event: event.time, default=None)
-    newest = max(end.time for end in trainers if end.time is not None)
-    if last and last.event in ENDED and newest - last.time < 60:
-        return ENDED[last.event], last.message or None
-    silent_s, allowed_s = now - newest, stale_after(trainers, stale_s)
-    if silent_s <= allowed_s:
-        return "running", None
-    hung = next((event for end in trainers for event in reversed(end.events) if event.event == "hang"), None)
-    said_why = f"; last: {hung.message}" if hung else ""
-    return (
-        "stale",
-        f"no line for {duration(silent_s)}, previously one every {duration(allowed_s / STALE_LINES)}{said_why}",
-    )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as text: 42 s, 12 min, 5 h, 3 days."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.0f} h" if seconds < 172800 else f"{seconds / 86400:.0f} days"
-
-
-def _lag(row: dict[str, Any], furthest: int) -> int:
-    """Steps behind the furthest host; for a host at the same step, the lag it reports itself."""
-    return furthest - row["step"] or int(row["numbers"].get("host/lag_steps") or 0)
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None

@@ -122,12 +122,7 @@ class Samples:
             reference = references.get(name)
             text, heard = (described.get(name, {}).get(key, "") for key in ("text", "heard"))
             item = Item(
-                _id(path, name),
-                f"{path}/{name}",
-                text,
-                size_bytes,
-                _id(path, reference) if reference else None,
-                heard,
+                _id(path, name), f"{path}/{name}", text, size_bytes, _id(path, reference) if reference else None, heard
             )
             items[item.id] = item
             if name not in references.values():

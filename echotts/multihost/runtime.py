@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Callable
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 import jax
@@ -81,9 +81,7 @@ class StopSignal:
         self._agreed = self._agreed or bool(multihost_utils.reached_preemption_sync_point(self._asked))
         return self._agreed
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 

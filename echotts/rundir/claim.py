@@ -76,7 +76,7 @@ def _claimed_in_bucket(url: str) -> Iterator[None]:
         found = _object(fs, target)
         if found is not None:
             holder = _holder(fs.cat_file(target))
-            if _is_ours(holder):
+            if all(holder.get(key) == value for key, value in this_machine().items()):
                 if holder.get("started") is not None and process_start(holder["pid"]) == holder["started"]:
                     raise RunInUseError(_in_use(url, holder))
             elif holder:
@@ -105,10 +105,7 @@ def _beating_in_bucket(url: str, fs: Any, target: str) -> Iterator[None]:
                     _change(fs, "POST", target, generation, "/compose")
                     generation = fs.info(target)["generation"]
             except (FileNotFoundError, FileExistsError):
-                LOGGER.error(
-                    "%s: another training took over, since this one did not respond: stop one of them",
-                    url,
-                )
+                LOGGER.error("%s: another training took over, since this one did not respond: stop one of them", url)
                 return
             except OSError as error:
                 LOGGER.warning("%s: could not renew the claim on the run directory: %s", url, error)
@@ -145,11 +142,6 @@ def _time(found: dict[str, Any] | None) -> float | None:
 def _claim() -> str:
     since = time.strftime("%Y-%m-%d %H:%M:%S %z")
     return json.dumps(this_machine() | {"pid": os.getpid(), "started": process_start(os.getpid()), "since": since})
-
-
-def _is_ours(holder: dict[str, Any]) -> bool:
-    """Whether the holder is a process on this machine."""
-    return all(holder.get(key) == value for key, value in this_machine().items())
 
 
 def _wait_for_heartbeat(

@@ -9,14 +9,13 @@ best.json                                  step of the best checkpoint, in a run
 writer.lock, trainer.lock, verified.json, pause.<hostname>.json
 """
 
-import json
 import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from echotts.files import atomic_write
+from echotts.files import write_json
 from echotts.rundir.leases import lease
 
 LOGGER = logging.getLogger(__name__)
@@ -69,7 +68,6 @@ def note_verified(run_dir: Path, step: int) -> None:
     Only logs a warning if the run directory cannot be written: restoring does not depend on the record.
     """
     try:
-        with atomic_write(run_dir / VERIFIED) as path:
-            path.write_text(json.dumps({"step": step}) + "\n", encoding="utf-8")
+        write_json(run_dir / VERIFIED, {"step": step})
     except OSError as error:
         LOGGER.warning("step %d was restored, but %s could not be written: %s", step, VERIFIED, error)

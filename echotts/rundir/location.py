@@ -17,8 +17,7 @@ from pathlib import Path
 
 from etils import epath
 
-from echotts import gcs
-from echotts.files import atomic_write
+from echotts import files, gcs
 from echotts.rundir.spool import Spool
 
 RunPath = Path | epath.Path
@@ -87,8 +86,7 @@ def open_run_dir(spec: str, *, create: bool = True) -> Iterator[RunDir]:
 def write_whole(path: RunPath, text: str) -> None:
     """Writes a small file atomically."""
     if isinstance(path, Path):
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        files.write_whole(path, text)
         return
     fs, name = gcs.open_bucket(str(path))
     with gcs.plain_errors(path):

@@ -15,7 +15,6 @@ when it has changed.
 import contextlib
 import fcntl
 import hashlib
-import json
 import logging
 import os
 import shutil
@@ -23,10 +22,9 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 
 from echotts import gcs
-from echotts.files import atomic_write, cache_root
+from echotts.files import cache_root, write_json
 from echotts.rundir.layout import CHECKPOINTS, PROFILE, WRITER
 from echotts.strict_json import load_json
 
@@ -90,9 +88,7 @@ class Spool:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         if self.flush(FLUSH_S if error else CLOSE_S, last=True):
             shutil.rmtree(self.folder, ignore_errors=True)
         else:
@@ -218,8 +214,7 @@ class Sender:
 
     def _note(self, name: str, arrived: list[int]) -> None:
         self._sent[name] = arrived
-        with atomic_write(self._folder / STATE) as path:
-            path.write_text(json.dumps(self._sent), encoding="utf-8")
+        write_json(self._folder / STATE, self._sent)
 
 
 def _own(folder: Path) -> int:

@@ -14,7 +14,7 @@ from echotts.config import FRAME_RATE_HZ, ModelConfig
 from echotts.flow.options import SamplerConfig
 from echotts.flow.sampling import encode_conditions, lower_sample
 from echotts.model.fused import choose_attention, frame_tile
-from echotts.model.parameters import abstract, computed_with, merge, split
+from echotts.model.parameters import abstract, computed_with, merge, split, zeros
 
 SECONDS = 15.0
 TOKENS = 256
@@ -27,7 +27,7 @@ def lower_speaking(config: ModelConfig, codec: CodecConfig, sampler: SamplerConf
     place = SingleDeviceSharding(device)
     hooks = {"attend": choose_attention(device.platform, config), "frame_tile": frame_tile(device.platform)}
     graphdef, masters = split(abstract(dataclasses.replace(config, remat="none"), **hooks))
-    params = jax.eval_shape(lambda: computed_with(_zeros(masters), config.compute_dtype))
+    params = jax.eval_shape(lambda: computed_with(zeros(masters), config.compute_dtype))
     model = merge(graphdef, _placed(params, place))
     frames = round(SECONDS * FRAME_RATE_HZ)
     shapes = (
@@ -46,10 +46,6 @@ def lower_speaking(config: ModelConfig, codec: CodecConfig, sampler: SamplerConf
         "sampling": (lower_sample(model, conditions, noise, sampler), 1),
         "codec": (window, windows),
     }
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
 
 def _placed(tree: Any, place: SingleDeviceSharding) -> Any:

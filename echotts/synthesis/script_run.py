@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from echotts import __version__
-from echotts.files import atomic_write, sha256_file
+from echotts.files import sha256_file, write_whole
 from echotts.flow.options import SamplerConfig
 from echotts.strict_json import load_rows
 from echotts.synthesis.candidates import Choose
@@ -126,9 +126,7 @@ class _Manifest:
         self._write(self.lines[number] for number in sorted(order))
 
     def _write(self, lines: Any) -> None:
-        with atomic_write(self._path) as temporary:
-            text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(self._path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 class _Run:

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from echotts.audio import Samples, clipped_share
 from echotts.audio.faults import CLIPPED_SHARE
 
+# Levels are of all bands at the recording's rate; audio/faults.py measures noise at 8 kHz with emphasis: other numbers.
 FRAME_S = 0.02
 PAUSE_S = 0.25  # minimum silence between phrases
 LEAST_S = 0.3  # minimum length of a phrase

@@ -42,7 +42,7 @@ def spoken(text: str) -> str:
     text = re.sub(rf"([$£€])({_NUMBER})(?:\.(\d\d))?(?!\d)", _amount, text)
     text = re.sub(r"\b(\d{1,2}):([0-5]\d)(?!\d|:\d)", _clock, text)
     text = re.sub(r"\b(\d+)(?:st|nd|rd|th)\b", lambda found: ordinal(int(found[1])), text)
-    text = re.sub(r"\b(\d*0)s\b", lambda found: _plural(_year_or_number(found[1])), text)
+    text = re.sub(r"\b(\d*0)s\b", _decade, text)
     text = re.sub(rf"(?<![\w.])[-−](?=(?:{_NUMBER}))", "minus ", text)
     text = re.sub(rf"({_NUMBER})\.(\d+)", lambda found: f"{_plain(found[1])} point {_each(found[2])}", text)
     text = re.sub(_NUMBER, _standing_apart, text)
@@ -108,7 +108,8 @@ def _standing_apart(found: re.Match[str]) -> str:
     return before + words + after
 
 
-def _plural(words: str) -> str:
+def _decade(found: re.Match[str]) -> str:
+    words = _year_or_number(found[1])
     return f"{words[:-1]}ies" if words.endswith("y") else f"{words}s"
 
 

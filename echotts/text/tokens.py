@@ -18,17 +18,7 @@ Ids = Int32[np.ndarray, "n"]
 TokenizerKind = Literal["byte", "sentencepiece"]
 
 # The format of Echo's training transcripts (docs/training.md); not for models trained on raw text.
-_ECHO_REPLACEMENTS = {
-    "…": "...",
-    "‘": "'",
-    "’": "'",
-    "“": '"',
-    "”": '"',
-    "\n": " ",
-    ":": ",",
-    ";": ",",
-    "—": ", ",
-}
+_ECHO_REPLACEMENTS = {"…": "...", "‘": "'", "’": "'", "“": '"', "”": '"', "\n": " ", ":": ",", ";": ",", "—": ", "}
 
 
 class ByteTokenizer:

@@ -1,7 +1,6 @@
 """The progress line: a bar on a terminal, a plain line per log step otherwise."""
 
 import sys
-from types import TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -53,9 +52,7 @@ class Progress:
     def __enter__(self) -> "Progress":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -82,9 +82,7 @@ class Run:
             self.state, numbers = self.train_step(self.state, self.fed.batch, limit)  # returns immediately
         self.step += 1
         self.samples_seen += self.config.data.batch_size
-        self.reporter.launched(
-            self.step, self.samples_seen, self.fed, numbers
-        )  # reads the metrics of the previous step
+        self.reporter.launched(self.step, self.samples_seen, self.fed, numbers)  # reads the previous step's metrics
         self.profiler.launched(self.step)
 
     def go_back(self) -> None:

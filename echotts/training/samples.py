@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,52 +28,8 @@ Voice = Path | np.ndarray
 """A path to a recording, or its (m, c) latent."""
 
 
-@runtime_checkable
-class Sound(Protocol):
-    """Audio that can be written to a file (echotts.synthesis.Speech)."""
-
-    def save(self, path: Path) -> object: ...
-
-
-@runtime_checkable
-class Heard(Protocol):
-    """A recogniser's result for a sentence (echotts.evaluation.asr.Heard)."""
-
-    @property
-    def text(self) -> str: ...
-
-    @property
-    def words_wrong(self) -> int: ...
-
-    @property
-    def words(self) -> int: ...
-
-    @property
-    def characters_wrong(self) -> int: ...
-
-    @property
-    def characters(self) -> int: ...
-
-
-@runtime_checkable
-class Spoken(Protocol):
-    """Output of a speaker: sentence, reference voice and, if any, what recogniser and voice encoder say about it."""
-
-    @property
-    def speech(self) -> Sound: ...
-
-    @property
-    def reference(self) -> Sound | None: ...
-
-    @property
-    def heard(self) -> Heard | None: ...
-
-    @property
-    def similarity(self) -> float | None: ...
-
-
-Speaker = Callable[[Weights, str, int, Voice | None], Spoken]
-"""(weights, sentence, seed, voice) -> speech. Passed in, because training does not depend on synthesis."""
+Speaker = Callable[[Weights, str, int, Voice | None], Any]
+"""(weights, sentence, seed, voice) -> evaluation.samples.Spoken. Passed in: training does not depend on synthesis."""
 
 
 class Heldout:
@@ -144,7 +100,7 @@ def write_samples(
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     described: dict[str, Any] = {}
-    heard: list[Heard] = []
+    heard: list[Any] = []  # evaluation.asr.Heard
     similar: list[float] = []
     for number, sentence in enumerate(sentences):
         name = f"{number:02d}_{_slug(sentence)}.wav"
@@ -170,7 +126,7 @@ def write_samples(
     return folder, figures | ({"speech/voice_similarity": sum(similar) / len(similar)} if similar else {})
 
 
-def _error_rates(heard: Sequence[Heard]) -> dict[str, float]:
+def _error_rates(heard: Sequence[Any]) -> dict[str, float]:
     """Error rates of the transcripts; empty without a recogniser."""
     if not heard:
         return {}

@@ -30,11 +30,7 @@ from echotts.training.tuning import Base, fresh_params, place_frozen
 LOGGER = logging.getLogger(__name__)
 
 ADDED = {"lora": "adapters of", "duration": "a duration predictor for"}
-HOW_IT_COMPUTES = (
-    "compute_dtype",
-    "attention",
-    "remat",
-)  # keys of a model's configuration that do not concern its weights
+HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # keys of a model's configuration apart from its weights
 
 
 @jax.tree_util.register_dataclass

@@ -7,7 +7,6 @@ argument of the compiled step, stored in the dtype in which they are used.
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, computed_with, merge, scale_to_fan_in, split
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
 from echotts.model.duration import create_duration
-from echotts.model.parameters import expected_shapes, unflatten
+from echotts.model.parameters import expected_shapes, unflatten, zeros
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 
@@ -59,7 +58,7 @@ def abstract_frozen(config: Config, mesh: Mesh) -> Params:
     if not config.tune.is_frozen:
         return {}
     dtype = config.model.compute_dtype
-    shapes = jax.eval_shape(lambda: computed_with(_zeros(unflatten(expected_shapes(config.model))), dtype))
+    shapes = jax.eval_shape(lambda: computed_with(zeros(unflatten(expected_shapes(config.model))), dtype))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -141,7 +140,3 @@ def check_base_facts(config: Config, base: Facts, given: Facts) -> None:
         )
     if base.tokenizer and base.tokenizer != given.tokenizer:
         raise ValueError(f"{source}: has another tokenizer than data.tokenizer {config.data.tokenizer}: use its own")
-
-
-def _zeros(shapes: Any) -> Params:
-    return cast(Params, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))

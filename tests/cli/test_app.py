@@ -30,6 +30,8 @@ class Call:
     """Longest speech, seconds."""
 
     strategy: Literal["peak", "rms"] = "peak"
+    tries: Literal["auto"] | int | None = None
+    interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         if self.max_duration <= 0:
@@ -77,6 +79,8 @@ def test_flags_take_underscores_and_hyphens() -> None:
         (["--txt", "hi"], "Unrecognized options: --txt"),
         (["--text", "hi", "--max_duration", "long"], "--max-duration|--max_duration"),
         (["--text", "hi", "--strategy", "loud"], "invalid choice 'loud'"),
+        (["--text", "hi", "--tries", "soon"], r"^--tries soon: give auto or a whole number or None \(say"),
+        (["--text", "hi", "--interval", "0", "x"], r"^--interval 0 x: give two numbers or None \(say"),
         (["--text", "hi", "--max_duration", "0"], r"^max_duration 0.0 s is not above zero"),
     ],
 )

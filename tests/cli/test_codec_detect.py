@@ -36,7 +36,9 @@ def test_bad_input_is_one_line_and_does_not_hide_the_other_results(files, capsys
     assert main(["detect", files["text.wav"], files["plain.flac"], files["missing.wav"], files["marked.ogg"]]) == 1
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == len(output.err.splitlines()) == 2
-    assert "text.wav: cannot be read as a recording" in output.err and "missing.wav: no such" in output.err
+    text, missing = output.err.splitlines()
+    assert text.startswith(f"echotts: {files['text.wav']}: cannot be read as a recording")
+    assert missing.startswith(f"echotts: {files['missing.wav']}: no such")
     with pytest.raises(UsageError, match="at least one recording"):
         main(["detect"])
 

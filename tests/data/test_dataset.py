@@ -68,14 +68,14 @@ def test_an_argument_without_shards_is_a_one_line_error(spec: str, error: type[E
 
 def test_dataset_json_keeps_everything(tmp_path: Path) -> None:
     INFO.save(tmp_path / "dataset.json")
-    assert DatasetInfo.load(tmp_path / "dataset.json") == INFO
+    assert DatasetInfo.parse((tmp_path / "dataset.json").read_bytes(), "dataset.json") == INFO
     assert json.loads((tmp_path / "dataset.json").read_text())["codec"] == {"id": "demo", "weights_hash": "ab12"}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"channels": "many"}, "channels is 'many'"),
+        ({"channels": "many"}, "channels: Expected int, got str: prepare the data again"),
         ({"channels": 3}, "3 channels, 4 means"),
         ({"lengths": [[1, 2]]}, "lengths"),
         ({"shards": [{"name": "x"}]}, "shards"),
@@ -88,10 +88,10 @@ def test_a_wrong_dataset_json_is_refused_by_field(tmp_path: Path, change: dict, 
     INFO.save(path)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=words):
-        DatasetInfo.load(path)
+        DatasetInfo.parse(path.read_bytes(), str(path))
     path.write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
-        DatasetInfo.load(path)
+        DatasetInfo.parse(path.read_bytes(), str(path))
 
 
 def test_a_folder_with_everything_gives_everything(tmp_path: Path) -> None:

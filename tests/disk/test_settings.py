@@ -39,13 +39,13 @@ def test_limits_default_if_missing_in_the_file(tmp_path):
         ("[limits", "not valid TOML"),
         (
             '[limits]\nstrat = 0.8\n[[root]]\nkind = "logs"\npath = "/x/logs"',
-            "unknown key 'strat'; known keys are start, stop",
+            "unknown field 'strat': known fields are interval_s",
         ),
         ('[limits]\nstart = 0.7\n[[root]]\nkind = "logs"\npath = "/x/logs"', "stop 0.75 <= start 0.7"),
         ('[limits]\nresume = 0.98\n[[root]]\nkind = "logs"\npath = "/x/logs"', "resume 0.98 between stop and pause"),
         (
             '[limits]\nstart = "much"\n[[root]]\nkind = "logs"\npath = "/x"',
-            r"start = 'much': expected a number or string",
+            r"\[limits\]: start: Expected float, got str",
         ),
         ('[[root]]\nkind = "logs"', "needs kind and path"),
         ('[[root]]\nkind = "log"\npath = "/x/logs"', "kind 'log' must be one of partial, shards"),

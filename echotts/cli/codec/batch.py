@@ -50,15 +50,14 @@ def run_pairs(codec: "Codec", pairs: list[Pair], work: Work, title: str, jobs: i
 
     A file that fails is logged and skipped, unless it is the only one. `total_s` is the duration of the only one.
     """
-    progress = Progress()
-    try:
+    with Progress() as progress:
         if len(pairs) == 1:
             done = 0.0
 
             def report(seconds: float) -> None:
                 nonlocal done
                 done = min(done + seconds, total_s)
-                progress(f"{title}, seconds", int(done), int(total_s), 0)
+                progress(f"{title}, seconds", int(done), int(total_s))
 
             print(work(codec, *pairs[0], report if total_s > _LONG_S else lambda seconds: None))
             return 0
@@ -68,8 +67,6 @@ def run_pairs(codec: "Codec", pairs: list[Pair], work: Work, title: str, jobs: i
             progress(title, done, len(pairs), failures)
         print(f"{len(pairs) - failures} of {len(pairs)} files, {failures} skipped")
         return 1 if failures else 0
-    finally:
-        progress.close()
 
 
 _LONG_S = 60.0  # shorter recordings get no progress bar

@@ -1,14 +1,12 @@
 """`codec detect`: finds the watermark of speech in recordings."""
 
-import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from echotts.cli.app import parse
+from echotts.cli.app import parse, report
 
 EXIT_UNREADABLE, EXIT_UNMARKED = 1, 3
 
@@ -34,7 +32,7 @@ class DetectArguments:
 def detect(argv: list[str]) -> int:
     """Prints a line for each recording; returns the exit code."""
     arguments = parse(DetectArguments, argv, prog="echotts codec detect")
-    from echotts.files import check_outputs, write_whole
+    from echotts.files import check_outputs, write_json
 
     check_outputs(filter(None, [arguments.output]), arguments.recordings)
     results, code = [], 0
@@ -42,14 +40,14 @@ def detect(argv: list[str]) -> int:
         try:
             result = _examined(path)
         except (ValueError, OSError) as error:
-            print(error, file=sys.stderr)
+            report(error)
             results.append({"recording": str(path), "error": str(error)})
             code = EXIT_UNREADABLE
             continue
         code = code or (0 if result["message"] else EXIT_UNMARKED)
         results.append({"recording": str(path)} | result)
     if arguments.output is not None:
-        write_whole(arguments.output, (json.dumps(results, indent=1) + "\n").encode())
+        write_json(arguments.output, results)
     return code
 
 

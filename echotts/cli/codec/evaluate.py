@@ -1,6 +1,7 @@
 """`codec evaluate`: measures the quality of codecs."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +9,10 @@ from typing import Any, Literal
 import numpy as np
 
 from echotts.cli.app import UsageError, parse
-from echotts.cli.codec.recordings import clips_of
+from echotts.cli.progress import Progress
 from echotts.config import DEFAULT_CODEC
+
+LOGGER = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +57,11 @@ def evaluate(argv: list[str]) -> int:
     codecs = [load_codec(spec) for spec in arguments.codec]
     listener = Listener.find(arguments)
     results: dict[tuple[str, str], list[Any]] = {}
-    summaries: dict[tuple[str, str], Mapping[str, float]] = {}
+    summaries: dict[tuple[str, str], dict[str, float]] = {}
     heard = []
     for spec, codec in zip(arguments.codec, codecs, strict=True):
         codec.decode(codec.encode(np.zeros((1, codec.hop_length), np.float32)))  # compiles before times are measured
-        clips = list(clips_of(arguments.data, codec.sample_rate, arguments.loudness, f"{spec}", arguments.limit))
+        clips = list(clips_of(arguments.data, codec.sample_rate, arguments.loudness, spec, arguments.limit))
         for condition in arguments.conditions:
             rows = results.setdefault((spec, condition), [])
             for number, (name, clip) in enumerate(clips):
@@ -69,10 +72,7 @@ def evaluate(argv: list[str]) -> int:
                     heard.append((row, before, after, codec.sample_rate))
             summaries[spec, condition] = dict(summarise(rows))
             if condition == "clean":
-                summaries[spec, condition] = {
-                    **summaries[spec, condition],
-                    **latent_statistics(codec, [clip for _, clip in clips]),
-                }
+                summaries[spec, condition] |= latent_statistics(codec, [clip for _, clip in clips])
     for spec, codec in zip(arguments.codec, codecs, strict=True):
         print(f"{spec}: weights {codec.weights_hash[:12]}, {codec.sample_rate} Hz")
     print(format_table(summaries))
@@ -80,6 +80,27 @@ def evaluate(argv: list[str]) -> int:
         write_report(arguments.output, summaries, [row for rows in results.values() for row in rows], heard)
         print(f"{arguments.output / 'index.html'}: players and spectrograms")
     return 0
+
+
+def clips_of(
+    data: str, sample_rate: int, loudness: float, title: str, limit: int | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and normalised clips; unreadable recordings are logged and skipped."""
+    from echotts.audio import loudness_normalise
+    from echotts.data.prepare.clips import list_clips
+    from echotts.data.prepare.recordings import RecordingReader
+    from echotts.rundir.rejections import Rejected
+
+    recordings, skipped = list_clips(data)[:limit], 0
+    with RecordingReader() as reader, Progress() as progress:
+        for number, recording in enumerate(recordings, 1):
+            try:
+                clip = reader.read(recording, sample_rate)
+                yield recording.origin, loudness_normalise(clip, sample_rate, loudness)
+            except Rejected as error:
+                LOGGER.warning("skipped: %s", error.detail)
+                skipped += 1
+            progress(title, number, len(recordings), skipped)
 
 
 @dataclass
@@ -121,10 +142,7 @@ class Listener:
         return figures
 
     def _errors(self, clip: str, samples: np.ndarray, rate: int) -> tuple[float, float]:
-        from echotts.evaluation.asr import count_errors
+        from echotts.evaluation.asr import listen
 
-        errors = count_errors(
-            self.recogniser.normalise(self.texts[clip]),
-            self.recogniser.normalise(self.recogniser.recognise(samples, rate)),
-        )
+        errors = listen(self.recogniser, self.texts[clip], samples, rate)
         return float(errors.words), float(errors.words_wrong)

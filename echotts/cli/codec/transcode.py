@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from echotts.cli.app import UsageError, parse
 from echotts.cli.codec.batch import pairs_of, run_pairs, share_of, with_flags
 from echotts.codec.location import locate_codec
+from echotts.codec.tokens import TOKEN_SUFFIXES, check_token_path, load_encoded, save_encoded
 from echotts.config import DEFAULT_CODEC
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
 
 Report = Callable[[float], None]
-
-TOKEN_SUFFIXES = (".npz", ".safetensors", ".dac")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def decode(argv: list[str]) -> int:
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
         if source.suffix in TOKEN_SUFFIXES:
-            encoded = _read_tokens(codec, source)
+            encoded = codec.read_tokens(source)
             blocks = _reported(codec.decoded_blocks(encoded, arguments.n_quantizers, message), codec, report)
             samples = write_sound(target, blocks, codec.sample_rate, len(encoded.tokens), mp3_rate=arguments.mp3_rate)
         else:
@@ -144,7 +143,7 @@ def decompress(argv: list[str]) -> int:
     check_mp3_rate(arguments.mp3_rate)
 
     def work(codec: "Codec", source: Path, target: Path, report: Report) -> str:
-        encoded = _read_tokens(codec, source)
+        encoded = codec.read_tokens(source)
         samples = codec.decompress_to_file(encoded, target, arguments.n_quantizers, report, arguments.mp3_rate)
         rate, channels = encoded.sample_rate or codec.sample_rate, len(encoded.tokens)
         return f"{target}: {samples / rate:.2f} s, {rate} Hz, {channels} channels"
@@ -163,7 +162,6 @@ def _recordings(arguments: Any, work: Any, title: str) -> int:
     locate_codec(arguments.codec)
     from echotts.codec import load_codec
     from echotts.codec.sound import SoundFile
-    from echotts.codec.tokens import check_token_path
 
     codec = load_codec(arguments.codec)
     codec.check_quantizers(arguments.n_quantizers)
@@ -190,8 +188,6 @@ def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) ->
     codec = load_codec(arguments.codec)
     seconds = 0.0
     if len(pairs) == 1 and pairs[0][0].suffix in TOKEN_SUFFIXES:
-        from echotts.codec.tokens import load_encoded
-
         seconds = load_encoded(pairs[0][0]).frames * codec.hop_length / codec.sample_rate
     pairs = share_of(pairs, arguments.shard, arguments.resume)
     return run_pairs(codec, pairs, work, title, arguments.jobs, seconds)
@@ -200,8 +196,6 @@ def _tokens(arguments: Any, work: Any, title: str, suffixes: tuple[str, ...]) ->
 def _tokens_to_file(
     codec: "Codec", source: Path, target: Path, n_quantizers: int | None, loudness: float | None, report: Report
 ) -> str:
-    from echotts.codec.tokens import save_encoded
-
     encoded = codec.compress(source, n_quantizers, loudness, report)
     save_encoded(target, encoded)
     channels = len(encoded.tokens)
@@ -228,18 +222,6 @@ def _latents_to_file(codec: "Codec", source: Path, target: Path, arguments: Enco
     return f"{target}: {len(latent)} frames of {codec.latent_channels} channels, {seconds:.2f} s"
 
 
-def _read_tokens(codec: "Codec", path: Path) -> Any:
-    """Reads tokens from a file. ValueError names the file if they were made by another codec."""
-    from echotts.codec.tokens import load_encoded
-
-    encoded = load_encoded(path)
-    try:
-        codec.check_tokens(encoded)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-    return encoded
-
-
 def _reported(blocks: Any, codec: "Codec", report: Report) -> Any:
     for block in blocks:
         report(block.shape[1] / codec.sample_rate)
@@ -252,9 +234,7 @@ def _read_latent(path: Path, channels: int) -> Any:
     import numpy as np
 
     try:
-        latent = np.load(
-            path, mmap_mode="r", allow_pickle=False
-        )  # memory-mapped, so that a header cannot claim more than the file has
+        latent = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: no header claims more than the file has
     except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
         raise ValueError(f"{path}: cannot be read as latents (.npy of numbers): encode the recording again") from error
     if not isinstance(latent, np.ndarray) or latent.dtype.kind != "f" or latent.ndim != 2 or not len(latent):

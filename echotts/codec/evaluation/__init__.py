@@ -3,15 +3,3 @@
 from echotts.codec.evaluation.measures import SHORTEST_SAMPLES, spectral_distances
 from echotts.codec.evaluation.report import format_table, write_report
 from echotts.codec.evaluation.round_trips import CONDITIONS, RoundTrip, latent_statistics, round_trip, summarise
-
-__all__ = [
-    "CONDITIONS",
-    "SHORTEST_SAMPLES",
-    "RoundTrip",
-    "format_table",
-    "latent_statistics",
-    "round_trip",
-    "spectral_distances",
-    "summarise",
-    "write_report",
-]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 
 from echotts.audio import write_audio
 from echotts.codec.evaluation.round_trips import RoundTrip
-from echotts.files import atomic_write
+from echotts.files import write_json, write_whole
 from echotts.spectrogram import draw_spectrogram
 
 ROWS = {  # metric -> title in the table, number format
@@ -62,9 +62,9 @@ def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip
     """Writes the report. `heard` are the clips that the page plays; results.jsonl has all results."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = "".join(json.dumps(one.to_dict()) + "\n" for one in results)
-    _write(folder / "results.jsonl", lines)
+    write_whole(folder / "results.jsonl", lines)
     rows = [{"codec": codec, "condition": condition, **figures} for (codec, condition), figures in summaries.items()]
-    _write(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    write_json(folder / "summary.json", rows)
     clips: dict[tuple[str, str], list[str]] = {}
     for number, (one, before, after, rate) in enumerate(heard):
         figures = clips.setdefault((one.clip, one.condition), [])
@@ -78,7 +78,7 @@ def write_report(folder: Path, summaries: Summaries, results: Sequence[RoundTrip
     )
     sounds = "".join(f"<h3>{html.escape(clip)}</h3>{''.join(parts)}" for (clip, _), parts in clips.items())
     page = f"<!doctype html><html lang=en><meta charset=utf-8><title>Codecs</title><style>{STYLE}</style>"
-    _write(folder / "index.html", f"{page}<h1>Codecs</h1><table>{table}</table><h2>Clips</h2>{sounds}</html>\n")
+    write_whole(folder / "index.html", f"{page}<h1>Codecs</h1><table>{table}</table><h2>Clips</h2>{sounds}</html>\n")
 
 
 def _rows(summaries: Summaries) -> list[list[str]]:
@@ -97,8 +97,3 @@ def _figure(folder: Path, name: str, title: str, samples: np.ndarray, rate: int)
         f'<figure><figcaption>{html.escape(title)}</figcaption><img alt="" src="data:image/png;base64,{picture}">'
         f'<audio controls preload="none" src="{name}"></audio></figure>'
     )
-
-
-def _write(path: Path, text: str) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")

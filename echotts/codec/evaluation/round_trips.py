@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from echotts.audio.levels import fitted
 from echotts.codec.backbone import encode_frames
 from echotts.codec.codec import Codec
 from echotts.codec.evaluation.measures import SHORTEST_SAMPLES, level_db, si_sdr_db, spectral_distances, stoi
@@ -65,7 +66,7 @@ def round_trip(
     begin = time.perf_counter()
     latent = codec.encode(audio[None])
     middle = time.perf_counter()
-    decoded = _fitted(codec.decode(latent)[0], len(audio))
+    decoded = fitted(codec.decode(latent)[0], len(audio))
     end = time.perf_counter()
     rate = codec.sample_rate
     mel, stft, convergence = spectral_distances(audio, decoded, rate)
@@ -155,7 +156,3 @@ def summarise(results: Sequence[RoundTrip]) -> dict[str, float]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     summary["peak_memory_bytes"] = float(peak * (1 if sys.platform == "darwin" else 1024))
     return summary
-
-
-def _fitted(decoded: Sound, samples: int) -> Sound:
-    return np.pad(decoded[:samples], (0, max(0, samples - len(decoded))))

@@ -190,14 +190,7 @@ def preset(name: str) -> CodecTraining:
 
 
 _SPEECH_LOSS = LossConfig(
-    mel=0.6,
-    mel_scales=SPEECH_SCALES,
-    stft=1.0,
-    floor=1e-2,
-    wave=10.0,
-    kl=2e-4,
-    feature=0.0,
-    adversarial=0.0,
+    mel=0.6, mel_scales=SPEECH_SCALES, stft=1.0, floor=1e-2, wave=10.0, kl=2e-4, feature=0.0, adversarial=0.0
 )
 _SMALL_CODEC = CodecConfig(
     encoder_dim=16,
@@ -228,11 +221,7 @@ PRESETS: dict[str, CodecTraining] = {
     # descriptinc/descript-audio-codec at 44.1 kHz: 9 codebooks, 86 frames per second.
     "dac-44k": CodecTraining(
         codec=CodecConfig(
-            encoder_rates=(2, 4, 8, 8),
-            decoder_rates=(8, 8, 4, 2),
-            codebook_dim=8,
-            n_codebooks=9,
-            sample_rate=44100,
+            encoder_rates=(2, 4, 8, 8), decoder_rates=(8, 8, 4, 2), codebook_dim=8, n_codebooks=9, sample_rate=44100
         ),
         frames=32,
     ),
@@ -251,11 +240,6 @@ PRESETS: dict[str, CodecTraining] = {
     ),
     # The codec of the demo model: ten words, five voices.
     "demo": CodecTraining(
-        codec=_SMALL_CODEC,
-        steps=10_000,
-        batch_size=4,
-        frames=32,
-        loss=_SPEECH_LOSS,
-        optim=_SMALL_OPTIM,
+        codec=_SMALL_CODEC, steps=10_000, batch_size=4, frames=32, loss=_SPEECH_LOSS, optim=_SMALL_OPTIM
     ),
 }

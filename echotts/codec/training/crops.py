@@ -14,6 +14,7 @@ import soxr
 from jaxtyping import Float
 
 from echotts.audio import measure_loudness
+from echotts.audio.levels import fitted
 from echotts.codec.training.config import CodecTraining, CropConfig
 
 LOGGER = logging.getLogger(__name__)
@@ -128,7 +129,7 @@ def vary(crop: Crop, rate: int, settings: CropConfig, rng: np.random.Generator) 
         crop = _in_room(crop, rate, rng)
     if narrow < settings.narrow_share and rate > NARROW_HZ:
         low = soxr.resample(crop, rate, NARROW_HZ)
-        crop = _fitted(soxr.resample(low, NARROW_HZ, rate), len(crop))
+        crop = fitted(soxr.resample(low, NARROW_HZ, rate), len(crop))
     if noise < settings.noise_share:
         crop = crop + _noise(len(crop), rng) * np.sqrt(np.mean(crop**2)) * 10 ** (-rng.uniform(20, 45) / 20)
     if settings.loudness is not None and np.isfinite(measured := measure_loudness(crop, rate)):
@@ -154,7 +155,3 @@ def _noise(samples: int, rng: np.random.Generator) -> Crop:
     spectrum *= np.maximum(np.arange(len(spectrum)), 1.0) ** (-rng.uniform(0, 2) / 2)
     noise = np.fft.irfft(spectrum, samples)
     return (noise / np.sqrt(np.mean(noise**2))).astype(np.float32)
-
-
-def _fitted(crop: Crop, samples: int) -> Crop:
-    return np.pad(crop[:samples], (0, max(0, samples - len(crop))))

@@ -7,9 +7,7 @@ from echotts.codec.layers import Params
 from echotts.codec.training.config import CodecTraining
 from echotts.codec.training.crops import Clips
 from echotts.codec.training.run import Placement, one_device, open_run
-from echotts.codec.training.step import (
-    exported,
-)
+from echotts.codec.training.step import exported
 from echotts.multihost import runtime
 from echotts.multihost.runtime import StopSignal
 from echotts.multihost.waiting import asked_to_wait

@@ -36,7 +36,7 @@ from echotts.codec.training.step import (
     without_run,
 )
 from echotts.disk.watchdog import space_maker
-from echotts.files import atomic_write
+from echotts.files import write_json
 from echotts.multihost import runtime
 from echotts.multihost.hang import HangWatch
 from echotts.multihost.messages import any_process
@@ -95,9 +95,10 @@ class Run:
     def launch(self) -> None:
         """Launches a step on the next crops; returns while the devices compute it."""
         batch = self._to_devices(self.crops.batch(self.step))
-        self.watch.launching(self.step + 1, self._is_adversarial(self.step))
+        adversarial = self.training.loss.uses_discriminators and self.step >= self.training.loss.adversarial_from
+        self.watch.launching(self.step + 1, adversarial)
         limit = np.float32(self.guard.limit(self.step + 1))
-        self.state, numbers = self._step_at(self.step)(self.state, batch, limit)
+        self.state, numbers = compiled_step(without_run(self.training), adversarial)(self.state, batch, limit)
         self._settle()
         self.step += 1
         self.pending = numbers
@@ -177,7 +178,7 @@ class Run:
                 self.step,
                 self.checkpoints,
                 lambda before: self.checkpoints.restore(abstract, given, before=before),
-                lambda: _placed(initial_state(self.training, self.start), self.placement).arrays(),
+                lambda: jax.device_put(initial_state(self.training, self.start), self.placement.whole).arrays(),
             )
             self.state = CodecState(step=jax.device_put(jnp.int32(self.step), self.placement.whole), **arrays)
             self.writer.event(self.step, "rolled_back", what[:500])
@@ -224,12 +225,6 @@ class Run:
             raise
         self.writer.event(step, "skipped", f"{often}; {what}"[:500])
 
-    def _step_at(self, step: int) -> Any:
-        return compiled_step(without_run(self.training), self._is_adversarial(step))
-
-    def _is_adversarial(self, step: int) -> bool:
-        return self.training.loss.uses_discriminators and step >= self.training.loss.adversarial_from
-
     def _to_devices(self, rows: np.ndarray) -> Array:
         if jax.process_count() == 1:
             return jax.device_put(rows, self.placement.rows)
@@ -246,8 +241,7 @@ def write_samples(run_dir: Path, step: int, sample_rate: int, originals: np.ndar
         for name, samples in zip(names, (before, after), strict=True):
             write_audio(folder / name, np.asarray(samples), sample_rate, "none")
         described[names[1]] = {"text": f"crop {number + 1}, beside the original", "reference": names[0]}
-    with atomic_write(folder / SENTENCES) as path:
-        path.write_text(json.dumps(described), encoding="utf-8")
+    write_json(folder / SENTENCES, described)
 
 
 def open_run(
@@ -268,7 +262,7 @@ def open_run(
         stack.enter_context(claimed(run_dir.shared))
     stack.enter_context(writing(run_dir.local))
     checkpoints = stack.enter_context(Checkpoints(run_dir.shared, training.run, space_maker(training.run.disk_config)))
-    state = _placed(initial_state(training, start), placement)
+    state = jax.device_put(initial_state(training, start), placement.whole)
     restored = checkpoints.restore(jax.tree.map(_abstract, state.arrays()), training.to_dict())
     step, guard = 0, Guard(training.run)
     if restored is not None:
@@ -300,10 +294,6 @@ def open_run(
     stack.enter_context(run_dir.sent_if_it_fails())
     stack.enter_context(run.watch.telling(run.hung, run_dir.send))
     return run
-
-
-def _placed(state: CodecState, placement: Placement) -> CodecState:
-    return jax.device_put(state, placement.whole)
 
 
 def _abstract(leaf: Array) -> jax.ShapeDtypeStruct:

@@ -15,7 +15,6 @@ import zlib
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from echotts.rundir.rejections import Fault, Rejected
@@ -25,10 +24,7 @@ CHUNK_BYTES = 1 << 20
 MAX_NAME_BYTES = 1024
 MAX_EXTENDED_HEADER_BYTES = 1 << 20
 MAX_UNPACKED_BYTES = 16 << 30
-MAX_UNPACKED_RATIO, SPARE_UNPACKED_BYTES = (
-    64,
-    64 << 20,
-)  # limit of a .gz: unpacked bytes per packed byte, plus a constant
+MAX_UNPACKED_RATIO, SPARE_UNPACKED_BYTES = 64, 64 << 20  # of a .gz: unpacked bytes per packed one, plus a constant
 PACKED_BYTES_PER_MEMBER, SPARE_MEMBERS = 128, 32768  # limit of a .gz: packed bytes per member, plus a constant
 GZIP_CHUNK_BYTES = 1 << 14  # small, because the rest of a chunk is copied for each gzip stream in it
 _ZERO_BLOCK = bytes(BLOCK)
@@ -87,9 +83,7 @@ class TarFile:
     def __enter__(self) -> "TarFile":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -9,13 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from echotts.data.prepare.recordings import (
-    AUDIO_SUFFIXES,
-    Recording,
-    RecordingReader,
-    check_source,
-    list_recordings,
-)
+from echotts.data.prepare.recordings import AUDIO_SUFFIXES, Recording, RecordingReader, check_source, list_recordings
 from echotts.rundir.rejections import Rejected
 
 LOGGER = logging.getLogger(__name__)

@@ -18,16 +18,10 @@ import soundfile
 
 from echotts.audio import Samples, resample
 from echotts.data.teachers import load_teacher
-from echotts.files import ASSETS, atomic_write, sha256_file
+from echotts.files import ASSETS, atomic_write, sha256_file, write_json
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-VOICES = {
-    "us": "en-us",
-    "f2": "en-us+f2",
-    "m1": "en-us+m1",
-    "klatt2": "en-us+klatt2",
-    "f5": "en-us+f5",
-}
+VOICES = {"us": "en-us", "f2": "en-us+f2", "m1": "en-us+m1", "klatt2": "en-us+klatt2", "f5": "en-us+f5"}
 SAMPLE_RATE = 16000
 SHARD_SAMPLES = 400
 SHORTEST_S = 0.6  # padded with silence: a digit takes 0.3 s, and `data prepare` rejects clips under 0.5 s
@@ -79,8 +73,7 @@ def build_corpus(output: Path, seed: int = 0) -> dict[str, int]:
             count += len(chosen)
         counts[split.name] = count
     info = {"kind": "audio", "sample_rate": SAMPLE_RATE, "voices": list(VOICES), "shards": shards}
-    with atomic_write(output / "dataset.json") as path:
-        path.write_text(json.dumps(info, indent=1) + "\n", encoding="utf-8")
+    write_json(output / "dataset.json", info)
     return counts
 
 

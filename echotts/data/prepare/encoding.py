@@ -15,9 +15,7 @@ WORST_CONVERGENCE, WORST_LEVEL_DB = 0.5, 3.0
 
 
 def encode_clips(
-    codec: LatentCodec,
-    clips: Sequence[Float[np.ndarray, " _"]],
-    on_encoded: Callable[[int], None] = lambda _: None,
+    codec: LatentCodec, clips: Sequence[Float[np.ndarray, " _"]], on_encoded: Callable[[int], None] = lambda _: None
 ) -> list[Float[np.ndarray, " _ c"]]:
     """The latents (ceil(n / hop), c) of each clip, encoded as if followed by silence.
 

@@ -30,7 +30,7 @@ from echotts.data.format.shards import Sample, ShardWriter
 from echotts.data.prepare.assemble import Clip, choose_heldout, choose_references, summarise_shards, write_shards
 from echotts.data.prepare.encoding import check_round_trip, encode_clips
 from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings, plain
-from echotts.files import atomic_write
+from echotts.files import atomic_write, write_json, write_whole
 from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejected
 from echotts.strict_json import load_json
@@ -190,7 +190,7 @@ def _encode_part(
         )
     rejected = [{"source": one.origin, "cause": fault.cause, "detail": plain(fault.detail)} for one, fault in bad]
     accepted = [(sample.key, sample.speaker) for sample in samples]
-    _write_json(tar.with_suffix(".json"), {"accepted": accepted, "rejected": rejected})
+    write_json(tar.with_suffix(".json"), {"accepted": accepted, "rejected": rejected})
     with ShardWriter(tar, codec.latent_channels) as writer:
         for sample in samples:
             writer.write(sample)
@@ -234,9 +234,8 @@ def _write_data_sets(
     chosen = [clip for clip in clips if clip.key not in held]
     references = choose_references(chosen, settings.seed)
     info, with_reference = _write_shards(output, chosen, references, codec, settings, on_progress)
-    with atomic_write(output / REJECTED_NAME) as temporary:
-        lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
-        temporary.write_text("".join(lines), encoding="utf-8")
+    lines = (json.dumps(line, ensure_ascii=False) + "\n" for line in rejected)
+    write_whole(output / REJECTED_NAME, "".join(lines))
     summary = Summary(
         samples=info.samples,
         hours=info.hours or 0.0,
@@ -245,7 +244,7 @@ def _write_data_sets(
         rejected=dict(Counter(line["cause"] for line in rejected)),
         heldout=len(held),
     )
-    _write_json(output / REPORT_NAME, {"plan": plan, "summary": dataclasses.asdict(summary)})
+    write_json(output / REPORT_NAME, {"plan": plan, "summary": dataclasses.asdict(summary)})
     info.save(output / INFO_NAME)
     return summary
 
@@ -295,7 +294,7 @@ def _begin(output: Path, plan: Mapping[str, Any]) -> None:
     if output.is_dir() and any(path.suffix == ".tar" for path in output.iterdir()):
         raise ValueError(f"{output}: has shards that this command did not make: choose another folder")
     work.mkdir(parents=True, exist_ok=True)
-    _write_json(saved, plan)
+    write_json(saved, plan)
 
 
 def _finished(output: Path, plan: Mapping[str, Any]) -> Summary:
@@ -333,11 +332,6 @@ def _alone(work: Path) -> Iterator[None]:
             for leftover in folder.glob(".*.partial"):
                 leftover.unlink()
         yield
-
-
-def _write_json(path: Path, value: Any) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def _read_json(path: Path) -> Any:

@@ -71,10 +71,7 @@ class _Listed:
 
 
 def open_dataset(
-    argument: str,
-    pin: Mapping[str, Any] | None = None,
-    policy: RetryPolicy | None = None,
-    accept_changed: bool = False,
+    argument: str, pin: Mapping[str, Any] | None = None, policy: RetryPolicy | None = None, accept_changed: bool = False
 ) -> Dataset:
     """Opens the dataset that `argument` names (see sources.py), as it is now or as recorded in a `pin`.
 
@@ -165,7 +162,7 @@ def _checked(pin: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _look_beside(listing: Listing, fetcher: Fetcher) -> _Listed:
     """Reads the metadata files beside the shards; for remote shards without a dataset.json, the heads of a few."""
-    folders = sorted({file.folder for file in listing.files}) if listing.remote else _local_folders(listing)
+    folders = sorted({file.folder if listing.remote else str(Path(file.url).parent) for file in listing.files})
     if listing.remote and len(folders) > MAX_FOLDERS:
         folders = folders[:MAX_FOLDERS]
     infos: dict[str, DatasetInfo] = {}
@@ -186,10 +183,6 @@ def _look_beside(listing: Listing, fetcher: Fetcher) -> _Listed:
         info = dataclasses.replace(info, lengths=seen.lengths) if info else seen
         whole = False
     return _Listed(listing, info, whole, silence)
-
-
-def _local_folders(listing: Listing) -> list[str]:
-    return sorted({str(Path(file.url).parent) for file in listing.files})
 
 
 def _beside(listing: Listing, folder: str, name: str, fetcher: Fetcher) -> bytes | None:

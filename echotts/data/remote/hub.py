@@ -74,7 +74,8 @@ def list_files(spec: str, commit: str, suffixes: Sequence[str], extra: Sequence[
     folders = {_fixed_folder(pattern) for pattern in patterns}
     found: dict[str, Any] = {}
     for folder in sorted(folders):
-        deep = any("/" in _below(pattern, folder) for pattern in patterns if _fixed_folder(pattern) == folder)
+        below = f"{folder}/" if folder else ""
+        deep = any("/" in pattern.removeprefix(below) for pattern in patterns if _fixed_folder(pattern) == folder)
         found |= {file.path: file for file in _tree(spec, hub.repository, commit, folder, deep)}
     chosen: dict[str, None] = {}
     lacking = []
@@ -129,10 +130,6 @@ def _matches(name: str, pattern: str) -> bool:
     """Matches like a shell: * does not cross folders."""
     parts, wanted = name.split("/"), pattern.split("/")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-
-
-def _below(pattern: str, folder: str) -> str:
-    return pattern[len(folder) + 1 :] if folder else pattern
 
 
 def _tree(spec: str, repository: str, commit: str, folder: str, recursive: bool) -> list[Any]:

@@ -11,7 +11,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from email.message import Message
-from types import TracebackType
 from typing import Protocol, runtime_checkable
 from urllib.parse import quote, urlsplit
 
@@ -96,9 +95,7 @@ class WebBody:
     def __enter__(self) -> "WebBody":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

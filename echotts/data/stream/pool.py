@@ -90,9 +90,7 @@ class VirtualStream:
         self.index = index
         self.plan = plan
         self.rejections = rejections
-        self.cursors = [
-            _Cursor(lane) for _ in plan.orders for lane in range(plan.lanes)
-        ]  # lane by lane for each source
+        self.cursors = [_Cursor(lane) for _ in plan.orders for lane in range(plan.lanes)]  # each source's lanes
         self.turns = 0  # samples added to the pool
         self.draws = 0
         self.read = 0

@@ -38,12 +38,7 @@ class Espeak:
         self._pieces: list[np.ndarray] = []
         self._callback = _CALLBACK(self._keep)
         library.espeak_SetSynthCallback(self._callback)
-        library.espeak_Synth.argtypes = [
-            ctypes.c_char_p,
-            ctypes.c_size_t,
-            *[ctypes.c_uint] * 4,
-            *[ctypes.c_void_p] * 2,
-        ]
+        library.espeak_Synth.argtypes = [ctypes.c_char_p, ctypes.c_size_t, *[ctypes.c_uint] * 4, *[ctypes.c_void_p] * 2]
         library.espeak_TextToPhonemes.restype = ctypes.c_char_p
 
     def voices(self) -> list[str]:

@@ -79,10 +79,7 @@ class Festival:
     def _process(self, voice: str) -> subprocess.Popen[bytes]:
         if voice not in self._running:
             self._running[voice] = subprocess.Popen(
-                [self._program, "--pipe"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
+                [self._program, "--pipe"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
             )
             _send(self._running[voice], f"(voice_{voice})")
         return self._running[voice]

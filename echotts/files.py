@@ -16,12 +16,25 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 ASSETS = Path(__file__).parent / "assets"  # corpus, codec and model of the demo, part of the package
 
 SEARCHED = 1000  # entries of a folder checked for files of killed writers
 LEFT_S = 3600.0  # age at which a partial file of another machine counts as abandoned
+
+
+class Closing:
+    """What `with` closes at its end."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        raise NotImplementedError
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:

@@ -30,7 +30,7 @@ def open_bucket(url: str) -> tuple[Any, str]:
     try:
         return _filesystem(), url.removeprefix(SCHEME).rstrip("/")
     except ImportError as error:
-        raise ModuleNotFoundError(f"{url}: buckets need more packages ({_first_line(error)}): {INSTALL}") from error
+        raise ModuleNotFoundError(f"{url}: buckets need more packages ({first_line(error)}): {INSTALL}") from error
 
 
 @functools.cache
@@ -84,7 +84,7 @@ def plain_errors(path: object) -> Iterator[None]:
 
 def describe(error: BaseException) -> str:
     """A one-line description of an error, with a remedy if known."""
-    code, text = getattr(error, "code", None), _first_line(error)
+    code, text = getattr(error, "code", None), first_line(error)
     if code == 401:
         return f"no valid credentials ({text}): {NO_CREDENTIALS}"
     if text.startswith("Forbidden"):
@@ -151,5 +151,6 @@ def _within(seconds: float, call: Callable[[], None], what: str) -> None:
         raise failed[0]
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """An error's message in one line."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,13 +16,13 @@ CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 # Before any test imports jax; subprocesses inherit it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most of the tests' take less than 1 s
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")  # most compilations here take less than 1 s
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads spin while they wait, which the other workers pay for
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # PyTorch's threads spin while they wait, at the other workers' cost
 # Modules that declare shapes are checked; in the readers of bytes, beartype would cost more than the tests themselves.
 SOURCES = {path.relative_to(ROOT).with_suffix(""): path.read_text() for path in (ROOT / "echotts").rglob("*.py")}
 install_import_hook([".".join(path.parts) for path in SOURCES if "jaxtyping" in SOURCES[path]], "beartype.beartype")
-# A background job of a shell ignores Ctrl-C, and what it starts would, too: tests interrupt what they start.
+# A background job of a shell ignores Ctrl-C, and so would the processes it starts, which tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -84,7 +84,7 @@ class FakeGcs:
         return {
             "STORAGE_EMULATOR_HOST": self.url,
             "TENSORSTORE_GCS_HTTP_URL": self.url,
-            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # of TensorStore, which else asks Google's machines for one
+            "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",  # for TensorStore, which otherwise asks Google's machines for one
             "NO_GCE_CHECK": "true",
         }
 

@@ -53,7 +53,7 @@ def test_files_of_a_killed_writer_are_removed_by_the_next_write(tmp_path: Path) 
             [sys.executable, "-c", f"from echotts.files import check_writable; check_writable({str(path)!r})"],
             check=True,
         )
-        assert writing.exists()  # its writer lives
+        assert writing.exists()  # its writer still runs
 
 
 def test_partial_files_of_another_machine_are_kept_for_an_hour(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_document_costs_a_few_times_its_size(piece: bytes):
         load_json(data, "x")
         seconds.append(time.thread_time() - began)
     assert min(seconds) < 2.0, seconds
-    tracemalloc.start()  # not above: it would be timed, too
+    tracemalloc.start()  # not above, where it would be timed, too
     try:
         load_json(data, "x")
         assert tracemalloc.get_traced_memory()[1] < 64 << 20

@@ -61,7 +61,6 @@ def weights_hash(params: Params) -> str:
 
 
 def save_adapter(path: Path, adapter: Adapter, storage: str = "float32") -> None:
-    """Writes an adapter file."""
     tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(adapter.params).items()}
     header = {HEADER: vars(adapter.about), "config": to_dict(adapter.config)}
     with atomic_write(path) as temporary:

@@ -37,6 +37,7 @@ from echotts.checkpoint.contents import (
 )
 from echotts.checkpoint.digests import global_digests, json_digest
 from echotts.config import RunConfig
+from echotts.files import Closing
 from echotts.multihost.messages import agree_on, all_gather, any_process
 from echotts.multihost.runtime import Announcements
 from echotts.rundir.layout import (
@@ -68,7 +69,7 @@ MakeRoom = Callable[[Path, int], None]
 """(folder, bytes needed): deletes files by the watchdog's rules until that many bytes are free."""
 
 
-class Checkpoints:
+class Checkpoints(Closing):
     """The checkpoints of one run directory: when to save, what to keep, what to restore.
 
     Checkpoints in a bucket are not leased, and free space is not checked there.
@@ -227,12 +228,6 @@ class Checkpoints:
             self._manager.close()
         except (OSError, ValueError, RuntimeError) as error:
             LOGGER.debug("closing after a failed save: %s", first_line(error))
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def fits(self, arrays: Mapping[str, Any]) -> bool:
         """Whether there is enough free space for a checkpoint of these arrays."""

@@ -7,7 +7,7 @@ communication is needed: partial sums are added on the hosts.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,7 +28,8 @@ def array_digests(tree: Any) -> dict[str, str]:
 
 def global_digests(tree: Any) -> dict[str, str]:
     """`array_digests` of arrays sharded over the devices of all processes. Collective."""
-    return _written(reduce("digests", _sums(tree), _added))
+    added = reduce("digests", _sums(tree), lambda each: {path: sum(one[path] for one in each) for path in each[0]})
+    return _written({path: value % MODULUS for path, value in added.items()})
 
 
 def json_digest(value: Any) -> str:
@@ -48,10 +49,6 @@ def _sums(tree: Any) -> dict[str, int]:
             for shard, start in zip(shards, starts, strict=True)
         ]
     return {path: sum(map(int, parts)) % MODULUS for path, parts in jax.device_get(launched).items()}
-
-
-def _added(each: Sequence[Mapping[str, int]]) -> dict[str, int]:
-    return {path: sum(sums[path] for sums in each) % MODULUS for path in each[0]}
 
 
 def _written(sums: Mapping[str, int]) -> dict[str, str]:

@@ -136,7 +136,8 @@ def _quiet(debug: bool) -> None:
             warnings.filterwarnings("ignore")
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s" if debug else "%(message)s"))
-    handler.addFilter(lambda record: _worth_showing(record, debug))
+    if not debug:
+        handler.addFilter(lambda record: record.name.split(".")[0] == "echotts" or record.levelno >= logging.ERROR)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -171,10 +172,6 @@ def _keep_compiled() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_COMPILED_BYTES))
     # The codec's window compiles in less than 1 s.
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-
-
-def _worth_showing(record: logging.LogRecord, debug: bool) -> bool:
-    return debug or record.name.split(".")[0] == "echotts" or record.levelno >= logging.ERROR
 
 
 def report(error: Exception | str, debug: bool = False) -> None:

@@ -3,10 +3,12 @@
 import sys
 import time
 
+from echotts.files import Closing
+
 LINE_EVERY_S = 10.0
 
 
-class Progress:
+class Progress(Closing):
     """Rate and remaining time of long work: a progress bar on a terminal, otherwise a line now and then."""
 
     def __init__(self) -> None:
@@ -14,12 +16,6 @@ class Progress:
         self._stage = ""
         self._began = self._logged = 0.0
         self._first = 0
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __call__(self, stage: str, done: int, total: int, rejected: int = 0) -> None:
         if stage != self._stage:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from echotts.disk.scan import Found, OpenFiles
 from echotts.disk.tree import Folder, KeptError, check_no_mount_below, mount_id, tree
+from echotts.files import Closing
 from echotts.rundir.leases import FOLDER_NAME, OPEN_FOLDER, live_names, lock_alone
 
 OPEN_ANY = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -27,7 +28,7 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 _COUNTER = itertools.count()
 
 
-class OpenRoot:
+class OpenRoot(Closing):
     """A root held open: entries found below `descriptor` are deleted below it, even if its path changes meanwhile."""
 
     def __init__(self, path: Path):
@@ -118,12 +119,6 @@ class OpenRoot:
             os.close(descriptor)
         self._way.clear()
         self._closing.close()
-
-    def __enter__(self) -> "OpenRoot":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _enter(self, folder: Folder) -> int:
         """Opens and locks a folder below this root; it stays locked until another one is entered."""

@@ -164,7 +164,8 @@ class Watchdog:
         if not actions:
             return
         steps = {target.run_dir(run): (target, run) for target in targets for run in target.runs}
-        others = _written(targets) or sorted(steps, key=lambda path: path.stat().st_mtime)[-1:]
+        live = [run for run, (target, name) in steps.items() if runs.is_written(target.root.descriptor, name)]
+        others = live or sorted(steps, key=lambda path: path.stat().st_mtime)[-1:]
         for path, (target, run) in steps.items():
             own = [action for action in actions if action.run == path or (action.run is None and path in others)]
             if not own:
@@ -222,11 +223,6 @@ def make_space(settings: Settings, folder: Path, needed_bytes: int) -> None:
                 LOGGER.info("deleted %.1f MB: %s", action.freed_bytes / 1e6, action.what)
     except Exception as error:  # a save must not fail because of some root's contents
         LOGGER.warning("freeing space failed: %s: %s", type(error).__name__, error)
-
-
-def _written(targets: list[Target]) -> list[Path]:
-    """The run directories with a live trainer."""
-    return [p.run_dir(run) for p in targets for run in p.runs if runs.is_written(p.root.descriptor, run)]
 
 
 def _asked_now(run_dir: Path, request: pause.Request) -> bool:

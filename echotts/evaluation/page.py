@@ -74,8 +74,12 @@ def _page(
     named = ", ".join(f"{name} {value}" for name, value in about.items() if value is not None)
     judged = {score.system: score.results for score in scores}
     order = sorted(range(len(tasks)), key=lambda i: -scores[0].results[i].errors.words_wrong)  # the worst first
+    texts = [
+        f"{html.escape(task.text)}<br><small>{html.escape(task.key)}, {html.escape(task.speaker)}</small>"
+        for task in tasks
+    ]
     clips = "".join(
-        _row("td", [_task(tasks[i]), *(_cell(places[s][i], judged[s][i] if s in judged else None) for s in places)])
+        _row("td", [texts[i], *(_cell(places[s][i], judged[s][i] if s in judged else None) for s in places)])
         for i in order
     )
     head = _row("th", ["text", *map(html.escape, places)])
@@ -85,10 +89,6 @@ def _page(
         f'<table class="figures">{_row("th", map(html.escape, COLUMNS))}{figures}</table>'
         f"<h2>Clips, the worst first</h2><table>{head}{clips}</table></html>\n"
     )
-
-
-def _task(task: Task) -> str:
-    return f"{html.escape(task.text)}<br><small>{html.escape(task.key)}, {html.escape(task.speaker)}</small>"
 
 
 def _cell(place: Path | None, result: Result | None) -> str:

@@ -4,7 +4,6 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import orjson
@@ -24,8 +23,9 @@ def csv_of(history: History, names: list[str]) -> Iterator[bytes]:
         head = lines.getvalue().encode()
         for start in range(0, len(points.steps), 10_000):
             rows = zip(*(part[start : start + 10_000] for part in points), strict=True)
-            written = (b"%s,%d,%.3f,%s\n" % (head, step, when, _digits(value)) for when, step, value in rows)
-            yield b"".join(written)
+            # All digits of the stored precision; nothing for a number that is not finite.
+            told = ((when, step, str(value).encode() if math.isfinite(value) else b"") for when, step, value in rows)
+            yield b"".join(b"%s,%d,%.3f,%s\n" % (head, step, when, digits) for when, step, digits in told)
 
 
 def json_of(history: History, names: list[str]) -> Iterator[bytes]:
@@ -46,8 +46,3 @@ def download(body: Iterator[bytes], run: Run, kind: str, media_type: str) -> Res
     name = "".join(character if character.isalnum() or character in "-_." else "_" for character in run.name)
     headers = {"Content-Disposition": f'attachment; filename="{name.encode("ascii", "replace").decode()}.{kind}"'}
     return StreamingResponse(body, headers=headers, media_type=media_type)
-
-
-def _digits(value: Any) -> bytes:
-    """All digits of the stored precision; empty if the number is non-finite."""
-    return str(value).encode() if math.isfinite(value) else b""

@@ -96,7 +96,7 @@ class Routes:
                     "description": METRICS.get(name, ""),
                     "unit": unit_of(name),
                     "count": count,
-                    "last": _last(history, name),
+                    "last": next(iter(history.points(name, last=1).values), None),
                 }
                 for name, count in sorted(history.names().items())
             ]
@@ -273,11 +273,6 @@ def _item(run: Run, index: Samples, item: Item) -> dict[str, Any]:
         "picture": f"api/runs/{run.id}/picture/{item.id}",
         "seconds": index.seconds(item),
     }
-
-
-def _last(history: History, name: str) -> Any:
-    values = history.points(name, last=1).values
-    return values[-1] if len(values) else None
 
 
 def _names(asked: str) -> list[str]:

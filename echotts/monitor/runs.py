@@ -222,7 +222,6 @@ class Library:
             return list(self._runs.values())
 
     def find(self, run_id: str) -> Run | None:
-        """The run with this id."""
         return next((run for run in self.runs() if run.id == run_id), None)
 
     def make_room(self) -> None:

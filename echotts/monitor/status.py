@@ -95,5 +95,4 @@ def duration(seconds: float) -> str:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, if it is a finite number."""
     return value if value is not None and math.isfinite(value) else None

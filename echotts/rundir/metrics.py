@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from echotts.files import Closing
 from echotts.rundir.rejections import CAUSES
 from echotts.rundir.tensorboard import TensorBoard
 
@@ -126,7 +127,7 @@ def metrics_path(run_dir: Path, hostname: str | None = None) -> Path:
     return run_dir / "metrics" / f"{hostname or socket.gethostname()}.jsonl"
 
 
-class MetricsWriter:
+class MetricsWriter(Closing):
     """Appends metrics lines and flushes each. Names must be listed in METRICS; non-finite numbers become null.
 
     Thread-safe. `beside` gets every line as well, and is closed with this writer.
@@ -169,12 +170,6 @@ class MetricsWriter:
         self._file.close()
         if self._beside is not None:
             self._beside.close()
-
-    def __enter__(self) -> "MetricsWriter":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _last_byte(path: Path) -> bytes:

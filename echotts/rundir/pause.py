@@ -46,7 +46,6 @@ def ask(run_dir: Path, request: Request) -> bool:
 
 
 def withdraw(run_dir: Path) -> None:
-    """Removes the request."""
     with contextlib.suppress(OSError):
         request_path(run_dir).unlink(missing_ok=True)
 

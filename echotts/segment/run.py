@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,13 +21,13 @@ from echotts.audio.reading import AUDIO_SUFFIXES
 from echotts.evaluation.asr import Whisper
 from echotts.evaluation.voices import VoiceEncoder
 from echotts.files import atomic_write, plain, read_lines
-from echotts.segment.align import align
 from echotts.segment.pieces import Piece, find_pieces
 from echotts.segment.quality import Limits, fault, snr_db
 from echotts.strict_json import load_rows
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov")
 TABLE, REJECTED, DONE = "metadata.jsonl", "rejected.jsonl", "done.txt"
+LEAST_MATCHED = 0.6  # minimum share of a clip's recognised words found in the text
 LEAST_CONFIDENCE = -0.8  # mean log probability of Whisper's tokens
 LETTERS_A_SECOND = (3.0, 30.0)
 SAME_SPEAKER = 0.75  # minimum cosine similarity to a cluster's mean
@@ -181,3 +182,39 @@ def _summary(output: Path) -> Summary:
     rows = load_rows(output / TABLE, ["start_s", "end_s"])
     causes = Counter(row["cause"] for row in load_rows(output / REJECTED, ["cause"]))
     return Summary(len(rows), sum((row["end_s"] - row["start_s"] for row in rows), 0.0), causes)
+
+
+def align(text: str, heard: Sequence[str]) -> list[str | None]:
+    """For each clip, in order, the part of `text` spoken in it; None if too few of its words are in the text.
+
+    Words are compared without case and punctuation. Misrecognised words at the edges of a clip are replaced by the
+    words of the text at that position, unless another clip has them.
+    """
+    written = text.split()
+    words = [re.findall(r"\S+", clip) for clip in heard]
+    spoken = [_plain(word) for clip in words for word in clip]
+    places: dict[int, int] = {}  # index of a recognised word -> its index in the text
+    for start, other, size in SequenceMatcher(
+        None, list(map(_plain, written)), spoken, autojunk=False
+    ).get_matching_blocks():
+        places.update({other + i: start + i for i in range(size)})
+    spans = []
+    first = 0
+    for clip in words:
+        found = [(number, places[first + number]) for number in range(len(clip)) if first + number in places]
+        first += len(clip)
+        fits = found and len(found) >= LEAST_MATCHED * len(clip)
+        spans.append((found[0][1] - found[0][0], found[-1][1] + len(clip) - found[-1][0]) if fits else None)
+    known = [span for span in spans if span is not None]
+    aligned: list[str | None] = []
+    for span in spans:
+        if span is None:
+            aligned.append(None)
+            continue
+        before = max((other[1] for other in known if other[0] < span[0]), default=0)
+        aligned.append(" ".join(written[max(0, span[0], before) : span[1]]))
+    return aligned
+
+
+def _plain(word: str) -> str:
+    return re.sub(r"[^\w']", "", word.lower())

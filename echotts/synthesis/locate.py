@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from echotts.checkpoint.facts import CodecFacts
 from echotts.files import ASSETS
-from echotts.gcs import is_bucket
+from echotts.gcs import first_line, is_bucket
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
@@ -46,7 +46,7 @@ def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
     try:
         return Path(hf_hub_download(name, HUB_FILE))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise FileNotFoundError(f"{name}: no such local path, and no {HUB_FILE} on the Hub ({reason})") from error
 
 

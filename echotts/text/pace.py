@@ -14,7 +14,6 @@ _SYLLABLES = {"HIRAGANA": 0.13, "KATAKANA": 0.13, "HANGUL": 0.19, "CJK": 0.23, "
 
 
 def estimated_seconds(text: str) -> float:
-    """Estimated seconds of speech for `text`."""
     return sum(map(_seconds, text))
 
 

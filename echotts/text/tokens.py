@@ -104,7 +104,6 @@ class TokenizerJson(TypedDict):
 
 
 def tokenizer_to_json(tokenizer: Tokenizer) -> TokenizerJson:
-    """JSON-ready."""
     if isinstance(tokenizer, SentencePieceTokenizer):
         return {"kind": tokenizer.kind, "model": base64.b64encode(tokenizer.to_bytes()).decode("ascii")}
     return {"kind": tokenizer.kind}

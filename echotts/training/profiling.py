@@ -13,6 +13,7 @@ from pathlib import Path
 import jax
 
 from echotts.config import RunConfig
+from echotts.files import Closing
 from echotts.multihost.runtime import Announcements
 from echotts.rundir.layout import PROFILE
 from echotts.training.report import Reporter
@@ -22,7 +23,7 @@ LOGGER = logging.getLogger(__name__)
 FOLDER = "profiles"
 
 
-class Profiler:
+class Profiler(Closing):
     """Checks for a request every `run.log_every` steps; with several processes, process 0 checks and announces it."""
 
     def __init__(self, run_dir: Path, run: RunConfig, reporter: Reporter):
@@ -47,7 +48,7 @@ class Profiler:
         self._step = step
         if self._tracing is not None and step >= self._tracing[0] + self._steps - 1:
             with self._reporter.pause():  # waits until the step is done
-                self._stop()
+                self.close()
         if self._asked.due(step, self._requested):
             self._begins.add(step + 1)
 
@@ -75,7 +76,8 @@ class Profiler:
             except Exception as error:  # errors of the profiler or the disk must not stop training
                 self._reporter.profiled(step, f"no profiler trace: {error}")
 
-    def _stop(self) -> None:
+    def close(self) -> None:
+        """Ends the trace, if there is one."""
         if self._tracing is None:
             return
         (first, folder), self._tracing = self._tracing, None
@@ -85,9 +87,3 @@ class Profiler:
             self._reporter.profiled(self._step, f"no profiler trace in {folder}: {error}")
         else:
             self._reporter.profiled(self._step, f"profiler trace of steps {first} to {self._step}: {folder}")
-
-    def __enter__(self) -> "Profiler":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop()

@@ -5,11 +5,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from echotts.files import Closing
+
 BAR = "{desc} {percentage:3.0f}% |{bar}| {n_fmt}/{total_fmt}{postfix}"
 MINUTE_S, HOUR_S = 60, 3600
 
 
-class Progress:
+class Progress(Closing):
     """Shows the progress of a training. `steps` is the last step, `start` the step it resumes after."""
 
     def __init__(self, steps: int, start: int = 0, stream: Any = None):
@@ -48,12 +50,6 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def duration(seconds: float) -> str:

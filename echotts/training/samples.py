@@ -103,7 +103,8 @@ def write_samples(
     heard: list[Any] = []  # evaluation.asr.Heard
     similar: list[float] = []
     for number, sentence in enumerate(sentences):
-        name = f"{number:02d}_{_slug(sentence)}.wav"
+        words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")[:40]
+        name = f"{number:02d}_{words or 'sentence'}.wav"
         turn = number % max(len(voices), 1)
         spoken = speak(weights, sentence, number, voices[turn] if voices else None)
         spoken.speech.save(unfinished / name)
@@ -135,8 +136,3 @@ def _error_rates(heard: Sequence[Any]) -> dict[str, float]:
         "speech/character_error_rate": sum(one.characters_wrong for one in heard)
         / max(1, sum(one.characters for one in heard)),
     }
-
-
-def _slug(sentence: str) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", sentence.lower()).strip("-")
-    return words[:40] or "sentence"

@@ -26,7 +26,7 @@ def test_the_length_stays_also_of_short_and_empty_pieces(count):
 def test_a_later_piece_continues_the_pattern_of_the_recording():
     clip, start = speech(3.0), 12345
     whole, later = marked(clip, RATE, MESSAGE), marked(clip[start:], RATE, MESSAGE, start)
-    edge = RATE // 100  # there the whole has a frame that reads samples before the start
+    edge = RATE // 100  # the whole signal has a frame here that reads samples before the start
     np.testing.assert_allclose(later[edge:], whole[start + edge :], atol=1e-6)
 
 

@@ -89,7 +89,7 @@ def test_the_front_page_is_a_live_run_with_its_last_loss_and_no_empty_cards_and_
         expect(page.locator(f'[data-panel="{panel}"]')).to_be_hidden()
     page.locator("#all-runs summary").click()
     names = page.locator("#run-table tbody th")
-    for first in ("live", "broken"):  # a second press turns the order
+    for first in ("live", "broken"):  # a second press reverses the order
         page.locator('#run-table thead button[data-key="step"]').click()
         expect(names.first).to_have_text(first)
 
@@ -194,7 +194,7 @@ def test_charts_are_read_and_zoomed_with_the_keyboard(still: Dashboard, open_pag
         page.keyboard.press("Shift+ArrowLeft")
     here = page.locator('[data-panel="loss"] .chart-place')
     expect(here).to_have_text("step 1,700")
-    assert reading(page, "norm") == "step 1,700"  # all charts read at the same place
+    assert reading(page, "norm") == "step 1,700"  # all charts show the values of the same place
     page.keyboard.press("+")
     expect(page.locator("#zoom-reset")).to_be_enabled()
     page.keyboard.press("Escape")

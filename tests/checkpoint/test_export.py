@@ -99,10 +99,10 @@ def test_the_published_pickle_round_trip_is_bitwise_exact(run_dir, tmp_path):
     assert_same(published.params, load_run(run_dir, "raw").params)
     assert_same(load_weights(tmp_path / "step_6.pkl").params, published.params)
     adam = load_weights(tmp_path / "step_6.pkl", with_optimizer=True).adam
-    assert adam.count == 5  # as many updates counted
+    assert adam.count == 5  # the number of updates is kept
     assert_same(adam.mu, _plus_one(_plus_one(published.params)))
     assert_same(adam.nu, _plus_one(published.params))
-    export(run_dir, tmp_path / "ema.pkl", "ema")  # which belongs to no optimizer state
+    export(run_dir, tmp_path / "ema.pkl", "ema")  # no optimizer state belongs to the average
     assert interop.load_published(tmp_path / "ema.pkl").opt_state is None
 
 

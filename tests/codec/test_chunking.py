@@ -249,7 +249,7 @@ def test_signals_longer_than_32_bits_of_samples_are_still_exact(tiny: Codec):
     stream = tiny.stream_decoder()
     stream._stream._start = 1 << 40  # as after a million hours
     audio = np.concatenate([stream.push(latent), stream.finish()], axis=1)
-    late = audio[:, -10 * HOP :]  # a decoder that heard zeros before, not nothing: only the end is alike
+    late = audio[:, -10 * HOP :]  # the decoder has heard zeros before instead of nothing, so only the end is the same
     np.testing.assert_allclose(late, tiny.decode(latent)[:, -10 * HOP :], atol=EXACT)
 
 

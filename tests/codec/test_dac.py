@@ -119,7 +119,7 @@ def test_descript_audio_codecs_file_gives_its_codes_and_audio(name: str, origina
     torch.manual_seed(2)
     model = randomised(original.DAC(**small_kwargs(name)).eval())
     if name != "44khz_16kbps":
-        assert set(model.state_dict()) == set(rvq_golden.shapes(name))  # the real file's
+        assert set(model.state_dict()) == set(rvq_golden.shapes(name))  # of the real file
     path = tmp_path / "weights.pth"
     torch.save({"state_dict": model.state_dict(), "metadata": {"kwargs": small_kwargs(name)}}, path)
     codec = load_codec(path)

@@ -54,7 +54,7 @@ def test_decompressing_restores_loudness_rate_length_and_channels(
         restored, restored_rate = codec.decompress(path)
         assert restored_rate == rate
         assert restored.shape == audio.shape
-        if rate == 8000:  # the codec's: no resampler between
+        if rate == 8000:  # the codec's rate: nothing is resampled
             assert abs(loudness(restored, rate) - loudness(audio, rate)) < 0.1
         output = tmp_path / f"out{suffix}.flac"
         assert codec.decompress_to_file(compressed, output) == audio.shape[1]

@@ -103,7 +103,7 @@ def test_troubles_that_pass_change_no_batch(
         assert stream.rejections.counts.total() == 0
         assert stream.shards.retries == len(troubles)
     assert_equal(local(files, 30, buckets=ONE), found)
-    assert len(hub.gets(BAD)) <= 1 + len(troubles) + 1  # the look at the heads of some shards
+    assert len(hub.gets(BAD)) <= 1 + len(troubles) + 1  # the heads of some shards are read
     heads = 4
     assert len(hub.gets(".tar")) == len(files) + heads + len(troubles)  # all fit the budget: once each, three epochs
     cuts = [trouble.bytes for trouble in troubles if isinstance(trouble, Cut | Stall) and trouble.bytes]
@@ -174,7 +174,7 @@ def test_the_global_batch_is_the_same_for_any_number_of_processes(
         stream.close()
     assert_equal(expected[:6], together(done))
     shards = Shards(dataset.sources, Cache(tmp_path, 10**8), FAST)
-    with Stream(shards, layout, 1, TOKENIZER, SILENCE) as alone:  # and goes on alone, exactly
+    with Stream(shards, layout, 1, TOKENIZER, SILENCE) as alone:  # and continues alone, exactly
         alone.restore(state)
         assert_equal(expected[6:], steps(alone, 6))
 
@@ -222,7 +222,7 @@ def test_a_download_left_by_a_killed_process_resumes_by_range(
     keys = [cache.id_of(file) for file in dataset.sources[0].files]
     os.close(cache._owner)  # as if it had died
     (cache.folder / f"{keys[3]}.tar.999999999.partial").write_bytes(payload[:1500])
-    (cache.folder / f"{keys[4]}.tar.999999999.partial").write_bytes(b"x" * 1500)  # of another content
+    (cache.folder / f"{keys[4]}.tar.999999999.partial").write_bytes(b"x" * 1500)  # with other content
     (cache.folder / f"{keys[5]}.tar").write_bytes(repository["train/s-005.tar"])
     with fetched(dataset, tmp_path) as stream:
         assert_equal(local(files, 30, buckets=ONE), steps(stream, 30))

@@ -144,7 +144,7 @@ def test_the_built_in_corpus_is_a_source_by_its_name(tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert command.main(["prepare", "--source", "demo", "--output", "out"]) == 0
     assert len(list_recordings(sources[0])) == 2950
-    (tmp_path / "demo").mkdir()  # a folder of this name goes first
+    (tmp_path / "demo").mkdir()  # a folder of this name has priority
     command.main(["prepare", "--source", "demo", "--output", "out"])
     assert sources[1] == "demo"
 

@@ -144,7 +144,7 @@ def test_shards_that_were_rewritten_under_their_names_are_refused_unless_accepte
         stream.next()
         state = stream.state()
     held = files[1].read_bytes()
-    files[1].write_bytes(held)  # as copying does: the same bytes, another time
+    files[1].write_bytes(held)  # like a copy: the same bytes with another time
     if hashed:
         open_inputs(run_on_two_shards(tmp_path)).stream.close()
     (tmp_path / "new").mkdir()

@@ -240,9 +240,9 @@ def test_shards_on_the_web_are_a_range_of_addresses(files: list[Path], tmp_path:
     payloads = {path.name: path.read_bytes() for path in files}
     with FakeHub() as web:
         web.commit(payloads)
-        web.trouble(files[2].name, Status(503), Cut(900))  # which the look at the heads meets
+        web.trouble(files[2].name, Status(503), Cut(900))  # among the heads that are read
         dataset = open_dataset(f"{web.url}/plain/s-{{000..003}}.tar", policy=FAST)
-        web.trouble(files[1].name, Status(503), Cut(20_000))  # there the tar would still begin like one
+        web.trouble(files[1].name, Status(503), Cut(20_000))  # the tar would still begin like one there
         assert [file.bytes for file in dataset.sources[0].files] == [None] * 4
         with Stream(
             Shards(dataset.sources, Cache(tmp_path, 10**8), FAST), config(buckets=ONE), 1, TOKENIZER, SILENCE

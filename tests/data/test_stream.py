@@ -305,7 +305,7 @@ def test_a_batch_costs_nothing_that_grows_with_the_number_of_shards(shards: list
         began = time.thread_time()
         for _ in range(100):
             stream._snapshot()
-        assert time.thread_time() - began < 0.1  # 1 ms a batch
+        assert time.thread_time() - began < 0.1  # 1 ms per batch
 
 
 def test_buckets_that_hold_less_text_when_longer_are_refused(shards: list[Path]) -> None:

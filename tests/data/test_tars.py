@@ -113,7 +113,7 @@ def test_pax_headers_take_linear_time(tmp_path: Path) -> None:
     path.write_bytes((header(b"p", len(records), b"x") + padded(records)) * 4 + sample_of("a") + END)
     began = time.thread_time()
     assert read(path) == (["a"], {})
-    assert time.thread_time() - began < 8  # 2 s for each MB
+    assert time.thread_time() - began < 8  # 2 s per MB
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_gz_bomb_takes_bounded_time_and_space(
 
 def test_an_altered_gz_shard_is_rejected_entirely_and_named(tmp_path: Path) -> None:
     (plain,) = write_shards(tmp_path, 1, 8)
-    packed = bytearray(gzip.compress(plain.read_bytes(), 0))  # stored: every flipped bit unpacks, the checksum tells
+    packed = bytearray(gzip.compress(plain.read_bytes(), 0))  # not compressed: only the checksum tells
     path = tmp_path / "s.tar.gz"
     for place in (len(packed) // 2, len(packed) - 6):
         altered = packed.copy()

@@ -18,8 +18,8 @@ from echotts.data.prepare.recordings import list_recordings
 from echotts.data.teachers import load_teacher, read_texts, speak
 from echotts.data.teachers.kokoro import Kokoro
 from echotts.data.teachers.phonemes import Phonemes
-from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.speak import Settings, plan
+from scripts.rooms import vary
 
 TEXTS = ["Hello there.", "How are you today?", "The end of it.", "One more."]
 VOICES = ("en-us", "en-us+f2")
@@ -66,7 +66,7 @@ def test_texts_with_line_separators_and_a_stopped_run_in_another_locale_are_read
     assert read_texts(texts) == ["Sm\u00f8rrebr\u00f8d\u2028today.", "Two."]
     command = [sys.executable, "-m", "echotts", "data", "speak", "--teacher", "espeak", "--voices", "en-us", "--texts"]
     command += [str(texts), "--output", str(tmp_path / "out")]
-    for _ in range(2):  # the second finds all of it there
+    for _ in range(2):  # the second run finds all of it
         done = subprocess.run(command, capture_output=True, env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0",
                               "PYTHONCOERCECLOCALE": "0"}, check=False)  # fmt: skip
         assert done.returncode == 0, done.stderr.decode()
@@ -182,6 +182,16 @@ def test_varied_recordings_differ_by_seed_repeat_by_seed_and_stay_in_their_range
     assert -37.0 < min(loudness) < -28.0 < -22.0 < max(loudness) < -13.0
     assert len({len(samples) for samples in several}) > 4
     assert all(np.isfinite(samples).all() for samples in several)
+
+
+def quieter(samples: Samples, rate: int, random: np.random.Generator) -> Samples:
+    return 0.1 * samples
+
+
+def test_each_clip_is_changed_before_it_is_written(tmp_path: Path) -> None:
+    speak(TEXTS[:1], tmp_path, Settings(teacher="espeak", voices=VOICES[:1], change=quieter))
+    [file] = tmp_path.rglob("*.flac")
+    assert 0.01 < np.abs(soundfile.read(file)[0]).max() <= 0.1
 
 
 def test_the_command_speaks_and_reports_existing_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

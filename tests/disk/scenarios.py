@@ -189,7 +189,7 @@ class Trainer:
         unfinished = self.scene.run / "checkpoints" / f"step_{step:08d}.orbax-checkpoint-tmp"
         try:
             folder = checkpoint(self.scene.run, step, size, age_h=self.draw.uniform(0, 5))
-        except OSError:  # no room: as the trainer does, away with the rest of it
+        except OSError:  # no room: removes the rest of it, as the trainer does
             self.ledger.note("no room")
             shutil.rmtree(unfinished, ignore_errors=True)
         else:

@@ -209,4 +209,4 @@ def test_a_hub_repository_behind_a_symlink_and_a_commit_that_is_in_two_are_left(
     for repo in ("org/one", "org/two"):
         hub_revision(cache, repo, "c" * 40, {"w": b"c"}, age_h=500)
     names = listed(Root(kind="hub", path=cache))
-    assert names == ["c" * 40]  # of the one that the Hub's deletion by hash would take; never the other's by mistake
+    assert names == ["c" * 40]  # only of the one that the Hub's deletion by hash would remove, never of the other

@@ -53,7 +53,7 @@ def test_the_beginning_of_an_open_log_is_freed_without_affecting_its_writer(tmp_
         writer.seek(0, os.SEEK_END)
         writer.write(b"b" * 4 * MIB)
         first, second = pass_over(capped(tmp_path / "logs", 3))
-        assert first.path == old and not old.exists()  # what is closed goes first
+        assert first.path == old and not old.exists()  # closed files go first
         assert second.path == path and second.freed_bytes == 5 * MIB
         writer.write(b"the end")
     content = path.read_bytes()

@@ -94,7 +94,7 @@ def test_folders_nested_1500_deep_neither_end_the_watch_nor_are_half_deleted(tmp
         assert cleaned(Root(kind="partial", path=root)) == [root / "other.partial"]
         assert deep.exists()
         assert "deep.partial: not deleted: folders are nested more than 64 deep" in caplog.text
-    finally:  # pytest's own tidying would meet the limit of recursion
+    finally:  # pytest's own cleanup would reach the recursion limit
         subprocess.run(["rm", "-rf", deep], check=True)
 
 

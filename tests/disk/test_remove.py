@@ -111,7 +111,7 @@ def test_a_folder_containing_a_lease_is_kept(root, inner):
     was = found(root, path)
     with lease(path / inner), pytest.raises(KeptError, match=r"leased|written again"):
         root.remove(was)
-    (path / ".leases").touch()  # no record can be written: the lock must do
+    (path / ".leases").touch()  # no record can be written: the lock must suffice
     (path / "a" / ".leases").touch()
     was = found(root, path)
     with lease(path / inner), pytest.raises(KeptError, match="something in it is leased"):

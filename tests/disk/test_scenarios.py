@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HAPPENED = (  # what must have happened for the proof to say anything
+HAPPENED = (  # must have happened for the proof to mean anything
     "saved",
     "leased read",
     "deleted",

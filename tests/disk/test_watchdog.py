@@ -23,7 +23,7 @@ from echotts.rundir.leases import lease
 from tests.disk.layout import hub_revision, run_dir, settings, steps, write
 
 ROOT = Path(__file__).parents[2]
-DISK = 10_000_000  # bytes of the disk that `disk` pretends
+DISK = 10_000_000  # bytes of the simulated disk
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_at_97_percent_trainers_are_asked_to_wait_until_there_is_space(disk, cap
         dog.run_pass()
         assert pause.full(run) is not None
         write(filler, int(0.94 * DISK))
-        assert pause.full(run) is None  # the trainer sees for itself, should the watchdog be gone
+        assert pause.full(run) is None  # the trainer checks by itself, in case the watchdog is gone
         pause.ask(run, pause.Request(place=str(disk)))
         dog.run_pass()
         assert pause.asked(run) is None

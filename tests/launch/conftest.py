@@ -20,7 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# What is "trained": it counts on from where it was, until it is told to leave. MODE says how it behaves.
+# The "training": counts on from where it was until it is told to stop. MODE selects its behaviour.
 TRAINING = """
 import os, signal, sys, time
 from pathlib import Path
@@ -98,7 +98,7 @@ class World:
     def set(self, **facts: object) -> None:
         """Changes the state of affairs."""
         path = self.cloud / "world.json"
-        with (self.cloud / "lock").open("w") as lock:  # which every call of the fake takes
+        with (self.cloud / "lock").open("w") as lock:  # taken by every call of the fake
             fcntl.flock(lock, fcntl.LOCK_EX)
             path.write_text(json.dumps((json.loads(path.read_text()) if path.exists() else {}) | facts))
 

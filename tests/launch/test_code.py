@@ -55,7 +55,7 @@ def test_the_same_code_is_copied_and_installed_once(world: World) -> None:
     world.commit()
     world.call("sync")
     assert (world.home(0) / "uv.log").read_text().count("pip install") == 1
-    (world.source / "requirements.lock").write_text("jax==0.0.1\n")  # other versions want another environment
+    (world.source / "requirements.lock").write_text("jax==0.0.1\n")  # other versions need another environment
     world.commit()
     world.call("sync")
     assert (world.home(0) / "uv.log").read_text().count("pip install") == 2

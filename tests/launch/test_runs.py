@@ -49,9 +49,9 @@ def test_a_run_is_started_detached_once_and_stopped_with_its_checkpoint(world: W
     assert "ended with exit code 75 (ended by a signal)" in world.call("status")
 
     world.call("start", *flags)
-    assert "after step 0" not in log(world, 0)  # it goes on from where it was
+    assert "after step 0" not in log(world, 0)  # it continues from where it was
     left = [name for name in ("exit", "stopped") if world.job(0, name).exists()]
-    assert not left  # by which a watch would take it for ended, or for one that is to rest
+    assert not left  # from which a watch would conclude that it has ended, or was stopped on purpose
 
 
 def test_the_installed_commands_name_works_in_a_command_too(world: World) -> None:
@@ -122,7 +122,7 @@ def test_the_watchdog_runs_on_all_and_the_dashboard_on_one(world: World) -> None
     assert status.count("running, watchdog") == 2
     assert status.count(", dashboard") == 1
     assert "command=(little.py x --run_dir gs://b/r)" in world.job(0, "dashboard.sh").read_text()
-    assert "command=(little.py)" in world.job(1, "watchdog.sh").read_text()  # a bucket takes no room here
+    assert "command=(little.py)" in world.job(1, "watchdog.sh").read_text()  # a bucket takes no space on this disk
     os.killpg(int(world.job(1, "watchdog.pid").read_text().split()[0]), signal.SIGKILL)
     world.call("start", *world.command("run", "--run_dir", "r"), *both)  # which starts what is missing
     assert world.call("status").count("running, watchdog") == 2

@@ -152,7 +152,7 @@ def test_rows_beyond_the_conditions_equal_rows_with_both_masked(tiny: Golden, ti
     actual, expected = velocity(tiny_model, x, t, one), velocity(tiny_model, x, t, masked)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-5)
     assert float(jnp.abs(actual[1] - velocity(tiny_model, x, t, two)[1]).max()) > 0.1
-    tiled = build(tiny.config, tiny.params(), frame_tile=x.shape[1] + 3)  # as on a TPU: the padding is not heard
+    tiled = build(tiny.config, tiny.params(), frame_tile=x.shape[1] + 3)  # as on a TPU: the padding has no effect
     np.testing.assert_allclose(velocity(tiled, x, t, one), expected, rtol=0, atol=2e-5)
 
 

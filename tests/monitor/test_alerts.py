@@ -30,7 +30,7 @@ def run_dir(tmp_path):
 def test_a_run_that_is_well_or_over_or_long_gone_raises_none(tmp_path, run_dir):
     assert kinds(run_dir, END + 10) == []
     assert kinds(make_run(tmp_path / "done", end=END, ending="finished"), END + 3600) == []
-    assert kinds(run_dir, END + 90_000) == []  # nobody wants to hear of last month's runs
+    assert kinds(run_dir, END + 90_000) == []  # runs of last month raise no alerts
 
 
 def test_silence_and_failure(tmp_path, run_dir):
@@ -82,7 +82,7 @@ def test_a_step_skipped_by_the_trainer_raises_no_alert_once_it_continues(run_dir
 
 def test_waiting_for_data_over_several_lines(run_dir):
     say(run_dir, train_line(2010, END + 5) | {"time/data_wait_share": 0.9})
-    assert kinds(run_dir, END + 10) == []  # one line is an accident
+    assert kinds(run_dir, END + 10) == []  # a single line is not enough
     say(
         run_dir,
         *(train_line(2010 + step, END + 5 + step) | {"time/data_wait_share": 0.5} for step in range(10, 60, 10)),

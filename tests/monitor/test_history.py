@@ -42,7 +42,7 @@ def steps_of(history: History, name: str = LOSS) -> list[int]:
 def test_where_a_step_occurs_twice_the_later_line_counts(tmp_path):
     write(tmp_path, *(line(step, step) for step in range(1, 11)), *(line(step, -step) for step in range(6, 9)))
     history = opened(tmp_path)
-    assert steps_of(history) == [1, 2, 3, 4, 5, 6, 7, 8]  # 9 and 10 are of a past that was taken back
+    assert steps_of(history) == [1, 2, 3, 4, 5, 6, 7, 8]  # 9 and 10 were rolled back
     assert history.points(LOSS).values.tolist() == [1, 2, 3, 4, 5, -6, -7, -8]
 
 
@@ -87,7 +87,7 @@ def test_a_cursor_returns_new_points_and_a_resume_resets_it(tmp_path):
     write(tmp_path, line(5))
     history.refresh()
     assert ask(last)[:2] == (False, [5])
-    assert ask(cursor)[:2] == (True, [1, 2, 3, 4, 5])  # an old page that slept
+    assert ask(cursor)[:2] == (True, [1, 2, 3, 4, 5])  # an old page that was suspended
     assert ask(Cursor(10**9, 0, 1))[0]  # of a server before this one
 
 
@@ -161,7 +161,7 @@ def test_x_is_step_time_samples_or_hours_even_for_lines_without_it(tmp_path):
         axis: [answer(history, names, axis, 10, 0.0, None)["series"][name]["x"].tolist() for name in names]
         for axis in ("step", "time", "samples", "hours")
     }
-    assert found["step"] == [[5], [7.0]]  # the watchdog's step is read off its time
+    assert found["step"] == [[5], [7.0]]  # the watchdog's step follows from its time
     assert found["time"] == [[1e9 + 5.5], [1e9 + 7]]
     assert found["samples"][0] == [160.0]
     assert found["hours"][0] == [1.25]

@@ -57,7 +57,7 @@ def test_folders_1100_deep_in_a_checkpoint_cost_one_run_nothing_but_its_size(she
     try:
         make_run(shelf / "other", ending="finished")
         assert answers(shelf) == {"good": [200] * 7, "other": [200] * 7}
-    finally:  # pytest's own tidying would meet the limit of recursion
+    finally:  # pytest's own cleanup would reach the recursion limit
         subprocess.run(["rm", "-rf", shelf / "good" / "checkpoints"], check=True)
 
 

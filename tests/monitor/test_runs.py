@@ -51,7 +51,7 @@ def test_a_run_that_continues_after_an_ending_is_running(tmp_path):
     say(run_dir, train_line(2010, END + 600))
     status = only(run_dir).status(END + 610)
     assert (status.name, status.step) == ("running", 2010)
-    older = make_run(tmp_path / "older", end=END, ending="stopped")  # of a trainer that says no more than numbers
+    older = make_run(tmp_path / "older", end=END, ending="stopped")  # of a trainer that writes only numbers
     say(older, train_line(2010, END + 600))
     assert only(older).status(END + 610).name == "running"
 
@@ -84,7 +84,7 @@ def test_an_empty_directory_and_one_with_nothing_readable_are_empty(tmp_path):
 def test_how_long_silence_may_last_follows_the_lines_or_the_flag(tmp_path):
     say(tmp_path, *(train_line(step, END + 100 * step) for step in range(1, 11)))
     last = END + 1000
-    assert only(tmp_path).status(last + 450).name == "running"  # a line each 100 s
+    assert only(tmp_path).status(last + 450).name == "running"  # a line every 100 s
     assert only(tmp_path).status(last + 550).name == "stale"
     assert only(tmp_path, stale_s=5.0).status(last + 6).name == "stale"
 
@@ -121,7 +121,7 @@ def test_hosts_have_their_lag_and_the_watchdog_metrics(tmp_path):
 def test_hosts_at_the_same_line_have_their_own_reported_lag(tmp_path):
     say(tmp_path, train_line(10, END), host="a")
     say(tmp_path, train_line(10, END, 1) | {"host/lag_steps": 2}, host="b")
-    say(tmp_path, train_line(9, END, 2) | {"host/lag_steps": 0}, host="c")  # it has said nothing of step 10
+    say(tmp_path, train_line(9, END, 2) | {"host/lag_steps": 0}, host="c")  # it has written nothing about step 10
     assert [row["lag_steps"] for row in only(tmp_path).hosts()] == [0, 2, 1]
 
 
@@ -178,7 +178,7 @@ def test_a_large_run_shows_a_rough_history_until_it_is_read(tmp_path, monkeypatc
     whole = run.history(whole=True)
     assert len(whole.points("loss/train").steps) == 200
     assert run.history() is whole and not run.is_rough
-    assert whole.newer("loss/train", rough.cursor) is None  # the page asks for all again
+    assert whole.newer("loss/train", rough.cursor) is None  # the page requests everything again
 
 
 def test_configurations_differ_by_key():

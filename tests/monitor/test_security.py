@@ -225,7 +225,7 @@ def test_an_incomplete_request_times_out(finished_run, monkeypatch):
         again = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         again.request("GET", "/api/alerts")
         again.getresponse().read()
-        time.sleep(0.8)  # an open connection may rest
+        time.sleep(0.8)  # an open connection may be idle
         again.request("GET", "/api/alerts")
         assert again.getresponse().status == 200
         again.close()

@@ -266,4 +266,4 @@ def _run(
     try:
         runpy.run_path("train_pretrain.py", run_name="__main__")
     finally:
-        atexit._run_exitfuncs()  # multiprocessing leaves them out; in them JAX takes leave of the other processes
+        atexit._run_exitfuncs()  # multiprocessing skips these handlers, in which JAX leaves the other processes

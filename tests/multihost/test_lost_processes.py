@@ -149,5 +149,5 @@ def test_processes_waiting_for_disk_space_exit_together_on_sigterm(tmp_path, fla
         assert time.monotonic() - began < 10 * MACHINE
     waited = stopped_at(run_dir, "disk_full")
     assert waited[0] == waited[1] == newest(run_dir)
-    assert stopped_at(run_dir) == waited  # not a step was done after
+    assert stopped_at(run_dir) == waited  # no step was done afterwards
     assert [line for line in metric_lines(run_dir) if "loss/train" in line][-1]["step"] == waited[0]

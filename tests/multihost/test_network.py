@@ -105,7 +105,7 @@ class BadLine:
         self._ends = []
         for host in self.network.hosts:
             self.network.unplug(host)
-            # the sender's kernel leaves cutting and checksums to the card: frames must be whole before they get here
+            # the sender's kernel leaves segments and checksums to the card: frames must be whole before they get here
             do("ip", "netns", "exec", host, sys.executable, "-c", OFFLOAD_OFF)
             end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(self.ALL_PROTOCOLS))
             end.bind((f"p{host}", 0))
@@ -251,7 +251,7 @@ def test_a_silence_is_survived_and_a_host_that_vanishes_ends_the_other_in_time(
 
 def test_delays_and_lost_packets_slow_a_run_down_and_do_not_end_it(tmp_path, network, flags, capsys) -> None:
     run_dir = tmp_path / "run"
-    bad = BadLine(network, delay_s=0.005, jitter_s=0.003, loss=0.01)  # a step sends some hundred messages
+    bad = BadLine(network, delay_s=0.005, jitter_s=0.003, loss=0.01)  # a step sends about a hundred messages
     with bad, Run(tmp_path / "first", network, flags(run_dir)) as run:
         run.until_step(run_dir, 4)
         run.processes[0].send_signal(signal.SIGTERM)

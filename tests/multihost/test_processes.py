@@ -132,7 +132,7 @@ def test_two_processes_train_as_one_whatever_ends_them(tmp_path, flags, shards, 
         (run_dir / "profile").touch()
         first.until("profiler trace of steps")
         told = time.monotonic()
-        first.send(1, signal.SIGTERM)  # one alone is told
+        first.send(1, signal.SIGTERM)  # only one is told
         assert first.codes() == [75, 75], first.said()
         assert time.monotonic() - told < 10 * MACHINE
     lags = {line["process"]: line["host/lag_steps"] for line in metric_lines(run_dir) if "loss/train" in line}

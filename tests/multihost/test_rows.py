@@ -12,7 +12,8 @@ import pytest
 from tests.multihost.group import FORKED, hashes, permuted
 from tests.tiny_training import TINY, with_sections
 
-INTERLEAVED = [0, 4, 1, 5, 2, 6, 3, 7]  # of two processes each has every other row, of four two that are apart
+# Each of two processes has every other row, each of four has two rows that are not adjacent.
+INTERLEAVED = [0, 4, 1, 5, 2, 6, 3, 7]
 STEPS = 3
 
 

@@ -113,8 +113,8 @@ def test_a_pickle_of_an_old_protocol_is_refused_with_a_remedy(tmp_path: Path, pr
         b"hello",
         b"\x80\x04(.",
         b"\x80\x04K\x01K\x02s.",
-        b"\x80\x04]\x94h\x00a.",  # a list in itself
-        b"\x80\x04]\x94(h\x00h\x00e.",  # a list in itself, twice
+        b"\x80\x04]\x94h\x00a.",  # a list that contains itself
+        b"\x80\x04]\x94(h\x00h\x00e.",  # a list that contains itself twice
         b"\x80\x04" + b"]" * 5000 + b"a" * 4999 + b".",
         b"\x80\x04" + b"]" * 66 + b"a" * 65 + b".",
         b"\x80\x04}" + doubled(60)[2:-1] + b"Ns.",  # hashing it would never end

@@ -150,7 +150,7 @@ def test_a_second_training_in_a_bucket_is_rejected_naming_the_first_and_later_su
     who = f"{url}: in use by another training: host {socket.gethostname()}, process {os.getpid()}, since 20"
     with claim.claimed(run_path(url)):
         assert who in claim_elsewhere(url, "pass").splitlines()[-1]
-        monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # from there only its beats are seen
+        monkeypatch.setattr(claim, "this_machine", lambda: {"host": "elsewhere"})  # only its beats are seen there
         with pytest.raises(claim.RunInUseError, match=who), claim.claimed(run_path(url)):
             pytest.fail("claimed twice")
     assert objects(gcs, url) == {}
@@ -181,7 +181,7 @@ def test_of_two_simultaneous_trainings_in_a_bucket_one_succeeds(gcs, url, monkey
     key = f"{url.removeprefix('gs://')}/{TRAINER}"
     look = claim._object
 
-    def late(*asked):  # after it has looked, another is quicker
+    def late(*asked):  # after its check, another process is faster
         found = look(*asked)
         gcs.put(key, b'{"host": "elsewhere", "pid": 7, "since": "now"}')
         return found
@@ -311,7 +311,7 @@ def test_two_that_append_at_the_same_moment_both_arrive(gcs, url, monkeypatch, t
             (run_dir.local / "metrics").mkdir()
             (run_dir.local / "metrics" / "host.jsonl").write_text(line)
 
-        def late(sender, target, generation, new):  # after it has looked, the other appends as much
+        def late(sender, target, generation, new):  # after its check, the other process appends as much
             monkeypatch.setattr(spool.Sender, "_join", join)
             assert two.spool.flush()
             join(sender, target, generation, new)
@@ -395,7 +395,7 @@ def test_a_run_that_hangs_sends_its_last_lines_before_it_ends(gcs, url, shards, 
     def end(code):
         arrived.extend(lines(gcs, url))
         ended.set()
-        raise SystemExit(code)  # of the watching thread alone
+        raise SystemExit(code)  # of the watching thread only
 
     monkeypatch.setattr(hang, "os", SimpleNamespace(_exit=end))
     monkeypatch.setattr(hang, "faulthandler", Mock())
@@ -516,4 +516,4 @@ def test_two_processes_write_one_run_in_a_bucket_one_resumes_it_and_if_both_fail
     failed = [line for line in lines(gcs, url) if line.get("event") == "failed"]
     assert sorted((line["step"], line["process"]) for line in failed) == [(7, 0), (7, 1)]
     assert names(url)[0] == "step_00000006"
-    assert ("POST", "/storage/v1/b") not in gcs.requests  # nobody makes buckets
+    assert ("POST", "/storage/v1/b") not in gcs.requests  # buckets are never created

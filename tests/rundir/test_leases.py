@@ -77,7 +77,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
         process.wait()
         assert len(records(path)) == 1
         assert not leased(path)
-        with lease(path):  # clears the dead one's record away
+        with lease(path):  # removes the dead process's record
             assert [json.loads(record.read_text())["pid"] for record in records(path)] == [os.getpid()]
 
 

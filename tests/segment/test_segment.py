@@ -14,10 +14,9 @@ from echotts.cli.app import UsageError
 from echotts.data.teachers import load_teacher
 from echotts.evaluation.asr import Transcript, Whisper, count_errors
 from echotts.segment import pieces, run
-from echotts.segment.align import align
 from echotts.segment.pieces import find_pieces, join
 from echotts.segment.quality import flatness
-from echotts.segment.run import Settings, segment
+from echotts.segment.run import Settings, align, segment
 
 RATE = 24000
 FIRST = "The old man walked along the river until the sun went down."

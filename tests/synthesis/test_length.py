@@ -98,7 +98,7 @@ def watched(predicting, monkeypatch):
 
 def test_a_window_has_room_for_the_predicted_duration_and_the_silence_after_it(predicting, watched):
     batches, _ = watched
-    assert predicting.predict_duration("x" * 5) == pytest.approx(6 / 3)  # the first token is no letter
+    assert predicting.predict_duration("x" * 5) == pytest.approx(6 / 3)  # the first token is not a letter
     for letters, window in ((1, 50), (2, 100), (6, 100), (7, 150), (20, 200)):
         predicting.synthesize("x" * letters, steps=1)
         assert MARGIN * 25 * (letters + 1) / 3 + 20 + SPARE_FRAMES <= window or window == 200

@@ -148,7 +148,7 @@ def test_model_and_speech_describe_themselves_in_one_line(tts):
 
 def test_duration_is_a_maximum_and_exceeding_the_window_is_logged(tts, caplog):
     assert len(say(tts, duration=0.4).latents) <= 10
-    caplog.clear()  # of what a slow compilation says
+    caplog.clear()  # in the message of a slow compilation
     with caplog.at_level(logging.WARNING):
         assert len(say(tts).latents) <= FRAMES
         assert not caplog.messages

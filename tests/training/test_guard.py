@@ -44,7 +44,7 @@ def test_the_limit_is_a_multiple_of_the_usual_once_enough_steps_counted():
     for step in range(1, 33):
         guard.counted(step, 2.0 if step < 32 else 1e6)
         assert guard.limit(step + 1) == math.inf
-    assert guard.limit(34) == 6.0  # of the last 32, one of them mad
+    assert guard.limit(34) == 6.0  # of the last 32, one of them an outlier
     for step in range(33, 400):
         guard.counted(step, 0.5)
     assert guard.limit(401) == 1.5
@@ -56,7 +56,7 @@ def test_the_limit_does_not_depend_on_whether_the_previous_step_is_settled():
     errors = 1 + np.arange(300) % 7 / 10
     for step, error in enumerate(errors.tolist(), 1):
         before = early.limit(step + 1)
-        early.counted(step, error)  # as where a save has waited for it
+        early.counted(step, error)  # as if a save had waited for it
         assert early.limit(step + 1) == before == late.limit(step + 1)
         late.counted(step, error)
 

@@ -116,7 +116,7 @@ def test_a_finished_run_that_is_started_again_does_nothing(config):
     before = train(config)
     assert train(config) == before
     shorter = with_sections(config, optim={"steps": config.optim.steps - 1})
-    assert train(shorter) == before  # which is finished: a launcher would start it again for ever
+    assert train(shorter) == before  # finished: otherwise a launcher would start it again forever
     assert before.finished
 
 

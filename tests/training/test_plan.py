@@ -135,8 +135,8 @@ def test_the_search_finds_the_largest_batch_of_each_remat():
     ("needed", "largest", "compilations"),
     [
         (lambda n: 2 + n, 28, 4),
-        (lambda n: 5 + n + n * n / 8, 10, 6),  # more and more: a line is too high
-        (lambda n: 5 + 3 * n**0.5, 69, 8),  # less and less: a line is too low
+        (lambda n: 5 + n + n * n / 8, 10, 6),  # grows ever faster: a line is too high
+        (lambda n: 5 + 3 * n**0.5, 69, 8),  # grows ever more slowly: a line is too low
         (lambda n: 1 + 0.3 * n if n < 3 else 9 + 0.2 * n, 105, 6),  # another way to compute
         (lambda n: 20 if n < 1000 else 40, 999, 20),
         (lambda n: 20 + 5 * n, 2, 3),
@@ -342,4 +342,4 @@ def test_a_layer_of_the_1_3b_step_wastes_little_and_moves_weights_in_bfloat16():
     for dtype, shape in moved:
         sizes[dtype] += math.prod(map(int, shape.split(",")))
     assert sizes.keys() <= {"bf16", "f32"}
-    assert sizes["bf16"] > 100 * sizes["f32"]  # the last projection and the text embedding alone travel in float32
+    assert sizes["bf16"] > 100 * sizes["f32"]  # only the last projection and the text embedding are sent in float32

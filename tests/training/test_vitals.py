@@ -8,7 +8,7 @@ from echotts.training.vitals import Pace, StepTimes, host_numbers
 
 def test_a_step_that_takes_five_times_the_usual_is_slow_once_the_usual_is_known():
     times = StepTimes()
-    assert times.add(60.0) is None  # the first ones tell nothing
+    assert times.add(60.0) is None  # the first ones contain nothing
     assert [times.add(1.0) for _ in range(10)] == [None] * 10
     assert times.add(4.9) is None
     assert times.add(5.1) == 1.0
@@ -68,7 +68,7 @@ def test_each_process_reports_its_lag_behind_the_furthest(monkeypatch):
     assert pace.numbers() == {"host/lag_steps": 3}
     pace.at(12)
     assert words["launched/0"] == "8"  # once a second is enough
-    assert pace.numbers() == {"host/lag_steps": 0}  # further than the other has said
+    assert pace.numbers() == {"host/lag_steps": 0}  # further than the other has reported
     now[0] = 1.5
     pace.at(13)
     assert words["launched/0"] == "13"

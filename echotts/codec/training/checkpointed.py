@@ -27,15 +27,11 @@ class _OtherRunError(ValueError):
 
 
 def _read(folder: RunPath) -> tuple[Params, CodecConfig]:
-    config = _config(folder)
-    shapes = jax.eval_shape(unfold, abstract_params(config))
-    return fold(read_checked(folder, {"ema": shapes})["ema"]), config
-
-
-def _config(folder: RunPath) -> CodecConfig:
     given = read_meta(folder).config
     if not isinstance(given.get("codec"), dict):
         raise _OtherRunError(f"{folder}: a checkpoint of a speech model: give one of a codec")
     if given.get("decoder_only"):
         raise _OtherRunError(f"{folder}: trains only a decoder: use the codec file written at the end of the run")
-    return config_from_kwargs(given["codec"], str(folder))
+    config = config_from_kwargs(given["codec"], str(folder))
+    shapes = jax.eval_shape(unfold, abstract_params(config))
+    return fold(read_checked(folder, {"ema": shapes})["ema"]), config

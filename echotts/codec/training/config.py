@@ -58,7 +58,6 @@ class LossConfig:
 
     @property
     def uses_discriminators(self) -> bool:
-        """Whether discriminators are trained."""
         return self.feature > 0 or self.adversarial > 0
 
     @property

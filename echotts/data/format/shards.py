@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Float16
 
 from echotts.data.format.tars import Entry, TarFile
-from echotts.files import atomic_write
+from echotts.files import Closing, atomic_write
 from echotts.rundir.rejections import Rejected, Rejections
 from echotts.strict_json import load_json
 
@@ -57,7 +57,7 @@ class Sample:
         return f"{self.shard}/{self.key}" if self.shard else self.key
 
 
-class ShardReader:
+class ShardReader(Closing):
     """Random access to the samples of a shard: `len(reader)` keys in file order, `reader.sample(i)`."""
 
     def __init__(self, path: str | Path, channels: int | None = None, shard: str | None = None) -> None:
@@ -89,12 +89,6 @@ class ShardReader:
 
     def close(self) -> None:
         self.tar.close()
-
-    def __enter__(self) -> "ShardReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def read_shard(path: str | Path, channels: int | None, rejections: Rejections) -> Iterator[Sample]:

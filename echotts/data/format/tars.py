@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from echotts.files import Closing
 from echotts.rundir.rejections import Fault, Rejected
 
 BLOCK = 512
@@ -41,7 +42,7 @@ class Entry:
     fault: Fault | None = None
 
 
-class TarFile:
+class TarFile(Closing):
     """An open, indexed tar file. `entries` are in the order in which their keys first appear.
 
     OSError means that the file could not be read at all; errors in its contents are in `faults` and `Entry.fault`. A
@@ -79,12 +80,6 @@ class TarFile:
 
     def close(self) -> None:
         self._file.close()
-
-    def __enter__(self) -> "TarFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 class _Walk:

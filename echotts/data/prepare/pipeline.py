@@ -7,10 +7,7 @@ speaker. Every file is written atomically and is a function of the plan (source 
 run skips what exists and ends with the same bytes as an uninterrupted one. dataset.json is written last.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -18,7 +15,6 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,60 +25,32 @@ from echotts.data.format.info import INFO_NAME, SILENCE_NAME, DatasetInfo
 from echotts.data.format.shards import Sample, ShardWriter
 from echotts.data.prepare.assemble import Clip, choose_heldout, choose_references, summarise_shards, write_shards
 from echotts.data.prepare.encoding import check_round_trip, encode_clips
+from echotts.data.prepare.plan import (
+    HELDOUT_NAME,
+    REPORT_NAME,
+    WORK_NAME,
+    Settings,
+    Summary,
+    alone,
+    begin,
+    finished,
+    plan_of,
+    read_report,
+)
 from echotts.data.prepare.recordings import Recording, RecordingReader, list_recordings, plain
 from echotts.files import atomic_write, write_json, write_whole
 from echotts.latents import LatentCodec
 from echotts.rundir.rejections import Rejected
-from echotts.strict_json import load_json
 
 logger = logging.getLogger(__name__)
 
-PLAN_VERSION = 1
-WORK_NAME = ".prepare"
-REPORT_NAME = "prepare.json"
 REJECTED_NAME = "rejected.jsonl"
-HELDOUT_NAME = "heldout"
-MAX_REPORT_BYTES = 16 << 20
 PART_CLIPS = 64
 SILENCE_S = 30
 READING_THREADS = min(8, os.cpu_count() or 1)
 
 Loaded = tuple[dict[str, Any], np.ndarray] | Rejected  # metadata and audio of a recording, or why it was rejected
 OnProgress = Callable[[str, int, int, int], None]  # (stage, number done, total, rejected so far)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How recordings become samples. Durations are in seconds."""
-
-    seed: int = 0
-    speaker: str | None = None
-    language: str | None = None
-    min_s: float = 0.5
-    max_s: float = 30.72
-    loudness_lufs: float = -16.0
-    shard_samples: int = 1000
-    heldout_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.min_s < self.max_s:
-            raise ValueError(f"min_s {self.min_s:g} must be at least 0 and below max_s {self.max_s:g}")
-        if self.shard_samples < 1:
-            raise ValueError(f"shard_samples {self.shard_samples} must be at least 1")
-        if not 0 <= self.heldout_share < 1:
-            raise ValueError(f"heldout_share {self.heldout_share:g} must be from 0 to below 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Result of a preparation: `samples` to train on, and `heldout` in the second dataset, if requested."""
-
-    samples: int
-    hours: float
-    shards: int
-    with_reference: int
-    rejected: dict[str, int]
-    heldout: int = 0
 
 
 def prepare(
@@ -100,14 +68,14 @@ def prepare(
     """
     settings = settings or Settings()
     recordings = list_recordings(source, settings.speaker, settings.language)
-    plan = _plan(recordings, codec, settings)
+    plan = plan_of(recordings, codec, settings)
     work = output / WORK_NAME
     if (output / INFO_NAME).exists():
-        summary = _finished(output, plan)
+        summary = finished(output, plan)
         shutil.rmtree(work, ignore_errors=True)
         return summary
-    _begin(output, plan)
-    with _alone(work):
+    begin(output, plan)
+    with alone(work):
         parts = [recordings[first : first + PART_CLIPS] for first in range(0, len(recordings), PART_CLIPS)]
         clips, rejected = _encode_parts(parts, work, codec, settings, on_progress)
         if not clips:
@@ -139,7 +107,7 @@ def _encode_parts(
     clips: list[Clip] = []
     rejected: list[dict[str, str]] = []
     for tar in files:
-        found = _read_json(tar.with_suffix(".json"))
+        found = read_report(tar.with_suffix(".json"))
         clips += [Clip(key, speaker, tar, place) for place, (key, speaker) in enumerate(found["accepted"])]
         rejected += found["rejected"]
     return clips, rejected
@@ -265,77 +233,6 @@ def _write_shards(
     with atomic_write(folder / SILENCE_NAME) as temporary, temporary.open("wb") as file:
         np.save(file, np.asarray(codec.silence_latent(frames)).astype(np.float16), allow_pickle=False)
     return summarise_shards(shards, codec, on_progress)
-
-
-def _plan(recordings: Sequence[Recording], codec: LatentCodec, settings: Settings) -> dict[str, Any]:
-    """Everything that determines the result."""
-    decided = dataclasses.asdict(settings)
-    if not settings.heldout_share:
-        del decided["heldout_share"]  # plans of older versions do not have it
-    listed = hashlib.sha256()
-    for recording in recordings:
-        listed.update(json.dumps([recording.key, recording.origin, recording.meta], sort_keys=True).encode())
-    return {
-        "version": PLAN_VERSION,
-        "recordings": len(recordings),
-        "recordings_sha256": listed.hexdigest(),
-        "codec": codec.codec_id,
-        "codec_weights": codec.weights_hash,
-    } | decided
-
-
-def _begin(output: Path, plan: Mapping[str, Any]) -> None:
-    """Creates the work folder, or checks that an existing one has the same plan."""
-    work = output / WORK_NAME
-    saved = work / "plan.json"
-    if saved.exists():
-        _same_plan(output, _read_json(saved), plan, "was started")
-        return
-    if output.is_dir() and any(path.suffix == ".tar" for path in output.iterdir()):
-        raise ValueError(f"{output}: has shards that this command did not make: choose another folder")
-    work.mkdir(parents=True, exist_ok=True)
-    write_json(saved, plan)
-
-
-def _finished(output: Path, plan: Mapping[str, Any]) -> Summary:
-    """The summary of a complete dataset, if it has the same plan."""
-    report = output / REPORT_NAME
-    if not report.exists():
-        raise ValueError(f"{output}: has a dataset that this command did not make: choose another folder")
-    saved = _read_json(report)
-    _same_plan(output, saved["plan"], plan, "was made")
-    logger.info("%s: already complete", output)
-    return Summary(**saved["summary"])
-
-
-def _same_plan(output: Path, saved: Mapping[str, Any], plan: Mapping[str, Any], when: str) -> None:
-    different = [
-        f"{name} is {saved.get(name)!r} there, {value!r} here"
-        for name, value in plan.items()
-        if saved.get(name) != value
-    ]
-    if different:
-        raise ValueError(
-            f"{output}: {when} with other settings: {'; '.join(different)}: use those, or choose another folder"
-        )
-
-
-@contextlib.contextmanager
-def _alone(work: Path) -> Iterator[None]:
-    """Excludes a second process from this folder, and removes partial files of a killed one."""
-    with (work / "lock").open("wb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{work.parent}: another process is preparing this folder: wait for it or stop it") from None
-        for folder in (work, work.parent, work.parent / HELDOUT_NAME):
-            for leftover in folder.glob(".*.partial"):
-                leftover.unlink()
-        yield
-
-
-def _read_json(path: Path) -> Any:
-    return load_json(path.read_bytes(), path, max_bytes=MAX_REPORT_BYTES)
 
 
 def _causes(rejected: Sequence[Mapping[str, str]]) -> str:

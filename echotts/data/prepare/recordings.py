@@ -13,7 +13,6 @@ Text files are UTF-8; lines end only at a line feed. Comma-separated values may 
 `|` never are. Every recording that is found becomes a sample or a rejection.
 """
 
-import csv
 import io
 import json
 import os
@@ -31,14 +30,13 @@ from jaxtyping import Float
 from echotts.audio import AUDIO_SUFFIXES, LONGEST_S, TooLong, open_recording, read_audio
 from echotts.data.format.shards import MAX_JSON_BYTES, parse_meta
 from echotts.data.format.tars import Entry, TarFile
+from echotts.data.prepare.tables import read_rows
 from echotts.data.remote.sources import TABLE_NAMES, is_hidden, is_shard, resolve
-from echotts.files import plain, read_text
+from echotts.files import Closing, plain, read_text
 from echotts.rundir.rejections import Rejected
-from echotts.strict_json import load_json
 
 UNREADABLE_SUFFIXES = (".wma", ".amr", ".ape", ".wv", ".spx", ".mp2", ".3gp", ".mka")  # counted as rejected recordings
 SHARD_SUFFIXES = (".tar", ".tar.gz")
-MAX_ROW_BYTES = 8 << 20
 MAX_AUDIO_BYTES = 1 << 30
 KEPT_TARS = 8
 
@@ -92,7 +90,7 @@ def check_source(source: str) -> None:
     _recordings(source)
 
 
-class RecordingReader:
+class RecordingReader(Closing):
     """Reads clips from files and tars; a few tars stay open. Thread-safe."""
 
     def __init__(self) -> None:
@@ -152,12 +150,6 @@ class RecordingReader:
             tar.close()
         self._tars.clear()
 
-    def __enter__(self) -> "RecordingReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
 
 def _recordings(source: str) -> Iterator[Recording]:
     path = Path(source).expanduser()
@@ -179,8 +171,7 @@ def _recordings(source: str) -> Iterator[Recording]:
 
 
 def _table(path: Path) -> Iterator[Recording]:
-    text = read_text(path)
-    for number, row in _json_rows(path, text) if path.suffix == ".jsonl" else _delimited_rows(path, text):
+    for number, row in read_rows(path):
         if isinstance(row, Rejected):
             yield Recording(f"row{number}", {}, path, fault=row)
             continue
@@ -203,82 +194,6 @@ def _path_fault(audio: Path) -> Rejected | None:
             "unreadable_audio", f"{str(audio)!a}: the locale's encoding cannot represent this name: use a UTF-8 locale"
         )
     return None
-
-
-Row = tuple[int, dict[str, Any] | Rejected]  # (line number from 1, row)
-
-
-def _json_rows(path: Path, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = load_json(line, f"{path}, line {number}", max_bytes=MAX_ROW_BYTES)
-        except ValueError as error:
-            if "surrogate" not in str(error):
-                raise
-            yield number, Rejected("bad_json", str(error))
-            continue
-        if not isinstance(row, dict) or not row.get("audio"):
-            raise ValueError(f"{path}, line {number}: not an object with audio and text")
-        yield number, row
-
-
-def _delimited_rows(path: Path, text: str) -> Iterator[Row]:
-    lines = text.split("\n")
-    delimiter = next((mark for mark in "\t|" if mark in lines[0]), ",")
-    rows = _quoted_rows(path, lines) if delimiter == "," else _split_rows(lines, delimiter)
-    _, header = next(rows, (0, []))
-    header = [name.strip().lower() for name in header]
-    if {"audio", "text"} <= set(header):
-        if twice := [name for name in ("audio", "text", "speaker", "language") if header.count(name) > 1]:
-            raise ValueError(f"{path}: two columns are called {twice[0]}: rename the one that is not meant")
-        for number, row in rows:
-            if len(row) != len(header):
-                raise ValueError(f"{path}, row {number}: {len(row)} columns, the header has {len(header)}")
-            yield number, dict(zip(header, row, strict=True))
-    elif delimiter == "|" and (path.parent / "wavs").is_dir():
-        yield from _ljspeech_rows(path, lines)
-    else:
-        raise ValueError(
-            f"{path}: starts with {lines[0][:60]!r}; expected a header with audio and text (and speaker, language), "
-            "or LJSpeech lines id|text beside a folder wavs"
-        )
-
-
-def _quoted_rows(path: Path, lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
-    """Comma-separated values; quoted ones may contain commas and line feeds. A row has the number of its first line."""
-    reader = csv.reader((f"{line}\n" for line in lines), strict=True)
-    number = 1
-    while True:
-        try:
-            row = next(reader, None)
-        except csv.Error as error:
-            hint = "look for an unclosed quotation mark"
-            if "new-line" in str(error):
-                error, hint = "a carriage return inside a value", "rows end at line feeds: save the table with them"
-            raise ValueError(f"{path}, row {number}: {error}: {hint}") from None
-        if row is None:
-            return
-        if any(row):
-            yield number, row
-        number = reader.line_num + 1
-
-
-def _split_rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """Splits lines at the delimiter; quotation marks have no meaning."""
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            yield number, line.removesuffix("\r").split(delimiter)
-
-
-def _ljspeech_rows(path: Path, lines: Sequence[str]) -> Iterator[Row]:
-    """LJSpeech has a single speaker."""
-    for number, columns in _split_rows(lines, "|"):
-        if len(columns) < 2:
-            raise ValueError(f"{path}, line {number}: {columns[0][:60]!r}, expected id|text")
-        spoken = next((column for column in reversed(columns[1:3]) if column.strip()), "")
-        yield number, {"audio": f"wavs/{columns[0]}.wav", "text": spoken, "speaker": path.resolve().parent.name}
 
 
 def _pairs(folder: Path) -> Iterator[Recording]:

@@ -101,7 +101,10 @@ def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
     info = _join(known, complete=len(known) == len(listed))
     if info is None:
         info = DatasetInfo(channels=_channels_of([Path(file.url) for file in first.files]))
-    sources = [_source(one) for one in listed]
+    sources = [
+        Source(one.listing.files, one.listing.weight or 1.0, one.info.lengths if one.info else (), one.lengths_whole)
+        for one in listed
+    ]
     if first.weight is None and len(sources) > 1:  # not a mixture: join the lists; each shard occurs once per epoch
         lengths = sum((tuple(source.lengths) for source in sources), ())
         sources = [
@@ -123,11 +126,6 @@ def _assemble(argument: str, listed: Sequence[_Listed]) -> Dataset:
         )
     pin = {"version": PIN_VERSION, "data": argument, "sources": [_to_pin(one) for one in listed]}
     return Dataset(tuple(sources), info, silence, json.loads(json.dumps(pin)))  # normalised as if it had been stored
-
-
-def _source(one: _Listed) -> Source:
-    lengths = one.info.lengths if one.info else ()
-    return Source(one.listing.files, one.listing.weight or 1.0, lengths, one.lengths_whole)
 
 
 def _to_pin(one: _Listed) -> dict[str, Any]:

@@ -3,9 +3,9 @@
 from typing import Any
 
 from echotts.data.remote import hub
-from echotts.data.remote.retry import one_line
 from echotts.data.remote.sources import scheme_of
 from echotts.data.remote.web import Body, Unavailable, WebBody
+from echotts.gcs import first_line
 
 
 def open_remote(url: str, timeout_s: float, start: int = 0, end: int | None = None, version: str | None = None) -> Body:
@@ -50,4 +50,4 @@ def filesystem(url: str) -> Any:
     except (ValueError, ImportError) as error:
         scheme = scheme_of(url)
         remedy = "pip install gcsfs" if scheme in ("gs", "gcs") else "use hf://, https://, gs:// or a local path"
-        raise ValueError(f"{url}: {scheme}:// is not supported ({one_line(error)}): {remedy}") from None
+        raise ValueError(f"{url}: {scheme}:// is not supported ({first_line(error)}): {remedy}") from None

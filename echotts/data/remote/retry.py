@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from echotts.data.remote.web import TRANSPORT_ERRORS, Unavailable
+from echotts.gcs import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +100,9 @@ class Attempt:
         left_s = self._deadline - time.monotonic()
         if wait_s > left_s:
             asked = f"; the server asked to wait {asked_s:.0f} s" if asked_s else ""
-            raise Unavailable(f"{self._what}: given up: {one_line(error)}{asked}") from error
+            raise Unavailable(f"{self._what}: given up: {first_line(error)}{asked}") from error
         self._retries.count += 1
-        said = f"{self._what}: {one_line(error)}; retrying in {wait_s:.1f} s, for up to {left_s:.0f} s"
+        said = f"{self._what}: {first_line(error)}; retrying in {wait_s:.1f} s, for up to {left_s:.0f} s"
         logger.warning("%s", said)
         if self._retries.listener is not None:
             self._retries.listener(said)
@@ -121,8 +122,3 @@ def retry(call: Callable[[], T], what: str, retries: Retries) -> T:
             raise
         except TRANSPORT_ERRORS as error:
             attempt.again(error)
-
-
-def one_line(error: BaseException) -> str:
-    """An error's message in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,9 +17,11 @@ from pathlib import Path
 from echotts.data.format.shards import ShardReader
 from echotts.data.remote.cache import Cache
 from echotts.data.remote.fetch import Fetcher
-from echotts.data.remote.retry import RetryPolicy, Stopped, one_line
+from echotts.data.remote.retry import RetryPolicy, Stopped
 from echotts.data.remote.shard_file import ShardFile
 from echotts.data.remote.web import Unavailable
+from echotts.files import Closing
+from echotts.gcs import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class Source:
     lengths_whole: bool = True
 
 
-class Shards:
+class Shards(Closing):
     """The shards of one or several sources, numbered consecutively; local or remote.
 
     `cache`, needed if some are remote, is shared by all such objects of a process. `ahead` is the number of units per
@@ -163,12 +165,6 @@ class Shards:
         with self._slot.lock:
             self._slot.leave()
 
-    def __enter__(self) -> "Shards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _await(self, number: int) -> None:
         """Returns when the shard is in the cache; raises Unavailable or Stopped. The caller holds the lock."""
         began = logged = time.monotonic()
@@ -269,7 +265,7 @@ class Shards:
         except Stopped:
             pass
         except (OSError, ValueError) as error:
-            reason = one_line(error)
+            reason = first_line(error)
         with self._slot.lock:
             del self._fetching[number]
             if not self._slot.has(key):

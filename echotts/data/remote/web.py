@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 from urllib.parse import quote, urlsplit
 
 from echotts import __version__
+from echotts.files import Closing
 
 TRANSPORT_ERRORS = (OSError, http.client.HTTPException)  # raised by failed connections
 GONE = (404, 410)
@@ -45,7 +46,7 @@ class Body(Protocol):
     def close(self) -> None: ...
 
 
-class WebBody:
+class WebBody(Closing):
     """The response to `GET url` from byte `start` on, as far as the server supports that.
 
     With `version`, a file that has changed since then is sent from its beginning. `end` requests only the bytes before
@@ -91,12 +92,6 @@ class WebBody:
 
     def close(self) -> None:
         self._response.close()
-
-    def __enter__(self) -> "WebBody":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def ascii_url(url: str) -> str:

@@ -17,10 +17,10 @@ from typing import Any
 
 from echotts.config import Bucket
 from echotts.data.format.shards import Sample, ShardReader
-from echotts.data.remote.retry import one_line
 from echotts.data.remote.store import Shards
 from echotts.data.remote.web import Unavailable
 from echotts.data.stream.order import Mixture, Order, Promotion, hash_int, lane_at, smallest_bucket
+from echotts.gcs import first_line
 from echotts.rundir.rejections import Fault, Rejected, Rejections
 from echotts.text.tokens import Tokenizer
 
@@ -269,7 +269,7 @@ class VirtualStream:
         self.read += 1
         self.rejected["shard_unavailable"] += 1
         name = self.plan.shards.files[self._shard(source, unit)].name
-        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", one_line(error))])
+        self.rejections.opened(name, [Fault("shard_unavailable", "the whole shard", first_line(error))])
 
     def _reject(self, cause: str, shard: str, key: str, detail: str) -> None:
         self.rejected[cause] += 1

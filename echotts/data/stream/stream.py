@@ -36,6 +36,7 @@ from echotts.data.stream.order import (
     hash_int,
 )
 from echotts.data.stream.pool import StreamPlan, VirtualStream
+from echotts.files import Closing
 from echotts.latents import UNSCALED, LatentScale
 from echotts.rundir.rejections import Rejections
 from echotts.text.tokens import Tokenizer
@@ -51,7 +52,7 @@ T = TypeVar("T")
 _OLDER: dict[str, Any] = {"interleave": 1}  # defaults for states that lack these keys
 
 
-class Stream:
+class Stream(Closing):
     """Endless batches; `next()` returns the batch, its samples' names in row order, and its bucket.
 
     A process gets its own rows of the global batch; the content of a row does not depend on which process owns it.
@@ -157,12 +158,6 @@ class Stream:
         self._stop()
         for stream in self._streams.values():
             stream.close()
-
-    def __enter__(self) -> "Stream":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _produce(self) -> tuple[Batch, list[str], Bucket, dict[str, Any]]:
         bucket = self._schedule.at(self._step)

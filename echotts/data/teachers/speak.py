@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from echotts.audio import HEADROOM_PEAK, synthetic_tags
-from echotts.data.teachers.rooms import vary
+from echotts.audio import HEADROOM_PEAK, Samples, synthetic_tags
 from echotts.data.teachers.teacher import Teacher, load_teacher
 from echotts.files import atomic_write, read_text
 from echotts.strict_json import load_rows
@@ -29,11 +28,15 @@ QUEUED_A_PROCESS = 4
 MAX_PACE = 2.0
 
 Progress = Callable[[str, int, int, int], None]  # stage, done, total, refused
+Change = Callable[[Samples, int, np.random.Generator], Samples]  # samples, rate, random numbers of this clip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """How to speak a list. `per_text`: number of voices per text. `hours`: stop at this total duration."""
+    """How to speak a list. `per_text`: number of voices per text. `hours`: stop at this total duration.
+
+    `change` is applied to each clip; other processes import it.
+    """
 
     teacher: str
     voices: tuple[str, ...] = ()
@@ -41,7 +44,7 @@ class Settings:
     hours: float | None = None
     pace: tuple[float, float] = (1.0, 1.0)
     language: str = "en"
-    varied: bool = False
+    change: Change | None = None
     seed: int = 0
     processes: int = 1
 
@@ -177,8 +180,8 @@ def _make(job: Job) -> dict[str, Any]:
         samples, rate = _teacher.say(job.text, job.voice, float(random.uniform(*_settings.pace)))
     except ValueError as error:
         return {"audio": job.audio, "text": job.text, "voice": job.voice, "reason": str(error)}
-    if _settings.varied:
-        samples = vary(samples, rate, random)
+    if _settings.change is not None:
+        samples = _settings.change(samples, rate, random)
     peak = float(np.abs(samples).max())
     samples = samples * min(1.0, HEADROOM_PEAK / max(peak, 1e-9))
     with (

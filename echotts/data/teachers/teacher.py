@@ -25,9 +25,7 @@ class Teacher(Protocol):
         """Raises ValueError for an unknown voice, naming the known ones."""
         ...
 
-    def licence(self, voice: str) -> str:
-        """The licence of a voice, for the table."""
-        ...
+    def licence(self, voice: str) -> str: ...
 
     def say(self, text: str, voice: str, pace: float) -> tuple[Samples, int]:
         """Mono samples and their rate in Hz; `pace` 1.1 is 10 % faster. Raises ValueError for text it cannot speak."""

@@ -141,7 +141,7 @@ def test_a_hanging_step_ends_the_process_with_a_message(tmp_path: Path, monkeypa
 
     def end(code: int) -> None:
         ended.set()
-        raise SystemExit(code)  # of the watching thread alone
+        raise SystemExit(code)  # of the watching thread only
 
     monkeypatch.setattr(hang, "os", SimpleNamespace(_exit=end))
     monkeypatch.setattr(hang, "faulthandler", Mock())

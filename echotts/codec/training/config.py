@@ -143,8 +143,8 @@ class CodecTraining:
     """One codec training. A crop has `frames` latent frames.
 
     `decoder_only` freezes everything that produces latents or codes, so that shards and models made with the codec stay
-    valid. `revive` draws the weights of the start's dead latent channels anew (revival.py). `run` sets the run
-    directory and when to save; its fields about speech synthesis are not used.
+    valid. `revive` draws the weights of the start's dead latent channels anew (revival.py). `run` sets the run directory
+    and when to save; its fields about speech synthesis are not used.
     """
 
     preset: str = "dacvae-48k"

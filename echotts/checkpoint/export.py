@@ -24,6 +24,7 @@ from echotts.checkpoint.contents import (
 )
 from echotts.checkpoint.digests import array_digests
 from echotts.checkpoint.facts import Facts, Limits
+from echotts.checkpoint.interop import StorageName
 from echotts.config import ModelConfig, read_model_config
 from echotts.files import ASSETS
 from echotts.latents import FACT, LatentScale
@@ -31,13 +32,14 @@ from echotts.model import Params
 from echotts.model.adapters import adapter_shapes
 from echotts.model.duration import duration_shapes
 from echotts.model.parameters import expected_shapes, unflatten
+from echotts.model.student import student_shapes
 from echotts.rundir.layout import CHECKPOINTS, STEP, step_name
 from echotts.rundir.location import RunPath, run_path
 
 WeightsName = Literal["ema", "raw"]
-StorageName = Literal["float32", "float16", "bfloat16"]
 DEMO = "demo"  # the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
+BESIDE = {"duration": "a duration predictor", "distil": "a student"}  # what a run adds to a base, by its method
 MERGE = "merge an adapter with echotts export --adapter, save a voice with echotts voice save"
 
 
@@ -55,7 +57,7 @@ class Adam:
 class Weights:
     """Parameters (float32), their model configuration, and the facts that inference needs.
 
-    `duration` is a duration predictor for them (model/duration.py).
+    `duration` is a duration predictor for them (model/duration.py), `student` a student (model/student.py).
     """
 
     params: Params
@@ -63,6 +65,7 @@ class Weights:
     facts: Facts
     adam: Adam | None = None
     duration: Params | None = None
+    student: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,9 @@ def load_weights(
         return load_run(run_path(str(source)), weights)
     path = _file_of(source)
     if path.suffix == ".safetensors":
-        return Weights(*interop.load_export(path), duration=interop.load_duration(path))
+        params, config, facts = interop.load_export(path)
+        duration, student = interop.load_duration(path), interop.load_student(path)
+        return Weights(params, config, facts, duration=duration, student=student)
     if path.suffix in (".pkl", ".pickle"):
         published = interop.load_published(path)
         fields = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
@@ -125,8 +130,8 @@ def load_weights(
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights of a run directory (its best or newest complete checkpoint), or of the given step folder.
 
-    Adapters are merged into their base, and a duration predictor is added to it; the base must be where the run found
-    it. `with_optimizer` also loads the state of AdamW, if the run has one.
+    Adapters are merged into their base, a duration predictor or student is added to it; the base must be where the run
+    found it. `with_optimizer` also loads the state of AdamW, if the run has one.
     """
     stored = read_run(path, weights, with_optimizer)
     if stored.method == "inversion":
@@ -139,8 +144,8 @@ def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool =
                 f"{path}: holds adapters of {stored.base}, which is not here: give that model as --checkpoint, and "
                 "the run as --adapter"
             ) from error
-    if stored.method == "duration":
-        return dataclasses.replace(_own_base(stored, weights), duration=jax.device_get(stored.params))
+    if stored.method in BESIDE:
+        return _with_base(stored, weights)
     return dataclasses.replace(stored.describe(weights), adam=stored.adam)
 
 
@@ -191,7 +196,8 @@ def export(
     """Writes the weights of a run (or of one of its checkpoints) to one file; returns their facts.
 
     Of a run of `--tune lora` the adapter alone is written; `export_merged` writes it with its base. Of a run of `--tune
-    duration` the base is written with the predictor: its tensors and facts as they are, if it is an export itself.
+    duration` or `distil` the base is written with the predictor or student: its tensors and facts as they are, if it is
+    an export itself.
     `.safetensors` is for inference, with the EMA weights unless `weights` says otherwise. `.pkl` is the published
     layout, always float32: the raw weights with their optimizer state, or the EMA weights without it.
     """
@@ -200,15 +206,15 @@ def export(
     published = output.suffix == ".pkl"
     with_optimizer = published and weights != "ema"
     stored = read_run(run_path(run), weights or ("raw" if published else "ema"), with_optimizer)
-    what = "give a .safetensors" if stored.method == "duration" else MERGE
-    if stored.method == "inversion" or (stored.method in ("lora", "duration") and published):
+    what = "give a .safetensors" if stored.method in BESIDE else MERGE
+    if stored.method == "inversion" or (published and stored.method in ("lora", *BESIDE)):
         raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {what}")
     if stored.method == "lora":
         output.parent.mkdir(parents=True, exist_ok=True)
         adapters.save_adapter(output, load_adapter(str(stored.folder), weights or "ema"), storage)
         return stored.describe(weights or "ema").facts
-    if stored.method == "duration":
-        return _export_duration(stored, output, weights or "ema", storage)
+    if stored.method in BESIDE:
+        return _export_with_base(stored, output, weights or "ema", storage)
     loaded = stored.describe(weights or ("raw" if published else "ema"))
     if with_optimizer and stored.adam is None:
         raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
@@ -237,7 +243,7 @@ def export_merged(base: str | Path, adapter: str | Path, output: Path, storage: 
     loaded = load_weights(base, adapter=adapter)
     output.parent.mkdir(parents=True, exist_ok=True)
     params = jax.device_get(loaded.params)
-    interop.save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration)
+    interop.save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration, loaded.student)
     return loaded.facts
 
 
@@ -288,28 +294,38 @@ def _file_of(source: str | Path) -> Path:
     return ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
 
 
-def _own_base(stored: Stored, weights: WeightsName) -> Weights:
-    """The frozen weights of a run. BaseDiffersError if they are not where the run found them, or others are."""
+def _with_base(stored: Stored, weights: WeightsName) -> Weights:
+    """The frozen weights of a run with what it trained beside them.
+
+    BaseDiffersError if they are not where the run found them, or others are.
+    """
+    what, trained = BESIDE[stored.method], jax.device_get(stored.params)
     try:
         base = load_weights(stored.base, weights)
     except FileNotFoundError as error:
         raise BaseDiffersError(
-            f"{stored.folder}: holds a duration predictor for {stored.base}, which is not here: put it there again"
+            f"{stored.folder}: holds {what} for {stored.base}, which is not here: put it there again"
         ) from error
-    adapters.check_base(
-        stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: a duration predictor for weights"
-    )
-    return base
+    adapters.check_base(stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: {what} for weights")
+    if stored.method == "duration":
+        return dataclasses.replace(base, duration=trained)
+    facts = dataclasses.replace(base.facts, student=stored.meta.facts.student)
+    return dataclasses.replace(base, student=trained, facts=facts)
 
 
-def _export_duration(stored: Stored, output: Path, weights: WeightsName, storage: StorageName) -> Facts:
-    base, duration = _own_base(stored, weights), jax.device_get(stored.params)
+def _export_with_base(stored: Stored, output: Path, weights: WeightsName, storage: StorageName) -> Facts:
+    loaded = _with_base(stored, weights)
     output.parent.mkdir(parents=True, exist_ok=True)
     if not gcs.is_bucket(stored.base) and (file := _file_of(stored.base)).suffix == ".safetensors":
-        interop.add_duration(file, output, duration)
+        if stored.method == "duration":
+            interop.add_tensors(file, output, interop.duration_tensors(loaded.duration), {})
+        else:
+            about = {"student": loaded.facts.to_dict()["student"]}
+            interop.add_tensors(file, output, interop.student_tensors(loaded.student, storage), about)
     else:
-        interop.save_export(output, jax.device_get(base.params), base.config, base.facts, storage, duration)
-    return base.facts
+        params = jax.device_get(loaded.params)
+        interop.save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration, loaded.student)
+    return loaded.facts
 
 
 def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> Params:
@@ -318,6 +334,8 @@ def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> 
         return {adapters.VOICE: jax.ShapeDtypeStruct((frames, config.latent_channels), np.float32)}
     if method == "duration":
         return unflatten(duration_shapes(config))
+    if method == "distil":
+        return unflatten(student_shapes(config, rank))
     return unflatten(dict(adapter_shapes(config, rank) if method == "lora" else expected_shapes(config)))
 
 

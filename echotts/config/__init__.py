@@ -7,6 +7,7 @@ from echotts.config.complete import Config, to_dict
 from echotts.config.data import FRAME_RATE_HZ, Bucket, DataConfig
 from echotts.config.learning import (
     MAX_RANK,
+    ROWS_PER_TEACHER,
     FlowConfig,
     InitName,
     LossName,
@@ -34,6 +35,7 @@ __all__ = [
     "MAX_RANK",
     "MAX_SIZE",
     "PRESETS",
+    "ROWS_PER_TEACHER",
     "SEED_BITS",
     "AttentionName",
     "BestName",

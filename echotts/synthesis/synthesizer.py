@@ -4,6 +4,7 @@ Everything is compiled once per bucket (batch.py). Conditions are encoded once p
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from echotts.audio.stretch import stretch, stretched, stretched_count
@@ -22,9 +22,10 @@ from echotts.config import DataConfig, ModelConfig, to_dict
 from echotts.flow.options import SamplerConfig
 from echotts.flow.sampling import encode_conditions, sample
 from echotts.latents import LatentCodec, LatentScale
-from echotts.model import Params, build, computed_with
+from echotts.model import BlockDiT, Params, build, computed_with, count_parameters
 from echotts.model.duration import predict_frames
 from echotts.model.fused import choose_attention, frame_tile
+from echotts.model.student import student_params
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.length import (
     ESTIMATE_MARGIN,
@@ -76,8 +77,9 @@ class Synthesizer:
         codec: LatentCodec,
         name: str,
         predictor: Params | None = None,
+        student: Params | None = None,
     ) -> None:
-        """`name` is written into files of speech; `predictor` is the model's duration predictor, if it has one."""
+        """`name` is written into files of speech; the model may have a duration predictor and a student."""
         self.codec, self.name = codec, name
         self.limits = facts.buckets or Limits.of(to_dict(DataConfig()))  # default: published training
         self.frame_rate_hz = codec.sample_rate / codec.hop_length
@@ -87,17 +89,34 @@ class Synthesizer:
         self._predictor = predictor
         self._sizes = window_sizes(self.limits.frames, self.frame_rate_hz)
         self._silent_frames = silent_window(self.limits.frames)  # that end speech
-        self.digest = _digest([params, predictor])
-        platform = jax.default_backend()
-        hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
-        params = computed_with(params, config.compute_dtype)
-        self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
+        self.digest = _digest([params, predictor, student])
+        self._params, self._student_params = params, student
         self._announced = CompileNotice()
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the model has a student."""
+        return self._student_params is not None
+
+    @functools.cached_property
+    def _model(self) -> BlockDiT:
+        return self._built(self._params)
+
+    @functools.cached_property
+    def _student(self) -> BlockDiT:
+        assert self._student_params is not None
+        return self._built(student_params(self._params, self._student_params), student=True)
+
+    def _built(self, params: Params, **hooks: Any) -> BlockDiT:
+        platform = jax.default_backend()
+        hooks |= {"attend": choose_attention(platform, self._config), "frame_tile": frame_tile(platform)}
+        params = computed_with(params, self._config.compute_dtype)
+        return build(dataclasses.replace(self._config, remat="none"), params, **hooks)
 
     @property
     def parameters(self) -> int:
         """The number of the model's parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model)))
+        return count_parameters(self._params)
 
     def warm_up(self, duration: float | AutoDuration, sampler: SamplerConfig) -> None:
         """Compiles what one utterance at a time needs."""
@@ -213,9 +232,10 @@ class Synthesizer:
             seeds = [prompts[min(row, len(prompts) - 1)].seed for row in range(start, start + rows)]
             noise = np.stack([make_noise(seed, frames, channels) for seed in seeds])
             conditions = self._conditions(prompts, start, rows)
+            model = self._student if sampler.student else self._model
             with self._announced(rows, conditions[0].shape[1], frames / self.frame_rate_hz):
-                encoded = encode_conditions(self._model, *conditions)
-                latents = self._scale.restore(np.asarray(sample(self._model, encoded, jnp.asarray(noise), sampler)))
+                encoded = encode_conditions(model, *conditions)
+                latents = self._scale.restore(np.asarray(sample(model, encoded, jnp.asarray(noise), sampler)))
             yield from latents[: len(prompts) - start, :most]
 
     def finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:

@@ -19,7 +19,7 @@ from echotts.audio import Samples
 from echotts.audio.marking import MESSAGE, Marker, marked, marked_blocks
 from echotts.checkpoint.facts import Facts
 from echotts.config import SEED_BITS, DtypeName, ModelConfig
-from echotts.flow.options import SamplerConfig, sampler_config
+from echotts.flow.options import SamplerConfig, default_preset, sampler_config
 from echotts.latents import LatentCodec
 from echotts.model import Params
 from echotts.synthesis import references
@@ -54,10 +54,12 @@ class EchoTTS:
         codec: LatentCodec,
         name: str = "unnamed",
         predictor: Params | None = None,
+        student: Params | None = None,
     ) -> None:
         """ValueError if the codec or the tokenizer does not match the model. `name` is written into files of speech.
 
-        `predictor` is the model's duration predictor (model/duration.py), if it has one.
+        `predictor` is the model's duration predictor (model/duration.py), `student` its student (model/student.py), if
+        it has them.
         """
         if codec.latent_channels != config.latent_channels:
             raise ValueError(
@@ -73,7 +75,7 @@ class EchoTTS:
         self.codec = codec
         self.facts = facts
         self.name = name if facts.step is None else f"{name}, step {facts.step}"
-        self._synthesizer = Synthesizer(params, config, facts, codec, self.name, predictor)
+        self._synthesizer = Synthesizer(params, config, facts, codec, self.name, predictor, student)
         self.limits = self._synthesizer.limits
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
@@ -116,7 +118,7 @@ class EchoTTS:
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
             name = DEMO if checkpoint is None else Path(checkpoint).name
-            tts = cls(loaded.params, config, loaded.facts, found, name, loaded.duration)
+            tts = cls(loaded.params, config, loaded.facts, found, name, loaded.duration, loaded.student)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
@@ -125,9 +127,18 @@ class EchoTTS:
         tts._message = MESSAGE if watermark and found.message is None else None
         return tts
 
-    def warm_up(self, duration: Duration = "auto", *, steps: int = 32) -> None:
+    def warm_up(self, duration: Duration = "auto", *, steps: int | None = None) -> None:
         """Compiles what `synthesize` and `stream` need for such durations, so that the first call is fast."""
-        self._synthesizer.warm_up(as_duration(duration), SamplerConfig(steps=steps))
+        self._synthesizer.warm_up(as_duration(duration), self.sampler(steps=steps))
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the model has a student (docs/training.md), which then speaks by default."""
+        return self._synthesizer.has_student
+
+    def sampler(self, preset: str | None = None, **options: Any) -> SamplerConfig:
+        """A sampler preset, by default that of the model, with `options` in place of its fields."""
+        return sampler_config(preset or default_preset(self.has_student), **options)
 
     @property
     def raw_text(self) -> bool:
@@ -171,7 +182,7 @@ class EchoTTS:
         seed: int = 0,
         duration: Duration = "auto",
         speed: float = 1.0,
-        preset: str = "quality",
+        preset: str | None = None,
         **options: Any,
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
@@ -179,12 +190,13 @@ class EchoTTS:
         Text that exceeds the model's window is spoken in pieces (`pieces`), which are joined. `duration` is the maximum
         per piece in seconds, or "auto" or an AutoDuration (length.py): as long as the text takes. Trailing silence is
         cropped. `speed` is from 0.5 to 2, and does not change the pitch. `preset` is a sampler preset ("draft",
-        "balanced", "quality", Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale,
-        speaker_scale, guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
+        "balanced", "quality", Echo's, or "student", the default of models that have one); `options` replace its fields,
+        such as steps=16, cfg_scale=2.0, text_scale, speaker_scale, guidance_interval or solver="ab2": see
+        `flow.options.SamplerConfig`.
         Markup, emoji and control characters are left out (text/written.py), which is logged.
         Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
-        sampler = sampler_config(preset, **options)
+        sampler = self.sampler(preset, **options)
         given = {"seed": seed, "duration": duration, "speed": speed, "sampler": sampler}
         return joined(list(self.pieces(text, speaker_ref, **given)))
 
@@ -209,7 +221,7 @@ class EchoTTS:
         duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
         after which this one goes on. Errors are raised before the first piece.
         """
-        length, sampler = self._length(duration), sampler or SamplerConfig()
+        length, sampler = self._length(duration), self._checked(sampler)
         check_speed(speed)
         _check_seed(seed)
         if candidates < 1:
@@ -248,7 +260,7 @@ class EchoTTS:
         Pieces have one voice, a pause after each and about the loudness of the first (see live.py). Errors in a string
         are raised before the first block.
         """
-        length, sampler = self._length(duration), sampler or SamplerConfig()
+        length, sampler = self._length(duration), self._checked(sampler)
         check_speed(speed)
         _check_seed(seed)
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None
@@ -291,14 +303,14 @@ class EchoTTS:
             raise ValueError(
                 f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
             )
-        length = self._length(duration)
+        length, sampler = self._length(duration), self._checked(sampler)
         check_speed(speed)
         for seed in seeds:
             _check_seed(seed)
         given = [self._given(self._texts.written(text)) for text in texts]
         voices = [self.encode_reference(ref) if ref is not None else None for ref in refs]
         prompts = [self._prompt(*one) for one in zip(given, voices, seeds, strict=True)]
-        speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), rows, speed)
+        speeches = self._synthesizer.speak(prompts, length, sampler, rows, speed)
         return [
             dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
             for speech in speeches
@@ -337,6 +349,21 @@ class EchoTTS:
         if most_s is not None and most_s > self.window_s:
             logger.warning("duration %.2f s exceeds the model's maximum of %.2f s at once", most_s, self.window_s)
         return length
+
+    def _checked(self, sampler: SamplerConfig | None) -> SamplerConfig:
+        """The sampler, by default that of the model. ValueError if it is for a student that the model does not have."""
+        sampler = sampler or self.sampler()
+        if not sampler.student:
+            return sampler
+        about = self.facts.student
+        if about is None or not self.has_student:
+            raise ValueError(f"{self.name}: has no student: make one with echotts train --distil_from")
+        if not about.scales[0] <= sampler.cfg_scale <= about.scales[1]:
+            raise ValueError(
+                f"{self.name}: cfg_scale {sampler.cfg_scale:g}: its student was trained for {about.scales[0]:g} to "
+                f"{about.scales[1]:g}"
+            )
+        return sampler
 
     def _asked(self, text: str, speaker_ref: SpeakerReference | None) -> Prompt:
         voice = self.encode_reference(speaker_ref) if speaker_ref is not None else None

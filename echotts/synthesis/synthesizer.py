@@ -4,7 +4,6 @@ Everything is compiled once per bucket (batch.py). Conditions are encoded once p
 """
 
 import dataclasses
-import functools
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
@@ -90,33 +89,24 @@ class Synthesizer:
         self._sizes = window_sizes(self.limits.frames, self.frame_rate_hz)
         self._silent_frames = silent_window(self.limits.frames)  # that end speech
         self.digest = _digest([params, predictor, student])
-        self._params, self._student_params = params, student
+        self.parameters, self.has_student = count_parameters(params), student is not None
+        self._base = None if student is None else params
+        self._models = {self.has_student: self._built(params, student)}
         self._announced = CompileNotice()
 
-    @property
-    def has_student(self) -> bool:
-        """Whether the model has a student."""
-        return self._student_params is not None
-
-    @functools.cached_property
-    def _model(self) -> BlockDiT:
-        return self._built(self._params)
-
-    @functools.cached_property
-    def _student(self) -> BlockDiT:
-        assert self._student_params is not None
-        return self._built(student_params(self._params, self._student_params), student=True)
-
-    def _built(self, params: Params, **hooks: Any) -> BlockDiT:
+    def _built(self, params: Params, student: Params | None) -> BlockDiT:
         platform = jax.default_backend()
-        hooks |= {"attend": choose_attention(platform, self._config), "frame_tile": frame_tile(platform)}
+        hooks: dict[str, Any] = {"attend": choose_attention(platform, self._config), "frame_tile": frame_tile(platform)}
+        if student is not None:
+            params, hooks["student"] = student_params(params, student), True
         params = computed_with(params, self._config.compute_dtype)
         return build(dataclasses.replace(self._config, remat="none"), params, **hooks)
 
-    @property
-    def parameters(self) -> int:
-        """The number of the model's parameters."""
-        return count_parameters(self._params)
+    def _model(self, as_student: bool) -> BlockDiT:
+        """The student or the model itself, which is built when it is first needed beside a student."""
+        if not as_student and self._base is not None:
+            self._models[False], self._base = self._built(self._base, None), None
+        return self._models[as_student]
 
     def warm_up(self, duration: float | AutoDuration, sampler: SamplerConfig) -> None:
         """Compiles what one utterance at a time needs."""
@@ -188,7 +178,7 @@ class Synthesizer:
             return [prompt.estimate_s * self._pace(prompt.voice) for prompt in prompts]
         predicted: list[float] = []
         for start in range(0, len(prompts), rows):
-            frames = _predict(self._predictor, self._model, *self._conditions(prompts, start, rows))
+            frames = _predict(self._predictor, self._model(self.has_student), *self._conditions(prompts, start, rows))
             predicted += (np.asarray(frames) / self.frame_rate_hz).tolist()
         return predicted[: len(prompts)]
 
@@ -232,7 +222,7 @@ class Synthesizer:
             seeds = [prompts[min(row, len(prompts) - 1)].seed for row in range(start, start + rows)]
             noise = np.stack([make_noise(seed, frames, channels) for seed in seeds])
             conditions = self._conditions(prompts, start, rows)
-            model = self._student if sampler.student else self._model
+            model = self._model(sampler.student)
             with self._announced(rows, conditions[0].shape[1], frames / self.frame_rate_hz):
                 encoded = encode_conditions(model, *conditions)
                 latents = self._scale.restore(np.asarray(sample(model, encoded, jnp.asarray(noise), sampler)))

@@ -16,7 +16,6 @@ from echotts.config import Config
 from echotts.data.stream.batch import Batch
 from echotts.flow.distillation import distance, distillation_loss, draw_steps
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
-from echotts.flow.options import SMALLEST_STEPS, SamplerConfig
 from echotts.model import Params
 from echotts.model.duration import predict_frames
 from echotts.seeds import random_key
@@ -24,7 +23,14 @@ from echotts.training import mesh as meshes
 from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
-from echotts.training.tuning import abstract_frozen, duration_loss, make_assemble, make_teacher, with_voice
+from echotts.training.tuning import (
+    abstract_frozen,
+    duration_loss,
+    guided_sampler,
+    make_assemble,
+    make_teacher,
+    with_voice,
+)
 
 Metrics = dict[str, Array]
 TERMS = ("flow", "alignment")  # of the loss
@@ -63,7 +69,6 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
     (checkpoint/guard.py). Compiles once per bucket.
     """
     assemble, teacher = make_assemble(config, mesh), make_teacher(config, mesh)
-    distils = config.tune.method == "distil"
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
@@ -73,7 +78,7 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
         key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
         t: Any = stratified_timesteps(time_key, rows, config.flow)
-        if distils:
+        if teacher is not None:
             t = draw_steps(time_key, rows, parts, config.tune.scales)
         noise = jax.random.normal(noise_key, batch.latent.shape)
         batch = condition_dropout(dropout_key, with_voice(config, batch), config.flow)
@@ -82,7 +87,7 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
 
         def part_loss(params: Params, batch: Batch, t: Any, noise: Array) -> tuple[Array, Metrics]:
             model, batch = assemble(params, frozen, batch)
-            if distils:
+            if teacher is not None:
                 average, _ = assemble(state.ema, frozen, batch)
                 given = (batch, t, noise, config.tune.interval, config.flow.loss)
                 return distillation_loss(model, average, teacher(frozen), *given)
@@ -140,18 +145,15 @@ def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
     teacher depend on no time, and have no "t".
     """
     assemble, teacher = make_assemble(config, mesh), make_teacher(config, mesh)
-    low, high = config.tune.scales
-    scale = min(max(SamplerConfig().cfg_scale, low), high)
-    sampler = SamplerConfig(steps=SMALLEST_STEPS, cfg_scale=scale, interval=config.tune.interval)
 
     def measure(params: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
         model, batch = assemble(params, frozen, with_voice(config, batch))
         if config.tune.method == "duration":
             loss, aux = duration_loss(predict_frames(params, model, *conditions_of(batch)), batch)
             return aux | {"loss": loss}
-        if config.tune.method == "distil":
+        if teacher is not None:
             noise = jax.random.normal(key, batch.latent.shape)
-            loss, aux = distance(model, teacher(frozen), batch, noise, sampler, config.flow.loss)
+            loss, aux = distance(model, teacher(frozen), batch, noise, guided_sampler(config.tune), config.flow.loss)
             return aux | {"loss": loss}
         loss, aux = flow_loss(model, batch, key, config.flow, train=False)
         return aux | {"loss": loss}

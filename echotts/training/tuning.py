@@ -20,8 +20,9 @@ from jaxtyping import Array, Float
 from echotts.checkpoint.adapters import VOICE
 from echotts.checkpoint.export import read_about
 from echotts.checkpoint.facts import Facts, StudentFacts
-from echotts.config import Config
+from echotts.config import Config, TuneConfig
 from echotts.data.stream.batch import Batch
+from echotts.flow.options import SMALLEST_STEPS, SamplerConfig
 from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, computed_with, merge, scale_to_fan_in, split
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
@@ -97,11 +98,20 @@ def make_assemble(config: Config, mesh: Mesh) -> Assemble:
     return assemble
 
 
-def make_teacher(config: Config, mesh: Mesh) -> Callable[[Params], BlockDiT]:
-    """How the compiled steps of a distillation get their teacher from the frozen parameters."""
+def make_teacher(config: Config, mesh: Mesh) -> Callable[[Params], BlockDiT] | None:
+    """How the compiled steps of a distillation get their teacher from the frozen parameters; None in other runs."""
+    if config.tune.method != "distil":
+        return None
     graphdef = meshes.model_structure(config.model, mesh)
     gather = meshes.weight_gather(mesh, config.model.compute_dtype)
     return lambda frozen: merge(graphdef, gather(frozen))
+
+
+def guided_sampler(tune: TuneConfig) -> SamplerConfig:
+    """What a student is measured against: the guided steps of its teacher, with the usual scale if it is trained."""
+    low, high = tune.scales
+    scale = min(max(SamplerConfig().cfg_scale, low), high)
+    return SamplerConfig(steps=SMALLEST_STEPS, cfg_scale=scale, interval=tune.interval)
 
 
 def with_voice(config: Config, batch: Batch) -> Batch:

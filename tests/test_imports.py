@@ -274,3 +274,13 @@ def test_help_does_not_import_jax() -> None:
 def test_the_metrics_format_and_the_configuration_are_read_without_jax() -> None:
     program = "import sys, echotts, echotts.config, echotts.rundir.metrics; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_speaking_loads_neither_orbax_nor_scipys_signals() -> None:
+    """Each takes a second to import, which the first sentence would wait for."""
+    program = (
+        "import sys, echotts\n"
+        "echotts.EchoTTS.load('demo').synthesize('one')\n"
+        "assert not {'orbax.checkpoint', 'scipy.signal'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -18,6 +18,7 @@ from typing import Any, cast
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint._src.multihost import multihost  # there is no public option for the barrier
 
 from echotts import gcs
 from echotts.checkpoint.agreement import ConfigDiffersError, check_config
@@ -53,6 +54,10 @@ from echotts.rundir.leases import is_leased
 from echotts.rundir.location import RunPath
 
 LOGGER = logging.getLogger(__name__)
+
+# Use the coordinator's barrier, which times out after 300 s and names the missing process; a collective waits forever.
+multihost.flags.FLAGS.mark_as_parsed()
+multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
 SAVE_TIMEOUT_S = 1800.0
 CLEARING_ROUNDS = 30  # rounds of 0.1 s to remove the remains of a failed checkpoint

@@ -18,8 +18,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import orbax.checkpoint as ocp
-from orbax.checkpoint._src.multihost import multihost  # there is no public option for the barrier
 
 from echotts import gcs
 from echotts.checkpoint.digests import json_digest
@@ -40,10 +38,6 @@ NO_ANSWER = re.compile(  # tensorstore errors that are not about damaged data
     "UNAVAILABLE|DEADLINE_EXCEEDED|PERMISSION_DENIED|UNAUTHENTICATED|RESOURCE_EXHAUSTED|ABORTED|INTERNAL|UNKNOWN"
 )
 UNREADABLE = (ValueError, KeyError, OSError)  # raised for damaged checkpoints; excludes MemoryError
-
-# Use the coordinator's barrier, which times out after 300 s and names the missing process; a collective waits forever.
-multihost.flags.FLAGS.mark_as_parsed()
-multihost.flags.FLAGS.experimental_orbax_use_distributed_barrier = True
 
 
 class CheckpointError(OSError):
@@ -154,7 +148,7 @@ def read_digests(folder: RunPath) -> Digests | None:
 def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
     """One of CHECKPOINT_ARRAYS, restored into a tree of jax.ShapeDtypeStruct with the shardings of its leaves."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
+    with _reader() as reader, gcs.plain_errors(folder):
         try:
             arrays = reader.restore(path.absolute() if isinstance(path, Path) else path, abstract)
         except Exception as error:
@@ -171,9 +165,15 @@ def read_arrays(folder: RunPath, name: str, abstract: Any) -> Any:
 def stored_shapes(folder: RunPath, name: str) -> Any:
     """The stored tree of one of CHECKPOINT_ARRAYS in plain containers; leaves have shape and dtype."""
     path = folder / name
-    with ocp.StandardCheckpointer() as reader, gcs.plain_errors(folder):
+    with _reader() as reader, gcs.plain_errors(folder):
         found: Any = reader.metadata(path.absolute() if isinstance(path, Path) else path)
     return found.item_metadata.tree
+
+
+def _reader() -> Any:
+    import orbax.checkpoint as ocp  # takes a second, which a model from a file does not need
+
+    return ocp.StandardCheckpointer()
 
 
 def first_line(error: BaseException) -> str:

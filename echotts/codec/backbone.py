@@ -7,6 +7,7 @@ dictionaries of float32 parameters with weight norm folded in. Sizes come from a
 DACVAE's watermark is in watermark.py.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -111,6 +112,12 @@ def init_params(config: CodecConfig, key: PRNGKeyArray) -> Params:
             "out": kernel(1, config.codebook_dim, config.latent_dim),
         }
     return {"encoder": encoder, "bottleneck": bottleneck, "decoder": decoder}
+
+
+@functools.cache
+def abstract_params(config: CodecConfig) -> Params:
+    """The tree of `init_params` as shapes only (jax.ShapeDtypeStruct)."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
 def _quantizer(config: CodecConfig, kernel: Any, key: PRNGKeyArray) -> Params:

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from echotts.codec import layers
-from echotts.codec.backbone import init_params
+from echotts.codec.backbone import abstract_params
 from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 
@@ -220,6 +220,6 @@ def _trace(network: Callable[..., Any], config: CodecConfig, shape: tuple[int, .
         offset = window.offset
         return past.carry
 
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = abstract_params(config)
     before, left = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct(shape[:1], jnp.int32)
     return jax.eval_shape(run, params, jax.ShapeDtypeStruct(shape, jnp.float32), before, left), -offset

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.signal
 import soundfile
 import soxr
 from jaxtyping import Float
@@ -93,6 +92,8 @@ class LoudnessMeter:
         self.peak = 0.0
 
     def push(self, block: Block) -> None:
+        from scipy.signal import lfilter  # takes a second, which speaking does not need
+
         if not block.shape[1]:
             return
         self.peak = max(self.peak, float(np.abs(block).max()))
@@ -100,7 +101,7 @@ class LoudnessMeter:
             self._first = np.concatenate([self._first, block[:, : 4 * self._step]], axis=1)
         weighted = block.astype(np.float64)
         for number, (b, a) in enumerate(self._filters):
-            weighted, self._states[number] = scipy.signal.lfilter(b, a, weighted, zi=self._states[number])
+            weighted, self._states[number] = lfilter(b, a, weighted, zi=self._states[number])
         weighted = np.concatenate([self._pending, weighted], axis=1)
         steps = weighted.shape[1] // self._step
         whole = weighted[:, : steps * self._step].reshape(len(block), steps, self._step)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
-from echotts.codec.backbone import init_params
+from echotts.codec.backbone import abstract_params
 from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
@@ -114,7 +114,7 @@ def is_own_format(path: str | Path) -> bool:
 def _check(tensors: dict[str, np.ndarray], config: CodecConfig, path: str | Path) -> None:
     """Checks that exactly the expected tensors are present with the right shapes; the watermark is all or nothing."""
     try:
-        expected = dict(_shapes(lambda: init_params(config, jax.random.key(0))))
+        expected = dict(_shapes(abstract_params(config)))
     except (TypeError, OverflowError) as error:  # the sizes multiply to more than an array can hold
         raise ValueError(f"{path}: the sizes in its config are impossible") from error
     if any(name.startswith("watermark.") for name in tensors):
@@ -139,11 +139,11 @@ def _watermark_shapes(tensors: dict[str, np.ndarray], path: str | Path) -> Itera
     channels = (kernels[0][1], *(shape[2] for shape in kernels))
     rates = tuple(shape[0] // 2 for shape in kernels)
     make = init_watermark
-    return _shapes(lambda: make(jax.random.key(0), channels, rates, message[1], message[0] // 2))
+    return _shapes(jax.eval_shape(lambda: make(jax.random.key(0), channels, rates, message[1], message[0] // 2)))
 
 
-def _shapes(make: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.eval_shape(make)):
+def _shapes(tree: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         yield ".".join(str(getattr(key, "key", getattr(key, "idx", key))) for key in path), leaf.shape
 
 

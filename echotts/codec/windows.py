@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray
 
-from echotts.codec.backbone import decode_frames, encode_features, encode_frames, init_params
+from echotts.codec.backbone import abstract_params, decode_frames, encode_features, encode_frames
 from echotts.codec.chunking import Carry, Past, Pieces, Stream, Window, plan
 from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
@@ -243,7 +243,7 @@ def lower_decode_window(config: CodecConfig, frames: int, place: Any) -> tuple[A
     """The lowered program that decodes one window, for a sharding whose device may be absent, and its delay."""
     shape = (1, frames, config.latent_channels)
     carry, delay = plan(decode_frames, config, shape)
-    params = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    params = abstract_params(config)
     before, left = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
     params, latent, carry, before, left = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),

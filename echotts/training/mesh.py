@@ -63,21 +63,24 @@ _COMPILED = tuple((re.compile(rf"(^|/){pattern}$"), axes) for pattern, axes in R
 def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh over all devices: `data` replicas, `tensor` ways of tensor parallelism, FSDP over the rest.
 
-    With several slices each holds complete replicas: only gradients are summed between slices.
+    With several slices each holds complete replicas: only gradients are summed between slices. An axis may take a part
+    of a physical one: two replicas on 8 x 8 chips.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = mesh_shape(len(devices), data, tensor)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     types = (AxisType.Auto,) * len(MESH_AXES)
     if slices == 1:
-        return jax.make_mesh(shape, MESH_AXES, axis_types=types, devices=devices)
+        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(arranged, MESH_AXES, axis_types=types)
     if data % slices:
         raise ValueError(
             f"{slices} slices, but run.data_ways is {data}: each slice must hold complete replicas of the model, "
             f"so set --run.data_ways to {slices} or a multiple of it"
         )
     inside, between = (data // slices, *shape[1:]), (slices, 1, 1)
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, devices=devices), MESH_AXES, axis_types=types)
+    hybrid = functools.partial(mesh_utils.create_hybrid_device_mesh, inside, between, devices=devices)
+    return Mesh(hybrid(allow_split_physical_axes=True), MESH_AXES, axis_types=types)
 
 
 def mesh_shape(devices: int, data: int, tensor: int) -> tuple[int, int, int]:

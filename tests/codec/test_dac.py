@@ -16,6 +16,7 @@ from echotts.codec.quantizer import embed, nearest, quantize, quantize_for_train
 from tests import rvq_golden
 from tests.codec import descript
 from tests.codec.conftest import TINY_DAC, noise
+from tests.compiling import as_users_compile
 
 torch = pytest.importorskip("torch")
 
@@ -34,6 +35,7 @@ def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     path.unlink()
 
 
+@as_users_compile()
 def test_codes_and_audio_are_golden(published: tuple[str, Codec]):
     name, codec = published
     golden = rvq_golden.arrays(name)

@@ -1,6 +1,7 @@
 """The full-size codec against the golden vectors: decode, watermark, encode, and each stage on the way."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,10 +11,17 @@ import pytest
 from echotts.codec import Codec, layers
 from echotts.codec.backbone import decode_frames, encode_frames
 from echotts.codec.windows import encode_windows
+from tests.compiling import as_users_compile
 from tests.dacvae_golden import GOLDEN, arrays
 
 AUDIO = 2e-5
 LATENT = 3e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _as_users_compile() -> Iterator[None]:
+    with as_users_compile():
+        yield
 
 
 @pytest.mark.parametrize("name", ["t1", "t7", "b2_t3", "t25"])

@@ -27,6 +27,7 @@ from echotts.model import merge, no_decay, split
 from echotts.model.parameters import flatten
 from echotts.training.optimizer import make_optimizer
 from tests.blockdit_golden import Golden
+from tests.compiling import as_users_compile
 
 
 @jax.tree_util.register_dataclass
@@ -76,13 +77,14 @@ def golden_batch(golden: Golden) -> Batch:
 
 @pytest.fixture(scope="module")
 def golden_gradient(golden: Golden, golden_batch: Batch) -> Any:
-    """jit of params -> (loss, gradients) on the golden batch."""
+    """Compiled params -> (loss, gradients) on the golden batch."""
     graphdef, _ = split(golden.model())
 
     def loss(params: Any) -> Any:
         return velocity_loss(merge(graphdef, params), golden_batch, golden["in_t"], golden["in_noise"], "published")[0]
 
-    return jax.jit(jax.value_and_grad(loss))
+    with as_users_compile():
+        return jax.jit(jax.value_and_grad(loss)).lower(golden.params()).compile()
 
 
 def test_timesteps_equal_the_golden_ones():

@@ -14,6 +14,7 @@ from echotts.flow.options import GUIDANCE_INTERVAL, PRESETS, SamplerConfig, samp
 from echotts.flow.sampling import Schedule, branch_conditions, encode_conditions, guided_velocity, sample
 from echotts.model import Conditions
 from tests.blockdit_golden import Golden, assert_golden
+from tests.compiling import as_users_compile
 
 
 @jax.tree_util.register_dataclass
@@ -74,6 +75,7 @@ def golden() -> Golden:
     return Golden("tiny_sampler")
 
 
+@as_users_compile()
 def test_four_steps_equal_the_golden_trajectory(golden: Golden):
     config = SamplerConfig(steps=golden.meta["steps"], cfg_scale=golden.meta["cfg_scale"])
     model, schedule = golden.model(), jax.tree.map(jnp.asarray, Schedule.of(config))

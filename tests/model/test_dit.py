@@ -19,6 +19,7 @@ from echotts.model import BlockDiT, build, count_parameters, layers, merge
 from echotts.model.attention import attend, with_heads
 from echotts.model.parameters import computed_with, expected_shapes, flatten, structure
 from tests.blockdit_golden import GOLDEN, Golden, assert_golden, config_of, relative_rms
+from tests.compiling import as_users_compile
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +45,7 @@ def test_the_parameters_are_initialised_as_in_the_golden_file(tiny: Golden):
 
 
 @pytest.mark.parametrize("name", ["tiny_forward", "tiny_shared_t", "medium_forward"])
+@as_users_compile()
 def test_velocity_equals_the_golden_vector(name: str):
     golden = Golden(name)
     actual = forward(golden.model(), golden["in_x"], golden["in_t"], *golden.conditions())
@@ -77,6 +79,7 @@ def intermediates(model: BlockDiT, x: Any, t: Any, *conditions: Any) -> dict[str
 
 
 @pytest.mark.parametrize("name", ["tiny_forward", "medium_forward"])
+@as_users_compile()
 def test_intermediates_equal_the_golden_vectors(name: str):
     golden = Golden(name)
     actual = intermediates(golden.model(), golden["in_x"], golden["in_t"], *golden.conditions())

@@ -232,3 +232,26 @@ def test_two_slices_hold_a_copy_each_and_the_step_compiles_for_them(name):
     batch = abstract_batch(config, config.data.buckets[0])
     limit = jax.ShapeDtypeStruct((), np.float32)
     make_train_step(config, mesh).jitted.lower(abstract_state(config, mesh), batch, limit, {}).compile()
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What the arrangement of a mesh asks a TPU chip."""
+
+    id: int
+    coords: tuple[int, int, int]
+    device_kind: str = "TPU v6 lite"
+    platform: str = "tpu"
+    core_on_chip: int = 0
+    process_index: int = 0
+    slice_index: int = 0
+
+
+@pytest.mark.parametrize("slices", [1, 2])
+def test_two_replicas_share_a_square_of_chips_of_which_no_axis_has_their_size(slices):
+    places = [(x, y) for y in range(8) for x in range(8)]
+    chips = [Chip(64 * s + i, (x, y, 0), slice_index=s) for s in range(slices) for i, (x, y) in enumerate(places)]
+    mesh = meshes.make_mesh(data=2 * slices, devices=chips)
+    assert dict(mesh.shape) == {"data": 2 * slices, "fsdp": 32, "tensor": 1}
+    assert len({chip.id for chip in mesh.devices.flat}) == 64 * slices
+    assert all(len({chip.slice_index for chip in replica.flat}) == 1 for replica in mesh.devices)

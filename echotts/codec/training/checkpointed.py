@@ -12,7 +12,7 @@ from echotts.checkpoint.contents import (
     step_folders,
 )
 from echotts.checkpoint.digests import array_digests
-from echotts.codec.backbone import init_params
+from echotts.codec.backbone import abstract_params
 from echotts.codec.config import CodecConfig
 from echotts.codec.layers import Params
 from echotts.codec.published import config_from_kwargs
@@ -53,7 +53,7 @@ def _config(folder: RunPath) -> CodecConfig:
 
 def _average(folder: RunPath, config: CodecConfig) -> Params:
     here = jax.device_put(0.0, jax.local_devices()[0]).sharding
-    shapes = jax.eval_shape(lambda: unfold(init_params(config, jax.random.key(0))))
+    shapes = jax.eval_shape(unfold, abstract_params(config))
     placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), shapes)
     arrays, digests = read_arrays(folder, "ema", placed), read_digests(folder)
     if what := digests.changed_in({"ema": array_digests(arrays)}) if digests else "":

@@ -158,14 +158,20 @@ def _collective(program: Program, line: Instruction) -> Collective | None:
 
 
 def _group(attributes: str) -> int:
-    """Number of participating chips: replica_groups given by mesh axes, as [groups,chips], or as lists."""
-    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", attributes):
+    """Number of participating chips: replica_groups given by mesh axes, as [groups,chips], or as lists.
+
+    Raises ValueError for another form: such a collective would otherwise count as nothing.
+    """
+    if axes := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes):  # perhaps with device_ids
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", axes[1]))
         return prod(int(sizes[name]) for name in re.findall(r"'(\w+)'", axes[2]))
     if grid := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
         return int(grid[1])
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
-    return len(listed[1].split(",")) if listed else 1
+    if listed := re.search(r"replica_groups=\{\{([\d,]*)\}", attributes):
+        return len(listed[1].split(","))
+    if given := re.search(r"replica_groups=.{0,60}", attributes):
+        raise ValueError(f"{given[0]}: this form of a collective's groups is unknown: install the pinned libtpu")
+    return 1
 
 
 def _between(program: Program, line: Instruction, around: list[Instruction], chip: Chip) -> float:

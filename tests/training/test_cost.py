@@ -117,12 +117,18 @@ def test_operations_name_the_innermost_line_of_this_package():
         ("replica_groups=[8,4]<=[32]", 4),
         ("replica_groups={{0,1},{2,3}}", 2),
         ("replica_groups=mesh['a'=4,'b'=8] {'a','b'}", 32),
+        ("replica_groups=mesh['a'=16,'b'=1,'c'=2], device_ids=([2,16]T(1,0)) {'a'}", 16),
     ],
 )
 def test_groups_of_chips_are_read_in_each_notation(groups, ways):
     text = PROGRAM.replace("replica_groups=[1,32]<=[32]", groups)
     line = next(line for line in Program(text).computations["scattered"] if line.opcode == "all-reduce")
     assert cost._group(line.rest) == ways
+
+
+def test_groups_of_chips_in_an_unknown_notation_are_an_error_and_not_a_collective_for_free():
+    with pytest.raises(ValueError, match=r"replica_groups=@torus.*unknown"):
+        estimate(PROGRAM.replace("replica_groups=[1,32]<=[32]", "replica_groups=@torus"), V4)
 
 
 def test_a_step_is_turned_into_utilisation_hours_and_a_price():

@@ -30,7 +30,6 @@ SHORT = {  # flag -> the section of the key that it abbreviates, "" for the top 
     "batch_size": "",
     "frames": "",
     "decoder_only": "",
-    "revive": "",
     "learning_rate": "optim",
     "kl_weight": "loss",
     "wave_weight": "loss",
@@ -73,8 +72,6 @@ class TrainArguments:
     """Initial weights and sizes from this codec: a .pth or .safetensors, a folder, a Hub id, demo, speech."""
     decoder_only: bool = False
     """Freeze everything that produces latents: shards and models made with --init_from stay valid."""
-    revive: bool = False
-    """Draw the weights of dead latent channels, which a KL weight silenced, anew before training --init_from."""
     seed: int | None = None
     """Random seed of initial weights, crops and posterior noise [run.seed]."""
     loudness: float | None = None

@@ -143,8 +143,7 @@ class CodecTraining:
     """One codec training. A crop has `frames` latent frames.
 
     `decoder_only` freezes everything that produces latents or codes, so that shards and models made with the codec stay
-    valid. `revive` draws the weights of the start's dead latent channels anew (revival.py). `run` sets the run
-    directory and when to save; its fields about speech synthesis are not used.
+    valid. `run` sets the run directory and when to save; its fields about speech synthesis are not used.
     """
 
     preset: str = "dacvae-48k"
@@ -153,7 +152,6 @@ class CodecTraining:
     batch_size: int = 72
     frames: int = 10
     decoder_only: bool = False
-    revive: bool = False
     loss: LossConfig = field(default_factory=LossConfig)
     optim: CodecOptim = field(default_factory=CodecOptim)
     discriminators: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
@@ -165,8 +163,6 @@ class CodecTraining:
             raise ValueError(
                 f"steps {self.steps}, batch_size {self.batch_size} and frames {self.frames} must be at least 1"
             )
-        if self.revive and (self.decoder_only or self.codec.quantized):
-            raise ValueError("revive changes the latents of a DACVAE: not with decoder_only, and not for DAC")
         longest = max(self.loss.longest_window, *self.discriminators.windows if self.loss.uses_discriminators else (0,))
         if self.crop_samples < longest:
             raise ValueError(

@@ -20,7 +20,6 @@ from echotts.codec.quantizer import quantize_for_training
 from echotts.codec.training import losses
 from echotts.codec.training.config import CodecOptim, CodecTraining
 from echotts.codec.training.discriminators import discriminate, init_discriminators
-from echotts.codec.training.revival import revived
 from echotts.codec.training.weight_norm import fold, unfold
 from echotts.config import RunConfig
 from echotts.seeds import random_key
@@ -183,8 +182,6 @@ def initial_state(training: CodecTraining, start: Params | None = None) -> Codec
     """The state before the first step: `start` (folded, copied) or a random codec, and random discriminators."""
     codec_key, judge_key = jax.random.split(random_key(training.run.seed))
     folded = init_params(training.codec, codec_key) if start is None else start
-    if training.revive:
-        folded = revived(folded, training.codec, codec_key)
     own = {name: part for name, part in folded.items() if name != WATERMARK}
     params = {"codec": unfold(jax.tree.map(jnp.array, own))}  # copied, because steps donate their state
     if training.loss.uses_discriminators:

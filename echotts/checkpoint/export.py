@@ -6,10 +6,10 @@ import jax
 
 from echotts import gcs
 from echotts.checkpoint.adapters import save_adapter
-from echotts.checkpoint.export_file import StorageName, add_duration, save_export
+from echotts.checkpoint.export_file import StorageName, add_tensors, duration_tensors, save_export, student_tensors
 from echotts.checkpoint.facts import Facts
 from echotts.checkpoint.interop import published_opt_state, save_published
-from echotts.checkpoint.weights import Stored, WeightsName, file_of, load_weights, own_base, read_run
+from echotts.checkpoint.weights import BESIDE, Stored, Weights, WeightsName, file_of, load_weights, read_run, with_base
 from echotts.rundir.location import run_path
 
 MERGE = "merge an adapter with echotts export --adapter, save a voice with echotts voice save"
@@ -31,14 +31,14 @@ def export(
     weights = weights or ("raw" if published else "ema")
     with_optimizer = published and weights == "raw"
     stored = read_run(run_path(run), weights, with_optimizer)
-    what = "give a .safetensors" if stored.method == "duration" else MERGE
-    if stored.method == "inversion" or (stored.method in ("lora", "duration") and published):
+    what = "give a .safetensors" if stored.method in BESIDE else MERGE
+    if stored.method == "inversion" or (published and stored.method in ("lora", *BESIDE)):
         raise ValueError(f"{run}: --tune {stored.method} has no weights of its own to write to {output}: {what}")
     if stored.method == "lora":
         save_adapter(output, stored.adapter(), storage)
         return stored.described().facts
-    if stored.method == "duration":
-        return _export_duration(stored, output, storage)
+    if stored.method in BESIDE:
+        return _export_with_base(stored, output, storage)
     if with_optimizer and stored.adam is None:
         raise ValueError(f"{run}: was not trained with AdamW, whose state a .pkl stores: use --weights ema")
     params, facts = jax.device_get(stored.params), stored.described().facts
@@ -62,15 +62,22 @@ def export_merged(base: str | Path, adapter: str | Path, output: Path, storage: 
     """Writes a base with an adapter (a file, or a run that trained one) merged into it, as .safetensors."""
     if output.suffix != ".safetensors":
         raise ValueError(f"{output}: merged weights are written as .safetensors")
-    loaded = load_weights(base, adapter=adapter)
-    save_export(output, jax.device_get(loaded.params), loaded.config, loaded.facts, storage, loaded.duration)
+    return _save(output, load_weights(base, adapter=adapter), storage)
+
+
+def _export_with_base(stored: Stored, output: Path, storage: StorageName) -> Facts:
+    loaded = with_base(stored)
+    if gcs.is_bucket(stored.base) or (file := file_of(stored.base)).suffix != ".safetensors":
+        return _save(output, loaded, storage)
+    if stored.method == "duration":
+        add_tensors(file, output, duration_tensors(loaded.duration), {})
+    else:
+        about = {"student": loaded.facts.to_dict()["student"]}
+        add_tensors(file, output, student_tensors(loaded.student, storage), about)
     return loaded.facts
 
 
-def _export_duration(stored: Stored, output: Path, storage: StorageName) -> Facts:
-    base, duration = own_base(stored), jax.device_get(stored.params)
-    if not gcs.is_bucket(stored.base) and (file := file_of(stored.base)).suffix == ".safetensors":
-        add_duration(file, output, duration)
-    else:
-        save_export(output, jax.device_get(base.params), base.config, base.facts, storage, duration)
-    return base.facts
+def _save(output: Path, loaded: Weights, storage: StorageName) -> Facts:
+    params = jax.device_get(loaded.params)
+    save_export(output, params, loaded.config, loaded.facts, storage, loaded.duration, loaded.student)
+    return loaded.facts

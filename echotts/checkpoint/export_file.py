@@ -14,6 +14,7 @@ from echotts.config import ModelConfig, read_model_config, to_dict
 from echotts.files import atomic_write
 from echotts.model.duration import DURATION, duration_shapes
 from echotts.model.parameters import Params, expected_shapes, flatten, unflatten
+from echotts.model.student import STUDENT, student_shapes
 from echotts.strict_json import load_json
 from echotts.strict_tensors import open_tensors
 
@@ -31,14 +32,16 @@ def save_export(
     facts: Facts,
     storage: StorageName = "float32",
     duration: Params | None = None,
+    student: Params | None = None,
 ) -> None:
     """Writes the file for inference: the parameters under our stacked names.
 
     The facts go to the header beside `config`, except the silence, which becomes a float32 tensor. So do those of the
-    duration predictor, if there is one; readers that know none ignore them.
+    duration predictor, if there is one; readers that know none ignore them. A student, which the facts must mention, is
+    stored like the parameters.
     """
     tensors = {name: np.ascontiguousarray(leaf, storage) for name, leaf in flatten(params).items()}
-    tensors |= _duration_tensors(duration)
+    tensors |= duration_tensors(duration) | student_tensors(student, storage)
     header = facts.to_dict()
     if silence := header.pop(SILENCE, None):
         tensors[SILENCE] = np.asarray(silence, np.float32)
@@ -47,13 +50,17 @@ def save_export(
         save_file(tensors, temporary, {name: json.dumps(value) for name, value in header.items()})
 
 
-def add_duration(base: Path, path: Path, duration: Params) -> None:
-    """Writes a copy of an export with this duration predictor; all other tensors and the header keep their bits."""
+def add_tensors(base: Path, path: Path, added: dict[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    """Writes a copy of an export with these tensors and facts; all others keep their bits.
+
+    The tensors are `duration_tensors` or `student_tensors`, and replace those that it has.
+    """
+    (prefix,) = {name.partition("/")[0] for name in added}
     with open_tensors(base) as file:
-        tensors = {name: file.stored(name) for name in file.names if not name.startswith(f"{DURATION}/")}
-        header = file.header
+        tensors = {name: file.stored(name) for name in file.names if not name.startswith(f"{prefix}/")}
+        header = file.header | {name: json.dumps(value) for name, value in facts.items()}
     with atomic_write(path) as temporary:
-        save_file(tensors | _duration_tensors(duration), temporary, header)
+        save_file(tensors | added, temporary, header)
 
 
 def load_duration(path: str | Path) -> Params | None:
@@ -64,6 +71,17 @@ def load_duration(path: str | Path) -> Params | None:
         if not any(name.startswith(f"{DURATION}/") for name in file.names):
             return None
         return unflatten({name: file.read(name, leaf.shape) for name, leaf in duration_shapes(config).items()})
+
+
+def load_student(path: str | Path) -> Params | None:
+    """The student in an export, float32; None if it has none. Errors as in `load_export`."""
+    path = Path(path)
+    config, facts = read_export_header(path)
+    if facts.student is None:
+        return None
+    shapes = student_shapes(config, facts.student.rank)
+    with open_tensors(path) as file:
+        return unflatten({name: file.read(f"{STUDENT}/{name}", leaf.shape) for name, leaf in shapes.items()})
 
 
 def load_export(path: str | Path) -> tuple[Params, ModelConfig, Facts]:
@@ -103,8 +121,14 @@ def _parsed_header(header: Mapping[str, str], path: Path) -> dict[str, Any]:
     }
 
 
-def _duration_tensors(duration: Params | None) -> dict[str, np.ndarray]:
+def duration_tensors(duration: Params | None) -> dict[str, np.ndarray]:
+    """The tensors of a duration predictor in an export."""
     return {name: np.ascontiguousarray(leaf, np.float32) for name, leaf in flatten(duration or {}).items()}
+
+
+def student_tensors(student: Params | None, storage: StorageName) -> dict[str, np.ndarray]:
+    """The tensors of a student in an export."""
+    return {f"{STUDENT}/{name}": np.ascontiguousarray(leaf, storage) for name, leaf in flatten(student or {}).items()}
 
 
 def _expected_shapes(config: ModelConfig, path: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from echotts.config import MAX_SIZE
+from echotts.config import MAX_RANK, MAX_SIZE
 from echotts.latents import ScaleJson
 from echotts.strict_json import check_type
 from echotts.text.tokens import TokenizerJson
@@ -50,6 +50,15 @@ class Limits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StudentFacts:
+    """A student beside the weights: the rank of its adapters, and the guidance scales and interval of its training."""
+
+    rank: Annotated[int, Meta(ge=1, le=MAX_RANK)]
+    scales: tuple[float, float]
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Facts:
     """Unknown facts are None: of a published checkpoint only the step is known."""
 
@@ -61,6 +70,7 @@ class Facts:
     step: Count | None = None
     samples_seen: Count | None = None
     buckets: Limits | None = None
+    student: StudentFacts | None = None  # of a model with a student (model/student.py)
     base: str | None = None  # hash of the frozen weights that a run adapts (training/tuning.py)
 
     @classmethod

@@ -13,7 +13,7 @@ from echotts.checkpoint import adapters
 from echotts.checkpoint.adapters import Adapter, BaseDiffersError
 from echotts.checkpoint.best import best_step
 from echotts.checkpoint.contents import Meta, checkpoints_at, newest_readable, read_checked, read_meta, stored_shapes
-from echotts.checkpoint.export_file import load_duration, load_export, read_export_header
+from echotts.checkpoint.export_file import load_duration, load_export, load_student, read_export_header
 from echotts.checkpoint.facts import Facts, Limits
 from echotts.checkpoint.interop import Published, load_published
 from echotts.config import ModelConfig, read_model_config
@@ -23,12 +23,14 @@ from echotts.model import Params
 from echotts.model.adapters import adapter_shapes
 from echotts.model.duration import duration_shapes
 from echotts.model.parameters import expected_shapes, unflatten
+from echotts.model.student import student_shapes
 from echotts.rundir.layout import STEP, step_name
 from echotts.rundir.location import RunPath, run_path
 
 WeightsName = Literal["ema", "raw"]
 DEMO = "demo"  # the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
+BESIDE = {"duration": "a duration predictor", "distil": "a student"}  # what a run adds to a base, by its method
 
 
 @jax.tree_util.register_dataclass
@@ -45,7 +47,7 @@ class Adam:
 class Weights:
     """Parameters (float32), their model configuration, and the facts that inference needs.
 
-    `duration` is a duration predictor for them (model/duration.py).
+    `duration` is a duration predictor for them (model/duration.py), `student` a student (model/student.py).
     """
 
     params: Params
@@ -53,6 +55,7 @@ class Weights:
     facts: Facts
     adam: Adam | None = None
     duration: Params | None = None
+    student: Params | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,7 @@ def load_weights(
         return load_run(run_path(str(source)), weights)
     path = file_of(source)
     if path.suffix == ".safetensors":
-        return Weights(*load_export(path), duration=load_duration(path))
+        return Weights(*load_export(path), duration=load_duration(path), student=load_student(path))
     if path.suffix in (".pkl", ".pickle"):
         published = load_published(path)
         fields = {"weights": "raw", "step": published.step, "samples_seen": published.samples_seen}
@@ -126,8 +129,8 @@ def load_weights(
 def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool = False) -> Weights:
     """The weights of a run directory (its best or newest complete checkpoint), or of the given step folder.
 
-    Adapters are merged into their base, and a duration predictor is added to it; the base must be where the run found
-    it. `with_optimizer` also loads the state of AdamW, if the run has one.
+    Adapters are merged into their base, a duration predictor or student is added to it; the base must be where the run
+    found it. `with_optimizer` also loads the state of AdamW, if the run has one.
     """
     stored = read_run(path, weights, with_optimizer)
     if stored.method == "inversion":
@@ -140,8 +143,8 @@ def load_run(path: RunPath, weights: WeightsName = "ema", with_optimizer: bool =
                 f"{path}: holds adapters of {stored.base}, which is not here: give that model as --checkpoint, and "
                 "the run as --adapter"
             ) from error
-    if stored.method == "duration":
-        return dataclasses.replace(own_base(stored), duration=jax.device_get(stored.params))
+    if stored.method in BESIDE:
+        return with_base(stored)
     return dataclasses.replace(stored.described(), adam=stored.adam)
 
 
@@ -214,18 +217,23 @@ def file_of(source: str | Path) -> Path:
     return ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
 
 
-def own_base(stored: Stored) -> Weights:
-    """The frozen weights of a run. BaseDiffersError if they are not where the run found them, or others are."""
+def with_base(stored: Stored) -> Weights:
+    """The frozen weights of a run with what it trained beside them.
+
+    BaseDiffersError if they are not where the run found them, or others are.
+    """
+    what, trained = BESIDE[stored.method], jax.device_get(stored.params)
     try:
         base = load_weights(stored.base, stored.weights)
     except FileNotFoundError as error:
         raise BaseDiffersError(
-            f"{stored.folder}: holds a duration predictor for {stored.base}, which is not here: put it there again"
+            f"{stored.folder}: holds {what} for {stored.base}, which is not here: put it there again"
         ) from error
-    adapters.check_base(
-        stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: a duration predictor for weights"
-    )
-    return base
+    adapters.check_base(stored.meta.facts.base or "", base.params, stored.base, f"{stored.folder}: {what} for weights")
+    if stored.method == "duration":
+        return dataclasses.replace(base, duration=trained)
+    facts = dataclasses.replace(base.facts, student=stored.meta.facts.student)
+    return dataclasses.replace(base, student=trained, facts=facts)
 
 
 def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> Params:
@@ -234,6 +242,8 @@ def _trained_shapes(method: str, rank: int, config: ModelConfig, meta: Meta) -> 
         return {adapters.VOICE: jax.ShapeDtypeStruct((frames, config.latent_channels), np.float32)}
     if method == "duration":
         return unflatten(duration_shapes(config))
+    if method == "distil":
+        return unflatten(student_shapes(config, rank))
     return unflatten(dict(adapter_shapes(config, rank) if method == "lora" else expected_shapes(config)))
 
 

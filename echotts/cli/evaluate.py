@@ -149,7 +149,7 @@ def speak(tts: "EchoTTS", tasks: Sequence["Task"], arguments: Arguments) -> list
         [task.text for task in tasks],
         [(task.reference.samples[:heard], RATE_HZ) for task in tasks],
         seeds=range(arguments.seed, arguments.seed + len(tasks)),
-        sampler=arguments.sampler(),
+        sampler=arguments.sampler(tts.has_student),
         rows=arguments.rows,
     )
     return [(speech.samples, speech.sample_rate) for speech in speeches]
@@ -164,6 +164,6 @@ def describe(checkpoint: str | None, arguments: Arguments, tts: "EchoTTS", data:
         "codec": tts.codec.codec_id,
         "data": data.name,
         "seed": arguments.seed,
-        "sampler": dataclasses.asdict(arguments.sampler()),
+        "sampler": dataclasses.asdict(arguments.sampler(tts.has_student)),
         "audio_s_per_s": round(speed, 3),
     }

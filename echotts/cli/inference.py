@@ -78,7 +78,7 @@ def _load(arguments: Arguments) -> tuple["EchoTTS", float]:
 
 def _speak_live(arguments: Arguments, text: str | Iterable[str], reference: Path | None) -> int:
     tts, load_s = _load(arguments)
-    options = {"duration": arguments.length(), "speed": arguments.speed, "sampler": arguments.sampler()}
+    options = {"duration": arguments.length(), "speed": arguments.speed, "sampler": arguments.sampler(tts.has_student)}
     blocks = tts.stream(text, reference, seed=arguments.seed, **options)
     written = piped.write(blocks, arguments.pipe, arguments.normalise or "clip")
     print(f"{written}, loaded in {load_s:.2f} s", file=sys.stderr)
@@ -103,7 +103,7 @@ def _speak_to_file(arguments: Arguments, text: str, reference: Path | None) -> i
             seed=arguments.seed,
             duration=arguments.length(),
             speed=arguments.speed,
-            sampler=arguments.sampler(),
+            sampler=arguments.sampler(tts.has_student),
             candidates=arguments.candidates,
         )
     took_s = time.perf_counter() - began
@@ -130,7 +130,7 @@ def _speak_script(arguments: Arguments, script: Path, reference: Path | None) ->
         seed=arguments.seed,
         duration=arguments.length(),
         speed=arguments.speed,
-        sampler=arguments.sampler(),
+        sampler=arguments.sampler(tts.has_student),
         level=_level(arguments),
         reference=reference,
         rows=arguments.rows,

@@ -3,18 +3,19 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from echotts.flow.options import SamplerConfig, sampler_config
+from echotts.flow.options import SamplerConfig, default_preset, sampler_config
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerFlags:
     """Sampling options. A flag that is not given takes the value of the preset."""
 
-    preset: str = "quality"
-    """draft, balanced or quality (32 Euler steps); for Echo's checkpoints echo-high-cfg, echo-high-speaker-cfg,
-    echo-low-cfg, each also with the suffix -flat."""
+    preset: str | None = None
+    """draft, balanced or quality (32 Euler steps); student (4 steps), the default of models that have one (train
+    --distil_from); for Echo's checkpoints echo-high-cfg, echo-high-speaker-cfg, echo-low-cfg, each also with the suffix
+    -flat. None: student or quality."""
     steps: int | None = None
-    """Steps from noise to speech. None: the preset's, 32."""
+    """Steps from noise to speech; of a student 1, 2, 4, 8, 16 or 32. None: the preset's, 32 or 4."""
     cfg_scale: float | None = None
     """Classifier-free guidance scale for text and voice together; 0: none. None: the preset's, 3."""
     text_scale: float | None = None
@@ -51,7 +52,10 @@ class SamplerFlags:
             raise ValueError(f"--steps {self.steps} must be at least 1")
         self.sampler()
 
-    def sampler(self) -> SamplerConfig:
-        """The sampler configuration. ValueError for invalid or contradictory values."""
-        names = SamplerFlags.__dataclass_fields__
-        return sampler_config(**{name: getattr(self, name) for name in names})
+    def sampler(self, has_student: bool = False) -> SamplerConfig:
+        """The sampler configuration, for a model that may have a student.
+
+        ValueError for invalid or contradictory values.
+        """
+        options = {name: getattr(self, name) for name in SamplerFlags.__dataclass_fields__ if name != "preset"}
+        return sampler_config(self.preset or default_preset(has_student), **options)

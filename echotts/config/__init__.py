@@ -7,6 +7,7 @@ from echotts.config.complete import Config, to_dict
 from echotts.config.data import FRAME_RATE_HZ, Bucket, DataConfig
 from echotts.config.learning import (
     MAX_RANK,
+    ROWS_PER_TEACHER,
     FlowConfig,
     InitName,
     LossName,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from echotts.config.data import DataConfig
-from echotts.config.learning import FlowConfig, OptimConfig, TuneConfig
+from echotts.config.learning import ROWS_PER_TEACHER, FlowConfig, OptimConfig, TuneConfig
 from echotts.config.model import ModelConfig
 from echotts.config.run import HELDOUT_VOICES, RunConfig
 
@@ -44,6 +44,12 @@ class Config:
             raise ValueError(
                 f"tune {self.tune.method} adapts a trained model with a new optimizer: give it as --init_from, without "
                 "--resume_optimizer"
+            )
+        parts = self.optim.accumulation * ROWS_PER_TEACHER
+        if self.tune.method == "distil" and self.data.batch_size % parts:
+            raise ValueError(
+                f"batch_size {self.data.batch_size} is not a multiple of {parts}: a distillation has one row in "
+                f"{ROWS_PER_TEACHER} from the teacher, in each of the parts (accumulation)"
             )
         if self.run.resume_optimizer and self.optim.method != "adamw":
             raise ValueError(f"resume_optimizer takes the state of AdamW, not of {self.optim.method}")

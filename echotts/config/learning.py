@@ -1,13 +1,15 @@
 """How a model learns: the loss, the optimizer, and which weights are trained."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 MAX_RANK = 1024  # of adapters
+ROWS_PER_TEACHER = 4  # in a distillation one row in so many learns the teacher's step, the others learn longer ones
 LossName = Literal["published", "frame"]
 OptimizerName = Literal["adamw", "muon"]
 InitName = Literal["published", "fan_in"]
-TuneName = Literal["none", "full", "lora", "inversion", "duration"]
+TuneName = Literal["none", "full", "lora", "inversion", "duration", "distil"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,21 +92,29 @@ class TuneConfig:
 
     method: TuneName = "none"
     """full: all weights; lora: only low-rank adapters beside the frozen weights; inversion: only the reference of one
-    voice, for frozen weights; duration: only a predictor of how long speech takes, beside frozen weights. none: all
-    weights, and the data may be of any kind."""
+    voice, for frozen weights; duration: only a predictor of how long speech takes, beside frozen weights; distil: only
+    a student that takes few steps, beside frozen weights. none: all weights, and the data may be of any kind."""
     rank: int = 16
-    """Rank of the adapters (lora): more can learn more, in proportionally larger files."""
+    """Rank of the adapters (lora, distil): more can learn more, in proportionally larger files."""
+    scales: tuple[float, float] = (0.0, 6.0)
+    """Range of the guidance scales that a student is trained for (distil)."""
+    interval: tuple[float, float] = (0.0, 1.0)
+    """Range of times t in which a student's teacher is guided (distil)."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.scales[0] <= self.scales[1] < math.inf:
+            raise ValueError(f"scales {self.scales}: give the lowest and the highest guidance scale, from 0")
+        if not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(f"interval {self.interval} must be within 0..1, the lower end first")
         if not 1 <= self.rank <= MAX_RANK:
             raise ValueError(f"rank {self.rank} must be from 1 to {MAX_RANK}")
 
     @property
     def is_frozen(self) -> bool:
         """Whether the weights of the base are not trained."""
-        return self.method in ("lora", "inversion", "duration")
+        return self.method in ("lora", "inversion", "duration", "distil")
 
     @property
     def adapter_rank(self) -> int:
         """The rank of the adapters; 0 without adapters."""
-        return self.rank if self.method == "lora" else 0
+        return self.rank if self.method in ("lora", "distil") else 0

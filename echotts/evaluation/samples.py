@@ -68,7 +68,7 @@ def make_speaker(config: Config) -> Callable[[Weights, str, int, Voice | None], 
     def speak(weights: Weights, sentence: str, seed: int, voice: Voice | None) -> Spoken:
         trained = weights.facts.codec
         codec = codec_of(trained.id, trained.weights_hash)
-        tts = EchoTTS(Synthesizer(weights.params, weights.config, weights.facts, codec))
+        tts = EchoTTS(Synthesizer(weights.params, weights.config, weights.facts, codec, student=weights.student))
         one_window_s = min(DEFAULT_PIECE_S, tts.window_s)  # compiled once; a model in training may not end
         speech = tts.synthesize(sentence, voice, seed=seed, duration=one_window_s)
         heard = listen(recogniser, sentence, speech.samples, speech.sample_rate) if recogniser else None

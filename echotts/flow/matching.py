@@ -152,17 +152,23 @@ def velocity_loss(
     x_t, target = path_and_target(batch.latent.astype(jnp.float32), noise, t)
     result: Any = velocity_fn(x_t, t, batch.text_ids, batch.text_mask, batch.speaker_latent, batch.speaker_mask)
     velocity = result if alignment is None else result[0]
+    total, aux = squared_error(velocity, target, batch.latent_mask, loss)
+    if alignment is not None:
+        rows = alignment_loss(result[1], batch.text_mask, batch.latent_mask)
+        aux["alignment"] = jnp.mean(rows) / batch.latent_mask.shape[1] / aux["weight"]
+        total = total + alignment * aux["alignment"]
+    return total, aux | {"t": t}
+
+
+def squared_error(
+    velocity: Float[Array, "b t c"], target: Float[Array, "b t c"], latent_mask: Bool[Array, "b t"], loss: LossName
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """The loss of velocities against their targets; aux as in `velocity_loss`, without "t"."""
     frame_error = jnp.mean(jnp.square(velocity.astype(jnp.float32) - target), axis=-1)
-    valid = batch.latent_mask.astype(jnp.float32)
-    kept = batch.latent_mask.any(axis=1)
+    valid = latent_mask.astype(jnp.float32)
+    kept = latent_mask.any(axis=1)
     counted = jnp.broadcast_to(kept[:, None], valid.shape).astype(jnp.float32) if loss == "published" else valid
     weight = jnp.mean(valid) + LOSS_EPS
     row_loss = jnp.sum(frame_error * counted, axis=1) / jnp.maximum(jnp.sum(counted, axis=1), 1)
-    total = flow = jnp.mean(frame_error * counted) / weight
-    aligned = jnp.float32(0)
-    if alignment is not None:
-        rows = alignment_loss(result[1], batch.text_mask, batch.latent_mask)
-        aligned = jnp.mean(rows) / valid.shape[1] / weight
-        total = flow + alignment * aligned
-    terms = {"flow": flow, "alignment": aligned}
-    return total, terms | {"t": t, "row_loss": row_loss, "kept": kept, "weight": weight}
+    total = jnp.mean(frame_error * counted) / weight
+    return total, {"flow": total, "alignment": jnp.float32(0), "row_loss": row_loss, "kept": kept, "weight": weight}

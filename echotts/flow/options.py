@@ -1,7 +1,7 @@
 """Sampler options and presets; does not import jax."""
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,6 +13,10 @@ EVERY_T = (0.0, 1.0)
 TIME_TOLERANCE = 1e-6  # for float32 times at the limits of an interval
 STEPS_LIMIT = 1024  # the modulation of all steps is held in memory
 GUIDANCE_INTERVAL = (0.5, 1.0)  # guidance matters early, at high noise; later steps need only one row
+DOUBLINGS = 5  # a student's steps: 1/32 of the way from noise to data, and 2, 4, ..., 32 times as long
+SMALLEST_STEPS = 2**DOUBLINGS
+STUDENT_STEPS = 4
+FOR_STUDENTS = ("steps", "cfg_scale", "truncation", "student")  # the options that a student knows
 
 Solver = Literal["euler", "ab2"]
 """Euler's method, or the two-step Adams-Bashforth method: second order, also one evaluation per step."""
@@ -31,7 +35,8 @@ class SamplerConfig:
     `time_scale` multiplies the time grid (Echo: 0.999); `truncation` multiplies the initial noise (Echo: 0.8 to 1).
     `rescale` (k, s) is the temporal score rescaling of arXiv 2510.01184 (Echo: 1.2, 3). `speaker_kv_scale` multiplies
     the speaker's keys and values in the first `speaker_kv_layers` layers (None: all) while t >= `speaker_kv_until`
-    (Echo: 1.5, until 0.9). Formulas: docs/sampling.md.
+    (Echo: 1.5, until 0.9). `student` samples with the student of a model (flow/distillation.py): its steps are a power
+    of two, and it runs one row, of which `cfg_scale` is an input. Formulas: docs/sampling.md.
     """
 
     steps: int = 32
@@ -49,6 +54,7 @@ class SamplerConfig:
     speaker_kv_scale: float = 1.0
     speaker_kv_layers: int | None = None
     speaker_kv_until: float = 0.9
+    student: bool = field(default=False, repr=False)  # not in keys of scripts that were spoken before
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= STEPS_LIMIT:
@@ -74,6 +80,19 @@ class SamplerConfig:
         if self.alternating and not self.branches:
             raise ValueError("alternating guidance needs a guidance scale")
         time_grid(self.steps, self.grid, self.sway)
+        if self.student:
+            self._check_student()
+
+    def _check_student(self) -> None:
+        usual = {field.name: field.default for field in dataclasses.fields(SamplerConfig)}
+        for name in usual.keys() - set(FOR_STUDENTS):
+            if getattr(self, name) != usual[name]:
+                raise ValueError(
+                    f"{name}: a student has guidance and steps in its weights, and takes only steps, cfg_scale and "
+                    'truncation: sample its model with preset "quality"'
+                )
+        if self.steps > SMALLEST_STEPS or self.steps & (self.steps - 1):
+            raise ValueError(f"sampler steps {self.steps}: a student takes 1, 2, 4, 8, 16 or {SMALLEST_STEPS}")
 
     @property
     def independent(self) -> bool:
@@ -88,6 +107,8 @@ class SamplerConfig:
     @property
     def branches(self) -> dict[Drop, float]:
         """The conditions that each guidance branch drops, and its scale; branches of scale 0 are omitted."""
+        if self.student:
+            return {}
         scales = (
             {(True, False): self.text_scale or 0.0, (False, True): self.speaker_scale or 0.0}
             if self.independent
@@ -121,15 +142,24 @@ def _echo(text_scale: float, speaker_scale: float, *, flat: bool) -> SamplerConf
 
 _ECHO_SCALES = {"high-speaker-cfg": (3.0, 8.0), "high-cfg": (8.0, 8.0), "low-cfg": (3.0, 3.0)}  # text, speaker
 
+QUALITY, STUDENT = "quality", "student"
+
 PRESETS: dict[str, SamplerConfig] = {
     # By purpose, with joint guidance.
     "draft": SamplerConfig(steps=8),
     "balanced": SamplerConfig(steps=16),
-    "quality": SamplerConfig(),
+    QUALITY: SamplerConfig(),
+    # For models with a student.
+    STUDENT: SamplerConfig(steps=STUDENT_STEPS, student=True),
     # Echo's, for its checkpoints.
     **{f"echo-{name}": _echo(*scales, flat=False) for name, scales in _ECHO_SCALES.items()},
     **{f"echo-{name}-flat": _echo(*scales, flat=True) for name, scales in _ECHO_SCALES.items()},
 }
+
+
+def default_preset(has_student: bool) -> str:
+    """The preset of a model for which none is given."""
+    return STUDENT if has_student else QUALITY
 
 
 def _preset(name: str) -> SamplerConfig:
@@ -139,7 +169,7 @@ def _preset(name: str) -> SamplerConfig:
     return PRESETS[name]
 
 
-def sampler_config(preset: str = "quality", **options: Any) -> SamplerConfig:
+def sampler_config(preset: str = QUALITY, **options: Any) -> SamplerConfig:
     """A preset, with `options` replacing fields of SamplerConfig; None keeps the preset's value.
 
     `guidance_interval` is the field `interval`. ValueError for unknown presets or options and invalid values.

@@ -61,7 +61,7 @@ class ConditionEncoder(Protocol):
 class Schedule:
     """SamplerConfig as arrays: the traced arguments of the compiled loop."""
 
-    scales: Any  # (branches,) float32
+    scales: Any  # (branches,) float32; of a student (1,)
     times: Any  # (n + 1,) float32, n the steps rounded up, zeros at the end
     slopes: Any  # (n,) float32: how much of v - v_before a step adds to v; zeros are Euler's method
     steps: Any  # () int32, as the next two
@@ -83,7 +83,7 @@ class Schedule:
         speaker_kv = np.stack([scaled, np.ones_like(scaled)], axis=1).astype(np.float32)
         layers = MOST_LAYERS if config.speaker_kv_layers is None else config.speaker_kv_layers
         return cls(
-            scales=np.asarray(list(config.branches.values()), np.float32),
+            scales=np.asarray([config.cfg_scale] if config.student else list(config.branches.values()), np.float32),
             times=np.pad(times, (0, padding)),
             slopes=np.pad(slopes, (0, padding)),
             steps=np.int32(config.steps),
@@ -103,11 +103,13 @@ class Kind:
     alternating: bool
     rescaled: bool
     speaker_scaled: bool
+    student: bool
 
     @classmethod
     def of(cls, config: SamplerConfig) -> "Kind":
         alternating = config.alternating and len(config.branches) > 1  # no effect with one branch
-        return cls(tuple(config.branches), alternating, config.rescale is not None, config.speaker_kv_scale != 1.0)
+        scaled = config.speaker_kv_scale != 1.0
+        return cls(tuple(config.branches), alternating, config.rescale is not None, scaled, config.student)
 
 
 @jax.jit
@@ -144,7 +146,7 @@ def _sample(
     kind: Kind,
 ) -> Float[Array, "b t c"]:
     branched = None if kind.alternating else branch_conditions(conditions, kind.drops)
-    ahead = model.modulate(schedule.times[:-1])
+    ahead = modulation_ahead(model, schedule) if kind.student else model.modulate(schedule.times[:-1])
 
     def step(i: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, before = state
@@ -170,6 +172,12 @@ def _sample(
         return x - (velocity + slope) * (schedule.times[i] - schedule.times[i + 1]), velocity
 
     return lax.fori_loop(jnp.int32(0), schedule.steps, step, (noise, jnp.zeros_like(noise)))[0]
+
+
+def modulation_ahead(student: Any, schedule: Schedule) -> Any:
+    """The modulation of a student at all steps, which also have lengths and the scale of guidance."""
+    times, lengths = schedule.times[:-1], schedule.times[:-1] - schedule.times[1:]
+    return student.modulate(times, lengths, jnp.broadcast_to(schedule.scales, times.shape))
 
 
 def rescaled(
@@ -237,9 +245,9 @@ def guided_velocity(
     x: Float[Array, "b t c"],
     modulation: Any,
     branched: Conditions,
-    scales: Float[Array, " k"],
+    scales: Float[Array, "k ..."],
 ) -> Float[Array, "b t c"]:
-    """v_c + sum_k s_k (v_c - v_k), all branches in one batch of (1 + k) b rows."""
+    """v_c + sum_k s_k (v_c - v_k), all branches in one batch of (1 + k) b rows; a scale may differ between rows."""
     rows = jnp.tile(x, (1 + len(scales), 1, 1))
     conditioned, *dropped = jnp.split(model.velocity(rows, modulation, branched), 1 + len(scales))
     return conditioned + sum(scale * (conditioned - v) for scale, v in zip(scales, dropped, strict=True))

@@ -17,6 +17,8 @@ from echotts.model.attention import ConditionKeysValues, HeadAttention, JointAtt
 from echotts.model.encoders import SpeakerEncoder, TextEncoder
 from echotts.model.layers import Constrain, Linear, RMSNorm, SwiGLU, rms_normalise, timestep_embedding
 
+SCALE_UNIT = 10.0  # brings guidance scales into the range of times
+
 
 class Modulation(NamedTuple):
     """Time modulation of a norm and its branch: three vectors (b, 1, w), or (1, 1, w) for a common time."""
@@ -116,13 +118,27 @@ class DecoderBlock(nnx.Module):
         return x + modulation.mlp.gate * self.mlp(self.mlp_adaln(x, modulation.mlp))
 
 
+class StudentInput(nnx.Module):
+    """A number from 0 to 1 as an addition to the time embedding, which is zero before training."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+        self.timestep_width = config.timestep_width
+        self.cond_dense_0 = Linear(config.timestep_width, config.width, rngs=rngs)
+        self.cond_dense_1 = Linear(config.width, config.width, zero=True, rngs=rngs)
+
+    def __call__(self, number: Float[Array, " b"], dtype: Any) -> Float[Array, "b w"]:
+        embedding = timestep_embedding(number, self.timestep_width).astype(dtype)
+        return self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
+
+
 class BlockDiT(nnx.Module):
     """The velocity network. Layers are stacked along a first axis and scanned, so that one block is compiled.
 
     `constrain` is applied to activations at block boundaries and `gather` to the parameters of each block, as hooks for
     sharding. `attend` is the attention of every layer (model/fused.py). Frames are padded to a multiple of
     `frame_tile`, and the padding is masked: on a TPU, 750 frames are not a whole number of tiles, and each reshape
-    would copy. With an `adapter_rank`, attention and MLP of the decoder have low-rank adapters (model/adapters.py).
+    would copy. With an `adapter_rank`, attention and MLP of the decoder have low-rank adapters (model/adapters.py). A
+    `student` (model/student.py) also takes the length of a step and a guidance scale: it returns average velocities.
     A fresh model returns zeros (its output projection is initialised to zero).
     """
 
@@ -136,6 +152,7 @@ class BlockDiT(nnx.Module):
         attend: HeadAttention = plain_attention,
         frame_tile: int = 1,
         adapter_rank: int = 0,
+        student: bool = False,
     ):
         width, eps = config.width, config.norm_eps
         self.config = config
@@ -156,6 +173,8 @@ class BlockDiT(nnx.Module):
         self.blocks = layers.stack(lambda rngs: DecoderBlock(config, rngs=rngs), config.depth, rngs)
         self.norm = RMSNorm(width, eps=eps)
         self.out_proj = Linear(width, config.latent_channels, bias=True, zero=True, rngs=rngs)
+        self.length_input = StudentInput(config, rngs=rngs) if student else None
+        self.scale_input = StudentInput(config, rngs=rngs) if student else None
         if adapter_rank:
             layers.adapt(self.blocks.attention, adapter_rank, rngs)
             layers.adapt(self.blocks.mlp, adapter_rank, rngs)
@@ -168,12 +187,16 @@ class BlockDiT(nnx.Module):
         text_mask: Bool[Array, "b n"],
         speaker_latent: Float[Array, "b m c"],
         speaker_mask: Bool[Array, "b m"],
+        length: Float[Array, "#b"] | None = None,
+        scale: Float[Array, "#b"] | None = None,
     ) -> Float[Array, "b t c"]:
         """The velocity at time t (0 = data, 1 = noise), float32. Masks are True for valid tokens and frames.
 
-        Condition keys are computed inside each layer, so that remat discards them too (training).
+        Of a student it is the average from t to t - length, guided with this scale. Condition keys are computed inside
+        each layer, so that remat discards them too (training).
         """
-        return self._forward(x, t, text_ids, text_mask, speaker_latent, speaker_mask, self.config.depth)[0]
+        time = self.embed_time(t, length, scale)
+        return self._forward(x, time, text_ids, text_mask, speaker_latent, speaker_mask, self.config.depth)[0]
 
     def with_alignment(
         self,
@@ -186,10 +209,17 @@ class BlockDiT(nnx.Module):
     ) -> tuple[Float[Array, "b t c"], Float[Array, "b t n"]]:
         """The velocity, and the scores of the middle layer's frames for the text, averaged over its heads, float32."""
         middle = self.config.depth // 2
-        return self._forward(x, t, text_ids, text_mask, speaker_latent, speaker_mask, middle)
+        return self._forward(x, self.embed_time(t), text_ids, text_mask, speaker_latent, speaker_mask, middle)
 
     def _forward(
-        self, x: Array, t: Array, text_ids: Array, text_mask: Array, speaker_latent: Array, speaker_mask: Array, at: int
+        self,
+        x: Array,
+        time: Array,
+        text_ids: Array,
+        text_mask: Array,
+        speaker_latent: Array,
+        speaker_mask: Array,
+        at: int,
     ) -> tuple[Array, Any]:
         """The velocity, and the scores of layer `at`; None if there is no such layer."""
         text_state = self.encode_text(text_ids, text_mask)
@@ -197,7 +227,7 @@ class BlockDiT(nnx.Module):
         frames = x.shape[1]
         x = self._in_tiles(x)
         visible = _visible_keys(x, text_mask, self.patch_mask(speaker_mask), frames)
-        common = self.modulation(self.embed_time(t))
+        common = self.modulation(time)
         rope = self._rope(x)
 
         def step(block: DecoderBlock, x: Array, _: None) -> tuple[Array, None]:
@@ -233,17 +263,19 @@ class BlockDiT(nnx.Module):
             projected = block.attention.project_conditions(text_state, speaker_state)
             return carry, block.attention.norm_keys(projected)
 
-        _, stacked = layers.scan_layers(self.blocks, step, None, remat="none")
+        _, stacked = layers.scan_layers(self.blocks, step, None, remat="none", gather=self.gather)
         return Conditions(*stacked, text_mask=text_mask, speaker_mask=self.patch_mask(speaker_mask))
 
-    def modulate(self, t: Float[Array, " s"]) -> BlockModulation:
+    def modulate(
+        self, t: Float[Array, " s"], length: Float[Array, " s"] | None = None, scale: Float[Array, " s"] | None = None
+    ) -> BlockModulation:
         """Every block's modulation for each time, for `velocity`: leaves (l, s, 1, w)."""
-        common = self.modulation(self.embed_time(t))
+        common = self.modulation(self.embed_time(t, length, scale))
 
         def step(block: DecoderBlock, carry: None, _: None) -> tuple[None, BlockModulation]:
             return carry, block.modulate(common)
 
-        return layers.scan_layers(self.blocks, step, None, remat="none")[1]
+        return layers.scan_layers(self.blocks, step, None, remat="none", gather=self.gather)[1]
 
     def velocity(
         self, x: Float[Array, "b t c"], modulation: BlockModulation, conditions: Conditions
@@ -264,7 +296,9 @@ class BlockDiT(nnx.Module):
             return self.constrain(block(x, *layer, visible, rope, self.attend, normed=True, own=own)), None
 
         layers_own = (modulation, conditions.keys_values)
-        hidden, _ = layers.scan_layers(self.blocks, step, self.embed_latent(x), layers_own, remat=self.config.remat)
+        hidden, _ = layers.scan_layers(
+            self.blocks, step, self.embed_latent(x), layers_own, remat=self.config.remat, gather=self.gather
+        )
         return self.read_out(hidden)[:, :frames]
 
     def encode_text(self, text_ids: Int[Array, "b n"], text_mask: Bool[Array, "b n"]) -> Float[Array, "b n e"]:
@@ -279,10 +313,18 @@ class BlockDiT(nnx.Module):
         """A patch is visible if its first frame is."""
         return speaker_mask[:, :: self.config.patch]
 
-    def embed_time(self, t: Float[Array, " b"]) -> Float[Array, "b w"]:
-        """The time embedding, input of the shift, scale and gate heads."""
-        embedding = timestep_embedding(t, self.config.timestep_width).astype(self.config.compute_dtype)
-        return self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
+    def embed_time(
+        self, t: Float[Array, " b"], length: Float[Array, " b"] | None = None, scale: Float[Array, " b"] | None = None
+    ) -> Float[Array, "b w"]:
+        """The time embedding, input of the shift, scale and gate heads; of a student with its two other inputs."""
+        dtype = self.config.compute_dtype
+        embedding = timestep_embedding(t, self.config.timestep_width).astype(dtype)
+        time = self.cond_dense_1(jax.nn.silu(self.cond_dense_0(embedding)))
+        if self.length_input is None or self.scale_input is None:
+            return time
+        assert length is not None  # callers of a student give both
+        assert scale is not None
+        return time + self.length_input(length, dtype) + self.scale_input(scale / SCALE_UNIT, dtype)
 
     def modulation(self, time: Float[Array, "b w"]) -> Modulation:
         """The shift, scale and gate shared by all blocks."""

@@ -271,6 +271,8 @@ class _Run:
             "model": self._tts.fingerprint,
             "version": __version__,
         }
+        if options.sampler.student:
+            facts["student"] = True
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def _reference(self, row: Row) -> Path | None:

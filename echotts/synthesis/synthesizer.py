@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Float, Int
 
 from echotts.audio.stretch import stretch, stretched, stretched_count
@@ -22,9 +21,10 @@ from echotts.config import DataConfig, ModelConfig, to_dict
 from echotts.flow.options import SamplerConfig
 from echotts.flow.sampling import encode_conditions, sample
 from echotts.latents import LatentCodec, LatentScale
-from echotts.model import Params, build, computed_with
+from echotts.model import BlockDiT, Params, build, computed_with, count_parameters
 from echotts.model.duration import predict_frames
 from echotts.model.fused import choose_attention, frame_tile
+from echotts.model.student import student_params
 from echotts.synthesis.batch import CompileNotice, make_noise, padded_references, padded_tokens, rounded
 from echotts.synthesis.length import (
     ESTIMATE_MARGIN,
@@ -76,8 +76,9 @@ class Synthesizer:
         codec: LatentCodec,
         name: str = "unnamed",
         predictor: Params | None = None,
+        student: Params | None = None,
     ) -> None:
-        """`name` is written into files of speech; `predictor` is the model's duration predictor, if it has one.
+        """`name` is written into files of speech; the model may have a duration predictor and a student.
 
         ValueError if the codec does not match the model.
         """
@@ -95,17 +96,25 @@ class Synthesizer:
         self._predictor = predictor
         self._sizes = window_sizes(self.limits.frames, self.frame_rate_hz)
         self._silent_frames = silent_window(self.limits.frames)  # that end speech
-        self.digest = _digest([params, predictor])
-        platform = jax.default_backend()
-        hooks = {"attend": choose_attention(platform, config), "frame_tile": frame_tile(platform)}
-        params = computed_with(params, config.compute_dtype)
-        self._model = build(dataclasses.replace(config, remat="none"), params, **hooks)
+        self.digest = _digest([params, predictor, student])
+        self.parameters, self.has_student = count_parameters(params), student is not None
+        self._base = None if student is None else params
+        self._models = {self.has_student: self._built(params, student)}
         self._announced = CompileNotice()
 
-    @property
-    def parameters(self) -> int:
-        """The number of the model's parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self._model)))
+    def _built(self, params: Params, student: Params | None) -> BlockDiT:
+        platform = jax.default_backend()
+        hooks: dict[str, Any] = {"attend": choose_attention(platform, self.config), "frame_tile": frame_tile(platform)}
+        if student is not None:
+            params, hooks["student"] = student_params(params, student), True
+        params = computed_with(params, self.config.compute_dtype)
+        return build(dataclasses.replace(self.config, remat="none"), params, **hooks)
+
+    def _model(self, as_student: bool) -> BlockDiT:
+        """The student or the model itself, which is built when it is first needed beside a student."""
+        if not as_student and self._base is not None:
+            self._models[False], self._base = self._built(self._base, None), None
+        return self._models[as_student]
 
     def warm_up(self, duration: float | AutoDuration, sampler: SamplerConfig) -> None:
         """Compiles what one utterance at a time needs."""
@@ -177,7 +186,7 @@ class Synthesizer:
             return [prompt.estimate_s * self._pace(prompt.voice) for prompt in prompts]
         predicted: list[float] = []
         for start in range(0, len(prompts), rows):
-            frames = _predict(self._predictor, self._model, *self._conditions(prompts, start, rows))
+            frames = _predict(self._predictor, self._model(self.has_student), *self._conditions(prompts, start, rows))
             predicted += (np.asarray(frames) / self.frame_rate_hz).tolist()
         return predicted[: len(prompts)]
 
@@ -221,9 +230,10 @@ class Synthesizer:
             seeds = [prompts[min(row, len(prompts) - 1)].seed for row in range(start, start + rows)]
             noise = np.stack([make_noise(seed, frames, channels) for seed in seeds])
             conditions = self._conditions(prompts, start, rows)
+            model = self._model(sampler.student)
             with self._announced(rows, conditions[0].shape[1], frames / self.frame_rate_hz):
-                encoded = encode_conditions(self._model, *conditions)
-                latents = self._scale.restore(np.asarray(sample(self._model, encoded, jnp.asarray(noise), sampler)))
+                encoded = encode_conditions(model, *conditions)
+                latents = self._scale.restore(np.asarray(sample(model, encoded, jnp.asarray(noise), sampler)))
             yield from latents[: len(prompts) - start, :most]
 
     def finish(self, latents: Float[np.ndarray, "t c"]) -> Speech:

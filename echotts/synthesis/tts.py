@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from echotts.audio import Samples
 from echotts.audio.marking import MESSAGE, Marker, marked, marked_blocks
 from echotts.config import SEED_BITS, DtypeName
-from echotts.flow.options import SamplerConfig, sampler_config
+from echotts.flow.options import SamplerConfig, default_preset, sampler_config
 from echotts.synthesis import references
 from echotts.synthesis.candidates import SEED_STEP, Choose, choose_by_duration
 from echotts.synthesis.demo import demo_seconds, demo_text
@@ -94,7 +94,7 @@ class EchoTTS:
         config = dataclasses.replace(loaded.config, compute_dtype=dtype)
         try:
             name = DEMO if checkpoint is None else Path(checkpoint).name
-            tts = cls(Synthesizer(loaded.params, config, loaded.facts, found, name, loaded.duration))
+            tts = cls(Synthesizer(loaded.params, config, loaded.facts, found, name, loaded.duration, loaded.student))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
         if checkpoint in (None, DEMO):
@@ -103,9 +103,18 @@ class EchoTTS:
         tts._message = MESSAGE if watermark and found.message is None else None
         return tts
 
-    def warm_up(self, duration: Duration = "auto", *, steps: int = 32) -> None:
+    def warm_up(self, duration: Duration = "auto", *, steps: int | None = None) -> None:
         """Compiles what `synthesize` and `stream` need for such durations, so that the first call is fast."""
-        self._synthesizer.warm_up(as_duration(duration), SamplerConfig(steps=steps))
+        self._synthesizer.warm_up(as_duration(duration), self.sampler(steps=steps))
+
+    @property
+    def has_student(self) -> bool:
+        """Whether the model has a student (docs/training.md), which then speaks by default."""
+        return self._synthesizer.has_student
+
+    def sampler(self, preset: str | None = None, **options: Any) -> SamplerConfig:
+        """A sampler preset, by default that of the model, with `options` in place of its fields."""
+        return sampler_config(preset or default_preset(self.has_student), **options)
 
     @property
     def raw_text(self) -> bool:
@@ -149,7 +158,7 @@ class EchoTTS:
         seed: int = 0,
         duration: Duration = "auto",
         speed: float = 1.0,
-        preset: str = "quality",
+        preset: str | None = None,
         **options: Any,
     ) -> Speech:
         """Speaks `text` in the voice of `speaker_ref`, or in a voice from the seed. Deterministic for a given seed.
@@ -157,12 +166,13 @@ class EchoTTS:
         Text that exceeds the model's window is spoken in pieces (`pieces`), which are joined. `duration` is the maximum
         per piece in seconds, or "auto" or an AutoDuration (length.py): as long as the text takes. Trailing silence is
         cropped. `speed` is from 0.5 to 2, and does not change the pitch. `preset` is a sampler preset ("draft",
-        "balanced", "quality", Echo's); `options` replace its fields, such as steps=16, cfg_scale=2.0, text_scale,
-        speaker_scale, guidance_interval or solver="ab2": see `flow.options.SamplerConfig`.
+        "balanced", "quality", Echo's, or "student", the default of models that have one); `options` replace its fields,
+        such as steps=16, cfg_scale=2.0, text_scale, speaker_scale, guidance_interval or solver="ab2": see
+        `flow.options.SamplerConfig`.
         Markup, emoji and control characters are left out (text/written.py), which is logged.
         Raises ValueError if the text has nothing to speak, or the reference is silent, too short or unreadable.
         """
-        sampler = sampler_config(preset, **options)
+        sampler = self.sampler(preset, **options)
         given = {"seed": seed, "duration": duration, "speed": speed, "sampler": sampler}
         return joined(list(self.pieces(text, speaker_ref, **given)))
 
@@ -187,7 +197,7 @@ class EchoTTS:
         duration). `text` may be given as its pieces (`split`). `spoken` are pieces that an interrupted call yielded,
         after which this one goes on. Errors are raised before the first piece.
         """
-        length = self._checked(duration, speed, [seed])
+        length, sampler = self._checked(duration, speed, [seed]), self._sampler(sampler)
         if candidates < 1:
             raise ValueError(f"candidates: {candidates}: give at least 1")
         chosen = choose or choose_by_duration
@@ -198,7 +208,7 @@ class EchoTTS:
         def speak(number: int, voice: Float[np.ndarray, "_m c"] | None) -> Speech:
             seeds = [seed + number + SEED_STEP * candidate for candidate in range(candidates)]
             prompts = [self._prompt(given[number], voice, one) for one in seeds]
-            speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), candidates, speed)
+            speeches = self._synthesizer.speak(prompts, length, sampler, candidates, speed)
             return speeches[chosen(pieces[number].text, speeches, prompts[0].voice) if candidates > 1 else 0]
 
         yield from speak_pieces(pieces, voice, speak, spoken, speed, self._message)
@@ -224,11 +234,12 @@ class EchoTTS:
         Pieces have one voice, a pause after each and about the loudness of the first (see live.py). Errors in a string
         are raised before the first block.
         """
-        length, voice = self._checked(duration, speed, [seed]), self._voice(speaker_ref)
+        length, sampler = self._checked(duration, speed, [seed]), self._sampler(sampler)
+        voice = self._voice(speaker_ref)
 
         def utter(number: int, piece: Piece, voice: Float[np.ndarray, "_m c"] | None, whole: bool) -> Utterance:
             prompt = self._prompt(self._given(piece.text), voice, seed + number)
-            return self._synthesizer.utter(prompt, length, sampler or SamplerConfig(), speed, whole)
+            return self._synthesizer.utter(prompt, length, sampler, speed, whole)
 
         pieces = self._texts.split_live(text, length)
         if isinstance(pieces, list) and len(pieces) == 1:
@@ -264,10 +275,10 @@ class EchoTTS:
             raise ValueError(
                 f"{len(texts)} texts, {len(refs)} references and {len(seeds)} seeds: give one for each text"
             )
-        length = self._checked(duration, speed, seeds)
+        length, sampler = self._checked(duration, speed, seeds), self._sampler(sampler)
         given = [self._given(self._texts.written(text)) for text in texts]
         prompts = [self._prompt(*one) for one in zip(given, map(self._voice, refs), seeds, strict=True)]
-        speeches = self._synthesizer.speak(prompts, length, sampler or SamplerConfig(), rows, speed)
+        speeches = self._synthesizer.speak(prompts, length, sampler, rows, speed)
         return [
             dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
             for speech in speeches
@@ -310,6 +321,21 @@ class EchoTTS:
             if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed <= MAX_SEED:
                 raise ValueError(f"seed: {seed!r}: give a whole number from 0 to {MAX_SEED}")
         return length
+
+    def _sampler(self, sampler: SamplerConfig | None) -> SamplerConfig:
+        """The sampler, by default that of the model. ValueError if it is for a student that the model does not have."""
+        sampler = sampler or self.sampler()
+        if not sampler.student:
+            return sampler
+        about = self.facts.student
+        if about is None or not self.has_student:
+            raise ValueError(f"{self.name}: has no student: make one with echotts train --distil_from")
+        if not about.scales[0] <= sampler.cfg_scale <= about.scales[1]:
+            raise ValueError(
+                f"{self.name}: cfg_scale {sampler.cfg_scale:g}: its student was trained for {about.scales[0]:g} to "
+                f"{about.scales[1]:g}"
+            )
+        return sampler
 
     def _voice(self, speaker_ref: SpeakerReference | None) -> Float[np.ndarray, "m c"] | None:
         return None if speaker_ref is None else self.encode_reference(speaker_ref)

@@ -266,7 +266,7 @@ def _on_each_device(attend: Attend, mesh: Mesh) -> Attend:
     return cut
 
 
-def model_structure(config: ModelConfig, mesh: Mesh, adapter_rank: int = 0) -> Any:
+def model_structure(config: ModelConfig, mesh: Mesh, adapter_rank: int = 0, student: bool = False) -> Any:
     """The static structure of a model that computes on this mesh."""
     return structure(
         config,
@@ -275,6 +275,7 @@ def model_structure(config: ModelConfig, mesh: Mesh, adapter_rank: int = 0) -> A
         gather=weight_gather(mesh, config.compute_dtype),
         attend=attention(config, mesh),
         adapter_rank=adapter_rank,
+        student=student,
     )
 
 

@@ -44,7 +44,14 @@ from echotts.training.report import Reporter
 from echotts.training.samples import Heldout, Speaker, choose_voices, write_samples
 from echotts.training.state import TrainState, abstract_state, load_base, new_state, restored_state
 from echotts.training.step import TrainStep, make_train_step
-from echotts.training.tuning import base_facts, check_base_facts, voice_of, whole_weights
+from echotts.training.tuning import (
+    base_facts,
+    check_base_facts,
+    student_facts,
+    student_of,
+    voice_of,
+    whole_weights,
+)
 
 SPEAKING_S = 3600.0  # for process 0 to synthesise and recognise the samples
 REPLAYED_SAMPLES = 100_000  # takes about a minute to read
@@ -139,6 +146,7 @@ class Run:
             if runtime.is_primary():
                 params = whole_weights(self.config, trained, frozen)
                 weights = describe(params, self.config.model, self._here(), "ema")
+                weights = dataclasses.replace(weights, student=student_of(self.config, trained))
                 voice = voice_of(self.config, trained, self.inputs.stream.scale)
                 voices = choose_voices(run, self.heldout) if voice is None else [voice]
                 folder, figures = write_samples(self.run_dir.local, self.step, run.sentences, speaker, weights, voices)
@@ -178,7 +186,8 @@ def open_run(config: Config, stack: ExitStack) -> Run:
     if base:
         check_base_facts(config, base, inputs.facts)
     frozen = load_base(config, mesh)
-    inputs = dataclasses.replace(inputs, facts=dataclasses.replace(inputs.facts, base=frozen.weights_hash))
+    facts = dataclasses.replace(inputs.facts, base=frozen.weights_hash, student=student_facts(config))
+    inputs = dataclasses.replace(inputs, facts=facts)
     processes.check_same("tokenizer and codec", json_digest(inputs.facts.to_dict()))
     train_step = make_train_step(config, mesh, frozen.params)
     heldout = Heldout(config, mesh, inputs.heldout, inputs.stream.scale, frozen.params) if inputs.heldout else None

@@ -29,7 +29,7 @@ from echotts.training.tuning import Base, fresh_params, place_frozen
 
 LOGGER = logging.getLogger(__name__)
 
-ADDED = {"lora": "adapters of", "duration": "a duration predictor for"}
+ADDED = {"lora": "adapters of", "duration": "a duration predictor for", "distil": "a student of"}
 HOW_IT_COMPUTES = ("compute_dtype", "attention", "remat")  # keys of a model's configuration apart from its weights
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Key
 
 from echotts.config import Config
 from echotts.data.stream.batch import Batch
+from echotts.flow.distillation import distance, distillation_loss, draw_steps
 from echotts.flow.matching import condition_dropout, flow_loss, stratified_timesteps, velocity_loss
 from echotts.model import Params
 from echotts.model.duration import predict_frames
@@ -22,7 +23,14 @@ from echotts.training import mesh as meshes
 from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
-from echotts.training.tuning import abstract_frozen, duration_loss, make_assemble, with_voice
+from echotts.training.tuning import (
+    abstract_frozen,
+    duration_loss,
+    guided_sampler,
+    make_assemble,
+    make_teacher,
+    with_voice,
+)
 
 Metrics = dict[str, Array]
 TERMS = ("flow", "alignment")  # of the loss
@@ -60,7 +68,7 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
     A step that is not good (a non-finite number, or an error above the limit) changes nothing but the step number
     (checkpoint/guard.py). Compiles once per bucket.
     """
-    assemble = make_assemble(config, mesh)
+    assemble, teacher = make_assemble(config, mesh), make_teacher(config, mesh)
     rows = config.data.batch_size
     parts = config.optim.accumulation
     meshes.check_batch(rows // parts, mesh)
@@ -69,14 +77,20 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
         # all draws depend only on (seed, step) over the global batch, regardless of sharding and accumulation
         key = jax.random.fold_in(random_key(config.run.seed), state.step)
         time_key, noise_key, dropout_key = jax.random.split(key, 3)
-        t = stratified_timesteps(time_key, rows, config.flow)
+        t: Any = stratified_timesteps(time_key, rows, config.flow)
+        if teacher is not None:
+            t = draw_steps(time_key, rows, parts, config.tune.scales)
         noise = jax.random.normal(noise_key, batch.latent.shape)
         batch = condition_dropout(dropout_key, with_voice(config, batch), config.flow)
 
         alignment = alignment_weight(state.step, config)
 
-        def part_loss(params: Params, batch: Batch, t: Array, noise: Array) -> tuple[Array, Metrics]:
+        def part_loss(params: Params, batch: Batch, t: Any, noise: Array) -> tuple[Array, Metrics]:
             model, batch = assemble(params, frozen, batch)
+            if teacher is not None:
+                average, _ = assemble(state.ema, frozen, batch)
+                given = (batch, t, noise, config.tune.interval, config.flow.loss)
+                return distillation_loss(model, average, teacher(frozen), *given)
             if config.tune.method == "duration":
                 return duration_loss(predict_frames(params, model, *conditions_of(batch)), batch)
             velocity = model if alignment is None else model.with_alignment
@@ -127,14 +141,19 @@ def make_train_step(config: Config, mesh: Mesh, frozen: Params | None = None) ->
 def make_measure_step(config: Config, mesh: Mesh) -> MeasureStep:
     """The jitted held-out loss (params, frozen, batch, key) -> {"row_loss", "t", "kept" (b,), "loss", "weight"}.
 
-    Conditions are not dropped. The key determines times and noise; durations depend on neither, and have no "t".
+    Conditions are not dropped. The key determines times and noise; durations and the distance of a student from its
+    teacher depend on no time, and have no "t".
     """
-    assemble = make_assemble(config, mesh)
+    assemble, teacher = make_assemble(config, mesh), make_teacher(config, mesh)
 
     def measure(params: Params, frozen: Params, batch: Batch, key: Key[Array, ""]) -> Metrics:
         model, batch = assemble(params, frozen, with_voice(config, batch))
         if config.tune.method == "duration":
             loss, aux = duration_loss(predict_frames(params, model, *conditions_of(batch)), batch)
+            return aux | {"loss": loss}
+        if teacher is not None:
+            noise = jax.random.normal(key, batch.latent.shape)
+            loss, aux = distance(model, teacher(frozen), batch, noise, guided_sampler(config.tune), config.flow.loss)
             return aux | {"loss": loss}
         loss, aux = flow_loss(model, batch, key, config.flow, train=False)
         return aux | {"loss": loss}

@@ -1,4 +1,5 @@
-"""What a run trains (config.tune): all weights, or beside frozen ones adapters, one voice or a duration predictor.
+"""What a run trains (config.tune): all weights, or beside frozen ones adapters, one voice, a duration predictor or a
+student.
 
 The state holds only what is trained, so optimizer, EMA and checkpoints are as small as that. Frozen weights are an
 argument of the compiled step, stored in the dtype in which they are used.
@@ -16,15 +17,17 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 
 from echotts.checkpoint.adapters import VOICE
-from echotts.checkpoint.facts import Facts
+from echotts.checkpoint.facts import Facts, StudentFacts
 from echotts.checkpoint.weights import read_about
-from echotts.config import Config
+from echotts.config import Config, TuneConfig
 from echotts.data.stream.batch import Batch
+from echotts.flow.options import SMALLEST_STEPS, SamplerConfig
 from echotts.latents import LatentScale
 from echotts.model import BlockDiT, Params, computed_with, merge, scale_to_fan_in, split
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
 from echotts.model.duration import create_duration
 from echotts.model.parameters import expected_shapes, unflatten, zeros
+from echotts.model.student import create_student
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
 
@@ -49,6 +52,8 @@ def fresh_params(config: Config) -> Params:
         return {VOICE: jnp.zeros((config.data.reference_frames, config.model.latent_channels))}
     if config.tune.method == "duration":
         return create_duration(config.model, key)
+    if config.tune.method == "distil":
+        return create_student(config.model, config.tune.rank, key)
     params = split(BlockDiT(config.model, rngs=nnx.Rngs(key)))[1]
     return scale_to_fan_in(params) if config.optim.init == "fan_in" else params
 
@@ -75,7 +80,8 @@ def place_frozen(params: Params, config: Config, mesh: Mesh) -> Params:
 def make_assemble(config: Config, mesh: Mesh) -> Assemble:
     """How the compiled steps get their model from trained and frozen parameters."""
     method = config.tune.method
-    graphdef = meshes.model_structure(config.model, mesh, adapter_rank=config.tune.adapter_rank)
+    student = method == "distil"
+    graphdef = meshes.model_structure(config.model, mesh, adapter_rank=config.tune.adapter_rank, student=student)
     gather = meshes.weight_gather(mesh, config.model.compute_dtype)  # for parameters outside of the layers
 
     def assemble(params: Params, frozen: Params, batch: Batch) -> tuple[BlockDiT, Batch]:
@@ -84,11 +90,27 @@ def make_assemble(config: Config, mesh: Mesh) -> Assemble:
             batch, params = dataclasses.replace(batch, speaker_latent=heard), frozen
         elif method == "duration":
             params = frozen
-        elif method == "lora":
+        elif method in ("lora", "distil"):
             params = with_adapters(frozen, params)
         return merge(graphdef, gather(params)), batch
 
     return assemble
+
+
+def make_teacher(config: Config, mesh: Mesh) -> Callable[[Params], BlockDiT] | None:
+    """How the compiled steps of a distillation get their teacher from the frozen parameters; None in other runs."""
+    if config.tune.method != "distil":
+        return None
+    graphdef = meshes.model_structure(config.model, mesh)
+    gather = meshes.weight_gather(mesh, config.model.compute_dtype)
+    return lambda frozen: merge(graphdef, gather(frozen))
+
+
+def guided_sampler(tune: TuneConfig) -> SamplerConfig:
+    """What a student is measured against: the guided steps of its teacher, with the usual scale if it is trained."""
+    low, high = tune.scales
+    scale = min(max(SamplerConfig().cfg_scale, low), high)
+    return SamplerConfig(steps=SMALLEST_STEPS, cfg_scale=scale, interval=tune.interval)
 
 
 def with_voice(config: Config, batch: Batch) -> Batch:
@@ -103,6 +125,19 @@ def whole_weights(config: Config, params: Params, frozen: Params) -> Params:
     if config.tune.method == "lora":
         return merge_adapters(frozen, params)
     return frozen if config.tune.is_frozen else params
+
+
+def student_of(config: Config, params: Params) -> Params | None:
+    """The trained student; None unless the run is a distillation."""
+    return params if config.tune.method == "distil" else None
+
+
+def student_facts(config: Config) -> StudentFacts | None:
+    """What the student of a distillation is for; None unless the run is one."""
+    tune = config.tune
+    if tune.method != "distil":
+        return None
+    return StudentFacts(rank=tune.rank, scales=tune.scales, interval=tune.interval)
 
 
 def duration_loss(frames: Float[Array, " b"], batch: Batch) -> tuple[Float[Array, ""], dict[str, Array]]:

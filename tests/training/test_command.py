@@ -120,6 +120,10 @@ def test_tuning_takes_sizes_and_lengths_from_the_base_and_defaults_for_minutes_o
     line[1] = "inversion"
     inversion = parse_config(line)
     assert (inversion.optim.weight_decay, inversion.flow.speaker_dropout) == (0.0, 0.0)
+    line[:3] = ["--distil_from", "demo"]
+    student = parse_config(line)
+    assert (student.tune.method, student.run.init_from, student.tune.rank) == ("distil", "demo", 4)
+    assert (student.data.batch_size, student.flow.text_dropout, student.run.patience) == (demo.data.batch_size, 0.0, 0)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +134,14 @@ def test_tuning_takes_sizes_and_lengths_from_the_base_and_defaults_for_minutes_o
         ("--tune lora --init_from nowhere.safetensors --run_dir r", "nowhere.safetensors: no such file"),
         ("--tune half --init_from demo --run_dir r", "half"),
         ("--tune lora --init_from demo --tune.rank 0 --run_dir r", "rank 0 must be from 1 to 1024"),
+        (
+            "--distil_from demo --tune full --run_dir r",
+            "--distil_from demo is short for --tune distil --init_from demo",
+        ),
+        ("--distil_from nowhere.safetensors --run_dir r", "nowhere.safetensors: no such file"),
+        ("--distil_from demo --batch_size 6 --run_dir r", "batch_size 6 is not a multiple of 4"),
+        ("--distil_from demo --tune.scales 3 1 --run_dir r", "scales (3.0, 1.0): give the lowest and the highest"),
+        ("--distil_from demo --tune.interval 0 2 --run_dir r", "interval (0.0, 2.0) must be within 0..1"),
     ],
 )
 def test_a_tuning_that_cannot_be_is_one_line(arguments, said):

@@ -13,17 +13,19 @@ from echotts.checkpoint import export_file
 from echotts.checkpoint.adapters import BaseDiffersError, load_adapter
 from echotts.checkpoint.contents import read_meta, step_folders
 from echotts.checkpoint.export import export, export_merged
-from echotts.checkpoint.facts import CodecFacts, Facts, Limits
-from echotts.checkpoint.weights import load_inversion, load_run, load_weights
+from echotts.checkpoint.facts import CodecFacts, Facts, Limits, StudentFacts
+from echotts.checkpoint.weights import load_inversion, load_run, load_weights, read_about
 from echotts.config import TuneConfig
 from echotts.latents import LatentScale
 from echotts.model import merge
 from echotts.model.adapters import create_adapters, merge_adapters, with_adapters
 from echotts.model.duration import duration_shapes
 from echotts.model.parameters import flatten, structure
+from echotts.model.student import student_shapes
 from echotts.rundir.layout import CHECKPOINTS
 from echotts.training import mesh as meshes
 from echotts.training.loop import train
+from echotts.training.recipes import tuning
 from echotts.training.state import abstract_state
 from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, random_batch, with_sections
@@ -196,6 +198,45 @@ def test_a_duration_predictor_of_another_base_is_refused(tuned, base, tmp_path):
         ValueError, match=r"--tune duration has no weights of its own to write to .*full\.pkl: give a \.safetensors"
     ):
         export(tmp_path / "run", tmp_path / "full.pkl")
+
+
+def test_a_student_is_trained_resumed_and_exported_with_the_bits_of_its_base(tuned, tmp_path, shards):
+    half = tmp_path / "half.safetensors"
+    export_file.save_export(half, PARAMS, TINY.model, FACTS, "float16")
+    run = {"eval_every": 20, "init_from": str(half), "spike_factor": 0.0, "save_every_steps": 0}
+    optim = {"steps": 40, "learning_rate": 5e-3, "accumulation": 2}
+    config = tuned("distil", data={"heldout": str(shards)}, run=run, optim=optim, flow={"text_dropout": 0.0})
+    config = with_sections(config, tune={"scales": (0.0, 3.0)})
+    assert train(config).finished
+    parts = with_sections(config, run={"run_dir": str(tmp_path / "parts")})
+    assert train(parts, stop=StopAfter(15)).step == 15
+    assert train(parts).finished
+    assert lines(tmp_path / "run") == lines(tmp_path / "parts")
+    losses = lines(tmp_path / "run", "heldout/loss")
+    assert losses[40] < losses[20]
+
+    export(tmp_path / "run", tmp_path / "full.safetensors", storage="float16")
+    before, after = (safetensors.numpy.load_file(tmp_path / f"{name}.safetensors") for name in ("half", "full"))
+    added = {f"student/{name}" for name in student_shapes(TINY.model, 4)}
+    assert after.keys() - before.keys() == added
+    assert all(after[name].tobytes() == tensor.tobytes() for name, tensor in before.items())
+    assert all(after[name].dtype == np.float16 for name in added)
+    loaded, trained = load_weights(tmp_path / "full.safetensors"), load_weights(tmp_path / "run")
+    assert loaded.facts == trained.facts
+    assert loaded.facts.student == StudentFacts(rank=4, scales=(0.0, 3.0), interval=(0.0, 1.0))
+    assert dataclasses.replace(loaded.facts, student=None) == load_weights(half).facts
+    assert same(loaded.params, trained.params)
+    rounded = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16).astype(np.float32), trained.student)
+    assert same(loaded.student, rounded)
+    assert load_weights(half).student is None
+
+    again = with_sections(config, run={"init_from": str(tmp_path / "full.safetensors"), "run_dir": str(tmp_path / "b")})
+    for teacher in (again.run.init_from, str(tmp_path / "run")):
+        with pytest.raises(ValueError, match=r"has a student already: distil the model that it was made from"):
+            tuning(again, "distil", teacher, *read_about(teacher))
+    bigger = dataclasses.replace(TINY.model, mlp_width=128)
+    with pytest.raises(ValueError, match=r"half\.safetensors: weights of another model: model\.mlp_width: 64 -> 128"):
+        train(dataclasses.replace(with_sections(config, run={"run_dir": str(tmp_path / "c")}), model=bigger))
 
 
 def test_a_run_stops_when_the_held_out_loss_no_longer_falls_and_its_best_checkpoint_counts(tuned, tmp_path, shards):

@@ -48,6 +48,7 @@ def main() -> None:
         ]
 
     samplers = {f"{steps} guided steps": sampler_config("quality", steps=steps) for steps in GUIDED_STEPS}
+    samplers |= {"4 unguided steps": sampler_config("quality", steps=4, cfg_scale=0.0)}
     samplers |= {f"{steps} steps of the student": sampler_config("student", steps=steps) for steps in STUDENT_STEPS}
     ends = {name: np.stack(latents(sampler)) for name, sampler in samplers.items()}
     wanted = next(iter(ends.values()))

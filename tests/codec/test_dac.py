@@ -160,10 +160,10 @@ def test_training_losses_and_gradients_are_those_of_descript_audio_codec(origina
     theirs = ResidualVectorQuantize(12, n_codebooks=3, codebook_size=16, codebook_dim=4, quantizer_dropout=0.0).train()
     state = {f"quantizer.{key}": value.detach().numpy() for key, value in theirs.state_dict().items()}
     from echotts.codec import CodecConfig
-    from echotts.codec.published import _bottleneck, _Tensors
+    from echotts.codec.published import Tensors, _bottleneck
 
     config = CodecConfig(latent_dim=12, n_codebooks=3, codebook_size=16, codebook_dim=4)
-    params = {"bottleneck": jax.tree.map(jnp.asarray, _bottleneck(_Tensors(state, "x"), config))}
+    params = {"bottleneck": jax.tree.map(jnp.asarray, _bottleneck(Tensors(state, "x"), config))}
     features = noise(4, 9, 12)
     z = torch.from_numpy(features).mT.requires_grad_()
     total, codes, _, commitment, codebook = theirs(z)

@@ -16,11 +16,11 @@ import numpy as np
 import soundfile
 
 from echotts.audio import Samples, read_audio, trim_silence
+from echotts.data.teachers.rooms import music, noise
 from echotts.evaluation.asr import Whisper, count_errors
 from echotts.segment.pieces import find_pieces
 from echotts.segment.quality import Limits
 from echotts.segment.run import Settings, segment
-from scripts.rooms import music, noise
 
 RATE_HZ = 24000
 SPOILED = ("over music", "noisy", "clipped")

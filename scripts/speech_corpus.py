@@ -2,7 +2,7 @@
 
     python scripts/speech_corpus.py --texts texts/train.txt --output corpus --english english
 
-Many voices with permissive licences, in many recording conditions (rooms.py). flite, festival and
+Many voices with permissive licences, in many recording conditions (echotts/data/teachers/rooms.py). flite, festival and
 espeak-ng take minutes per hour of speech and run first; Kokoro follows: clean into --english (also the start of the
 corpus of `make english-corpus`), with a varied copy of each clip in --output. An interrupted run can be resumed.
 Excluded, to measure a codec on unseen voices: flite rms, festival ked_diphone and the Kokoro mix HELD_OUT_KOKORO.
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from rooms import vary
 
 from echotts.audio import HEADROOM_PEAK
 from echotts.data.teachers import speak
+from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.speak import TABLE, Settings
 from echotts.files import atomic_write
 

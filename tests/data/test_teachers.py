@@ -18,8 +18,8 @@ from echotts.data.prepare.recordings import list_recordings
 from echotts.data.teachers import load_teacher, read_texts, speak
 from echotts.data.teachers.kokoro import Kokoro
 from echotts.data.teachers.phonemes import Phonemes
+from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.speak import Settings, plan
-from scripts.rooms import vary
 
 TEXTS = ["Hello there.", "How are you today?", "The end of it.", "One more."]
 VOICES = ("en-us", "en-us+f2")

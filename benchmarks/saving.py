@@ -1,6 +1,6 @@
 """Cost of a checkpoint: the pause of the training loop, and the total, as a share of the default interval.
 
-    python -m benchmarks.saving [--processes 2]         # five minutes on two cores, with two processes ten
+    python -m benchmarks.saving [--processes 2]         # five minutes on two cores, with two processes seven
 
 The demo preset trains STEPS steps twice, without saving and with a checkpoint every EVERY steps; both sides take turns
 with the same program and compile cache. `stands still` is the longest checkpoint/save_s (the copy from the devices);

@@ -61,6 +61,10 @@ def main(argv: list[str]) -> int:
             watchdog.settings = with_live_runs(settings, live_runs())
             print_roots(root for root in watchdog.settings.roots if root not in before)
 
+    stop = threading.Event()
+    if not (arguments.dry_run or arguments.once):
+        for number in (signal.SIGINT, signal.SIGTERM):  # before the first line, which a caller may wait for
+            signal.signal(number, lambda *_: stop.set())
     print_limits(settings)
     print_roots(settings.roots)
     look_for_runs()
@@ -75,9 +79,6 @@ def main(argv: list[str]) -> int:
         return 0
     with contextlib.suppress(OSError):
         os.nice(10)  # training has priority
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     while not stop.is_set():
         try:
             look_for_runs()

@@ -13,6 +13,7 @@ import re
 import stat
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ SEARCHED = 1000  # entries of a folder checked for files of killed writers
 LEFT_S = 3600.0  # age at which a partial file of another machine counts as abandoned
 
 
-class Closing:
+class Closing(ABC):
     """What `with` closes at its end."""
 
     def __enter__(self) -> Self:
@@ -33,8 +34,9 @@ class Closing:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Releases what is held; harmless when repeated."""
 
 
 def check_outputs(outputs: Iterable[str | Path], inputs: Iterable[str | Path] = ()) -> None:

@@ -28,8 +28,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Compiles quickly (tests/compiling.py), before any test imports jax, unless slow tests run, too."""
-    if not config.getoption("--all") and "slow" not in config.getoption("-m"):
+    """Compiles quickly (tests/compiling.py), before any test imports jax, unless marks are selected (TPU, slow)."""
+    if not config.getoption("--all") and not config.getoption("-m"):
         os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 

@@ -79,8 +79,8 @@ def make_mesh(*, data: int = 1, tensor: int = 1, devices: Sequence[Any] | None =
             f"so set --run.data_ways to {slices} or a multiple of it"
         )
     inside, between = (data // slices, *shape[1:]), (slices, 1, 1)
-    hybrid = functools.partial(mesh_utils.create_hybrid_device_mesh, inside, between, devices=devices)
-    return Mesh(hybrid(allow_split_physical_axes=True), MESH_AXES, axis_types=types)
+    arranged = mesh_utils.create_hybrid_device_mesh(inside, between, devices=devices, allow_split_physical_axes=True)
+    return Mesh(arranged, MESH_AXES, axis_types=types)
 
 
 def mesh_shape(devices: int, data: int, tensor: int) -> tuple[int, int, int]:

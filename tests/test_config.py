@@ -11,7 +11,7 @@ from echotts import config
 from echotts.config import Bucket, DataConfig, preset
 
 
-@pytest.mark.parametrize("name", ["demo", "840m", "1.3b"])
+@pytest.mark.parametrize("name", ["demo", "small", "840m", "1.3b"])
 def test_every_preset_is_plain_json_and_names_itself(name: str) -> None:
     made = preset(name)
     assert made.preset == name
@@ -21,7 +21,7 @@ def test_every_preset_is_plain_json_and_names_itself(name: str) -> None:
 
 
 def test_an_unknown_preset_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="unknown preset '2b': choose one of demo, 840m"):
+    with pytest.raises(ValueError, match="unknown preset '2b': choose one of demo, small, 840m"):
         preset("2b")
 
 

@@ -38,7 +38,7 @@ class Arguments:
     """Rank of the adapters for --tune lora."""
     what: Literal["train", "speak"] = "train"
     """train: the train step on the whole slice; speak: 15 s of speech with guidance and 32 steps, on one chip of it."""
-    preset: Literal["demo", "840m", "1.3b"] = "1.3b"
+    preset: Literal["demo", "small", "840m", "1.3b"] = "1.3b"
     """Model preset."""
     batch_size: int | None = None
     """Samples per step, over all chips. None: the preset's."""

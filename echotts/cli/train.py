@@ -47,7 +47,7 @@ class Arguments:
     abbreviate the keys in brackets. Ctrl-C or SIGTERM saves and exits with code 75.
     """
 
-    preset: Literal["demo", "840m", "1.3b"]
+    preset: Literal["demo", "small", "840m", "1.3b"]
     """Model sizes and schedule to start from; with --tune, the sizes are those of --init_from."""
     data: str
     """Shards to train on: a folder, a glob in quotes, s-{000..099}.tar, hf://datasets/ORG/NAME@REV/s-{000..999}.tar,

@@ -5,7 +5,7 @@ Model sizes come from LAION's README and the published parameter totals (docs/mo
 
 from echotts.config.complete import Config
 from echotts.config.data import Bucket, DataConfig
-from echotts.config.learning import OptimConfig
+from echotts.config.learning import FlowConfig, OptimConfig
 from echotts.config.model import EncoderConfig, ModelConfig
 from echotts.config.run import RunConfig
 
@@ -44,6 +44,37 @@ def demo() -> Config:
     )
 
 
+def small() -> Config:
+    """11.5M parameters: learns to read English in hours on a CPU core or in minutes on a GPU.
+
+    What helps a small model is in docs/recipes/small-voice.md.
+    """
+    return Config(
+        preset="small",
+        model=ModelConfig(
+            latent_channels=23,
+            width=256,
+            depth=8,
+            heads=4,
+            mlp_width=640,
+            text=EncoderConfig(width=192, depth=6, heads=4, mlp_width=384),
+            speaker=EncoderConfig(width=128, depth=2, heads=2, mlp_width=256),
+            adaln_rank=16,
+            compute_dtype="float32",
+            remat="dots",
+        ),
+        flow=FlowConfig(time_mean=1.0, alignment=0.2),
+        data=DataConfig(
+            batch_size=16,
+            buckets=tuple(Bucket(frames=f, tokens=n) for f, n in ((64, 48), (96, 72), (128, 96), (192, 144))),
+            reference_frames=96,
+            streams=8,
+        ),
+        optim=OptimConfig(steps=20_000, learning_rate=1.5e-3, decay_share=0.3, ema_decay=0.999, init="fan_in"),
+        run=RunConfig(save_every_steps=500, eval_every=500, sample_every=1000, codec=DEFAULT_CODEC),
+    )
+
+
 def echo_840m() -> Config:
     """840,536,960 parameters."""
     encoder = EncoderConfig(width=768, depth=8, heads=6, mlp_width=2048)
@@ -62,7 +93,7 @@ def echo_1b3() -> Config:
     )
 
 
-PRESETS = {"demo": demo, "840m": echo_840m, "1.3b": echo_1b3}
+PRESETS = {"demo": demo, "small": small, "840m": echo_840m, "1.3b": echo_1b3}
 
 
 def nearest_preset(model: ModelConfig) -> Config:

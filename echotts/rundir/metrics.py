@@ -79,6 +79,7 @@ METRICS: dict[str, str] = {
     "speech/character_error_rate": "character error rate of the speech samples, by run.eval_asr",
     "speech/voice_similarity": "mean cosine similarity of the speech samples to their reference voices (Resemblyzer)",
     "heldout/loss": "held-out loss with the EMA weights, without condition dropout and with fixed noise",
+    "heldout/text_gain": "how much higher that loss is with the texts of other samples: 0 if the model does not read",
 }
 METRICS |= dict.fromkeys(
     timestep_bucket_names(), "mean squared velocity error of held-out rows with t in this part of [0, 1]"

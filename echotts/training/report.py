@@ -196,7 +196,9 @@ class Reporter:
     def measured(self, step: int, losses: Mapping[str, float | int]) -> None:
         """Reports held-out losses."""
         self._writer.write(step, losses)
-        self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}")
+        gain = losses.get("heldout/text_gain")
+        more = "" if gain is None else f", {gain:.4f} more with texts of other samples"
+        self._progress.say(f"step {step}: held-out loss {losses['heldout/loss']:.4f}{more}")
 
     def spoken(self, step: int, folder: RunPath, heard: Mapping[str, float]) -> None:
         """Reports that speech samples were written; `heard` are the recogniser's metrics, if any."""

@@ -3,6 +3,7 @@
 Both are comparable between steps: the same batches, times and noise; the same sentences, seeds and voices.
 """
 
+import dataclasses
 import json
 import re
 import shutil
@@ -57,20 +58,18 @@ class Heldout:
         return [self._scale.restore(voice) for voice in voices[:most]]
 
     def losses(self, params: Params) -> dict[str, float]:
-        """The loss over all batches and the mean squared error of rows in each timestep bucket.
+        """The loss over all batches, how much the texts reduce it, and the mean squared error in each timestep bucket.
 
         Buckets without rows are omitted.
         """
-        key = jax.random.key(HELDOUT_SEED)
-        seen: list[dict[str, Any]] = []
-        for number, rows in enumerate(self._batches):
-            batch = to_devices(rows, self._mesh)
-            seen.append(jax.device_get(self._measure(params, self._frozen, batch, jax.random.fold_in(key, number))))
-        weights = np.array([aux["weight"] for aux in seen])
-        losses = np.array([aux["loss"] for aux in seen])
-        figures = {"heldout/loss": float(np.sum(weights * losses) / np.sum(weights))}
+        seen, loss = self._measured(params, self._batches)
+        figures = {"heldout/loss": loss}
         if "t" not in seen[0]:  # of durations
             return figures
+        if len(self._batches[0].latent) > 1:
+            figures["heldout/text_gain"] = (
+                self._measured(params, [_texts_of_others(own) for own in self._batches])[1] - loss
+            )
         t, row_loss, kept = (np.concatenate([aux[name] for aux in seen]) for name in ("t", "row_loss", "kept"))
         bucket = np.minimum((t * TIMESTEP_BUCKETS).astype(int), TIMESTEP_BUCKETS - 1)
         for index, name in enumerate(timestep_bucket_names()):
@@ -78,6 +77,22 @@ class Heldout:
             if rows.any():
                 figures[name] = float(row_loss[rows].mean())
         return figures
+
+    def _measured(self, params: Params, batches: Sequence[Batch]) -> tuple[list[dict[str, Any]], float]:
+        """What `make_measure_step` gives for each batch, and the loss over all of them."""
+        key = jax.random.key(HELDOUT_SEED)
+        seen: list[dict[str, Any]] = []
+        for number, rows in enumerate(batches):
+            batch = to_devices(rows, self._mesh)
+            seen.append(jax.device_get(self._measure(params, self._frozen, batch, jax.random.fold_in(key, number))))
+        weights, losses = np.array([[aux["weight"], aux["loss"]] for aux in seen]).T
+        return seen, float(np.sum(weights * losses) / np.sum(weights))
+
+
+def _texts_of_others(batch: Batch) -> Batch:
+    """Each row with the text of the one before it."""
+    ids, mask = (np.roll(part, 1, axis=0) for part in (batch.text_ids, batch.text_mask))
+    return dataclasses.replace(batch, text_ids=ids, text_mask=mask)
 
 
 def choose_voices(run: RunConfig, heldout: Heldout | None) -> list[Voice]:

@@ -53,7 +53,8 @@ def lines(steps: int, end: float, seed: int, loss: float) -> Iterator[dict[str, 
         if step % 1000 == 0:
             held = {name: (0.25 + 0.11 * place) * (1 + 2 * fall) for place, name in enumerate(timestep_bucket_names())}
             head = {"time": when + 0.1, "step": step, "process": 0}
-            yield head | {"heldout/loss": loss + 0.012 + 0.72 * fall} | held
+            gain = {"heldout/text_gain": 0.09 * (1 - fall)}
+            yield head | {"heldout/loss": loss + 0.012 + 0.72 * fall} | gain | held
         if step == 21_000:
             yield event_line(step, when, "preempted", "maintenance; saved at step 21000")
             yield event_line(step, when + 900, "resumed", "after step 21000, on 8 hosts")

@@ -136,9 +136,9 @@ def test_a_dac_on_the_hub_comes_with_its_config(tmp_path: Path, hub: Path):
         load_codec("org/dac")
 
 
-@pytest.mark.parametrize("name", ["demo", "speech"])
-def test_the_built_in_codecs_are_small_and_have_25_latents_per_second(name: str):
+@pytest.mark.parametrize(("name", "channels"), [("demo", 64), ("speech", 23)])
+def test_the_built_in_codecs_are_small_and_have_25_latents_per_second(name: str, channels: int):
     assert registry.BUILT_IN[name].stat().st_size <= 8_000_000
     codec = load_codec(name)
-    assert (codec.codec_id, codec.sample_rate, codec.hop_length, codec.latent_channels) == (name, 16000, 640, 64)
+    assert (codec.codec_id, codec.sample_rate, codec.hop_length, codec.latent_channels) == (name, 16000, 640, channels)
     assert find_codec(name, codec.weights_hash).weights_hash == codec.weights_hash

@@ -199,6 +199,7 @@ def test_the_loss_falls_with_evaluations_and_samples_in_between(config, tmp_path
     heldout = lines(run_dir, "heldout/loss")
     assert list(heldout) == [30, 60]
     assert heldout[60] < heldout[30]
+    assert lines(run_dir, "heldout/text_gain")[60] > 0.005  # it reads
     assert set(metrics.timestep_bucket_names()) <= set(json.loads(metrics_line(run_dir, "heldout/loss")))
     happened = [name for _, name in events(run_dir) if name != "slow_step"]  # which a busy machine may have
     assert happened == ["started", "recompiled", "finished"]

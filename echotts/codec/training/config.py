@@ -222,7 +222,7 @@ PRESETS: dict[str, CodecTraining] = {
     ),
     # Any voice, small, the built-in codec: reconstruction first, then narrow discriminators, affordable on a CPU.
     "speech": CodecTraining(
-        codec=_SMALL_CODEC,
+        codec=replace(_SMALL_CODEC, codebook_dim=23),
         steps=400_000,
         batch_size=5,
         frames=16,

@@ -19,7 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-ASSETS = Path(__file__).parent / "assets"  # corpus, codec and model of the demo, part of the package
+ASSETS = Path(__file__).parent / "assets"  # corpus, codecs and models that are part of the package
+MODELS = {name: ASSETS / "model" / f"{name}.safetensors" for name in ("demo", "english")}  # spoken with by name
 
 SEARCHED = 1000  # entries of a folder checked for files of killed writers
 LEFT_S = 3600.0  # age at which a partial file of another machine counts as abandoned

@@ -17,7 +17,7 @@ from echotts.checkpoint.export_file import load_duration, load_export, load_stud
 from echotts.checkpoint.facts import Facts, Limits
 from echotts.checkpoint.interop import Published, load_published
 from echotts.config import ModelConfig, read_model_config
-from echotts.files import ASSETS
+from echotts.files import MODELS
 from echotts.latents import FACT, LatentScale
 from echotts.model import Params
 from echotts.model.adapters import adapter_shapes
@@ -28,7 +28,6 @@ from echotts.rundir.layout import STEP, step_name
 from echotts.rundir.location import RunPath, run_path
 
 WeightsName = Literal["ema", "raw"]
-DEMO = "demo"  # the built-in model
 ITEM = {"ema": "ema", "raw": "params"}  # name in a checkpoint
 BESIDE = {"duration": "a duration predictor", "distil": "a student"}  # what a run adds to a base, by its method
 
@@ -99,9 +98,9 @@ def load_weights(
 ) -> Weights:
     """The weights in an export (.safetensors), a published pickle (.pkl), a run directory or one of its checkpoints.
 
-    "demo" is the built-in model. Run directories may be in a bucket (gs://bucket/run). `with_optimizer` also loads the
-    Adam state of a pickle; ValueError if it has none. `adapter` is an adapter file, or a run that trained one, to
-    merge; BaseDiffersError if it belongs to other weights.
+    "demo" and "english" are the built-in models. Run directories may be in a bucket (gs://bucket/run).
+    `with_optimizer` also loads the Adam state of a pickle; ValueError if it has none. `adapter` is an adapter file, or
+    a run that trained one, to merge; BaseDiffersError if it belongs to other weights.
     """
     if adapter is not None:
         base, found = load_weights(source, weights), load_adapter(adapter, weights)
@@ -213,8 +212,8 @@ def _read_step(folder: RunPath, weights: WeightsName, with_optimizer: bool) -> S
 
 
 def file_of(source: str | Path) -> Path:
-    """The path of a source that is no bucket; "demo" is the built-in model."""
-    return ASSETS / "model" / "demo.safetensors" if source == DEMO else Path(source).expanduser()
+    """The path of a source that is no bucket; "demo" and "english" are the built-in models."""
+    return MODELS[str(source)] if source in MODELS else Path(source).expanduser()
 
 
 def with_base(stored: Stored) -> Weights:

@@ -29,7 +29,7 @@ class MeasuredFlags:
 
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
-    None: the demo model."""
+    Built in: demo, the default, and english."""
     codec: str | None = None
     """Codec to use instead of the one that the checkpoint names."""
     against: str | None = None

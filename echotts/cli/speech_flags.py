@@ -35,7 +35,7 @@ class SpeechFlags:
     """Name of a saved voice (echotts voice save), instead of --speaker_ref."""
     checkpoint: str | None = None
     """Run directory (local or gs://bucket/run), one of its checkpoints, .safetensors, published .pkl or Hub id.
-    None: the built-in demo model, which speaks digits."""
+    Built in: demo, which speaks digits and is the default, and english."""
     adapter: str | None = None
     """Adapter (echotts train --tune lora): a .safetensors, or the run directory. It is merged into the checkpoint,
     which must be the one it was trained for."""

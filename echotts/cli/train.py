@@ -69,7 +69,7 @@ class Arguments:
     """Train a student of this model, which takes 4 steps of one forward each instead of 32 guided ones; short for
     --tune distil --init_from MODEL."""
     init_from: str | None
-    """Initial weights: an export, a published .pkl, another run, or the built-in "demo" [run.init_from]."""
+    """Initial weights: an export, a published .pkl, another run, or built-in: demo, english [run.init_from]."""
     resume_optimizer: bool
     """Also take optimizer state, step and samples seen from the .pkl given as --init_from, and continue at that step
     [run.resume_optimizer]."""

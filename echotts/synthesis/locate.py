@@ -1,4 +1,4 @@
-"""Locating checkpoints (the demo model, a local path, a bucket, or a download from the Hub) and their codecs."""
+"""Locating checkpoints (the built-in models, a local path, a bucket, or a download from the Hub) and their codecs."""
 
 import logging
 import re
@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from echotts.checkpoint.facts import CodecFacts
-from echotts.files import ASSETS
+from echotts.files import MODELS
 from echotts.gcs import first_line, is_bucket
 
 if TYPE_CHECKING:
     from echotts.codec import Codec
 
 DEMO = "demo"
-DEMO_MODEL = ASSETS / "model" / "demo.safetensors"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILE = "model.safetensors"
 PUBLISHED_CODEC = "facebook/dacvae-watermarked"  # the codec of published checkpoints with PUBLISHED_CHANNELS
@@ -23,17 +22,18 @@ logger = logging.getLogger(__name__)
 
 
 def locate_checkpoint(checkpoint: str | Path | None) -> str | Path:
-    """The demo model for None or "demo", a local path, a bucket URL unchanged, or a download for a Hub id.
+    """A built-in model for its name (None: demo), a local path, a bucket URL unchanged, or a download for a Hub id.
 
     FileNotFoundError if there is none.
     """
-    if checkpoint in (None, DEMO):
-        if not DEMO_MODEL.is_file():
-            raise FileNotFoundError(f"{DEMO_MODEL}: the demo model is not installed: give a checkpoint")
-        return DEMO_MODEL
+    checkpoint = DEMO if checkpoint is None else checkpoint
+    if checkpoint in MODELS:
+        path = MODELS[str(checkpoint)]
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: the built-in model {checkpoint} is not installed: give a checkpoint")
+        return path
     if isinstance(checkpoint, str) and is_bucket(checkpoint):
         return checkpoint
-    assert checkpoint is not None
     path = Path(checkpoint).expanduser()
     if path.exists():
         return path

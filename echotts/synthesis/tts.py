@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from echotts.audio import Samples
 from echotts.audio.marking import MESSAGE, Marker, marked, marked_blocks
 from echotts.config import SEED_BITS, DtypeName
+from echotts.files import MODELS
 from echotts.flow.options import SamplerConfig, default_preset, sampler_config
 from echotts.synthesis import references
 from echotts.synthesis.candidates import SEED_STEP, Choose, choose_by_duration
@@ -32,6 +33,7 @@ from echotts.synthesis.synthesizer import Prompt, Synthesizer
 from echotts.synthesis.texts import Texts
 from echotts.synthesis.voices import Voice
 from echotts.text.sentences import Piece
+from echotts.text.spoken import spoken
 from echotts.text.tokens import tokenizer_from_json
 
 BATCH_ROWS = 16
@@ -75,7 +77,10 @@ class EchoTTS:
         adapter: str | Path | None = None,
         watermark: bool = True,
     ) -> "EchoTTS":
-        """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id; None: the demo model.
+        """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id.
+
+        "demo" and "english" are built in; None is demo, which speaks digits. English reads numbers as text/spoken.py
+        spells them out.
 
         The codec is the one that the checkpoint names (published ones name none; the default is then
         facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
@@ -97,8 +102,10 @@ class EchoTTS:
             tts = cls(Synthesizer(loaded.params, config, loaded.facts, found, name, loaded.duration, loaded.student))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-        if checkpoint in (None, DEMO):
+        if path == MODELS[DEMO]:
             tts._texts.readable, tts._texts.estimate = demo_text, demo_seconds
+        elif path == MODELS["english"]:
+            tts._texts.readable = spoken
         tts._watermark = found.message
         tts._message = MESSAGE if watermark and found.message is None else None
         return tts

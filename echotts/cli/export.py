@@ -29,7 +29,8 @@ class Arguments:
     """ema: the moving average, which sounds better; raw: the weights as trained. None: ema for .safetensors; raw with
     optimizer state for .pkl, which `echotts train --init_from FILE --resume_optimizer` can continue from."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Storage type of the numbers in a .safetensors."""
+    """Storage type of the numbers in a .safetensors. A base to which --tune duration or distil added something keeps
+    its own."""
 
     def __post_init__(self) -> None:
         if (self.run_dir is None) == (self.adapter is None):

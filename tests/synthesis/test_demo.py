@@ -9,6 +9,13 @@ from echotts.evaluation.clips import read_clips
 from echotts.synthesis.demo import demo_text
 
 
+def test_the_english_model_is_built_in_and_reads_numbers_and_signs():
+    tts = EchoTTS.load("english")
+    assert tts._texts.readable("It cost $4 in 1987.") == "It cost four dollars in nineteen eighty-seven."
+    assert (tts.codec.codec_id, tts.config.latent_channels) == ("speech", 23)
+    assert tts.predict_duration("Hello, this is a test.") == pytest.approx(1.5, abs=1.0)
+
+
 def test_digits_are_written_out():
     assert demo_text("42") == "four two"
     assert demo_text("Seven, three; 1") == "seven three one"

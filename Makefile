@@ -67,8 +67,8 @@ release: $(VENV)/.dev ## wheel and sdist in dist/; installs the wheel into a fre
 	.cache/release/bin/pip install --quiet dist/*.whl
 	cd .cache/release && bin/echotts --version && bin/echotts speak --text "seven three one nine"
 
-bench: $(VENV)/.bench chromium ## the benchmarks of the README (about an hour on two cores)
-	for script in $$(grep -l __main__ benchmarks/*.py); do \
+bench: $(VENV)/.bench chromium ## the benchmarks that need no data of yours (about an hour on two cores)
+	for script in $$(grep -L required=True $$(grep -l __main__ benchmarks/*.py)); do \
 		echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py) || exit 1; done
 
 bench-env: $(VENV)/.bench ## .venv with the PyTorch implementations that benchmarks compare with

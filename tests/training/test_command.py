@@ -79,7 +79,7 @@ def test_underscores_hyphens_and_section_keys_are_all_understood():
     [
         ("--data d --run_dir r --learning_rat 1", "learning_rat"),
         ("--data d --run_dir r --model.widht 64", "widht"),
-        ("--data d --run_dir r --preset 2b", "unknown preset '2b': choose one of demo, 840m, 1.3b"),
+        ("--data d --run_dir r --preset 2b", "unknown preset '2b': choose one of demo, small, 840m, 1.3b"),
         ("--data d --run_dir r --model.width 7", "decoder width 7 is not a multiple of heads"),
         ("--data d --run_dir r --data.buckets 12", "buckets"),
         ("--data d --run_dir r --steps 0", "steps 0 and accumulation 1 must be at least 1"),

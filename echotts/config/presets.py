@@ -45,9 +45,9 @@ def demo() -> Config:
 
 
 def small() -> Config:
-    """11.5M parameters: learns to read English in hours on a CPU core or in minutes on a GPU.
+    """11.5M parameters: English from nothing on a CPU or one GPU; docs/recipes/small-voice.md has its learning curve.
 
-    What helps a small model is in docs/recipes/small-voice.md.
+    For clips of at most 7.7 s, with latents of the codec `speech`.
     """
     return Config(
         preset="small",

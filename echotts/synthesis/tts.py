@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class EchoTTS:
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._message: Sequence[int] | None = None  # the message that is embedded in what the codec decodes
+        self._find_hash: Callable[[], str] | None = None  # of the weights, for voices that were trained with them
 
     def __repr__(self) -> str:
         return (
@@ -91,6 +92,7 @@ class EchoTTS:
         """
         path = locate_checkpoint(checkpoint)
         # Imported here: Orbax, which reads run directories, takes longer to import than everything else.
+        from echotts.checkpoint.adapters import weights_hash
         from echotts.checkpoint.weights import load_weights
 
         loaded = load_weights(path, weights, adapter=adapter)
@@ -106,6 +108,7 @@ class EchoTTS:
             tts._texts.readable, tts._texts.estimate = demo_text, demo_seconds
         elif path == MODELS["english"]:
             tts._texts.readable = spoken
+        tts._find_hash = functools.cache(lambda: weights_hash(load_weights(path, weights, adapter=adapter).params))
         tts._watermark = found.message
         tts._message = MESSAGE if watermark and found.message is None else None
         return tts
@@ -311,7 +314,7 @@ class EchoTTS:
 
         Raises ValueError if a recording is unreadable, silent or shorter than half a second.
         """
-        return references.encode_reference(reference, self.codec, self.limits.reference_frames)
+        return references.encode_reference(reference, self.codec, self.limits.reference_frames, self._find_hash)
 
     def record_voice(self, recordings: Sequence[str | Path]) -> Voice:
         """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""

@@ -1,13 +1,15 @@
 """Saved voices: the best phrases of one or several recordings, encoded once, in a small .safetensors file.
 
 A voice can also be trained for a model (`echotts train --tune inversion`). Voices are stored in
-~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice requires the codec that encoded it.
+~/.local/share/echotts/voices (or below XDG_DATA_HOME). A voice requires the codec that encoded it, and a trained voice
+the weights that it was trained for.
 """
 
 import difflib
 import json
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +31,13 @@ MOST_FRAMES, MOST_CHANNELS = 1 << 16, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """The metadata of a voice file."""
+    """The metadata of a voice file. `base` is the hash of the weights that a trained voice is for, otherwise empty."""
 
     codec_id: str
     weights_hash: str
     frame_rate_hz: float
     recordings: tuple[str, ...] = ()
+    base: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,10 +58,14 @@ def trained_voice(latent: Float[np.ndarray, "m c"], facts: Facts, origin: str) -
     if not codec.weights_hash or not codec.sample_rate or not codec.hop:
         raise ValueError(f"{origin}: the codec of its data is unknown: prepare them with echotts data prepare")
     rate_hz = codec.sample_rate / codec.hop
-    return Voice(
-        latent,
-        About(codec_id=codec.id or "", weights_hash=codec.weights_hash, frame_rate_hz=rate_hz, recordings=(origin,)),
+    about = About(
+        codec_id=codec.id or "",
+        weights_hash=codec.weights_hash,
+        frame_rate_hz=rate_hz,
+        recordings=(origin,),
+        base=facts.base or "",
     )
+    return Voice(latent, about)
 
 
 def voices_folder() -> Path:
@@ -110,13 +117,23 @@ def find_voice(name: str) -> Path:
     raise ValueError(f"voice {name!r}: there is none of that name; {hint}")
 
 
-def latent_for(path: str | Path, codec: LatentCodec) -> Float[np.ndarray, "m c"]:
-    """The latent of a saved voice, for a model that uses `codec`. ValueError if another codec encoded it."""
+def latent_for(
+    path: str | Path, codec: LatentCodec, find_hash: Callable[[], str] | None = None
+) -> Float[np.ndarray, "m c"]:
+    """The latent of a saved voice, for a model that uses `codec`. ValueError if another codec encoded it,
+    or it was trained for other weights than those of the hash that `find_hash` returns (None: not checked).
+    """
     voice = read_voice(path)
     if voice.about.weights_hash != codec.weights_hash:
         raise ValueError(
             f"{path}: encoded by the codec {voice.about.codec_id} ({voice.about.weights_hash[:12]}), this model speaks "
             f"with {codec.codec_id} ({codec.weights_hash[:12]}): save the voice again with this model"
+        )
+    wanted = voice.about.base
+    if wanted and find_hash is not None and (found := find_hash()) != wanted:
+        raise ValueError(
+            f"{path}: a voice trained for weights with hash {wanted[:12]}, but this model has {found[:12]}: use "
+            "it with the weights that it was trained with"
         )
     return voice.latent
 

@@ -7,6 +7,7 @@ import pytest
 import safetensors.numpy
 import soundfile
 
+from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.cli import voice as voice_command
 from echotts.synthesis import references
 from echotts.synthesis.stretches import best_stretches, find_phrases
@@ -19,6 +20,7 @@ from echotts.synthesis.voices import (
     list_voices,
     read_voice,
     save_voice,
+    trained_voice,
     voices_folder,
 )
 from tests.tiny_speaker import CHANNELS, LinearCodec, tiny_tts
@@ -77,6 +79,19 @@ def test_a_voice_of_another_codec_is_refused_with_both_hashes():
     path = save_voice("anna", Voice(made().latent, About(codec_id="x", weights_hash="f" * 64, frame_rate_hz=25.0)))
     with pytest.raises(ValueError, match=r"encoded by the codec x \(ffffffffffff\).*linear \(000000000000\)"):
         latent_for(path, LinearCodec())
+
+
+def test_a_voice_trained_for_other_weights_is_refused_with_both_hashes():
+    facts = Facts(codec=CodecFacts(id="linear", weights_hash="0" * 64, sample_rate=RATE, hop=960), base="a" * 64)
+    path = save_voice("anna", trained_voice(made().latent, facts, "runs/mine"))
+    np.testing.assert_array_equal(latent_for(path, LinearCodec(), lambda: "a" * 64), made().latent)
+    tts = tiny_tts()
+    tts._find_hash = lambda: "b" * 64
+    with pytest.raises(ValueError, match=r"trained for weights with hash a{12}, but this model has b{12}"):
+        tts.encode_reference(path)
+    asked = []
+    latent_for(save_voice("zoe", made()), LinearCodec(), lambda: asked.append(1) or "")
+    assert not asked  # hashing large weights takes seconds
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 
 from echotts.text.pace import has_sound
 from echotts.text.sentences import Break, Piece, settled_length, split_text
+from echotts.text.written import find_code
 
 FIRST_S = 2.0  # estimated duration of the first piece: five or six English words, about the shortest usual clause
 GROWTH = 2.0
 LONGEST_WAIT = 2000  # characters without the end of a sentence after which text is cut between two words
+LONGEST_CODE = 200_000  # characters after which a block of code that is still open counts as text
 _HEAD = 4000  # characters among which the next short piece is searched
+
+NOTHING: tuple[int, Break] = (0, "sentence")  # of the text is settled
+OPEN: tuple[int, Break] = (0, "paragraph")  # nothing either, before the end of a block of code
 
 Fits = Callable[[str, float], bool]
 """Whether a text is at most so many seconds long, and fits a model's window."""
@@ -50,18 +55,37 @@ def _arriving_pieces(
 
 
 def settled_parts(parts: Iterable[str]) -> Iterator[tuple[str, Break]]:
-    """Complete sentences as soon as they have arrived, and the kind of break after them; at the end what is left."""
-    pending = ""
+    """Complete sentences as soon as they have arrived, and the kind of break after them; at the end what is left.
+
+    Fenced blocks of code are not cut, so that they can be left out (written.py).
+    """
+    pending, cut = "", NOTHING
     for part in parts:
         pending += part
-        length, ends = settled_length(pending), "sentence"
-        if not length and len(pending) > LONGEST_WAIT:
-            length, ends = pending.rfind(" ", 0, LONGEST_WAIT) + 1 or LONGEST_WAIT, "clause"
-        settled, pending = pending[:length], pending[length:]
-        if settled.strip():
-            yield settled, "paragraph" if settled.endswith("\n") else ends
+        if cut == OPEN and "\n" not in part and len(pending) <= LONGEST_CODE:
+            continue  # a block ends with a line: no need to search a long one at every word
+        while (cut := _settled(pending))[0]:
+            settled, pending = pending[: cut[0]], pending[cut[0] :]
+            if settled.strip():
+                yield settled, "paragraph" if settled.endswith("\n") else cut[1]
     if pending.strip():
         yield pending, "paragraph"
+
+
+def _settled(pending: str) -> tuple[int, Break]:
+    """The number of characters that later ones cannot change, and the kind of break after them."""
+    start, end = find_code(pending)
+    if start == 0 < end:
+        return end, "paragraph"
+    if start == 0 > end:
+        return (len(pending), "paragraph") if len(pending) > LONGEST_CODE else OPEN
+    if start < len(pending):
+        return start, "paragraph"
+    if length := settled_length(pending):
+        return length, "sentence"
+    if len(pending) > LONGEST_WAIT:
+        return pending.rfind(" ", 0, LONGEST_WAIT) + 1 or LONGEST_WAIT, "clause"
+    return NOTHING
 
 
 def growing_pieces(parts: Iterable[tuple[str, Break]], fits: Fits, longest_s: float) -> Iterator[Piece]:

@@ -54,6 +54,7 @@ _UNDERSCORES = re.compile(r"(?<![^\W_])(?<!_)_++(?=\S)|(?<!_)(?<=\S)_++(?![^\W_]
 _TICKS = re.compile(r"(?<!`)(?<![^\W\d_])`++|(?<!`)`++(?![^\W\d_])|~~")
 _ESCAPED = re.compile(r"\\[*_`~]|\\(?=[^\w\s])")
 _FENCE = re.compile(r"[ \t]*+(`{3,}+|~{3,}+)[^`]*$")
+_OPENING = re.compile(r"(?m)^[ \t]*+(`{3,}+|~{3,}+)[^`\n]*$")
 
 
 def _title(found: re.Match[str]) -> str:
@@ -107,6 +108,18 @@ def spoken_words(text: str) -> Written:
         return Written(text)
     words = re.sub(r"(?<!\n)\n(?:[ \t]*+\n){2,}+", "\n\n", re.sub(r"[ \t]{2,}+", " ", words))
     return Written(re.sub(r"(?<=[^\s.,;:!?])[ ](?=[.,;:!?](?:\s|$))", "", words).strip(), left_out)
+
+
+def find_code(text: str) -> tuple[int, int]:
+    """(start, end) of the first fenced block of code in text of which more may come; equal if there is none.
+
+    The end is -1 while the block is open, or the line that may open it is not complete.
+    """
+    if not (opening := _OPENING.search(text)):
+        return len(text), len(text)
+    fence = opening[1]
+    closing = re.compile(rf"(?m)^[ \t]*+{fence}{fence[0]}*+[ \t\r]*+\n").search(text, opening.end())
+    return opening.start(), closing.end() if closing else -1
 
 
 def _without_tags(text: str, left_out: Counter[str]) -> str:

@@ -2,9 +2,18 @@
 
 import pytest
 
-from echotts.text.arriving import FIRST_S, GROWTH, LONGEST_WAIT, growing_pieces, live_pieces, settled_parts
+from echotts.text.arriving import (
+    FIRST_S,
+    GROWTH,
+    LONGEST_CODE,
+    LONGEST_WAIT,
+    growing_pieces,
+    live_pieces,
+    settled_parts,
+)
 from echotts.text.pace import estimated_seconds
 from echotts.text.sentences import settled_length
+from echotts.text.written import spoken_words
 
 LONG = "When the rain had stopped, the two of them, who had waited long, went out. " * 12
 
@@ -64,6 +73,23 @@ def test_text_without_an_end_is_cut_between_words_and_not_kept_for_ever():
     parts = list(settled_parts(["word " * 100] * 50))
     assert max(len(part) for part, _ in parts) <= LONGEST_WAIT
     assert "".join(part for part, _ in parts) == "word " * 5000
+
+
+@pytest.mark.parametrize("width", [1, 3, 1000])
+def test_a_block_of_code_is_left_out_however_its_text_is_cut(width):
+    code = ("```sh\nls. Then cd ..\n\nrm -r x\n```\n", "  ~~~\nNo. Code\n~~~~\n")
+    text = f"Run this:\n{code[0]}It `works` well. Use ```x``` now.\n{code[1]}End of it."
+    parts = [text[start : start + width] for start in range(0, len(text), width)]
+    said = " ".join(piece.text for piece in live_pieces(parts, fits, 10.0, lambda part: spoken_words(part).words))
+    assert " ".join(said.split()) == "Run this: It works well. Use x now. End of it."
+
+
+def test_a_block_of_code_without_an_end_is_spoken_and_not_kept_for_ever():
+    words = "word " * 100
+    assert [part for part, _ in settled_parts(["```\n", words, "\nend."])] == [f"```\n{words}\nend."]
+    parts = [part for part, _ in settled_parts(["```\n", *[words] * 500])]
+    assert "".join(parts) == "```\n" + words * 500
+    assert max(map(len, parts)) <= LONGEST_CODE + len(words)
 
 
 def test_the_first_piece_is_short_and_each_next_one_at_most_twice_as_long():

@@ -57,7 +57,7 @@ class EchoTTS:
             )
         self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
-        self._message: Sequence[int] | None = None  # the message that is embedded in what the codec decodes
+        self._message: Sequence[int] | None = None  # of `_mark`
         self._find_hash: Callable[[], str] | None = None  # of the weights, for voices that were trained with them
 
     def __repr__(self) -> str:
@@ -110,7 +110,7 @@ class EchoTTS:
             tts._texts.readable = spoken
         tts._find_hash = functools.cache(lambda: weights_hash(load_weights(path, weights, adapter=adapter).params))
         tts._watermark = found.message
-        tts._message = MESSAGE if watermark and found.message is None else None
+        tts._message = MESSAGE if watermark else None
         return tts
 
     def warm_up(self, duration: Duration = "auto", *, steps: int | None = None) -> None:
@@ -138,7 +138,7 @@ class EchoTTS:
     @property
     def fingerprint(self) -> str:
         """Identifies the model and its codec: all that speech depends on beside its text, voice and options."""
-        codec = (self.codec.weights_hash, self._watermark, self._message)
+        codec = (self.codec.weights_hash, self._watermark, self._mark(speed=1.0))
         about = (self.config, self.facts.weights, self.facts.step, self.facts.tokenizer, codec)
         return hashlib.sha256(f"{about} {self._synthesizer.digest}".encode()).hexdigest()
 
@@ -221,7 +221,7 @@ class EchoTTS:
             speeches = self._synthesizer.speak(prompts, length, sampler, candidates, speed)
             return speeches[chosen(pieces[number].text, speeches, prompts[0].voice) if candidates > 1 else 0]
 
-        yield from speak_pieces(pieces, voice, speak, spoken, speed, self._message)
+        yield from speak_pieces(pieces, voice, speak, spoken, speed, self._mark(speed))
 
     def split(self, text: str, duration: Duration = "auto") -> list[Piece]:
         """The pieces in which `pieces` speaks a text. ValueError if it contains nothing to speak."""
@@ -254,12 +254,12 @@ class EchoTTS:
         pieces = self._texts.split_live(text, length)
         if isinstance(pieces, list) and len(pieces) == 1:
             said = utter(0, pieces[0], voice, True)
-            blocks = marked_blocks(said.blocks, Marker(self.sample_rate, self._message))
+            blocks = marked_blocks(said.blocks, Marker(self.sample_rate, self._mark(speed)))
             for number, block in enumerate(blocks):
                 yield Speech(block, self.sample_rate, said.latents[: 0 if number else None], self.name)
             return
         say = functools.partial(utter, whole=False)
-        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name, speed, self._message)
+        yield from live_blocks(pieces, voice, say, self.sample_rate, self.name, speed, self._mark(speed))
 
     def synthesize_batch(
         self,
@@ -290,7 +290,7 @@ class EchoTTS:
         prompts = [self._prompt(*one) for one in zip(given, map(self._voice, refs), seeds, strict=True)]
         speeches = self._synthesizer.speak(prompts, length, sampler, rows, speed)
         return [
-            dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._message))
+            dataclasses.replace(speech, samples=marked(speech.samples, self.sample_rate, self._mark(speed)))
             for speech in speeches
         ]
 
@@ -319,6 +319,10 @@ class EchoTTS:
     def record_voice(self, recordings: Sequence[str | Path]) -> Voice:
         """A voice for `save_voice`: the best parts of recordings, as long as the model's reference window."""
         return references.record_voice(recordings, self.codec, self.limits.reference_frames)
+
+    def _mark(self, speed: float) -> Sequence[int] | None:
+        """The message to embed in decoded speech; None if the codec embedded one, unless stretching has damaged it."""
+        return self._message if self._watermark is None or speed != 1.0 else None
 
     def _checked(self, duration: Duration, speed: float, seeds: Iterable[int]) -> float | AutoDuration:
         """The duration, checked like the other options; more seconds than the model's window are logged."""

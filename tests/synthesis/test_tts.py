@@ -315,6 +315,20 @@ class TestCheckpoints:
         for samples in (say(tts, duration=0.4).samples, live, batch.samples):
             np.testing.assert_allclose(samples, wanted, atol=1e-5)
 
+    @pytest.mark.parametrize("codec", ["mine", "marked"])
+    @pytest.mark.parametrize("speed", [0.6, 1.7])
+    def test_stretched_speech_carries_our_watermark_whatever_the_codec_embeds(self, home, codec, speed):
+        given = home / "nameless.safetensors", home / f"{codec}.safetensors"
+        tts, plain = EchoTTS.load(*given), EchoTTS.load(*given)
+        plain._message = None
+        options = {"duration": 0.4, "speed": speed, "sampler": SamplerConfig(steps=2)}
+        (wanted,) = plain.synthesize_batch(["one two"], seeds=[0], **options)
+        (batch,) = tts.synthesize_batch(["one two"], seeds=[0], **options)
+        live = np.concatenate([block.samples for block in tts.stream("one two", **options)])
+        said = say(tts, duration=0.4, speed=speed)
+        for samples in (batch.samples, live, said.samples):
+            np.testing.assert_allclose(samples, marked(wanted.samples, RATE, MESSAGE), atol=1e-5)
+
     def test_a_file_of_speech_names_the_model_that_made_it(self, home, tmp_path):
         speech = say(EchoTTS.load(home / "nameless.safetensors", home / "mine.safetensors"), duration=0.4)
         assert "model: nameless.safetensors, step 7" in soundfile.SoundFile(speech.save(tmp_path / "a.flac")).comment

@@ -70,6 +70,7 @@ def small() -> Config:
             batch_size=16,
             buckets=tuple(Bucket(frames=f, tokens=n) for f, n in SMALL_BUCKETS),
             reference_frames=96,
+            tokenizer="english",
             streams=8,
         ),
         optim=OptimConfig(steps=20_000, learning_rate=1.5e-3, decay_share=0.3, ema_decay=0.999, init="fan_in"),

@@ -29,7 +29,7 @@ class Texts:
     tokenizer: Tokenizer
     most_tokens: int
     window_s: float
-    readable: Callable[[str], str] = str
+    readable: Callable[[str], str]
     """Applied to texts before encoding."""
     estimate: Callable[[str], float] = estimated_seconds
     """Estimates seconds of speech from a readable text."""

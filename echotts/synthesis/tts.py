@@ -33,7 +33,6 @@ from echotts.synthesis.synthesizer import Prompt, Synthesizer
 from echotts.synthesis.texts import Texts
 from echotts.synthesis.voices import Voice
 from echotts.text.sentences import Piece
-from echotts.text.spoken import spoken
 from echotts.text.tokens import tokenizer_from_json
 
 BATCH_ROWS = 16
@@ -55,7 +54,7 @@ class EchoTTS:
             raise ValueError(
                 f"the checkpoint's tokenizer has {tokenizer.vocabulary} ids, its model only {self.config.vocabulary}"
             )
-        self._texts = Texts(tokenizer, self.limits.tokens, self.window_s)
+        self._texts = Texts(tokenizer, self.limits.tokens, self.window_s, tokenizer.readable)
         self._watermark: Sequence[int] | None = None  # the message that the codec embeds
         self._message: Sequence[int] | None = None  # of `_mark`
         self._find_hash: Callable[[], str] | None = None  # of the weights, for voices that were trained with them
@@ -80,8 +79,7 @@ class EchoTTS:
     ) -> "EchoTTS":
         """Loads a run directory (also gs://), a checkpoint in one, .safetensors, .pkl or Hub id.
 
-        "demo" and "english" are built in; None is demo, which speaks digits. English reads numbers as text/spoken.py
-        spells them out.
+        "demo" and "english" are built in; None is demo, which speaks digits.
 
         The codec is the one that the checkpoint names (published ones name none; the default is then
         facebook/dacvae-watermarked, from the local cache or the Hub); `codec` overrides it. `weights` ("ema" or "raw")
@@ -106,8 +104,6 @@ class EchoTTS:
             raise ValueError(f"{path}: {error}") from error
         if path == MODELS[DEMO]:
             tts._texts.readable, tts._texts.estimate = demo_text, demo_seconds
-        elif path == MODELS["english"]:
-            tts._texts.readable = spoken
         tts._find_hash = functools.cache(lambda: weights_hash(load_weights(path, weights, adapter=adapter).params))
         tts._watermark = found.message
         tts._message = MESSAGE if watermark else None

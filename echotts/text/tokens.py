@@ -1,4 +1,4 @@
-"""Text to token ids: raw UTF-8 bytes (the default) or SentencePiece; and Echo's text normalisation, on request.
+"""Text to token ids: UTF-8 bytes, as written (the default) or as English is read, or SentencePiece; and Echo's rules.
 
 Id 0 starts every sequence (BOS) and pads it; a mask distinguishes the two.
 """
@@ -12,10 +12,12 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
+from echotts.text.spoken import spoken
+
 BOS = 0
 
 Ids = Int32[np.ndarray, "n"]
-TokenizerKind = Literal["byte", "sentencepiece"]
+TokenizerKind = Literal["byte", "english", "sentencepiece"]
 
 # The format of Echo's training transcripts (docs/training.md); not for models trained on raw text.
 _ECHO_REPLACEMENTS = {"…": "...", "‘": "'", "’": "'", "“": '"', "”": '"', "\n": " ", ":": ",", ";": ",", "—": ", "}
@@ -27,12 +29,25 @@ class ByteTokenizer:
     kind: TokenizerKind = "byte"
     vocabulary = 256
 
+    def readable(self, text: str) -> str:
+        """The text as it is encoded."""
+        return text
+
     def encode(self, text: str, limit: int | None = None) -> Ids:
         """BOS and the bytes of `text`; ValueError if there are more than `limit` ids."""
-        data = _utf8(text)
+        data = _utf8(self.readable(text))
         if limit is not None and len(data) + 1 > limit:
             raise ValueError(f"text has {len(data)} bytes, at most {limit - 1} fit: shorten or split it")
         return np.frombuffer(bytes([BOS]) + data, dtype=np.uint8).astype(np.int32)
+
+
+class EnglishTokenizer(ByteTokenizer):
+    """UTF-8 bytes of English text, with numbers and a few signs in words (spoken.py), in training as in synthesis."""
+
+    kind: TokenizerKind = "english"
+
+    def readable(self, text: str) -> str:
+        return spoken(text)
 
 
 class SentencePieceTokenizer:
@@ -77,6 +92,10 @@ class SentencePieceTokenizer:
             raise ValueError(f"no SentencePiece vocabulary of {vocabulary} from these texts: {error}") from error
         return cls(model.getvalue())
 
+    def readable(self, text: str) -> str:
+        """The text as it is encoded."""
+        return text
+
     def encode(self, text: str, limit: int | None = None) -> Ids:
         """BOS and the pieces of `text`; ValueError if there are more than `limit` ids."""
         pieces = self._processor.encode(_utf8(text).decode("utf-8"))
@@ -94,6 +113,7 @@ class SentencePieceTokenizer:
 
 
 Tokenizer = ByteTokenizer | SentencePieceTokenizer
+BYTES: dict[str, type[ByteTokenizer]] = {"byte": ByteTokenizer, "english": EnglishTokenizer}  # by kind
 
 
 class TokenizerJson(TypedDict):
@@ -112,21 +132,21 @@ def tokenizer_to_json(tokenizer: Tokenizer) -> TokenizerJson:
 def tokenizer_from_json(value: TokenizerJson) -> Tokenizer:
     """The inverse of `tokenizer_to_json`; ValueError says what is invalid."""
     kind = value["kind"]
-    if kind == ByteTokenizer.kind:
-        return ByteTokenizer()
+    if kind in BYTES:
+        return BYTES[kind]()
     if kind == SentencePieceTokenizer.kind:
         try:
             model_bytes = base64.b64decode(value["model"], validate=True)  # pyright: ignore[reportTypedDictNotRequiredAccess]
         except (KeyError, ValueError) as error:
             raise ValueError("tokenizer of kind 'sentencepiece' has no base64 model") from error
         return SentencePieceTokenizer(model_bytes)
-    raise ValueError(f"unknown tokenizer kind {kind!r}: byte and sentencepiece are known")
+    raise ValueError(f"unknown tokenizer kind {kind!r}: byte, english and sentencepiece are known")
 
 
 def normalise_text(text: str) -> str:
     """Applies Echo's rules: plain quotes, no colons, dashes or line breaks, and a speaker tag unless present."""
-    for written, spoken in _ECHO_REPLACEMENTS.items():
-        text = text.replace(written, spoken)
+    for written, plain in _ECHO_REPLACEMENTS.items():
+        text = text.replace(written, plain)
     if text.startswith(("[", "(")) or "S1" in text or "S2" in text:
         return text
     return f"[S1] {text}"

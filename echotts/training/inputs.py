@@ -22,7 +22,7 @@ from echotts.multihost import messages, runtime
 from echotts.rundir.layout import DATA_PINS
 from echotts.rundir.location import read_whole, run_path, write_whole
 from echotts.strict_json import load_json
-from echotts.text.tokens import ByteTokenizer, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
+from echotts.text.tokens import BYTES, SentencePieceTokenizer, Tokenizer, tokenizer_to_json
 
 LOGGER = logging.getLogger(__name__)
 
@@ -85,12 +85,12 @@ def open_inputs(config: Config, own_rows: Sequence[int] | None = None, scale: La
 
 
 def open_tokenizer(spec: str) -> Tokenizer:
-    """The byte tokenizer, or a SentencePiece model from a file. FileNotFoundError, or ValueError if it is invalid."""
-    if spec == ByteTokenizer.kind:
-        return ByteTokenizer()
+    """A tokenizer of bytes, or a SentencePiece model from a file. FileNotFoundError, or ValueError if it is invalid."""
+    if spec in BYTES:
+        return BYTES[spec]()
     path = Path(spec).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"tokenizer {spec}: no such file; give {ByteTokenizer.kind} or a SentencePiece .model")
+        raise FileNotFoundError(f"tokenizer {spec}: no such file; give {', '.join(BYTES)} or a SentencePiece .model")
     try:
         return SentencePieceTokenizer(path.read_bytes())
     except ValueError as error:

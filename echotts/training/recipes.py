@@ -34,8 +34,9 @@ def tuning(config: Config, method: TuneName, base: str, model: ModelConfig, fact
     model = replace(model, compute_dtype=computes.compute_dtype, attention=computes.attention, remat=computes.remat)
     scale = LatentScale.from_json(facts.latent_scale, model.latent_channels).name
     rows = DURATION_ROWS if method == "duration" else ROWS
+    english = {"tokenizer": "english"} if facts.tokenizer and facts.tokenizer["kind"] == "english" else {}
     few = {} if method == "distil" else {"batch_size": rows, "streams": ROWS, "interleave": 1}
-    data = replace(config.data, latent_scale=scale, **few)
+    data = replace(config.data, latent_scale=scale, **english, **few)
     if limits := facts.buckets:
         longest = Bucket(frames=limits.frames, tokens=limits.tokens)
         buckets = data.buckets if data.buckets[-1] == longest else (longest,)

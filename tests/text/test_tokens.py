@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from echotts.text.tokens import (
     BOS,
     ByteTokenizer,
+    EnglishTokenizer,
     SentencePieceTokenizer,
     normalise_text,
     tokenizer_from_json,
@@ -37,6 +38,16 @@ def test_a_text_at_the_limit_passes_and_a_longer_one_is_an_error_with_the_limit(
     assert len(tokenizer.encode("é" * 4, limit=9)) == 9
     with pytest.raises(ValueError, match="text has 9 bytes, at most 8 fit"):
         tokenizer.encode("é" * 4 + "a", limit=9)
+
+
+def test_english_is_encoded_as_its_numbers_are_read_and_stored_by_its_name() -> None:
+    english = tokenizer_from_json(json.loads(json.dumps(tokenizer_to_json(EnglishTokenizer()))))
+    assert english.encode("It cost $4.").tolist() == ByteTokenizer().encode("It cost four dollars.").tolist()
+    assert english.readable("At 10:30") == "At ten thirty"
+    with pytest.raises(ValueError, match="text has 12 bytes, at most 9 fit"):
+        english.encode("42 is", limit=10)
+    for text in ("It cost $4.", "No number."):
+        assert ByteTokenizer().readable(text) == text
 
 
 def test_half_a_surrogate_pair_is_rejected_with_its_position() -> None:

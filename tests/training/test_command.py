@@ -120,6 +120,8 @@ def test_tuning_takes_sizes_and_lengths_from_the_base_and_defaults_for_minutes_o
     line[1] = "inversion"
     inversion = parse_config(line)
     assert (inversion.optim.weight_decay, inversion.flow.speaker_dropout) == (0.0, 0.0)
+    line[2] = "--init_from=english"
+    assert parse_config(line).data.tokenizer == "english"
     line[:3] = ["--distil_from", "demo"]
     student = parse_config(line)
     assert (student.tune.method, student.run.init_from, student.tune.rank) == ("distil", "demo", 4)

@@ -8,11 +8,12 @@ nothing.
 import re
 from dataclasses import dataclass
 
-from echotts.config import EncoderConfig, ModelConfig
+from echotts.config import EncoderConfig, ModelConfig, TuneName
 
 TERA = 1e12
 BF16_BYTES = 2
 BACKWARD = 3  # forward, plus twice as much for the gradients of inputs and of weights
+THROUGH = 2  # forward, plus the gradient of inputs: weights are frozen
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,42 @@ def forward_flops(model: ModelConfig, frames: int, tokens: int, reference_frames
     )
 
 
-def training_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> float:
-    """Forward and backward operations of one sample, without recomputation: the count of model FLOP utilisation."""
-    return BACKWARD * forward_flops(model, frames, tokens, reference_frames).total
+def training_flops(
+    model: ModelConfig, frames: int, tokens: int, reference_frames: int, method: TuneName = "none"
+) -> float:
+    """Forward and backward operations of one sample, without recomputation: the count of model FLOP utilisation.
+
+    `method` says what is trained (training/tuning.py). Adapters, the predictor of durations and the inputs of a student
+    are neglected, as they are small.
+    """
+    parts = forward_flops(model, frames, tokens, reference_frames)
+    encoders = parts.text_encoder + parts.speaker_encoder
+    if method in ("none", "full"):
+        return BACKWARD * parts.total
+    if method == "duration":
+        return encoders
+    decoder = THROUGH * parts.decoder + BACKWARD * parts.attention  # both factors of attention have gradients
+    if method == "inversion":
+        voice = forward_flops(model, frames, 0, reference_frames)
+        return decoder + parts.conditions + voice.conditions + encoders + voice.speaker_encoder
+    adapted = decoder + parts.conditions + encoders
+    if method == "lora":
+        return adapted
+    # a student's target: two forward passes, guided or one after the other
+    return adapted + 2 * (parts.decoder + parts.attention) + parts.conditions + encoders
 
 
-def hardware_flops(model: ModelConfig, frames: int, tokens: int, reference_frames: int) -> float:
+def hardware_flops(
+    model: ModelConfig, frames: int, tokens: int, reference_frames: int, method: TuneName = "none"
+) -> float:
     """Operations a device executes for one sample, including recomputation by the configured remat: "full" repeats the
     forward pass; "dots" keeps the results of products, and its remaining recomputation is neglected."""
-    forward = forward_flops(model, frames, tokens, reference_frames).total
-    return (BACKWARD + (1 if model.remat == "full" else 0)) * forward
+    shape = (model, frames, tokens, reference_frames)
+    parts = forward_flops(*shape)
+    again = parts.decoder + parts.attention + parts.conditions
+    if method in ("none", "full"):
+        again = parts.total
+    return training_flops(*shape, method) + (again if model.remat == "full" and method != "duration" else 0.0)
 
 
 def fsdp_traffic_bytes(parameters: int, accumulation: int = 1) -> int:

@@ -165,7 +165,7 @@ def state_sizes(config: Config) -> dict[str, int]:
 def plan_bucket(config: Config, topology: Topology, bucket: Bucket) -> BucketPlan:
     """Work and data rate of one bucket."""
     rows, reference = config.data.batch_size, config.data.reference_frames
-    shape = (config.model, bucket.frames, bucket.tokens, reference)
+    shape = (config.model, bucket.frames, bucket.tokens, reference, config.tune.method)
     work = rows * flops.training_flops(*shape)
     peak = topology.chips * topology.chip.peak_tflops * flops.TERA
     samples_per_s = rows / (work / peak / 0.5) / topology.hosts

@@ -168,7 +168,8 @@ class Reporter:
             raise NonFiniteError(f"{what}; the run stops without saving: restart from the last checkpoint")
         self._clipped += bool(numbers["grad_norm"] > self._config.optim.clip_norm)
         bucket, data = pending.fed.bucket, self._config.data
-        sample = training_flops(self._config.model, bucket.frames, bucket.tokens, data.reference_frames)
+        shape = (bucket.frames, bucket.tokens, data.reference_frames)
+        sample = training_flops(self._config.model, *shape, self._config.tune.method)
         self._flops += data.batch_size * sample
         every = self._config.run.log_every
         if pending.step == self._config.optim.steps or (every and pending.step % every == 0):

@@ -16,8 +16,8 @@ from echotts.data.remote.dataset import open_dataset
 from echotts.latents import FACT, UNSCALED, LatentScale, ScaleJson
 from echotts.synthesis.synthesizer import Synthesizer
 from echotts.training.inputs import open_inputs
-from echotts.training.run import check_facts
 from echotts.training.samples import Heldout
+from echotts.training.start import check_facts
 from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, with_sections, write_shards
 

@@ -119,7 +119,7 @@ def uninterrupted(shards, compile_once, tmp_path_factory) -> Path:
 @pytest.fixture(scope="package", autouse=True)
 def trace_once():
     """Each train() traces its own step and initial state: here runs of equal programs share them."""
-    from echotts.training import run, state, step
+    from echotts.training import run, start, state, step
 
     steps, abstract = _shared(run.make_train_step), _shared(state.abstract_state.__wrapped__)
     begin = _shared(lambda config, mesh, create=state.initial_state: jax.device_get(create(config, mesh)))
@@ -134,7 +134,7 @@ def trace_once():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "make_train_step", make_train_step)
         patch.setattr(state, "initial_state", initial_state)
-        for module in (run, state, step):
+        for module in (start, state, step):
             patch.setattr(module, "abstract_state", abstract)
         yield
 

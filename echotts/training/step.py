@@ -20,7 +20,6 @@ from echotts.model import Params
 from echotts.model.duration import predict_frames
 from echotts.seeds import random_key
 from echotts.training import mesh as meshes
-from echotts.training.compiler import compiler_options
 from echotts.training.optimizer import learning_rate, make_optimizer, update_average
 from echotts.training.state import TrainState, abstract_state
 from echotts.training.tuning import (
@@ -34,6 +33,16 @@ from echotts.training.tuning import (
 
 Metrics = dict[str, Array]
 TERMS = ("flow", "alignment")  # of the loss
+TPU_OPTIONS = {  # part of the step, so that `plan` has them too; one that libtpu does not know is an error
+    # No windowed einsum: over 32 chips each piece of a weight has 32 or 48 rows, but the matrix unit needs 128.
+    "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+    # Gather a weight while the preceding products run, in the same fusions ...
+    "xla_enable_async_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",  # ... in several if one is too short
+    "xla_tpu_overlap_compute_collective_tc": "true",
+}
 MeasureStep = Callable[[Params, Params, Batch, Array], Metrics]
 
 
@@ -202,3 +211,8 @@ def mean_gradients(
     (weight, terms, grads), row_loss = jax.lax.scan(add, nothing, jax.tree.map(deal, inputs))
     terms, grads = jax.tree.map(lambda x: x / weight, (terms, grads))
     return terms, row_loss.swapaxes(0, 1).reshape(-1), grads
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """Options for programs on the mesh's platform; None except on a TPU."""
+    return dict(TPU_OPTIONS) if mesh.devices.flat[0].platform == "tpu" else None

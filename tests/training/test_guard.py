@@ -26,7 +26,7 @@ from echotts.training.inputs import open_inputs
 from echotts.training.loop import train
 from echotts.training.progress import Progress
 from echotts.training.report import LINE, Reporter
-from echotts.training.run import roll_back
+from echotts.training.start import roll_back
 from echotts.training.state import TrainState
 from echotts.training.step import TrainStep
 from tests.multihost.group import Group, losses, metric_lines, poisoned

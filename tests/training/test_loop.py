@@ -31,7 +31,7 @@ from echotts.training import feed, report
 from echotts.training.flops import training_flops
 from echotts.training.inputs import open_inputs
 from echotts.training.loop import Result, train
-from echotts.training.run import check_facts
+from echotts.training.start import check_facts
 from echotts.training.state import fitting_weights
 from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, with_sections
@@ -311,7 +311,7 @@ def test_a_pickle_of_too_many_samples_to_replay_starts_the_data_from_the_beginni
 ):
     train(in_folder(config, tmp_path / "first"), stop=StopAfter(3))
     export(tmp_path / "first", tmp_path / "step_3.pkl")
-    monkeypatch.setattr("echotts.training.run.REPLAYED_SAMPLES", 23)
+    monkeypatch.setattr("echotts.training.start.REPLAYED_SAMPLES", 23)
     run = {"init_from": str(tmp_path / "step_3.pkl"), "resume_optimizer": True}
     with caplog.at_level(logging.WARNING, logger="echotts"):
         assert train(with_sections(config, run=run), stop=StopAfter(1)).samples_seen == 32

@@ -29,6 +29,7 @@ from echotts.model.duration import create_duration
 from echotts.model.parameters import expected_shapes, unflatten, zeros
 from echotts.model.student import create_student
 from echotts.seeds import random_key
+from echotts.text.tokens import BYTES
 from echotts.training import mesh as meshes
 
 Assemble = Callable[[Params, Params, Batch], tuple[BlockDiT, Batch]]
@@ -165,7 +166,10 @@ def base_facts(config: Config) -> Facts | None:
 
 
 def check_base_facts(config: Config, base: Facts, given: Facts) -> None:
-    """ValueError if the data of a tuning have another codec or tokenizer than the weights it starts from."""
+    """ValueError if the data of a tuning have another codec or tokenizer than the weights it starts from.
+
+    A model tuned in full is stored with its own tokenizer, so it may spell out numbers where its base does not.
+    """
     source = config.run.init_from
     ours, theirs = given.codec.weights_hash, base.codec.weights_hash
     if ours and theirs and ours != theirs:
@@ -173,5 +177,7 @@ def check_base_facts(config: Config, base: Facts, given: Facts) -> None:
             f"{config.data.data}: latents of the codec with hash {ours[:12]}, but {source} speaks with that of "
             f"{theirs[:12]}: prepare the data with --codec {base.codec.id or 'of that model'}"
         )
-    if base.tokenizer and base.tokenizer != given.tokenizer:
+    tokenizers = base.tokenizer or given.tokenizer, given.tokenizer
+    both_bytes = config.tune.method == "full" and all(one and one["kind"] in BYTES for one in tokenizers)
+    if tokenizers[0] != tokenizers[1] and not both_bytes:
         raise ValueError(f"{source}: has another tokenizer than data.tokenizer {config.data.tokenizer}: use its own")

@@ -27,6 +27,7 @@ from echotts.training import mesh as meshes
 from echotts.training.loop import train
 from echotts.training.recipes import tuning
 from echotts.training.state import abstract_state
+from echotts.training.tuning import check_base_facts
 from tests import tiny_speaker
 from tests.tiny_training import CHANNELS, TINY, Spoken, random_batch, with_sections
 from tests.training.test_loop import Sound, StopAfter, events, lines
@@ -151,6 +152,17 @@ def test_an_inversion_trains_one_voice_and_no_weight(tuned, base, tmp_path, shar
     with pytest.raises(ValueError, match="holds a voice, not a model: echotts voice save NAME"):
         load_weights(tmp_path / "run")
     assert same(load_weights(base).params, PARAMS)
+
+
+def test_only_a_full_tuning_may_spell_numbers_differently_from_its_base(tuned):
+    kinds = [Facts(tokenizer={"kind": kind}) for kind in ("english", "byte")]
+    for facts in (kinds, kinds[::-1], [kinds[0], kinds[0]], [Facts(), kinds[0]]):
+        check_base_facts(tuned("full"), *facts)
+    check_base_facts(tuned("lora"), kinds[0], kinds[0])
+    pieces = Facts(tokenizer={"kind": "sentencepiece", "model": "AA=="})
+    for method, facts in (("lora", kinds), ("full", [pieces, kinds[0]]), ("full", [kinds[0], pieces])):
+        with pytest.raises(ValueError, match=r"has another tokenizer than data\.tokenizer byte: use its own"):
+            check_base_facts(tuned(method), *facts)
 
 
 def test_a_duration_predictor_is_trained_resumed_and_exported_with_the_bits_of_its_base(tuned, tmp_path, shards):

@@ -62,7 +62,7 @@ ALLOWED: dict[str, set[str]] = {  # room -> the rooms it may import, beside itse
 ANYTHING = {"cli"}  # parses and calls every room; no room imports it
 
 NEVER = {"torch", "torchaudio", "transformers", "tensorflow"}  # tests and benchmarks may
-NOT_IMPORTED = {"filelock"}  # JAX does, where its compile cache has a limit
+NOT_IMPORTED = {"filelock", "misaki"}  # JAX does, where its compile cache has a limit; only its files are read
 OPTIONAL = {
     "av": "m4a",
     "fsspec": "gcs",

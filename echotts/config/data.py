@@ -40,7 +40,7 @@ class DataConfig:
     files and cache. None: four times the samples that a stream gives to a batch, limited by shards and cache; a resumed
     run keeps its number."""
     tokenizer: str = "byte"
-    """byte; english: bytes, with numbers spelled out as in English; or the path of a SentencePiece .model."""
+    """byte; english, phonemes of English, with numbers spelled out; or the path of a SentencePiece .model."""
     max_rejected_share: float = 0.05
     """Maximum share of rejected samples before the run stops, 0 to 1."""
     latent_scale: ScaleName = "none"

@@ -12,9 +12,12 @@ import numpy as np
 import sentencepiece
 from jaxtyping import Int32
 
+from echotts.text.phonemes import english
 from echotts.text.spoken import spoken
 
 BOS = 0
+
+_PHONEME_BYTES = str.maketrans("ɛæɑɒɔəɜɪʊʌᵻɐɡŋɹʃʒʧʤθðɾˈˌᵊ—…ʔ", "e{o0c63yUV14gNrSZCJXDR'`9-~q")  # of those not ASCII
 
 Ids = Int32[np.ndarray, "n"]
 TokenizerKind = Literal["byte", "english", "sentencepiece"]
@@ -35,19 +38,31 @@ class ByteTokenizer:
 
     def encode(self, text: str, limit: int | None = None) -> Ids:
         """BOS and the bytes of `text`; ValueError if there are more than `limit` ids."""
-        data = _utf8(self.readable(text))
+        data = _utf8(text)
         if limit is not None and len(data) + 1 > limit:
             raise ValueError(f"text has {len(data)} bytes, at most {limit - 1} fit: shorten or split it")
         return np.frombuffer(bytes([BOS]) + data, dtype=np.uint8).astype(np.int32)
 
 
 class EnglishTokenizer(ByteTokenizer):
-    """UTF-8 bytes of English text, with numbers and a few signs in words (spoken.py), in training as in synthesis."""
+    """Phonemes of English (phonemes.py), each of one byte; numbers and a few signs are spelled out (spoken.py).
+
+    A phoneme has the byte of a letter that may sound like it, so that a model of bytes can be trained further.
+    """
 
     kind: TokenizerKind = "english"
 
     def readable(self, text: str) -> str:
         return spoken(text)
+
+    def encode(self, text: str, limit: int | None = None) -> Ids:
+        """BOS and the phonemes of `text`; ValueError if there are more than `limit` ids, or no word is English."""
+        phonemes = english()(_utf8(text).decode()).translate(_PHONEME_BYTES)
+        if not any(phoneme.isalnum() for phoneme in phonemes):
+            raise ValueError(f"the text {text.strip()[:40]!r} contains no word of English to speak")
+        if limit is not None and len(phonemes) + 1 > limit:
+            raise ValueError(f"text has {len(phonemes)} phonemes, at most {limit - 1} fit: shorten or split it")
+        return np.frombuffer(bytes([BOS]) + phonemes.encode("ascii", "ignore"), dtype=np.uint8).astype(np.int32)
 
 
 class SentencePieceTokenizer:

@@ -17,7 +17,6 @@ from echotts.cli.app import UsageError
 from echotts.data.prepare.recordings import list_recordings
 from echotts.data.teachers import load_teacher, read_texts, speak
 from echotts.data.teachers.kokoro import Kokoro
-from echotts.data.teachers.phonemes import Phonemes
 from echotts.data.teachers.rooms import vary
 from echotts.data.teachers.speak import Settings, plan
 
@@ -118,30 +117,9 @@ def test_a_text_that_is_too_long_for_the_teacher_is_listed_with_the_reason(tmp_p
     assert not (tmp_path / "metadata.jsonl").exists()
 
 
-@pytest.mark.parametrize(
-    ("text", "phonemes"),
-    [
-        ("The apple, the pear.", "ði ˈæpᵊl, ðə pˈɛɹ."),
-        ("to eat, to see to", "tʊ ˈit, tə sˈi tu"),
-        ("cats dogs boxes", "kˈæts dˈɔɡz bˈɑksᵻz"),
-        ("stopped crying started", "stˈɑpt kɹˈIɪŋ stˈɑɹɾᵻd"),
-        ("Dr. Smith's cat", "dˈɑktəɹ smˈɪθs kˈæt"),
-        ("12 cats", "twˈɛlv kˈæts"),
-    ],
-)
-def test_english_is_read_with_its_weak_forms_and_endings(kokoro: Kokoro, text: str, phonemes: str) -> None:
-    assert kokoro._phonemes(text) == phonemes
-
-
 def test_a_word_in_no_lexicon_is_guessed_in_kokoros_own_phonemes(kokoro: Kokoro) -> None:
     guessed = kokoro._phonemes("Zyglorp")
     assert guessed and all(symbol in kokoro._symbols for symbol in guessed)
-
-
-def test_phonemes_need_no_more_than_the_two_lexica(tmp_path: Path) -> None:
-    (tmp_path / "us_gold.json").write_text('{"cat": "kˈæt", "read": {"DEFAULT": "ɹˈid", "None": "ɹˈɛd"}}')
-    (tmp_path / "us_silver.json").write_text("{}")
-    assert Phonemes(tmp_path)("read cats, read") == "ɹˈid kˈæts, ɹˈɛd"
 
 
 @pytest.mark.parametrize(("name", "voice"), [("flite", "slt"), ("festival", "kal_diphone")])

@@ -40,12 +40,19 @@ def test_a_text_at_the_limit_passes_and_a_longer_one_is_an_error_with_the_limit(
         tokenizer.encode("é" * 4 + "a", limit=9)
 
 
-def test_english_is_encoded_as_its_numbers_are_read_and_stored_by_its_name() -> None:
+def test_english_is_encoded_as_it_is_read_and_stored_by_its_name() -> None:
     english = tokenizer_from_json(json.loads(json.dumps(tokenizer_to_json(EnglishTokenizer()))))
-    assert english.encode("It cost $4.").tolist() == ByteTokenizer().encode("It cost four dollars.").tolist()
+    for written, read in (("It cost $4.", "It cost four dollars."), ("Their two", "There too")):
+        assert english.encode(written).tolist() == english.encode(read).tolist()
+    assert english.encode("She thinks.").tolist() == [BOS, *b"Si X'yNks."]
     assert english.readable("At 10:30") == "At ten thirty"
-    with pytest.raises(ValueError, match="text has 12 bytes, at most 9 fit"):
+    with pytest.raises(ValueError, match="text has 13 phonemes, at most 9 fit"):
         english.encode("42 is", limit=10)
+    for silent in ("\u4f60\u597d", "?!", ""):
+        with pytest.raises(ValueError, match="contains no word of English"):
+            english.encode(silent)
+    with pytest.raises(ValueError, match="NUL"):
+        english.encode("a\0")
     for text in ("It cost $4.", "No number."):
         assert ByteTokenizer().readable(text) == text
 

@@ -11,7 +11,8 @@ import re
 import numpy as np
 
 from echotts.audio import Samples
-from echotts.data.teachers.phonemes import Phonemes
+from echotts.data.teachers.espeak import Espeak
+from echotts.text.phonemes import Phonemes
 from echotts.wheels import cache_folder, join_parts, package_folder
 
 INSTALL_HINT = "pip install 'echotts[teachers]'"
@@ -20,6 +21,34 @@ MAX_TOKENS = 500
 PARTS = 4
 SILENCE = 0.01  # amplitudes below this at both ends count as pauses
 MARGIN_SAMPLES = 1200  # 50 ms of the pauses are kept
+FROM_IPA = {  # espeak's IPA with the letters of one phoneme joined by ^, longest first
+    "a^ɪ": "I",
+    "a^ʊ": "W",
+    "e^ɪ": "A",
+    "ɔ^ɪ": "Y",
+    "o^ʊ": "O",
+    "ə^ʊ": "O",
+    "d^ʒ": "ʤ",
+    "t^ʃ": "ʧ",
+    "ə^l": "ᵊl",
+    "ɜːɹ": "ɜɹ",
+    "ɜː": "ɜɹ",
+    "ɚ": "əɹ",
+    "ɐ": "ə",
+    "r": "ɹ",
+    "x": "k",
+    "ç": "k",
+    "ɬ": "l",
+    "e": "A",
+    "o": "ɔ",
+    "ɾ": "T",
+    "ʔ": "t",
+    "ː": "",
+    "ʲ": "",
+    "^": "",
+    "̃": "",
+    "̩": "",
+}
 
 
 class Kokoro:
@@ -34,7 +63,8 @@ class Kokoro:
         self._symbols: dict[str, int] = json.loads((data / "vocab.json").read_text("utf-8"))["vocab"]
         with np.load(data / "voices_ja.npz") as styles:
             self._styles = {name: styles[name][:, 0] for name in styles.files}
-        self._phonemes = Phonemes(package_folder("misaki", INSTALL_HINT) / "data")
+        self._espeak: Espeak | None = None
+        self._phonemes = Phonemes(package_folder("misaki", INSTALL_HINT) / "data", self._guess)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -54,6 +84,15 @@ class Kokoro:
 
     def licence(self, voice: str) -> str:
         return "Kokoro-82M, Apache-2.0"
+
+    def _guess(self, word: str) -> str:
+        """espeak's phonemes of a word that is in no lexicon."""
+        if self._espeak is None:
+            self._espeak = Espeak()
+        phonemes = self._espeak.phonemes(word)
+        for ipa, ours in FROM_IPA.items():
+            phonemes = phonemes.replace(ipa, ours)
+        return phonemes.replace(" ", "")
 
     def say(self, text: str, voice: str, pace: float = 1.0) -> tuple[Samples, int]:
         phonemes = self._phonemes(text)

@@ -1,15 +1,19 @@
-"""English words to the phonemes that Kokoro reads: misaki's lexica (Apache-2.0), suffix rules, and espeak-ng otherwise.
+"""English words to phonemes, in the alphabet that Kokoro reads: misaki's lexica (Apache-2.0), endings, else a guess.
 
 misaki's own reader tags parts of speech with spaCy; here a word with several pronunciations gets the lexicon's default,
 which is right for most.
 """
 
+import functools
 import json
 import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from echotts.text.spoken import spoken
+from echotts.wheels import package_folder
 
 VOWELS = frozenset("AIOQWYaiuæɑɒɔəɛɜɪʊʌᵻɐ")
 VOICELESS = frozenset("ptkfθ")
@@ -17,45 +21,25 @@ SIBILANT = frozenset("szʃʒʧʤ")
 FLAPPED_AFTER = frozenset("AIOWYiuæɑəɛɪɹʊʌ")
 STRESSES = "ˈˌ"
 PAUSES = ",.!?;:—…"
+LONGEST_GUESS = 40  # letters of an unknown word that are read
 WEAK = {"a": "ɐ", "an": "ɐn", "and": "ænd", "i": "ˌI"}
-FROM_IPA = {  # espeak's IPA with the letters of one phoneme joined by ^, longest first
-    "a^ɪ": "I",
-    "a^ʊ": "W",
-    "e^ɪ": "A",
-    "ɔ^ɪ": "Y",
-    "o^ʊ": "O",
-    "ə^ʊ": "O",
-    "d^ʒ": "ʤ",
-    "t^ʃ": "ʧ",
-    "ə^l": "ᵊl",
-    "ɜːɹ": "ɜɹ",
-    "ɜː": "ɜɹ",
-    "ɚ": "əɹ",
-    "ɐ": "ə",
-    "r": "ɹ",
-    "x": "k",
-    "ç": "k",
-    "ɬ": "l",
-    "e": "A",
-    "o": "ɔ",
-    "ɾ": "T",
-    "ʔ": "t",
-    "ː": "",
-    "ʲ": "",
-    "^": "",
-    "̃": "",
-    "̩": "",
-}
+# letters of unknown words and how they usually sound, longest first; others sound as they are written
+SPELLINGS = """tch=ʧ sch=ʃ ch=ʧ sh=ʃ th=θ ph=f gh=ɡ ck=k qu=kw ee=i ea=i ie=i oo=u ou=W ai=A ay=A oi=Y oy=Y au=ɔ aw=ɔ
+    er=əɹ ar=ɑɹ or=ɔɹ ce=sɛ ci=sɪ cy=si c=k x=ks a=æ e=ɛ g=ɡ i=ɪ j=ʤ o=ɑ q=k r=ɹ u=ʌ y=i"""
+GRAPHEMES = {letters: sound for letters, _, sound in (pair.partition("=") for pair in SPELLINGS.split())}
+GRAPHEMES |= {letter: letter for letter in "bdfhklmnpstvwz"}
+_PARTS = re.compile("|".join(GRAPHEMES))
 
 
 class Phonemes:
-    """Maps text to phonemes. `lexica` is the folder of us_gold.json and us_silver.json."""
+    """Maps text to phonemes. `lexica` is the folder of us_gold.json and us_silver.json; `guess` reads unknown words."""
 
-    def __init__(self, lexica: Path) -> None:
+    def __init__(self, lexica: Path, guess: Callable[[str], str]) -> None:
         self._lexica: list[dict[str, Any]] = [
             json.loads((lexica / f"us_{name}.json").read_text("utf-8")) for name in ("gold", "silver")
         ]
-        self._fallback: Any = None
+        self._guess = guess
+        self.word = functools.lru_cache(maxsize=1 << 16)(self.word)
 
     def __call__(self, text: str) -> str:
         """The text's phonemes; numbers are spelled out first."""
@@ -90,7 +74,7 @@ class Phonemes:
             or self._lookup(low, following)
             or self._lookup(low.capitalize(), following)
             or self._with_ending(word)
-            or self._guessed(word)
+            or self._guess(word)
         )
 
     def _lookup(self, word: str, following: str = "") -> str:
@@ -133,15 +117,19 @@ class Phonemes:
                 return (found[:-1] + "ɾ" if flapped else found) + "ɪŋ"
         return ""
 
-    def _guessed(self, word: str) -> str:
-        if self._fallback is None:
-            from echotts.data.teachers.espeak import Espeak
 
-            self._fallback = Espeak()
-        phonemes = self._fallback.phonemes(word)
-        for ipa, ours in FROM_IPA.items():
-            phonemes = phonemes.replace(ipa, ours)
-        return phonemes.replace(" ", "")
+@functools.cache
+def english() -> Phonemes:
+    """The phonemes of English, the same on every machine. ModuleNotFoundError if misaki is missing."""
+    return Phonemes(package_folder("misaki", "pip install misaki") / "data", sounded_out)
+
+
+def sounded_out(word: str) -> str:
+    """A guess at a word by its letters: stressed on its first vowel, without a final e and accents."""
+    letters = re.sub(r"(.)\1", r"\1", unicodedata.normalize("NFKD", word).lower()[:LONGEST_GUESS])
+    letters = re.sub(r"(?<=[^aeiou]{2})e$|(?<=[aeiouy][^aeiou])e$", "", letters)
+    phonemes = "".join(GRAPHEMES[part] for part in _PARTS.findall(letters))
+    return re.sub(f"([{''.join(VOWELS)}])", r"ˈ\1", phonemes, count=1)
 
 
 def _plural(stem: str) -> str:

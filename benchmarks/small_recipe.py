@@ -19,6 +19,7 @@ from statistics import mean, median
 
 VARIANTS: dict[str, tuple[str, ...]] = {
     "preset small": (),
+    "bytes, not phonemes": ("--data.tokenizer", "byte"),
     "no alignment loss": ("--flow.alignment", "0"),
     "times around 0.5, as published": ("--flow.time_mean", "0"),
     "Muon": ("--optim.method", "muon"),

@@ -33,7 +33,7 @@ class ByteTokenizer:
     vocabulary = 256
 
     def readable(self, text: str) -> str:
-        """The text as it is encoded."""
+        """The text in words, as it is read: unchanged."""
         return text
 
     def encode(self, text: str, limit: int | None = None) -> Ids:
@@ -53,6 +53,7 @@ class EnglishTokenizer(ByteTokenizer):
     kind: TokenizerKind = "english"
 
     def readable(self, text: str) -> str:
+        """The text in words, as it is read: with numbers and signs spelled out."""
         return spoken(text)
 
     def encode(self, text: str, limit: int | None = None) -> Ids:
@@ -108,7 +109,7 @@ class SentencePieceTokenizer:
         return cls(model.getvalue())
 
     def readable(self, text: str) -> str:
-        """The text as it is encoded."""
+        """The text in words, as it is read: unchanged."""
         return text
 
     def encode(self, text: str, limit: int | None = None) -> Ids:

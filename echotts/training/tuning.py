@@ -168,7 +168,7 @@ def base_facts(config: Config) -> Facts | None:
 def check_base_facts(config: Config, base: Facts, given: Facts) -> None:
     """ValueError if the data of a tuning have another codec or tokenizer than the weights it starts from.
 
-    A model tuned in full is stored with its own tokenizer, so it may spell out numbers where its base does not.
+    A model tuned in full is stored with its own tokenizer, so it may read bytes where its base reads phonemes.
     """
     source = config.run.init_from
     ours, theirs = given.codec.weights_hash, base.codec.weights_hash

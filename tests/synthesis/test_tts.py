@@ -17,9 +17,11 @@ import soundfile
 
 from echotts import EchoTTS
 from echotts.audio.marking import MESSAGE, marked
+from echotts.checkpoint.adapters import weights_hash
 from echotts.checkpoint.export_file import save_export
 from echotts.checkpoint.facts import CodecFacts, Facts
 from echotts.checkpoint.interop import save_published
+from echotts.checkpoint.weights import load_weights
 from echotts.codec import CodecConfig, load_codec, registry, save_codec
 from echotts.codec.backbone import init_params
 from echotts.codec.watermark import init_watermark
@@ -29,6 +31,7 @@ from echotts.synthesis import batch, synthesizer
 from echotts.synthesis.batch import make_noise
 from echotts.synthesis.speech import KEPT_TAIL_FRAMES
 from echotts.synthesis.synthesizer import Synthesizer
+from echotts.synthesis.voices import About, Voice, save_voice
 from tests.synthesis.conftest import HOP, RATE, SILENCE, say, voice
 from tests.tiny_speaker import CHANNELS, CONFIG, FACTS, FRAMES, LinearCodec, random_params, tiny_tts
 
@@ -279,6 +282,18 @@ class TestCheckpoints:
         told = EchoTTS.load(home / "model.safetensors", home / "mine.safetensors")
         assert found.facts.step == 7
         assert np.array_equal(say(found).samples, say(told).samples)
+
+    def test_a_voice_trained_for_other_weights_is_refused(self, home, tmp_path, monkeypatch):
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        tts = EchoTTS.load(home / "nameless.safetensors", home / "mine.safetensors")
+        about = {"codec_id": "mine", "weights_hash": tts.codec.weights_hash, "frame_rate_hz": tts.frame_rate_hz}
+        latent = np.ones((8, CONFIG.latent_channels), np.float32)
+        own = weights_hash(load_weights(home / "nameless.safetensors").params)
+        fitting = save_voice("fitting", Voice(latent, About(**about, base=own)))
+        np.testing.assert_array_equal(tts.encode_reference(fitting), latent[: tts.limits.reference_frames])
+        other = save_voice("other", Voice(latent, About(**about, base="a" * 64)))
+        with pytest.raises(ValueError, match=f"hash {'a' * 12}, but this model has {own[:12]}"):
+            tts.encode_reference(other)
 
     def test_another_codec_is_used_only_on_request_and_logged(self, home, caplog):
         with caplog.at_level(logging.WARNING):

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from echotts.text.tokens import (
+    _PHONEME_BYTES,
     BOS,
     ByteTokenizer,
     EnglishTokenizer,
@@ -55,6 +56,13 @@ def test_english_is_encoded_as_it_is_read_and_stored_by_its_name() -> None:
         english.encode("a\0")
     for text in ("It cost $4.", "No number."):
         assert ByteTokenizer().readable(text) == text
+
+
+def test_every_phoneme_has_a_byte_of_its_own() -> None:
+    alphabet = "AIOQWYabdfhijklmnpstuvwzæɑɒɔəɛɜɡŋɪɹɾʃʊʌʒʔʤʧˈˌθᵊᵻɐðT ,.!?;:—…"
+    mapped = alphabet.translate(_PHONEME_BYTES)
+    assert mapped.isascii()
+    assert len(set(mapped)) == len(alphabet)
 
 
 def test_half_a_surrogate_pair_is_rejected_with_its_position() -> None:

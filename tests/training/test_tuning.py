@@ -154,7 +154,7 @@ def test_an_inversion_trains_one_voice_and_no_weight(tuned, base, tmp_path, shar
     assert same(load_weights(base).params, PARAMS)
 
 
-def test_only_a_full_tuning_may_spell_numbers_differently_from_its_base(tuned):
+def test_only_a_full_tuning_may_read_bytes_where_its_base_reads_phonemes(tuned):
     kinds = [Facts(tokenizer={"kind": kind}) for kind in ("english", "byte")]
     for facts in (kinds, kinds[::-1], [kinds[0], kinds[0]], [Facts(), kinds[0]]):
         check_base_facts(tuned("full"), *facts)
